@@ -1,0 +1,78 @@
+"""What replaces the constraint: a clip of the ratio, or a penalty on KL; and the clipped value."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from surefoot.surrogate import weighted_mean
+
+
+def clipped_surrogate(
+    ratio: Float[Array, " batch"],
+    advantages: Float[Array, " batch"],
+    weights: Float[Array, " batch"],
+    *,
+    clip_eps: float | Float[Array, ""],
+) -> Float[Array, ""]:
+    """Mean of min(r A, clip(r, 1 - ε, 1 + ε) A), to be maximised.
+
+    At most the surrogate, with the surrogate's gradient at the old policy. It bounds neither the
+    ratio nor KL: where it is flat, nothing pulls a policy back.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    """
+    clipped_ratio = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
+    # The min, not the clip, makes this pessimistic: when the ratio strays in the direction that
+    # hurts (A > 0, r < 1 - ε) the gradient must survive to undo it.
+    return weighted_mean(jnp.minimum(ratio * advantages, clipped_ratio * advantages), weights)
+
+
+def kl_penalized_surrogate(
+    ratio: Float[Array, " batch"],
+    advantages: Float[Array, " batch"],
+    kl_rows: Float[Array, " batch"],
+    weights: Float[Array, " batch"],
+    *,
+    kl_coef: float | Float[Array, ""],
+) -> Float[Array, ""]:
+    """Mean of r A - β KL(old || new), to be maximised.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
+    """
+    return weighted_mean(ratio * advantages - kl_coef * kl_rows, weights)
+
+
+def adapt_kl_coef(
+    kl_coef: Float[Array, ""], kl_mean: Float[Array, ""], *, target_kl: float
+) -> Float[Array, ""]:
+    """The paper's rule: double β when KL exceeded 1.5 targets, halve it below target / 1.5.
+
+    β stays within [1e-4, 1e4], so that a policy that cannot move does not send it to 0 and one
+    that jumped once is not held for ever.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, section 4.
+    """
+    factor = jnp.where(kl_mean > 1.5 * target_kl, 2.0, 1.0)
+    factor = jnp.where(kl_mean < target_kl / 1.5, 0.5, factor)
+    return jnp.clip(kl_coef * factor, 1e-4, 1e4)
+
+
+def value_loss(
+    values: Float[Array, " batch"],
+    old_values: Float[Array, " batch"],
+    value_targets: Float[Array, " batch"],
+    weights: Float[Array, " batch"],
+    *,
+    value_clip: float,
+) -> Float[Array, ""]:
+    """Half the mean squared error of V, to be minimised; clipped when `value_clip` is above 0.
+
+    The clipped form takes, row by row, the larger of the error and the error of a value held
+    within `value_clip` of the old one.
+
+    Source: Schulman et al. 2017's released code; Engstrom et al. 2020, arXiv:2005.12729.
+    """
+    errors = (values - value_targets) ** 2
+    if value_clip > 0:
+        held = old_values + jnp.clip(values - old_values, -value_clip, value_clip)
+        errors = jnp.maximum(errors, (held - value_targets) ** 2)
+    return 0.5 * weighted_mean(errors, weights)

@@ -1,0 +1,416 @@
+"""Every setting, as frozen dataclasses whose unset fields are None until `resolve` fills them.
+
+The order is: library default < preset < configuration file < explicit. Nothing here imports JAX,
+so that the command line can refuse a wrong flag at once.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from surefoot.errors import ConfigError
+
+
+class Limits(NamedTuple):
+    """What a setting means, its library default, and the values it may take."""
+
+    default: Any
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    choices: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """The allowed values in words, for an error message."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        left = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        right = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        parts = [
+            text for text, bound in ((left, self.low), (right, self.high)) if math.isfinite(bound)
+        ]
+        return "a finite number" + (" " + " and ".join(parts) if parts else "")
+
+    def allow(self, value: Any) -> bool:
+        """Whether every number or word in `value` lies within the limits."""
+        values = value if isinstance(value, tuple) else (value,)
+        if self.choices:
+            return all(item in self.choices for item in values)
+        numbers = [x for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
+        return all(
+            math.isfinite(x)
+            and (x > self.low if self.open_low else x >= self.low)
+            and (x < self.high if self.open_high else x <= self.high)
+            for x in numbers
+        )
+
+
+def setting(default: Any, help: str, **limits: Any) -> Any:
+    """A field that is unset (None) until `resolve` gives it `default` or something better."""
+    return field(default=None, metadata={"limits": Limits(default, help, **limits)})
+
+
+def limits_of(config: Any) -> dict[str, Limits]:
+    """The limits of every field of a settings class or instance, by field name."""
+    return {f.name: f.metadata["limits"] for f in fields(config) if "limits" in f.metadata}
+
+
+class OwnNetwork(NamedTuple):
+    """A network of the user's own: a pure `(init, apply)` pair, Flax's included.
+
+    `init(key, obs) -> params` and `apply(params, obs) -> [*batch, outputs]`, where `obs` is the
+    normalised observation (a tree where the space is a Dict or a Tuple). The policy's outputs
+    are the parameters of its action distribution, the critic's are one number a row.
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+_POSITIVE = {"low": 0.0, "open_low": True}
+_FRACTION = {"low": 0.0, "high": 1.0}
+
+
+@dataclass(frozen=True)
+class Train:
+    """The run: how much experience, from how many environments, how normalised."""
+
+    steps: int = setting(1_000_000, "environment steps; rounded up to whole iterations", low=1)
+    seed: int = setting(0, "seed of every random number of the run", low=0, high=2**31 - 1)
+    num_envs: int = setting(8, "environments stepped side by side", low=1)
+    num_steps: int = setting(256, "steps of each environment between two updates", low=1)
+    gamma: float = setting(0.99, "discount per step", **_FRACTION)
+    gae_lambda: float = setting(
+        0.95, "0: one-step advantage, 1: Monte Carlo advantage", **_FRACTION
+    )
+    obs_norm: bool = setting(True, "normalise observations by running mean and variance")
+    obs_clip: float = setting(10.0, "bound on a normalised observation", **_POSITIVE)
+    return_norm: bool = setting(True, "divide rewards by the running std of the discounted return")
+    reward_clip: float = setting(10.0, "bound on a normalised reward", **_POSITIVE)
+    vectorization: str = setting(
+        "sync",
+        "step Gymnasium environments in this process or in one each",
+        choices=("sync", "async"),
+    )
+    action_scale: str = setting(
+        "affine", "map [-1, 1] onto a bounded Box, or clip as it is", choices=("affine", "raw")
+    )
+    eval_every: int = setting(0, "steps between two evaluations; 0: none during the run", low=0)
+    eval_episodes: int = setting(20, "episodes of one evaluation", low=1)
+    checkpoint_every: int = setting(
+        0,
+        "steps between scheduled checkpoints; 0: a tenth of the run, ten episodes at least",
+        low=0,
+    )
+    reset_at_checkpoints: bool = setting(
+        True, "reseed Gymnasium environments at scheduled checkpoints, so that a resume is exact"
+    )
+    keep_checkpoints: int = setting(3, "newest checkpoints kept beside the best one", low=1)
+    dispatch: int = setting(10, "iterations of a JAX-native run per call of its program", low=1)
+    max_refusals: int = setting(10, "non-finite updates in a row that stop the run", low=1)
+    info_keys: tuple[str, ...] = setting((), "keys of the last info to log under episode/")
+
+
+@dataclass(frozen=True)
+class Network:
+    """The policy's and the critic's functions: two multilayer perceptrons, a CNN for MinAtar."""
+
+    hidden: tuple[int, ...] = setting((64, 64), "widths of the hidden layers", low=1, high=16384)
+    critic_hidden: tuple[int, ...] = setting(None, "the critic's widths; unset: as hidden", low=1)
+    activation: str = setting(
+        "tanh", "nonlinearity", choices=("tanh", "relu", "swish", "elu", "gelu")
+    )
+    ortho_init: bool = setting(True, "orthogonal initial weights, gain sqrt(2)")
+    head_scale: float = setting(0.01, "gain of the policy's last layer at the start", low=0.0)
+    log_std_init: float = setting(0.0, "log standard deviation at the start", low=-5.0, high=2.0)
+    distribution: str = setting(
+        "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
+    )
+    shared_torso: bool = setting(False, "one torso for policy and critic (descending rules only)")
+
+
+@dataclass(frozen=True)
+class Critic:
+    """The fit of V to the value targets."""
+
+    learning_rate: float = setting(1e-3, "Adam's step size", **_POSITIVE)
+    learning_rate_end: float = setting(
+        None, "step size at the last update; unset: constant", low=0.0
+    )
+    num_epochs: int = setting(10, "passes over each batch", low=1)
+    num_minibatches: int = setting(16, "parts of a pass", low=1)
+    max_grad_norm: float = setting(0.5, "bound on the global norm of a gradient; 0: none", low=0.0)
+    value_clip: float = setting(0.0, "bound on the change of a value per update; 0: none", low=0.0)
+    joint: bool = setting(
+        False, "fit inside the policy's own descent, with its epochs and step size"
+    )
+    vf_coef: float = setting(0.5, "weight of the critic's loss in a joint descent", **_POSITIVE)
+
+
+def _advantage_norm(*choices: str) -> Any:
+    return setting(choices[0], "over which rows advantages are standardised", choices=choices)
+
+
+def _ent_coef() -> Any:
+    return setting(0.0, "weight of the entropy bonus", low=0.0)
+
+
+@dataclass(frozen=True)
+class VPG:
+    """Vanilla policy gradient: the tangent direction, and hope."""
+
+    name: ClassVar[str] = "vpg"
+    learning_rate: float = setting(5e-3, "Adam's step size", **_POSITIVE)
+    learning_rate_end: float = setting(
+        None, "step size at the last update; unset: constant", low=0.0
+    )
+    max_grad_norm: float = setting(0.0, "bound on the gradient's global norm; 0: none", low=0.0)
+    advantage_norm: str = _advantage_norm("batch", "none")
+    ent_coef: float = _ent_coef()
+
+
+@dataclass(frozen=True)
+class NPG:
+    """Natural policy gradient: the tangent direction in the geometry of distributions."""
+
+    name: ClassVar[str] = "npg"
+    max_kl: float = setting(
+        0.01, "radius: mean KL(old || new) the quadratic model allows, in nats", **_POSITIVE
+    )
+    max_kl_end: float = setting(None, "radius at the last update; unset: constant", **_POSITIVE)
+    damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
+    cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
+    cg_tolerance: float = setting(
+        0.05, "relative residual at which conjugate gradient stops", low=0.0, high=1.0
+    )
+    fisher_fraction: float = setting(
+        0.25, "share of states, drawn at random, in a Fisher product", high=1.0, **_POSITIVE
+    )
+    advantage_norm: str = _advantage_norm("batch", "none")
+    ent_coef: float = _ent_coef()
+
+
+@dataclass(frozen=True)
+class TRPO:
+    """Trust-region policy optimisation: the natural direction, with a radius that is checked."""
+
+    name: ClassVar[str] = "trpo"
+    max_kl: float = setting(
+        0.01, "largest mean KL(old || new) a step may reach, in nats", **_POSITIVE
+    )
+    max_kl_end: float = setting(None, "radius at the last update; unset: constant", **_POSITIVE)
+    damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
+    cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
+    cg_tolerance: float = setting(
+        0.05, "relative residual at which conjugate gradient stops", low=0.0, high=1.0
+    )
+    fisher_fraction: float = setting(
+        0.25, "share of states, drawn at random, in a Fisher product", high=1.0, **_POSITIVE
+    )
+    backtrack_coeff: float = setting(
+        0.8, "factor between two tries of the line search", high=1.0, open_high=True, **_POSITIVE
+    )
+    max_backtracks: int = setting(10, "tries after the full step", low=0)
+    advantage_norm: str = _advantage_norm("batch", "none")
+    ent_coef: float = _ent_coef()
+
+
+@dataclass(frozen=True)
+class PPOKL:
+    """PPO with an adaptive KL penalty instead of a constraint."""
+
+    name: ClassVar[str] = "ppo-kl"
+    target_kl: float = setting(
+        0.01, "mean KL(old || new) the penalty aims at, in nats", **_POSITIVE
+    )
+    kl_coef: float = setting(1.0, "penalty per nat at the first update", **_POSITIVE)
+    learning_rate: float = setting(3e-4, "Adam's step size", **_POSITIVE)
+    learning_rate_end: float = setting(
+        None, "step size at the last update; unset: constant", low=0.0
+    )
+    num_epochs: int = setting(10, "passes over each batch", low=1)
+    num_minibatches: int = setting(32, "parts of a pass", low=1)
+    max_grad_norm: float = setting(0.5, "bound on the gradient's global norm; 0: none", low=0.0)
+    advantage_norm: str = _advantage_norm("minibatch", "batch", "none")
+    ent_coef: float = _ent_coef()
+
+
+@dataclass(frozen=True)
+class PPO:
+    """PPO: a clip instead of a penalty."""
+
+    name: ClassVar[str] = "ppo"
+    clip_eps: float = setting(0.2, "the ratio's free range is 1 ± this", **_POSITIVE)
+    clip_eps_end: float = setting(None, "range at the last update; unset: constant", **_POSITIVE)
+    target_kl: float = setting(
+        0.0, "stop the epochs once mean KL exceeds 1.5 times this; 0: never", low=0.0
+    )
+    learning_rate: float = setting(3e-4, "Adam's step size", **_POSITIVE)
+    learning_rate_end: float = setting(
+        None, "step size at the last update; unset: constant", low=0.0
+    )
+    num_epochs: int = setting(10, "passes over each batch", low=1)
+    num_minibatches: int = setting(32, "parts of a pass", low=1)
+    max_grad_norm: float = setting(0.5, "bound on the gradient's global norm; 0: none", low=0.0)
+    advantage_norm: str = _advantage_norm("minibatch", "batch", "none")
+    ent_coef: float = _ent_coef()
+
+
+Rule = VPG | NPG | TRPO | PPOKL | PPO
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (VPG, NPG, TRPO, PPOKL, PPO)}
+DESCENDING = ("vpg", "ppo-kl", "ppo")
+"""The rules that descend a loss by minibatches, and so can fit the critic in the same descent."""
+
+Config = TypeVar("Config", Train, Network, Critic, VPG, NPG, TRPO, PPOKL, PPO)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run: what `config.json` freezes."""
+
+    env: str
+    env_kwargs: Mapping[str, Any]
+    preset: str
+    rule: Any
+    train: Train
+    network: Network
+    critic: Critic
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the run, fixed before it starts: steps over the batch, rounded up."""
+        return math.ceil(self.train.steps / self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of one iteration, dummy ones included."""
+        return self.train.num_envs * self.train.num_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the form that `from_dict` and `--config` read."""
+        return {
+            "env": self.env,
+            "env_kwargs": dict(self.env_kwargs),
+            "preset": self.preset,
+            "rule": {"name": self.rule.name, **asdict(self.rule)},
+            "train": asdict(self.train),
+            "network": asdict(self.network),
+            "critic": asdict(self.critic),
+        }
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing where no known name is near."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def coerce(value: Any, template: Any, where: str) -> Any:
+    """`value` as the type that a field annotated `template` holds.
+
+    Raises:
+        ConfigError: where it is of another kind; nothing is ever evaluated or imported.
+    """
+    wanted = str(getattr(template, "__name__", template))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None:
+        return None
+    if template is bool and isinstance(value, bool):
+        return value
+    if template is int and number and float(value).is_integer():
+        return int(value)
+    if template is float and number:
+        return float(value)
+    if template is str and isinstance(value, str):
+        return value
+    if wanted.startswith("tuple") and isinstance(value, list | tuple):
+        item = str if "str" in str(template) else int
+        return tuple(coerce(entry, item, where) for entry in value)
+    raise ConfigError(f"{where} must be a {wanted}, got {value!r}")
+
+
+def check(config: Any) -> None:
+    """Refuse a value outside its limits.
+
+    Raises:
+        ConfigError: names the setting, the rule where there is one, the value and the range.
+    """
+    owner = getattr(config, "name", type(config).__name__.lower())
+    for name, limits in limits_of(config).items():
+        value = getattr(config, name)
+        if value is not None and not limits.allow(value):
+            raise ConfigError(f"{owner}: {name} must be {limits.describe()}, got {value!r}")
+
+
+def from_mapping(kind: type[Config], table: Mapping[str, Any]) -> Config:
+    """One settings dataclass out of a parsed table of a configuration file.
+
+    Raises:
+        ConfigError: for an unknown key (with the nearest valid one) or a value of another kind.
+    """
+    owner = getattr(kind, "name", kind.__name__.lower())
+    types = {f.name: f.type for f in fields(kind) if "limits" in f.metadata}
+    for key in table:
+        if key not in types:
+            raise ConfigError(f"{owner} has no setting {key}{nearest(key, types)}")
+    config = kind(**{k: coerce(v, types[k], f"{owner}: {k}") for k, v in table.items()})
+    check(config)
+    return config
+
+
+def resolve(given: Config, *layers: Mapping[str, Any]) -> Config:
+    """`given` with its unset fields filled from `layers`, first one first, then the defaults.
+
+    Raises:
+        ConfigError: for a value of the wrong kind or outside its limits.
+    """
+    types = {f.name: f.type for f in fields(given)}
+    filled = {}
+    for name, limits in limits_of(given).items():
+        options = [getattr(given, name), *(layer.get(name) for layer in layers), limits.default]
+        value = next((option for option in options if option is not None), None)
+        owner = getattr(given, "name", type(given).__name__.lower())
+        filled[name] = coerce(value, types[name], f"{owner}: {name}")
+    config = replace(given, **filled)
+    check(config)
+    return config
+
+
+def check_together(settings: Settings) -> None:
+    """Refuse settings that are fine alone and do not fit together.
+
+    Raises:
+        ConfigError: for a batch that its minibatches do not divide, a joint or shared critic
+            under a rule that takes its own step, and settings that could then never apply.
+    """
+    rule, critic, batch = settings.rule, settings.critic, settings.batch_size
+    shares = settings.network.shared_torso or critic.joint
+    if shares and rule.name not in DESCENDING:
+        what = "shared_torso" if settings.network.shared_torso else "critic joint"
+        raise ConfigError(
+            f"{rule.name}: {what} needs a rule that descends a loss ({', '.join(DESCENDING)}); "
+            f"{rule.name} takes one step of its own on the policy alone"
+        )
+    if settings.network.shared_torso and not critic.joint:
+        raise ConfigError("network: shared_torso needs --critic-joint: one descent for both")
+    parts = {"num_minibatches": getattr(rule, "num_minibatches", 1)}
+    if not critic.joint:
+        parts["critic num_minibatches"] = critic.num_minibatches
+    for name, count in parts.items():
+        if batch % count:
+            raise ConfigError(
+                f"{name} {count} does not divide the batch of {batch} "
+                f"(num_envs {settings.train.num_envs} x num_steps {settings.train.num_steps}); "
+                f"nearest that do: {_nearest_divisors(batch, count)}"
+            )
+
+
+def _nearest_divisors(batch: int, count: int) -> str:
+    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+    below = max(n for n in divisors if n <= max(count, 1))
+    above = min((n for n in divisors if n >= count), default=batch)
+    return " and ".join(str(n) for n in dict.fromkeys((below, above)))

@@ -1,0 +1,79 @@
+"""The critic: V fitted to the value targets, alone or inside the policy's descent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from surefoot.clip import value_loss
+from surefoot.config import Critic
+from surefoot.surrogate import weighted_mean
+from surefoot.types import Batch, Params
+from surefoot.update.descend import descend, schedule, start_descent
+
+
+def critic_loss(
+    config: Critic, value_fn: Callable[[Params, Any], Float[Array, " batch"]]
+) -> Callable[[Params, Batch], Float[Array, ""]]:
+    """The critic's loss of one minibatch, to be minimised."""
+
+    def loss(params: Params, rows: Batch) -> Float[Array, ""]:
+        return value_loss(
+            value_fn(params, rows.inputs),
+            rows.values,
+            rows.value_targets,
+            rows.weights,
+            value_clip=config.value_clip,
+        )
+
+    return loss
+
+
+def start_critic(config: Critic, params: Params) -> dict[str, Any]:
+    """The state of a critic that is fitted on its own."""
+    adam = start_descent(params, max_grad_norm=config.max_grad_norm)
+    return {"count": jnp.int32(0), "adam": adam}
+
+
+def fit_critic(
+    config: Critic,
+    value_fn: Callable[[Params, Any], Float[Array, " batch"]],
+    num_updates: int,
+    state: dict[str, Any],
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+) -> tuple[Params, dict[str, Any], dict[str, Array]]:
+    """Some epochs of minibatch Adam on the value loss."""
+    rate = schedule(config.learning_rate, config.learning_rate_end, num_updates)(state["count"])
+    rows = batch._replace(return_scale=None)
+    params, adam, descent = descend(
+        critic_loss(config, value_fn),
+        params,
+        state["adam"],
+        rows,
+        key,
+        learning_rate=rate,
+        settings=config,
+    )
+    info = {"critic/loss": descent.loss, "critic/gradient_norm": descent.gradient_norm}
+    return params, {"count": state["count"] + 1, "adam": adam}, info
+
+
+def explained_variance(
+    values: Float[Array, " batch"],
+    value_targets: Float[Array, " batch"],
+    weights: Float[Array, " batch"],
+) -> Float[Array, ""]:
+    """1 - Var(target - V) / Var(target): 1 is perfect, 0 no better than a constant, below worse.
+
+    In sample, so it flatters; 0 where the targets do not vary.
+    """
+
+    def variance(x):
+        return weighted_mean((x - weighted_mean(x, weights)) ** 2, weights)
+
+    total = variance(value_targets)
+    explained = 1.0 - variance(value_targets - values) / jnp.where(total > 0, total, 1.0)
+    return jnp.where(total > 0, explained, 0.0)

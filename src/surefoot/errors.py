@@ -1,0 +1,74 @@
+"""The faults that surefoot names: each has a name for people and an exit code for programs.
+
+A failure is one line, `surefoot: error[NAME]: what, where, what to do`. Code 1 is kept for a
+bug in surefoot itself; everything a user can mend has one of the classes below.
+"""
+
+from typing import ClassVar
+
+
+class SurefootError(Exception):
+    """A fault with a name. `retryable` says whether the same command may succeed later."""
+
+    code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, name: str):
+        super().__init__(message)
+        self.name = name
+
+
+class ConfigError(SurefootError, ValueError):
+    """Wrong settings, found before anything is built: exit code 2."""
+
+    code = 2
+
+    def __init__(self, message: str, *, name: str = "CONFIG"):
+        super().__init__(message, name=name)
+
+
+class EnvContractError(SurefootError):
+    """The environment broke its contract (shape, dtype, missing field): exit code 3."""
+
+    code = 3
+
+    def __init__(self, message: str, *, name: str = "ENV-CONTRACT"):
+        super().__init__(message, name=name)
+
+
+class EnvCrashError(SurefootError):
+    """The environment raised or its worker died: exit code 4."""
+
+    code = 4
+    retryable = True
+
+    def __init__(self, message: str, *, name: str = "ENV-CRASH"):
+        super().__init__(message, name=name)
+
+
+class NotFiniteError(SurefootError):
+    """Updates were refused again and again because they were not finite: exit code 5."""
+
+    code = 5
+
+    def __init__(self, message: str, *, name: str = "NOT-FINITE"):
+        super().__init__(message, name=name)
+
+
+class CheckpointError(SurefootError):
+    """A checkpoint is missing, damaged, hostile or of another run: exit code 6."""
+
+    code = 6
+
+    def __init__(self, message: str, *, name: str = "CHECKPOINT"):
+        super().__init__(message, name=name)
+
+
+class StorageError(SurefootError):
+    """The output directory is used, full or cannot be written: exit code 7."""
+
+    code = 7
+    retryable = True
+
+    def __init__(self, message: str, *, name: str = "STORAGE"):
+        super().__init__(message, name=name)

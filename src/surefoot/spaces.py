@@ -1,0 +1,125 @@
+"""Gymnasium spaces as a network and an environment see them: flat inputs, images, sent actions."""
+
+import math
+from typing import Any
+
+import gymnasium.spaces as spaces
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from surefoot.errors import ConfigError
+from surefoot.types import EnvSpec
+
+LARGEST_IMAGE = 16
+"""Longest side of an image the small CNN reads; MinAtar's are 10 x 10."""
+
+
+def is_image(space: spaces.Space) -> bool:
+    """Whether a Box is a picture: three axes, or two long ones, or two of bytes."""
+    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
+        return False
+    return len(space.shape) == 3 or space.dtype.name == "uint8" or min(space.shape) > LARGEST_IMAGE
+
+
+def leaf_spaces(space: spaces.Space) -> list[spaces.Space]:
+    """The parts of a nested space, in the order of a tree's leaves."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for key in sorted(space.spaces) for leaf in leaf_spaces(space[key])]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
+    return [space]
+
+
+def normalised_leaves(space: spaces.Space) -> tuple[bool, ...]:
+    """Which leaves of an observation take running statistics: Boxes that are not images."""
+    return tuple(isinstance(s, spaces.Box) and not is_image(s) for s in leaf_spaces(space))
+
+
+def check_observations(spec: EnvSpec) -> None:
+    for leaf in leaf_spaces(spec.observation_space):
+        if is_image(leaf) and (len(leaf.shape) == 2 or max(leaf.shape[:2]) > LARGEST_IMAGE):
+            raise ConfigError(
+                f"{spec.env_id}: pixel observations of shape {leaf.shape} are not supported yet "
+                f"(images up to {LARGEST_IMAGE} x {LARGEST_IMAGE} with channels last are); reduce "
+                "them to features in a wrapper, or pass your own network",
+                name="PIXELS",
+            )
+        known = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+        if not isinstance(leaf, known):
+            raise ConfigError(
+                f"{spec.env_id}: observations of space {leaf} are not supported; "
+                "wrap the environment so that it gives Box, Discrete, MultiDiscrete, MultiBinary, "
+                "or Dict or Tuple of them"
+            )
+
+
+def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
+    """The flat part of an observation (integers as one-hot) and its images, channels last."""
+    flat, images, leading = [], [], ()
+    for leaf_space, leaf in zip(leaf_spaces(space), jax.tree.leaves(obs), strict=True):
+        leading = leaf.shape[: leaf.ndim - len(leaf_space.shape)]
+        if isinstance(leaf_space, spaces.Discrete):
+            flat.append(jax.nn.one_hot(leaf - int(leaf_space.start), int(leaf_space.n)))
+        elif isinstance(leaf_space, spaces.MultiDiscrete):
+            sizes, starts = leaf_space.nvec.reshape(-1), leaf_space.start.reshape(-1)
+            values = leaf.reshape(*leading, -1)
+            for position, (size, start) in enumerate(zip(sizes, starts, strict=True)):
+                flat.append(jax.nn.one_hot(values[..., position] - int(start), int(size)))
+        elif is_image(leaf_space):
+            images.append(leaf.astype(jnp.zeros(()).dtype))
+        else:
+            flat.append(leaf.reshape(*leading, -1).astype(jnp.zeros(()).dtype))
+    if not flat:
+        flat.append(jnp.zeros((*leading, 0)))
+    return jnp.concatenate(flat, axis=-1), images
+
+
+def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool) -> PyTree:
+    """What an environment is given for an action as sampled: inside its bounds, of its dtype.
+
+    A bounded Box takes [-1, 1] mapped affinely onto it when `affine`, else the action as it is;
+    both are clipped into the bounds. A tanh-Gaussian is squashed first and always mapped.
+    """
+    if isinstance(space, spaces.Dict):
+        return {k: sent_action(space[k], action[k], affine=affine, tanh=tanh) for k in space.spaces}
+    if isinstance(space, spaces.Tuple):
+        pairs = zip(space.spaces, action, strict=True)
+        return tuple(sent_action(s, a, affine=affine, tanh=tanh) for s, a in pairs)
+    if isinstance(space, spaces.Discrete):
+        return action + int(space.start)
+    if isinstance(space, spaces.MultiDiscrete):
+        shaped = action.reshape(*action.shape[:-1], *space.shape)
+        return shaped + jnp.asarray(space.start)
+    if isinstance(space, spaces.MultiBinary):
+        return action.reshape(*action.shape[:-1], *space.shape).astype(space.dtype)
+    shaped = action.reshape(*action.shape[: action.ndim - 1], *space.shape)
+    low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+    if tanh:
+        shaped = jnp.tanh(shaped)
+    if (affine or tanh) and space.is_bounded():
+        shaped = low + (jnp.clip(shaped, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
+    if jnp.issubdtype(space.dtype, jnp.integer):
+        shaped = jnp.round(shaped)
+    return jnp.clip(shaped, low, high).astype(space.dtype)
+
+
+def mask_size(space: spaces.Space) -> int:
+    """Length of the flat action mask of a Discrete, MultiDiscrete or MultiBinary; 0 for others."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    if isinstance(space, spaces.MultiBinary):
+        return math.prod(space.shape)
+    return 0
+
+
+def full_mask(space: spaces.Space, leading: tuple[int, ...]) -> PyTree:
+    """A mask that allows everything; None for parts that have no mask."""
+    if isinstance(space, spaces.Dict):
+        return {key: full_mask(space[key], leading) for key in space.spaces}
+    if isinstance(space, spaces.Tuple):
+        return tuple(full_mask(part, leading) for part in space.spaces)
+    size = mask_size(space)
+    return jnp.ones((*leading, size), bool) if size else None

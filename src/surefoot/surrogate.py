@@ -1,0 +1,82 @@
+"""The surrogate L: the tangent plane to the return at the old policy."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+MAX_LOG_RATIO = 80.0
+"""Beyond this a float32 ratio would overflow; the ratio is held there."""
+
+
+def weighted_mean(
+    values: Float[Array, " batch"], weights: Float[Array, " batch"]
+) -> Float[Array, ""]:
+    """Mean over rows, each counted `weights` times; 0 where no row counts.
+
+    Every reduction over rows is this one, so that dummy rows and exact state weights are treated
+    alike everywhere. A row of weight 0 adds nothing even where its value is not finite.
+    """
+    counted = jnp.where(weights > 0, values, 0.0)
+    total = jnp.sum(weights)
+    return jnp.sum(counted * weights) / jnp.where(total > 0, total, 1.0)
+
+
+def likelihood_ratio(
+    log_probs: Float[Array, " batch"], old_log_probs: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """π(a|s) / π_old(a|s) of the sampled actions; 1 at the old policy, to the bit."""
+    return jnp.exp(jnp.clip(log_probs - old_log_probs, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def surrogate(
+    log_probs: Float[Array, " batch"],
+    old_log_probs: Float[Array, " batch"],
+    advantages: Float[Array, " batch"],
+    weights: Float[Array, " batch"],
+) -> Float[Array, ""]:
+    """Importance-weighted mean advantage E[r A], to be maximised.
+
+    Its gradient at the old policy is the policy gradient of THEORY's state weighting; times the
+    horizon it is the change that the tangent plane promises when E[A] = 0 under the old policy.
+
+    Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14, without the constant eta(π_old).
+    """
+    return weighted_mean(likelihood_ratio(log_probs, old_log_probs) * advantages, weights)
+
+
+def promised_gain(
+    log_probs: Float[Array, " batch"],
+    old_log_probs: Float[Array, " batch"],
+    advantages: Float[Array, " batch"],
+    weights: Float[Array, " batch"],
+) -> Float[Array, ""]:
+    """E[(r - 1) A]: what the surrogate promises per step over the old policy.
+
+    Subtracting 1 removes the batch mean of A, which is noise and no policy's doing.
+    """
+    ratio = likelihood_ratio(log_probs, old_log_probs)
+    return weighted_mean((ratio - 1.0) * advantages, weights)
+
+
+def entropy_bonus(
+    new: Any, weights: Float[Array, " batch"], *, ent_coef: float
+) -> float | Float[Array, ""]:
+    """Mean entropy times its coefficient, to be added to what is maximised; free where that is 0."""
+    return ent_coef * weighted_mean(new.entropy(), weights) if ent_coef > 0 else 0.0
+
+
+def standardize(
+    advantages: Float[Array, " batch"], weights: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Advantages less their mean, over their standard deviation; all 0 where they do not vary.
+
+    The spread is compared with the magnitude, not with a constant, so that rewards of 1e-6 and
+    1e6 lead to the same step.
+    """
+    mean = weighted_mean(advantages, weights)
+    centred = advantages - mean
+    std = jnp.sqrt(weighted_mean(centred**2, weights))
+    scale = jnp.sqrt(weighted_mean(advantages**2, weights))
+    varies = std > 1e-6 * scale
+    return jnp.where(varies, centred / jnp.where(varies, std, 1.0), 0.0)

@@ -1,0 +1,108 @@
+"""Minibatch Adam on one flat vector of parameters: how every descending rule and the critic move."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, Key
+
+from surefoot.types import Params
+
+
+class Descent(NamedTuple):
+    """What a descent did: mean loss and mean gradient norm (before any clip), epochs run."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    epochs: Int[Array, ""]
+
+
+def schedule(
+    start: float, end: float | None, num_updates: int
+) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """A setting that goes in a straight line from `start` to `end` over the run's updates."""
+    if end is None:
+        return lambda count: jnp.asarray(start)
+    return optax.linear_schedule(start, end, num_updates)
+
+
+def adam(max_grad_norm: float) -> optax.GradientTransformation:
+    """Adam without its step size, after an optional bound on the gradient's global norm."""
+    parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
+    return optax.chain(*parts, optax.scale_by_adam(eps=1e-5))
+
+
+def start_descent(params: Params, *, max_grad_norm: float) -> Any:
+    """Adam's state for `params`, to be given to the first `descend`."""
+    return adam(max_grad_norm).init(ravel_pytree(params)[0])
+
+
+def descend(
+    loss: Callable[[Params, Any], Float[Array, ""]],
+    params: Params,
+    state: Any,
+    rows: Any,
+    key: Key[Array, ""],
+    *,
+    learning_rate: Float[Array, ""],
+    settings: Any,
+    stop: Callable[[Params], Any] | None = None,
+) -> tuple[Params, Any, Descent]:
+    """Minimise `loss(params, minibatch)` for some epochs of reshuffled minibatches.
+
+    Args:
+        loss: mean loss of one minibatch.
+        params: where to start.
+        state: Adam's state, from `start_descent` or the last call.
+        rows: a tree of arrays with one leading axis of rows.
+        key: consumed by the shuffles.
+        learning_rate: Adam's step size.
+        settings: anything with `num_epochs`, `num_minibatches` and `max_grad_norm`.
+        stop: asked after every epoch; True leaves the remaining epochs out.
+    """
+    start, unravel = ravel_pytree(params)
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    size = num_rows // settings.num_minibatches
+    optimizer = adam(settings.max_grad_norm)
+
+    def step(carry, indices):
+        flat, state = carry
+        minibatch = jax.tree.map(lambda leaf: leaf[indices], rows)
+        value, gradient = jax.value_and_grad(lambda x: loss(unravel(x), minibatch))(flat)
+        direction, state = optimizer.update(gradient, state)
+        return (flat - learning_rate * direction, state), (value, jnp.linalg.norm(gradient))
+
+    def epoch(carry, epoch_key):
+        flat, state, stopped = carry
+        order = jnp.arange(num_rows)
+        if settings.num_minibatches > 1:
+            order = jax.random.permutation(epoch_key, order)
+        (new, new_state), traces = jax.lax.scan(
+            step, (flat, state), order.reshape(settings.num_minibatches, size)
+        )
+        if stop is None:
+            return (new, new_state, stopped), (*traces, jnp.array(True))
+        keep = lambda a, b: jnp.where(stopped, a, b)  # noqa: E731
+        flat, state = jax.tree.map(keep, (flat, state), (new, new_state))
+        return (flat, state, stopped | stop(unravel(flat))), (*traces, ~stopped)
+
+    keys = jax.random.split(key, settings.num_epochs)
+    (flat, state, _), (losses, norms, ran) = jax.lax.scan(
+        epoch, (start, state, jnp.array(False)), keys
+    )
+    share = ran / jnp.sum(ran)
+    descent = Descent(jnp.mean(losses, 1) @ share, jnp.mean(norms, 1) @ share, jnp.sum(ran))
+    return unravel(flat), state, descent
+
+
+def report(descent: Descent, learning_rate: Float[Array, ""]) -> dict[str, Array]:
+    """The metrics every descending rule logs."""
+    return {
+        "update/loss": descent.loss,
+        "update/gradient_norm": descent.gradient_norm,
+        "update/epochs": descent.epochs,
+        "update/learning_rate": learning_rate,
+    }

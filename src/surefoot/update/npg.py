@@ -1,0 +1,126 @@
+"""Natural policy gradient: the tangent direction in the geometry of distributions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key
+
+from surefoot.config import NPG, TRPO
+from surefoot.natural_gradient import (
+    Solution,
+    conjugate_gradient,
+    fisher_vector_product,
+    quadratic_form,
+)
+from surefoot.surrogate import entropy_bonus, standardize, surrogate
+from surefoot.trust_region import boundary_scale
+from surefoot.types import Batch, Params, UpdateRule
+from surefoot.update.descend import schedule
+
+
+class NaturalStep(NamedTuple):
+    """F⁻¹g, scaled to the radius. `curvature` is xᵀFx of the step, undamped, over all rows."""
+
+    step: Params
+    curvature: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    solution: Solution
+
+
+def objective(config: NPG | TRPO, new: Any, batch: Batch) -> Float[Array, ""]:
+    """The surrogate, with an optional entropy bonus; to be maximised."""
+    gain = surrogate(
+        new.log_prob(batch.actions), batch.old_log_probs, batch.advantages, batch.weights
+    )
+    return gain + entropy_bonus(new, batch.weights, ent_coef=config.ent_coef)
+
+
+def reference(
+    config: NPG | TRPO, policy_fn: Callable[[Params, Any], Any], params: Params, batch: Batch
+) -> tuple[Any, Batch]:
+    """The old distribution, and the batch with its log-probabilities and scaled advantages."""
+    old = policy_fn(params, batch.inputs)
+    batch = batch._replace(old_log_probs=old.log_prob(batch.actions))
+    if config.advantage_norm == "batch":
+        batch = batch._replace(advantages=standardize(batch.advantages, batch.weights))
+    return old, batch
+
+
+def natural_step(
+    config: NPG | TRPO,
+    policy_fn: Callable[[Params, Any], Any],
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    radius: Float[Array, ""],
+) -> NaturalStep:
+    """Solve Fx = g on a random share of the states, then scale x on all of them.
+
+    States are drawn at random over time and environments: whole episodes would give a curvature
+    of the wrong states. The scale comes from all rows, so that the share costs no accuracy of KL.
+    """
+    flat, unravel = ravel_pytree(params)
+    gradient = jax.grad(lambda x: objective(config, policy_fn(unravel(x), batch.inputs), batch))(
+        flat
+    )
+    inputs, weights = batch.inputs, batch.weights
+    num_rows = weights.shape[0]
+    num_states = max(1, round(config.fisher_fraction * num_rows))
+    if num_states < num_rows:
+        chosen = jax.random.permutation(key, num_rows)[:num_states]
+        inputs, weights = jax.tree.map(lambda leaf: leaf[chosen], (inputs, weights))
+    product = fisher_vector_product(policy_fn, params, inputs, weights)
+    solution = conjugate_gradient(
+        lambda v: ravel_pytree(product(unravel(v)))[0] + config.damping * v,
+        gradient,
+        max_iters=config.cg_iters,
+        tolerance=config.cg_tolerance,
+    )
+    curvature = quadratic_form(policy_fn, params, batch.inputs, batch.weights, unravel(solution.x))
+    scale = boundary_scale(curvature, radius=radius)
+    return NaturalStep(
+        unravel(scale * solution.x), scale**2 * curvature, jnp.linalg.norm(gradient), solution
+    )
+
+
+def report_step(
+    natural: NaturalStep, fraction: Float[Array, ""], radius: Float[Array, ""]
+) -> dict[str, Array]:
+    """The metrics both natural rules log; `fraction` of the step was taken."""
+    step, _ = ravel_pytree(natural.step)
+    return {
+        "update/gradient_norm": natural.gradient_norm,
+        "update/step_norm": fraction * jnp.linalg.norm(step),
+        "update/natural_norm": fraction * jnp.sqrt(natural.curvature),
+        "update/kl_quadratic": 0.5 * fraction**2 * natural.curvature,
+        "update/cg_residual": natural.solution.residual,
+        "update/cg_iterations": natural.solution.iterations,
+        "update/radius": radius,
+    }
+
+
+def npg(
+    config: NPG,
+    policy_fn: Callable[[Params, Any], Any],
+    num_updates: int,
+    critic_loss: None = None,
+) -> UpdateRule:
+    """One natural step to the radius of the quadratic model, unchecked.
+
+    Source: Kakade 2001, "A natural policy gradient", eq. 3, scaled as Schulman et al. 2015.
+    """
+    radius_at = schedule(config.max_kl, config.max_kl_end, num_updates)
+
+    def update(state, params, batch, key):
+        radius = radius_at(state["count"])
+        _, batch = reference(config, policy_fn, params, batch)
+        natural = natural_step(config, policy_fn, params, batch, key, radius=radius)
+        params = jax.tree.map(jnp.add, params, natural.step)
+        info = report_step(natural, jnp.ones(()), radius)
+        return params, {"count": state["count"] + 1}, info
+
+    return UpdateRule(lambda params: {"count": jnp.int32(0)}, update)

@@ -1,0 +1,133 @@
+"""PPO's two rungs: a penalty on KL with an adaptive weight, and a clip of the ratio."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from surefoot.clip import adapt_kl_coef, clipped_surrogate, kl_penalized_surrogate
+from surefoot.config import PPO, PPOKL
+from surefoot.distributions import kl
+from surefoot.surrogate import entropy_bonus, likelihood_ratio, standardize
+from surefoot.trust_region import mean_kl
+from surefoot.types import Batch, Params, UpdateRule
+from surefoot.update.descend import descend, report, schedule, start_descent
+
+
+def _start(config: PPO | PPOKL, params: Params) -> dict[str, Any]:
+    adam = start_descent(params, max_grad_norm=config.max_grad_norm)
+    return {"count": jnp.int32(0), "adam": adam}
+
+
+def _reference(
+    config: PPO | PPOKL, policy_fn: Callable[[Params, Any], Any], params: Params, batch: Batch
+) -> tuple[Any, Batch]:
+    """The old distribution, and the rows to descend on."""
+    old = policy_fn(params, batch.inputs)
+    rows = batch._replace(return_scale=None, old_log_probs=old.log_prob(batch.actions))
+    if config.advantage_norm == "batch":
+        rows = rows._replace(advantages=standardize(rows.advantages, rows.weights))
+    return old, rows
+
+
+def _advantages(config: PPO | PPOKL, rows: Batch) -> Float[Array, " batch"]:
+    if config.advantage_norm == "minibatch":
+        return standardize(rows.advantages, rows.weights)
+    return rows.advantages
+
+
+def ppo_kl(
+    config: PPOKL,
+    policy_fn: Callable[[Params, Any], Any],
+    num_updates: int,
+    critic_loss: Callable[[Params, Any], Any] | None = None,
+) -> UpdateRule:
+    """Descend -E[r A] + β KL(old || new), and adapt β to the KL that came out.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, section 4.
+    """
+    learning_rate_at = schedule(config.learning_rate, config.learning_rate_end, num_updates)
+
+    def update(state, params, batch, key):
+        old, rows = _reference(config, policy_fn, params, batch)
+        learning_rate = learning_rate_at(state["count"])
+
+        def loss(params, minibatch):
+            rows, old_rows = minibatch
+            new = policy_fn(params, rows.inputs)
+            ratio = likelihood_ratio(new.log_prob(rows.actions), rows.old_log_probs)
+            gain = kl_penalized_surrogate(
+                ratio,
+                _advantages(config, rows),
+                kl(old_rows, new),
+                rows.weights,
+                kl_coef=state["kl_coef"],
+            )
+            bonus = entropy_bonus(new, rows.weights, ent_coef=config.ent_coef)
+            return -gain - bonus + (critic_loss(params, rows) if critic_loss else 0.0)
+
+        params, adam, descent = descend(
+            loss,
+            params,
+            state["adam"],
+            (rows, old),
+            key,
+            learning_rate=learning_rate,
+            settings=config,
+        )
+        kl_mean = mean_kl(old, policy_fn(params, batch.inputs), batch.weights)
+        kl_coef = adapt_kl_coef(state["kl_coef"], kl_mean, target_kl=config.target_kl)
+        info = report(descent, learning_rate) | {"update/kl_coef": state["kl_coef"]}
+        return params, {"count": state["count"] + 1, "adam": adam, "kl_coef": kl_coef}, info
+
+    return UpdateRule(
+        lambda params: _start(config, params) | {"kl_coef": jnp.asarray(config.kl_coef)}, update
+    )
+
+
+def ppo(
+    config: PPO,
+    policy_fn: Callable[[Params, Any], Any],
+    num_updates: int,
+    critic_loss: Callable[[Params, Any], Any] | None = None,
+) -> UpdateRule:
+    """Descend the clipped surrogate for some epochs, with an optional stop on KL.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, algorithm 1.
+    """
+    learning_rate_at = schedule(config.learning_rate, config.learning_rate_end, num_updates)
+    clip_eps_at = schedule(config.clip_eps, config.clip_eps_end, num_updates)
+
+    def update(state, params, batch, key):
+        old, rows = _reference(config, policy_fn, params, batch)
+        learning_rate = learning_rate_at(state["count"])
+        clip_eps = clip_eps_at(state["count"])
+
+        def loss(params, rows):
+            new = policy_fn(params, rows.inputs)
+            ratio = likelihood_ratio(new.log_prob(rows.actions), rows.old_log_probs)
+            gain = clipped_surrogate(
+                ratio, _advantages(config, rows), rows.weights, clip_eps=clip_eps
+            )
+            bonus = entropy_bonus(new, rows.weights, ent_coef=config.ent_coef)
+            return -gain - bonus + (critic_loss(params, rows) if critic_loss else 0.0)
+
+        def too_far(params):
+            new = policy_fn(params, batch.inputs)
+            return mean_kl(old, new, batch.weights) > 1.5 * config.target_kl
+
+        params, adam, descent = descend(
+            loss,
+            params,
+            state["adam"],
+            rows,
+            key,
+            learning_rate=learning_rate,
+            settings=config,
+            stop=too_far if config.target_kl > 0 else None,
+        )
+        info = report(descent, learning_rate) | {"update/clip_eps": clip_eps}
+        return params, {"count": state["count"] + 1, "adam": adam}, info
+
+    return UpdateRule(lambda params: _start(config, params), update)

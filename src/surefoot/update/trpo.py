@@ -1,0 +1,64 @@
+"""TRPO: the natural step, shortened until the true KL is inside the radius and something is gained."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from surefoot.config import TRPO
+from surefoot.trust_region import ACCEPTED, NO_GRADIENT, backtrack, mean_kl
+from surefoot.types import Params, UpdateRule
+from surefoot.update.descend import schedule
+from surefoot.update.npg import natural_step, objective, reference, report_step
+
+AIM = 0.9
+"""Share of the radius the full step aims at: at 1 half of all full steps miss by a hair."""
+
+
+def trpo(
+    config: TRPO,
+    policy_fn: Callable[[Params, Any], Any],
+    num_updates: int,
+    critic_loss: None = None,
+) -> UpdateRule:
+    """Maximise the surrogate within mean KL(old || new) <= max_kl.
+
+    Where no try of the line search passes, the parameters come back bit for bit.
+
+    Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C.
+    """
+    radius_at = schedule(config.max_kl, config.max_kl_end, num_updates)
+
+    def update(state, params, batch, key):
+        radius = radius_at(state["count"])
+        old, batch = reference(config, policy_fn, params, batch)
+        natural = natural_step(config, policy_fn, params, batch, key, radius=AIM * radius)
+        old_objective = objective(config, old, batch)
+
+        def at(fraction):
+            return jax.tree.map(lambda p, s: p + fraction * s, params, natural.step)
+
+        def evaluate(fraction):
+            new = policy_fn(at(fraction), batch.inputs)
+            return objective(config, new, batch) - old_objective, mean_kl(old, new, batch.weights)
+
+        step = backtrack(
+            evaluate,
+            max_kl=radius,
+            backtrack_coeff=config.backtrack_coeff,
+            max_backtracks=config.max_backtracks,
+        )
+        params = jax.tree.map(
+            lambda new, old: jnp.where(step.accepted, new, old), at(step.fraction), params
+        )
+        outcome = jnp.where(natural.gradient_norm > 0, step.outcome, NO_GRADIENT)
+        info = report_step(natural, step.fraction, radius) | {
+            "update/accepted": (outcome == ACCEPTED).astype(jnp.int32),
+            "update/outcome": outcome,
+            "update/backtracks": step.tries - 1,
+            "update/kl_full_step": step.full_kl,
+        }
+        return params, {"count": state["count"] + 1}, info
+
+    return UpdateRule(lambda params: {"count": jnp.int32(0)}, update)

@@ -1,0 +1,51 @@
+"""Vanilla policy gradient: one Adam step along the tangent direction, and hope."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+
+from surefoot.config import VPG
+from surefoot.surrogate import entropy_bonus, standardize, weighted_mean
+from surefoot.types import Params, UpdateRule
+from surefoot.update.descend import descend, report, schedule, start_descent
+
+
+def vpg(
+    config: VPG,
+    policy_fn: Callable[[Params, Any], Any],
+    num_updates: int,
+    critic_loss: Callable[[Params, Any], Any] | None = None,
+) -> UpdateRule:
+    """One step on the whole batch along E[A grad log π(a|s)].
+
+    Source: Williams 1992; Sutton et al. 2000, eq. 2.
+    """
+    learning_rate_at = schedule(config.learning_rate, config.learning_rate_end, num_updates)
+    once = SimpleNamespace(num_epochs=1, num_minibatches=1, max_grad_norm=config.max_grad_norm)
+
+    def init(params):
+        return {
+            "count": jnp.int32(0),
+            "adam": start_descent(params, max_grad_norm=config.max_grad_norm),
+        }
+
+    def loss(params, rows):
+        new = policy_fn(params, rows.inputs)
+        gain = weighted_mean(new.log_prob(rows.actions) * rows.advantages, rows.weights)
+        bonus = entropy_bonus(new, rows.weights, ent_coef=config.ent_coef)
+        return -gain - bonus + (critic_loss(params, rows) if critic_loss else 0.0)
+
+    def update(state, params, batch, key):
+        rows = batch._replace(return_scale=None)
+        if config.advantage_norm == "batch":
+            rows = rows._replace(advantages=standardize(rows.advantages, rows.weights))
+        learning_rate = learning_rate_at(state["count"])
+        params, adam, descent = descend(
+            loss, params, state["adam"], rows, key, learning_rate=learning_rate, settings=once
+        )
+        state = {"count": state["count"] + 1, "adam": adam}
+        return params, state, report(descent, learning_rate)
+
+    return UpdateRule(init, update)
