@@ -12,13 +12,12 @@ import equinox as eqx
 import gymnasium.spaces as spaces
 import jax
 import jax.numpy as jnp
-from gymnasium.vector.utils import create_empty_array
 from jaxtyping import Array, Float, Key, PyTree
 
 from surefoot.config import Network, OwnNetwork
 from surefoot.errors import ConfigError
 from surefoot.heads import make_head
-from surefoot.spaces import check_observations, flatten_obs, is_image, leaf_spaces
+from surefoot.spaces import check_observations, example_obs, flatten_obs, is_image, leaf_spaces
 from surefoot.types import EnvSpec, Inputs, Params
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -117,14 +116,9 @@ def _torso(key: Key[Array, ""], space: spaces.Space, widths: list[int], config: 
     convolutions = [
         eqx.nn.Conv2d(s.shape[-1], 16, 3, key=k) for s, k in zip(images, keys, strict=False)
     ]
-    vector, _ = jax.eval_shape(lambda obs: flatten_obs(space, obs), _example(space))
+    vector, _ = jax.eval_shape(lambda obs: flatten_obs(space, obs), example_obs(space))
     features = vector.shape[-1] + sum(16 * (s.shape[0] - 2) * (s.shape[1] - 2) for s in images)
     return Torso(convolutions, _mlp(mlp_key, [features, *widths], config, head_gain=None), space)
-
-
-def _example(space: spaces.Space) -> PyTree:
-    """One observation with a leading axis of one."""
-    return jax.tree.map(jnp.asarray, create_empty_array(space, n=1))
 
 
 def _pure(make: Callable[[Key[Array, ""]], Any]) -> OwnNetwork:
@@ -203,7 +197,7 @@ def build(
 
     def init(key):
         policy_key, critic_key = jax.random.split(key)
-        example = _example(space)
+        example = jax.tree.map(lambda leaf: leaf[None], example_obs(space))
         policy = {"net": policy_net.init(policy_key, example)}
         if head.std_size:
             policy["log_std"] = jnp.full((head.std_size,), config.log_std_init)

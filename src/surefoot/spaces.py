@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium.spaces as spaces
 import jax
 import jax.numpy as jnp
+from gymnasium.vector.utils import create_empty_array
 from jaxtyping import PyTree
 
 from surefoot.errors import ConfigError
@@ -73,6 +74,11 @@ def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
     if not flat:
         flat.append(jnp.zeros((*leading, 0)))
     return jnp.concatenate(flat, axis=-1), images
+
+
+def example_obs(space: spaces.Space) -> PyTree:
+    """An observation of zeros, without leading axes."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), create_empty_array(space, n=1))
 
 
 def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool) -> PyTree:

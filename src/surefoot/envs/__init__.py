@@ -1,0 +1,157 @@
+"""Environments: what an id or an object names, and how instances of it are made."""
+
+import copy
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import gymnasium
+
+from surefoot.config import nearest
+from surefoot.errors import ConfigError, EnvCrashError
+
+LATER = {"envpool": "EnvPool", "tabular": "tabular MDPs", "brax": "Brax"}
+
+
+class EnvSource(NamedTuple):
+    """Where environments come from.
+
+    `make` gives one more environment of its own. `kind` is "gymnasium" (one environment),
+    "vector" (a ready vector environment) or "jax" (a pure reset and step).
+    """
+
+    env_id: str
+    kind: str
+    make: Callable[[], Any]
+
+
+class OwnObs(gymnasium.Wrapper):
+    """Copies each observation: an environment that reuses its array would rewrite `final_obs`.
+
+    It lives here, away from JAX, because every process of an async vector imports it.
+    """
+
+    def step(self, action: Any) -> Any:
+        """Step, and copy what is seen."""
+        obs, *rest = self.env.step(action)
+        return copy.deepcopy(obs), *rest
+
+
+def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
+    """The source an id, an instance or a factory stands for.
+
+    Raises:
+        ConfigError: for an unknown id (with the nearest valid one) or a missing extra.
+    """
+    from surefoot.envs.jax_native import JaxEnv, find_gymnax
+
+    if isinstance(env, str):
+        prefix, _, rest = env.partition(":")
+        if prefix == "gymnax" and rest:
+            return EnvSource(env, "jax", lambda: find_gymnax(rest, env_kwargs))
+        if prefix in LATER and rest:
+            raise ConfigError(f"{env}: {LATER[prefix]} environments are not supported yet")
+        return _find_gymnasium(env, env_kwargs)
+    if env_kwargs:
+        raise ConfigError("env_kwargs go with an id; give an instance or a factory its own")
+    if isinstance(env, JaxEnv):
+        return EnvSource(env.spec.env_id, "jax", lambda: env)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        return EnvSource(_name(env), "vector", lambda: env)
+    if isinstance(env, gymnasium.Env):
+        return EnvSource(_name(env), "gymnasium", _copies_of(env))
+    if callable(env):
+        return EnvSource(getattr(env, "__qualname__", type(env).__name__), "gymnasium", env)
+    raise ConfigError(
+        f"{env!r} is no environment: give an id, a gymnasium.Env, a VectorEnv, a JaxEnv or a "
+        "function that makes an Env"
+    )
+
+
+def _name(env: Any) -> str:
+    return env.spec.id if getattr(env, "spec", None) else type(env).__name__
+
+
+def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
+    """The instance itself first, then others like it (evaluation must not disturb training)."""
+    handed_out = []
+
+    def make():
+        if not handed_out:
+            handed_out.append(env)
+            return env
+        if env.spec is not None:
+            return gymnasium.make(env.spec, disable_env_checker=True)
+        try:
+            return copy.deepcopy(env)
+        except Exception as fault:
+            raise ConfigError(
+                f"{_name(env)}: one instance cannot be copied for a second environment "
+                f"({fault}); give a function that makes one"
+            ) from fault
+
+    return make
+
+
+def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+    """Gymnasium by bare id, `module:id`, or `module:factory`."""
+    module_name, _, name = env_id.rpartition(":")
+    if module_name:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as fault:
+            if fault.name is not None and not module_name.startswith(fault.name):
+                raise
+            raise ConfigError(
+                f"{env_id}: no module {module_name} in the current directory or installed",
+                name="UNKNOWN-ENV",
+            ) from fault
+        factory = getattr(module, name, None)
+        if callable(factory):
+            return EnvSource(env_id, "gymnasium", lambda: factory(**env_kwargs))
+    _check_registered(name, env_id)
+
+    def make():
+        try:
+            return gymnasium.make(name, disable_env_checker=True, **env_kwargs)
+        except gymnasium.error.DependencyNotInstalled as fault:
+            raise _missing_extra(env_id, fault) from fault
+        except ImportError as fault:
+            raise _missing_extra(env_id, fault) from fault
+        except TypeError as fault:
+            if not env_kwargs:
+                raise
+            raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {fault}") from fault
+
+    return EnvSource(env_id, "gymnasium", make)
+
+
+def _check_registered(name: str, env_id: str) -> None:
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error as fault:
+        known = list(gymnasium.registry)
+        folded = {key.lower(): key for key in known}
+        near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
+        hint = f"; did you mean {folded[near[0]]}?" if near else nearest(name, known)
+        raise ConfigError(
+            f"unknown environment {env_id}{hint} (module:id imports your own module first)",
+            name="UNKNOWN-ENV",
+        ) from fault
+
+
+def _missing_extra(env_id: str, fault: Exception) -> ConfigError:
+    text = str(fault).lower()
+    extra = next((e for e in ("mujoco", "box2d") if e in text), None)
+    fix = f"pip install 'surefoot[{extra}]'" if extra else str(fault).replace("\n", " ")
+    return ConfigError(f"{env_id} needs a package that is not installed: {fix}", name="EXTRA")
+
+
+def crashed(env_id: str, doing: str, fault: Exception) -> EnvCrashError:
+    """The error for an exception that an environment raised."""
+    text = " ".join(str(fault).split()) or "no message"
+    return EnvCrashError(
+        f"{env_id}: {doing} raised {type(fault).__name__}: {text}; "
+        "run it alone with the same seed to see it"
+    )

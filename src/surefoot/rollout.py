@@ -1,0 +1,135 @@
+"""What acting needs, the keys of a run, and rollouts of JAX-native environments.
+
+Both worlds meet at `Rollout`. Every random number comes from a key that depends on the run's seed,
+the iteration and a purpose, so that nothing but the counter is needed to go on.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from surefoot.config import Settings
+from surefoot.envs.jax_native import JaxEnv
+from surefoot.networks import ActorCritic
+from surefoot.normalize import normalize_obs
+from surefoot.spaces import sent_action
+from surefoot.types import Episodes, Inputs, Params, Rollout
+
+class Purpose(IntEnum):
+    """What a key is for; part of every key of a run."""
+
+    INIT = 0
+    RESET = 1
+    ACTION = 2
+    STEP = 3
+    UPDATE = 4
+    CRITIC = 5
+    EVALUATION = 6
+
+
+def run_key(seed: Any, iteration: Any, purpose: Purpose) -> Key[Array, ""]:
+    """The key of one purpose at one iteration of a run."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), iteration)
+
+
+def env_seeds(seed: int, iteration: int, num_envs: int, purpose: Purpose) -> list[int]:
+    """Seeds of the Gymnasium environments, from (seed, iteration, index)."""
+    words = np.random.SeedSequence([seed, iteration, int(purpose)]).generate_state(num_envs)
+    return [int(word) & 0x7FFFFFFF for word in words]
+
+
+class Actor(NamedTuple):
+    """What acting needs besides parameters: the networks and how observations and actions map.
+
+    `act(policy, obs_stats, obs, action_mask, noise)` gives the action as sampled, the action as sent,
+    and its log-probability; the policy's mode where `noise` is None.
+    """
+
+    network: ActorCritic
+    act: Callable[..., tuple[Any, Any, Any]]
+    inputs: Callable[..., Inputs]
+
+
+def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> Actor:
+    """The actor of a run."""
+    affine = settings.train.action_scale == "affine"
+    tanh = settings.network.distribution == "tanh-gaussian"
+
+    def inputs(obs_stats, obs, action_mask):
+        return Inputs(normalize_obs(obs_stats, obs, clip=settings.train.obs_clip), action_mask)
+
+    def act(policy, obs_stats, obs, action_mask, noise):
+        chosen = network.policy(policy, inputs(obs_stats, obs, action_mask))
+        action = chosen.mode() if noise is None else chosen.sample(noise)
+        sent = sent_action(action_space, action, affine=affine, tanh=tanh)
+        return action, sent, chosen.log_prob(action)
+
+    return Actor(network, act, inputs)
+
+
+class EnvLoop(NamedTuple):
+    """JAX-native environments between two rollouts: states, what is seen, episode totals."""
+
+    state: PyTree
+    obs: PyTree
+    returns: Float[Array, " env"]
+    lengths: Int[Array, " env"]
+
+
+def start_jax_envs(env: JaxEnv, num_envs: int, key: Key[Array, ""]) -> EnvLoop:
+    """New episodes everywhere."""
+    state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return EnvLoop(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
+
+
+def collect_jax(
+    env: JaxEnv,
+    actor: Actor,
+    settings: Settings,
+    policy: Params,
+    obs_stats: Any,
+    loop: EnvLoop,
+    *,
+    seed: Int[Array, ""],
+    iteration: Int[Array, ""],
+) -> tuple[EnvLoop, Rollout, Episodes]:
+    """A rollout of JAX-native environments, inside the training program."""
+    num_envs, num_steps = settings.train.num_envs, settings.train.num_steps
+    action_key = run_key(seed, iteration, Purpose.ACTION)
+    step_key = run_key(seed, iteration, Purpose.STEP)
+
+    def advance(loop: EnvLoop, t: Int[Array, ""]):
+        mask = jax.vmap(env.action_mask)(loop.state) if env.action_mask else None
+        noise = actor.network.noise(jax.random.fold_in(action_key, t), (num_envs,))
+        action, sent, log_prob = actor.act(policy, obs_stats, loop.obs, mask, noise)
+        keys = jax.random.split(jax.random.fold_in(step_key, t), num_envs)
+        step = jax.vmap(env.step)(keys, loop.state, sent)
+        done = step.terminated | step.truncated
+        returns, lengths = loop.returns + step.reward, loop.lengths + 1
+        row = (loop.obs, action, mask, log_prob, step, done, returns, lengths)
+        new = EnvLoop(
+            step.state, step.obs, jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths)
+        )
+        return new, row
+
+    last, rows = jax.lax.scan(advance, loop, jnp.arange(num_steps))
+    obs, actions, masks, log_probs, step, done, returns, lengths = rows
+    flatten = lambda leaf: leaf.reshape(num_steps * num_envs, *leaf.shape[2:])  # noqa: E731
+    rollout = Rollout(
+        obs=jax.tree.map(lambda head, tail: jnp.concatenate([head, tail[None]]), obs, last.obs),
+        actions=actions,
+        action_mask=masks,
+        log_probs=log_probs,
+        rewards=step.reward.astype(jnp.zeros(()).dtype),
+        terminated=step.terminated,
+        truncated=step.truncated & ~step.terminated,
+        final_obs=jax.tree.map(flatten, step.final_obs),
+        final_rows=jnp.arange(num_steps * num_envs),
+        valid=jnp.ones((num_steps, num_envs), bool),
+    )
+    return last, rollout, Episodes(done, returns, lengths)

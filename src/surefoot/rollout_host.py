@@ -1,0 +1,162 @@
+"""Rollouts of Gymnasium's environments, stepped by Python around one small compiled call."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from surefoot.config import Settings
+from surefoot.envs.host import HostEnv, HostStep
+from surefoot.rollout import Actor, Purpose, env_seeds, run_key
+from surefoot.types import Episodes, Params, Rollout
+
+NOISE_BYTES = 64 * 2**20
+"""Most memory that a rollout's noise takes at once; it is drawn in blocks of time."""
+
+
+class HostRollout(NamedTuple):
+    """A rollout of Gymnasium's environments, with what only the host can see.
+
+    `infos` are the scalar infos of the episodes' last steps; the seconds are wall clock.
+    """
+
+    rollout: Rollout
+    episodes: Episodes
+    infos: list[dict[str, float]]
+    env_seconds: float
+    policy_seconds: float
+
+
+class HostCollector:
+    """Steps Gymnasium's environments around one small compiled call.
+
+    The noise of a rollout is drawn at once, arrays are allocated once, log-probabilities are
+    computed for the whole rollout in one call at its end.
+    """
+
+    def __init__(self, env: HostEnv, actor: Actor, settings: Settings):
+        self._env, self._settings, self._actor = env, settings, actor
+        self._act = jax.jit(lambda *reads: actor.act(*reads)[:2])
+        steps, envs = settings.train.num_steps, settings.train.num_envs
+        sizes = jax.eval_shape(lambda key: actor.network.noise(key, (1, envs)), jax.random.key(0))
+        step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sizes))
+        self._block = max(1, min(steps, NOISE_BYTES // max(step_bytes, 1)))
+        self._draw = jax.jit(lambda key: actor.network.noise(key, (self._block, envs)))
+        self._log_probs = jax.jit(self._compute_log_probs)
+
+    def _compute_log_probs(self, policy, obs_stats, obs, masks, actions):
+        obs = jax.tree.map(lambda leaf: leaf[:-1], obs)
+        chosen = self._actor.network.policy(policy, self._actor.inputs(obs_stats, obs, masks))
+        return chosen.log_prob(actions)
+
+    def reset(self, iteration: int) -> None:
+        """New episodes everywhere, seeded by the run's seed and the iteration."""
+        seeds = env_seeds(
+            self._settings.train.seed, iteration, self._env.num_envs, Purpose.RESET
+        )
+        self._obs, self._mask = self._env.reset(seeds)
+        self._obs = jax.tree.map(as_jax_dtype, self._obs)
+        self._returns = np.zeros(self._env.num_envs)
+        self._lengths = np.zeros(self._env.num_envs, np.int64)
+
+    def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
+        """One rollout under a policy."""
+        steps, envs = self._settings.train.num_steps, self._env.num_envs
+        key = run_key(self._settings.train.seed, iteration, Purpose.ACTION)
+        self._ended: list[tuple[int, int, float, int]] = []
+        final_obs: list[Any] = []
+        final_rows: list[int] = []
+        infos: list[dict[str, float]] = []
+        rows, env_seconds, started = None, 0.0, time.monotonic()
+        for t in range(steps):
+            if t % self._block == 0:
+                noise = jax.tree.map(np.asarray, self._draw(jax.random.fold_in(key, t)))
+            drawn = jax.tree.map(lambda leaf, i=t % self._block: leaf[i], noise)
+            action, sent = self._act(policy, obs_stats, self._obs, self._mask, drawn)
+            action, sent = jax.tree.map(np.asarray, (action, sent))
+            if rows is None:
+                rows = _allocate(steps, envs, self._obs, action, self._mask)
+            _write(rows.obs, t, self._obs)
+            _write(rows.actions, t, action)
+            _write(rows.action_mask, t, self._mask)
+            before = time.monotonic()
+            step = self._env.step(sent)
+            env_seconds += time.monotonic() - before
+            rows.rewards[t], rows.terminated[t] = step.rewards, step.terminated
+            rows.truncated[t], rows.valid[t] = step.truncated, step.valid
+            self._count_episodes(t, step)
+            for index, obs in step.final_obs.items():
+                final_obs.append(jax.tree.map(as_jax_dtype, obs))
+                final_rows.append(t * envs + index)
+            infos.extend(step.final_infos.values())
+            self._obs, self._mask = jax.tree.map(as_jax_dtype, step.obs), step.action_mask
+        _write(rows.obs, steps, self._obs)
+        log_probs = self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
+        padded, padded_rows = _pad_final(final_obs, final_rows, self._obs, steps * envs)
+        rollout = rows._replace(log_probs=log_probs, final_obs=padded, final_rows=padded_rows)
+        seconds = time.monotonic() - started
+        return HostRollout(
+            rollout, self._episodes(steps, envs), infos, env_seconds, seconds - env_seconds
+        )
+
+    def _count_episodes(self, t: int, step: HostStep) -> None:
+        self._returns += np.where(step.valid, step.rewards, 0.0)
+        self._lengths += step.valid
+        for index in np.flatnonzero(step.terminated | step.truncated):
+            row = (t, int(index), float(self._returns[index]), int(self._lengths[index]))
+            self._ended.append(row)
+            self._returns[index], self._lengths[index] = 0.0, 0
+
+    def _episodes(self, steps: int, envs: int) -> Episodes:
+        ended = np.zeros((steps, envs), bool)
+        returns, lengths = np.zeros((steps, envs), np.float32), np.zeros((steps, envs), np.int32)
+        for t, index, total, length in self._ended:
+            ended[t, index], returns[t, index], lengths[t, index] = True, total, length
+        return Episodes(ended, returns, lengths)
+
+
+def as_jax_dtype(leaf: Any) -> np.ndarray:
+    """A copy in memory of our own, of the dtype that JAX computes with."""
+    array = np.array(leaf)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def _allocate(steps: int, envs: int, obs: PyTree, action: PyTree, mask: PyTree) -> Rollout:
+    """Empty arrays for a rollout, shaped like one step's."""
+    flags = np.zeros((steps, envs), bool)
+    like = lambda rows, tree: jax.tree.map(  # noqa: E731
+        lambda leaf: np.empty((rows, *leaf.shape), leaf.dtype), tree
+    )
+    return Rollout(
+        obs=like(steps + 1, obs),
+        actions=like(steps, action),
+        action_mask=like(steps, mask),
+        log_probs=None,
+        rewards=np.zeros((steps, envs), np.float32),
+        terminated=flags.copy(),
+        truncated=flags.copy(),
+        final_obs=None,
+        final_rows=None,
+        valid=flags.copy(),
+    )
+
+
+def _write(rows: PyTree, t: int, values: PyTree) -> None:
+    for row, value in zip(jax.tree.leaves(rows), jax.tree.leaves(values), strict=True):
+        row[t] = value
+
+
+def _pad_final(
+    final_obs: list[Any], final_rows: list[int], like: PyTree, size: int
+) -> tuple[PyTree, np.ndarray]:
+    """True last observations, padded to one of a few sizes so that few programs are compiled."""
+    capacity = next(n for n in (8, 64, 512, 4096, size, len(final_rows)) if n >= len(final_rows))
+    rows = np.full(capacity, size, np.int32)
+    rows[: len(final_rows)] = final_rows
+    padded = jax.tree.map(lambda leaf: np.zeros((capacity, *leaf.shape[1:]), leaf.dtype), like)
+    for position, obs in enumerate(final_obs):
+        for target, leaf in zip(jax.tree.leaves(padded), jax.tree.leaves(obs), strict=True):
+            target[position] = leaf
+    return padded, rows
