@@ -69,6 +69,7 @@ class Learner(NamedTuple):
     `iterate(state) -> (state, metrics)` collects as well, and is None in host runs.
     """
 
+    spec: EnvSpec
     actor: Actor
     init: Callable[[Any], LoopState]
     learn: Callable[[LoopState, Rollout, Episodes], tuple[LoopState, Metrics]]
@@ -112,9 +113,7 @@ def make_batch(
     values = actor.network.value(params, actor.inputs(obs_stats, rollout.obs, None))
     final = actor.network.value(params, actor.inputs(obs_stats, rollout.final_obs, None))
     successors = values[1:].reshape(-1).at[rollout.final_rows].set(final, mode="drop")
-    next_values = jnp.where(
-        rollout.truncated, successors.reshape(values[1:].shape), values[1:]
-    )
+    next_values = jnp.where(rollout.truncated, successors.reshape(values[1:].shape), values[1:])
     advantages = generalized_advantage_estimation(
         rewards,
         values[:-1],
@@ -152,8 +151,10 @@ def episode_metrics(episodes: Episodes) -> Metrics:
     return {
         "episode/count": count,
         "episode/return_mean": jnp.sum(episodes.returns * share) + nothing,
-        "episode/return_min": jnp.min(jnp.where(episodes.ended, episodes.returns, jnp.inf)) + nothing,
-        "episode/return_max": jnp.max(jnp.where(episodes.ended, episodes.returns, -jnp.inf)) + nothing,
+        "episode/return_min": jnp.min(jnp.where(episodes.ended, episodes.returns, jnp.inf))
+        + nothing,
+        "episode/return_max": jnp.max(jnp.where(episodes.ended, episodes.returns, -jnp.inf))
+        + nothing,
         "episode/length_mean": jnp.sum(episodes.lengths * share) + nothing,
     }
 
@@ -223,9 +224,7 @@ def make_learner(
         rewards, return_stats, so_far, scale = _scale_rewards(
             settings, state.return_stats, state.returns_so_far, rollout
         )
-        batch = make_batch(
-            settings, actor, state.params, state.obs_stats, rollout, rewards, scale
-        )
+        batch = make_batch(settings, actor, state.params, state.obs_stats, rollout, rewards, scale)
         *new, info = update(state, batch)
         # A refused update leaves parameters and optimisers as they were, bit for bit.
         finite = _all_finite(new)
@@ -270,7 +269,7 @@ def make_learner(
         return state, metrics
 
     if env is None:
-        return Learner(actor, init, learn, None)
+        return Learner(spec, actor, init, learn, None)
 
     def iterate(state: LoopState) -> tuple[LoopState, Metrics]:
         loop, rollout, episodes = collect_jax(
@@ -285,7 +284,7 @@ def make_learner(
         )
         return learn(state._replace(env=loop), rollout, episodes)
 
-    return Learner(actor, init, learn, iterate)
+    return Learner(spec, actor, init, learn, iterate)
 
 
 def _normalization_kl(

@@ -20,6 +20,7 @@ from surefoot.normalize import normalize_obs
 from surefoot.spaces import sent_action
 from surefoot.types import Episodes, Inputs, Params, Rollout
 
+
 class Purpose(IntEnum):
     """What a key is for; part of every key of a run."""
 

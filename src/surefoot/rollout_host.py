@@ -53,9 +53,7 @@ class HostCollector:
 
     def reset(self, iteration: int) -> None:
         """New episodes everywhere, seeded by the run's seed and the iteration."""
-        seeds = env_seeds(
-            self._settings.train.seed, iteration, self._env.num_envs, Purpose.RESET
-        )
+        seeds = env_seeds(self._settings.train.seed, iteration, self._env.num_envs, Purpose.RESET)
         self._obs, self._mask = self._env.reset(seeds)
         self._obs = jax.tree.map(as_jax_dtype, self._obs)
         self._returns = np.zeros(self._env.num_envs)

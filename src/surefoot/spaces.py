@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium.spaces as spaces
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnasium.vector.utils import create_empty_array
 from jaxtyping import PyTree
 
@@ -74,6 +75,16 @@ def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
     if not flat:
         flat.append(jnp.zeros((*leading, 0)))
     return jnp.concatenate(flat, axis=-1), images
+
+
+def obs_arrays(space: spaces.Space, obs: Any) -> PyTree:
+    """An observation as arrays in the space's own structure, lists and numbers included."""
+    if isinstance(space, spaces.Dict):
+        return {key: obs_arrays(space[key], obs[key]) for key in space.spaces}
+    if isinstance(space, spaces.Tuple):
+        return tuple(obs_arrays(part, o) for part, o in zip(space.spaces, obs, strict=True))
+    array = np.asarray(obs, dtype=space.dtype)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
 def example_obs(space: spaces.Space) -> PyTree:

@@ -202,7 +202,9 @@ def _write_mask(masks: PyTree, row: PyTree, index: int, env_id: str) -> None:
                 _write_mask(masks[key], given, index, env_id)
         return
     flat = np.asarray(row)
-    flat = np.concatenate([np.ravel(part) for part in row]) if flat.dtype == object else flat.ravel()
+    flat = (
+        np.concatenate([np.ravel(part) for part in row]) if flat.dtype == object else flat.ravel()
+    )
     if flat.shape != masks[index].shape:
         raise EnvContractError(
             f"{env_id}: info['action_mask'] of environment {index} has {flat.size} entries, "

@@ -1,0 +1,83 @@
+"""Trust-region policy optimisation that shows why an update worked or fell.
+
+The public names, in the order of the ladder; each is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surefoot.config import (
+        NPG,
+        PPO,
+        PPOKL,
+        TRPO,
+        VPG,
+        Critic,
+        Network,
+        OwnNetwork,
+        Train,
+    )
+    from surefoot.envs.jax_native import JaxEnv, JaxStep
+    from surefoot.errors import ConfigError, SurefootError
+    from surefoot.many import make_train, train_many
+    from surefoot.policy import Policy
+    from surefoot.train import resume, train
+    from surefoot.trained import OwnNetworks, Run, load
+
+_HOMES = {
+    "config": (
+        "VPG",
+        "NPG",
+        "TRPO",
+        "PPOKL",
+        "PPO",
+        "Train",
+        "Network",
+        "Critic",
+        "OwnNetwork",
+    ),
+    "train": ("train", "resume"),
+    "many": ("train_many", "make_train"),
+    "trained": ("Run", "load", "OwnNetworks"),
+    "policy": ("Policy",),
+    "envs.jax_native": ("JaxEnv", "JaxStep"),
+    "errors": ("SurefootError", "ConfigError"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "NPG",
+    "PPO",
+    "PPOKL",
+    "TRPO",
+    "VPG",
+    "ConfigError",
+    "Critic",
+    "JaxEnv",
+    "JaxStep",
+    "Network",
+    "OwnNetwork",
+    "OwnNetworks",
+    "Policy",
+    "Run",
+    "SurefootError",
+    "Train",
+    "load",
+    "make_train",
+    "resume",
+    "train",
+    "train_many",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'surefoot' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"surefoot.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,119 @@
+"""Whole JAX-native runs as pure functions, and many seeds of one as a single program."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surefoot.config import TRPO, Critic, Network, Rule, Settings, Train
+from surefoot.envs import EnvSource, find_env
+from surefoot.errors import ConfigError
+from surefoot.learner import Learner, LoopState, make_learner
+from surefoot.networks import build
+from surefoot.presets import settle
+from surefoot.run import finite_row
+from surefoot.trained import Run
+
+
+def _jax_learner(
+    env: Any, rule: Rule | None, train: Train | None, network: Network | None, critic: Critic | None
+) -> tuple[Settings, EnvSource, Learner]:
+    source = find_env(env, {})
+    if source.kind != "jax":
+        raise ConfigError(
+            f"{source.env_id} does not compile into the program: make_train and train_many need "
+            "a JAX-native environment (gymnax:ID or a JaxEnv); use train, or compare --jobs"
+        )
+    opened = source.make()
+    settings = settle(
+        source.env_id,
+        rule if rule is not None else TRPO(),
+        train if train is not None else Train(),
+        network if network is not None else Network(),
+        critic if critic is not None else Critic(),
+    )
+    net = build(opened.spec, settings.network)
+    return settings, source, make_learner(settings, opened.spec, net, opened)
+
+
+def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:
+    def run(seed):
+        return jax.lax.scan(
+            lambda state, _: learner.iterate(state),  # type: ignore[misc]
+            learner.init(seed),
+            None,
+            length=settings.num_iterations,
+        )
+
+    return run
+
+
+def make_train(
+    env: Any,
+    rule: Rule | None = None,
+    *,
+    train: Train | None = None,
+    network: Network | None = None,
+    critic: Critic | None = None,
+) -> Callable[[Any], tuple[LoopState, dict[str, Any]]]:
+    """A whole training run as one pure function: `seed -> (state, metrics)`.
+
+    Metrics have a leading axis of iterations. It may be jitted, vmapped over seeds, and called
+    inside a larger program. The action `policy` and the networks are those of `sf.train`.
+
+    Raises:
+        ConfigError: for an environment that is not JAX-native, or settings that do not fit.
+    """
+    settings, _, learner = _jax_learner(env, rule, train, network, critic)
+    return _whole_run(settings, learner)
+
+
+def train_many(
+    env: Any,
+    rule: Rule | None = None,
+    *,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    train: Train | None = None,
+    network: Network | None = None,
+    critic: Critic | None = None,
+) -> list[Run]:
+    """Train one run a seed, all in one program.
+
+    Args:
+        env: a JAX-native environment: `gymnax:ID` or a JaxEnv.
+        rule: as in `train`; so `train`, `network` and `critic`.
+        seeds: one run each.
+        steps: environment steps of each run.
+
+    Returns:
+        Runs in the order of `seeds`, each with its policy and rows of metrics.
+
+    Raises:
+        ConfigError: for an environment that is not JAX-native, or settings that do not fit.
+    """
+    given = train if train is not None else Train()
+    if steps is not None:
+        given = Train(**{**vars(given), "steps": steps})
+    settings, source, learner = _jax_learner(env, rule, given, network, critic)
+    states, metrics = jax.jit(jax.vmap(_whole_run(settings, learner)))(
+        jnp.asarray(seeds, jnp.uint32)
+    )
+    metrics = jax.device_get(metrics)
+    runs = []
+    for position, seed in enumerate(seeds):
+        own = Settings(
+            **{**vars(settings), "train": Train(**{**vars(settings.train), "seed": int(seed)})}
+        )
+        state = jax.tree.map(lambda leaf, i=position: leaf[i], states)
+        steps_so_far = np.cumsum(metrics["env_steps"][position])
+        rows = [
+            {"iteration": i + 1}
+            | finite_row({name: values[position, i] for name, values in metrics.items()})
+            | {"env_steps": int(steps_so_far[i])}
+            for i in range(settings.num_iterations)
+        ]
+        runs.append(Run(own, source, learner, state, rows, None, int(steps_so_far[-1])))
+    return runs

@@ -1,0 +1,64 @@
+"""A trained policy: observations in, actions out, with the statistics it was trained with."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from surefoot.rollout import Actor
+from surefoot.spaces import leaf_spaces, obs_arrays
+from surefoot.types import EnvSpec, Params
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A frozen policy and its normaliser: what a run has learned.
+
+    Call it with one observation or a batch of them; it answers with one action or as many, ready
+    for the environment (scaled, clipped, of its dtype).
+    """
+
+    spec: EnvSpec
+    actor: Actor
+    params: Params
+    obs_stats: Any
+
+    @cached_property
+    def _act(self) -> Any:
+        return jax.jit(self.actor.act)
+
+    def __call__(
+        self,
+        obs: PyTree,
+        deterministic: bool = True,
+        action_mask: PyTree | None = None,
+        key: Any = None,
+    ) -> PyTree:
+        """The action for an observation, or the actions for a batch.
+
+        Args:
+            obs: as the environment gives it, not normalised.
+            deterministic: the policy's mode; else a sample.
+            action_mask: True where an action is allowed, as in `info["action_mask"]`.
+            key: a JAX key or an integer for a sample; unset, a new one each time.
+        """
+        obs = obs_arrays(self.spec.observation_space, obs)
+        first = jax.tree.leaves(obs)[0]
+        single = first.ndim == len(leaf_spaces(self.spec.observation_space)[0].shape)
+        if single:
+            obs, action_mask = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (obs, action_mask))
+        if action_mask is not None:
+            action_mask = jax.tree.map(lambda leaf: jnp.asarray(leaf, bool), action_mask)
+        noise = None
+        if not deterministic:
+            if key is None:
+                key = int(np.random.SeedSequence().generate_state(1)[0])
+            key = jax.random.key(key) if isinstance(key, int) else key
+            noise = self.actor.network.noise(key, jax.tree.leaves(obs)[0].shape[:1])
+        _, sent, _ = self._act(self.params, self.obs_stats, obs, action_mask, noise)
+        sent = jax.tree.map(np.asarray, sent)
+        return jax.tree.map(lambda leaf: leaf[0], sent) if single else sent

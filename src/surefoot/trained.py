@@ -1,0 +1,235 @@
+"""What a run is once it has begun: its settings, its learned state, its metrics, its directory."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from surefoot.config import OwnNetwork, Settings
+from surefoot.envs import EnvSource, find_env
+from surefoot.envs.host import HostEnv, open_host_env
+from surefoot.envs.jax_native import JaxEnv
+from surefoot.errors import CheckpointError, ConfigError
+from surefoot.evaluation import Evaluation, evaluate_host, evaluate_jax
+from surefoot.learner import Learner, LoopState, make_learner
+from surefoot.networks import build
+from surefoot.policy import Policy
+from surefoot.presets import settle_tables
+from surefoot.run import RunDirectory, restore_arrays
+
+MOST_EVALUATION_ENVS = 10
+
+
+class OwnNetworks(NamedTuple):
+    """Networks of the user's own in place of the built ones."""
+
+    policy: OwnNetwork | None = None
+    critic: OwnNetwork | None = None
+
+
+@dataclass
+class Run:
+    """A run, whether finished, stopped or read from its directory.
+
+    Attributes:
+        settings: every setting, resolved.
+        source: makes more environments like the one it trained in.
+        learner: the run's pure functions.
+        state: where it stands.
+        rows: one row of metrics an iteration.
+        directory: where it is kept, or None.
+        env_steps: valid environment steps so far.
+    """
+
+    settings: Settings
+    source: EnvSource
+    learner: Learner
+    state: LoopState
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    directory: RunDirectory | None = None
+    env_steps: int = 0
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return int(self.state.iteration)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every planned iteration is done."""
+        return self.iteration >= self.settings.num_iterations
+
+    @property
+    def policy(self) -> Policy:
+        """What it has learned."""
+        return Policy(
+            self.learner.spec,
+            self.learner.actor,
+            self.state.params["policy"],
+            self.state.obs_stats,
+        )
+
+    def evaluate(
+        self, episodes: int = 20, *, stochastic: bool = False, seed: int | None = None
+    ) -> dict[str, Any]:
+        """Play whole episodes on environments of its own; the policy and its normaliser stay.
+
+        Returns:
+            `return_mean`, `return_std`, `return_ci95` (a t interval over episodes), `episodes`,
+            `length_mean`, `returns`; `success_rate` where the infos tell `is_success`.
+        """
+        with Evaluator(self.settings, self.source, self.learner, episodes) as evaluator:
+            number = self.settings.train.seed + 1_000_003 if seed is None else seed
+            return evaluator(self.state, number, stochastic=stochastic)
+
+
+class Evaluator:
+    """Separate environments for evaluation, kept open between two evaluations."""
+
+    def __init__(self, settings: Settings, source: EnvSource, learner: Learner, episodes: int):
+        self._learner, self._episodes = learner, episodes
+        if source.kind == "vector":
+            raise ConfigError(
+                f"{source.env_id} came as a ready vector environment: evaluation needs more of "
+                "them; give a function that makes one environment"
+            )
+        self._env: JaxEnv | HostEnv = (
+            source.make()
+            if source.kind == "jax"
+            else open_host_env(
+                source,
+                min(episodes, MOST_EVALUATION_ENVS),
+                vectorization="sync",
+                seed=settings.train.seed,
+            )
+        )
+
+    def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
+        play: Any = evaluate_jax if isinstance(self._env, JaxEnv) else evaluate_host
+        result = play(
+            self._env,
+            self._learner.actor,
+            state.params["policy"],
+            state.obs_stats,
+            episodes=self._episodes,
+            stochastic=stochastic,
+            seed=seed,
+        )
+        return summarize(result)
+
+    def __enter__(self) -> "Evaluator":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if isinstance(self._env, HostEnv):
+            self._env.close()
+
+
+def summarize(evaluation: Evaluation) -> dict[str, Any]:
+    """Mean, spread and 95 % t interval of the returns of an evaluation."""
+    from scipy import stats
+
+    returns, count = evaluation.returns, len(evaluation.returns)
+    std = float(np.std(returns, ddof=1)) if count > 1 else 0.0
+    half = float(stats.t.ppf(0.975, count - 1)) * std / count**0.5 if count > 1 else 0.0
+    mean = float(np.mean(returns))
+    summary = {
+        "return_mean": mean,
+        "return_std": std,
+        "return_ci95": [mean - half, mean + half],
+        "episodes": count,
+        "length_mean": float(np.mean(evaluation.lengths)),
+        "returns": [float(total) for total in returns],
+    }
+    successes = [info["is_success"] for info in evaluation.infos if "is_success" in info]
+    if successes:
+        summary["success_rate"] = float(np.mean(successes))
+    return summary
+
+
+def begin(settings: Settings, source: EnvSource, own: OwnNetworks) -> tuple[Run, JaxEnv | HostEnv]:
+    """A run at its first iteration, and its training environments, opened."""
+    train = settings.train
+    if source.kind == "jax":
+        opened = native = source.make()
+    else:
+        opened = open_host_env(
+            source, train.num_envs, vectorization=train.vectorization, seed=train.seed
+        )
+        native = None
+    network = build(opened.spec, settings.network, own.policy, own.critic)
+    learner = make_learner(settings, opened.spec, network, native)
+    return Run(settings, source, learner, jax.jit(learner.init)(train.seed)), opened
+
+
+def open_run(
+    path: str | Path,
+    *,
+    env: Any = None,
+    own: OwnNetworks = OwnNetworks(),
+    folder: str = "checkpoints",
+    exact: bool = False,
+) -> tuple[Run, JaxEnv | HostEnv]:
+    """A run from its directory, and its environments, opened.
+
+    Nothing that the directory names is imported: an environment that needs an import of the
+    user's own, and own networks, must be given again.
+
+    Raises:
+        CheckpointError: where there is no run, no good checkpoint, or something must be named.
+    """
+    directory = RunDirectory(Path(path))
+    config = directory.config
+    named = config.get("env")
+    if not isinstance(named, str):
+        raise CheckpointError(f"{path}: config.json names no environment")
+    local = config.get("env_from_python", False) or (":" in named and not _ours(named))
+    if env is None and local:
+        raise CheckpointError(
+            f"{path} was trained on {named}, which loading will not import by itself; "
+            f"name it again: --env {named} (in Python: env=...)",
+            name="NAME-ENV",
+        )
+    if config.get("own_networks", False) and own == OwnNetworks():
+        raise CheckpointError(
+            f"{path} was trained with a network of your own; give it again (network=...)",
+            name="NAME-NETWORK",
+        )
+    settings = settle_tables(config)
+    source = find_env(env if env is not None else named, settings.env_kwargs if not local else {})
+    checkpoint = directory.newest(exact=exact, folder=folder)
+    run, opened = begin(settings, source, own)
+    run.state = restore_arrays(run.state, checkpoint.arrays, str(path))
+    run.directory, run.env_steps = directory, checkpoint.env_steps
+    run.rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
+    return run, opened
+
+
+def _ours(env_id: str) -> bool:
+    return env_id.startswith("gymnax:")
+
+
+def load(
+    path: str | Path,
+    *,
+    env: Any = None,
+    network: OwnNetworks = OwnNetworks(),
+    best: bool = False,
+) -> Run:
+    """A run from its directory, at its newest checkpoint or at its best evaluation.
+
+    Args:
+        path: the run directory.
+        env: the environment again, where it needs an import of your own.
+        network: your own networks again, where the run has them.
+        best: the checkpoint of the best evaluation (`--eval-every`) and not the newest.
+
+    Raises:
+        CheckpointError: where there is no run, no good checkpoint, or something must be named.
+    """
+    run, opened = open_run(path, env=env, own=network, folder="best" if best else "checkpoints")
+    if isinstance(opened, HostEnv):
+        opened.close()
+    return run
