@@ -1,0 +1,241 @@
+"""Rules side by side over seeds: every cell an ordinary run, the same settings for every rule.
+
+`compare` trains the cells that are missing and reads them all; `read_runs` reads finished runs
+from anywhere. `table`, `to_dict` and `write_outputs` tell the result.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from surefoot.cells import Cell, stored_score, train_cell, trial
+from surefoot.config import RULES, Critic, Network, Rule, Settings, Train
+from surefoot.envs import find_env
+from surefoot.errors import ConfigError
+from surefoot.presets import known_rule, settle
+from surefoot.processes import ComparisonStopped, Outcome, side_by_side
+from surefoot.run import RunDirectory
+from surefoot.scores import SHARED, Comparison, Curve, Failure, Score, read_runs, show
+from surefoot.tables import folder_name, table, to_dict, write_outputs
+from surefoot.trained import OwnNetworks
+
+__all__ = [
+    "Comparison",
+    "ComparisonStopped",
+    "Curve",
+    "Failure",
+    "Score",
+    "compare",
+    "read_runs",
+    "table",
+    "to_dict",
+    "write_outputs",
+]
+
+EVALUATIONS = 10
+"""Evaluations along a cell whose settings ask for none."""
+
+
+def compare(
+    envs: Sequence[Any],
+    rules: Sequence[str | Rule],
+    *,
+    seeds: int,
+    out: str | Path,
+    steps: int | None = None,
+    jobs: int = 1,
+    preset: str = "auto",
+    train: Train | None = None,
+    network: Network | OwnNetworks | None = None,
+    critic: Critic | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 20,
+    tell: Callable[[str], None] = print,
+) -> Comparison:
+    """Train every rule on every environment with seeds 0, 1, ... and score the final policies.
+
+    Each cell is a run directory `out/<env>/<rule>/seed-<n>`. The same call again goes on where
+    it stopped, and with more seeds adds the new ones. A cell that fails is named in the result's
+    `failures`; the others stand.
+
+    Args:
+        envs: ids; with one job also functions that make an environment, and JaxEnvs.
+        rules: names, or rules with settings of their own; each once.
+        seeds: how many.
+        out: the directory of all cells.
+        steps: environment steps of each cell.
+        jobs: cells at a time, each in a process of its own; 1 trains in this one. With more, a
+            script needs its `if __name__ == "__main__"`.
+        preset: all rules get what this preset shares among them; `tuned` gives each rule what
+            `auto` gives it alone, critic included.
+        train: settings shared by all rules, over the preset's.
+        network: so too, or your own networks.
+        critic: so too.
+        env_kwargs: arguments for the environments.
+        episodes: fresh deterministic episodes behind each final score.
+        tell: called with the expected duration, then with a line for each cell.
+
+    Raises:
+        ConfigError: before anything is trained, for wrong settings or an unknown environment,
+            and where `out` holds cells of other settings; what differs is listed.
+        ComparisonStopped: after SIGINT or SIGTERM, with the checkpoints written.
+    """
+    for name, count in (("seeds", seeds), ("jobs", jobs), ("episodes", episodes)):
+        if count < 1:
+            raise ConfigError(f"compare: {name} must be at least 1, got {count}")
+    given = train if train is not None else Train()
+    given = replace(given, steps=steps) if steps is not None else given
+    settings = _settle_all(envs, rules, given, network, critic, preset, env_kwargs)
+    if jobs > 1 and not all(isinstance(env, str) for env in envs):
+        raise ConfigError("compare: with several jobs an environment must be an id (module:id)")
+    own = network if isinstance(network, OwnNetworks) else OwnNetworks()
+    cells = [
+        Cell(
+            env,
+            replace(fixed, train=replace(fixed.train, seed=seed)),
+            own,
+            preset != "tuned",
+            Path(out) / folder_name(fixed.env) / fixed.rule.name / f"seed-{seed}",
+            episodes,
+        )
+        for seed in range(seeds)
+        for env, fixed in settings
+    ]
+    for cell in cells:
+        _refuse_other_settings(cell)
+    waiting = [c for c in cells if stored_score(RunDirectory(c.path), episodes) is None]
+    failures = _train_all(waiting, len(cells), jobs, tell) if waiting else {}
+    scored = [cell.path for cell in cells if cell.name not in failures]
+    result = read_runs(scored, episodes)
+    return replace(result, failures=tuple(Failure(*failure) for failure in failures.items()))
+
+
+def _settle_all(
+    envs: Sequence[Any],
+    rules: Sequence[str | Rule],
+    train: Train,
+    network: Network | OwnNetworks | None,
+    critic: Critic | None,
+    preset: str,
+    env_kwargs: Mapping[str, Any] | None,
+) -> list[tuple[Any, Settings]]:
+    """Each environment with each rule's settings on it, evaluated along the way."""
+    chosen = [RULES[known_rule(rule)]() if isinstance(rule, str) else rule for rule in rules]
+    ids = [find_env(env, env_kwargs or {}).env_id for env in envs]
+    for what, names in (
+        ("environment", [folder_name(name) for name in ids]),
+        ("rule", [rule.name for rule in chosen]),
+    ):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice or not names:
+            problem = f"{what} {twice[0]} comes twice" if twice else f"no {what} is given"
+            raise ConfigError(
+                f"compare: {problem}; variants of one are trained by themselves and compared as "
+                "runs"
+            )
+    for env, name in zip(envs, ids, strict=True):
+        if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+            raise ConfigError(f"{name}: every cell needs its own; give an id or a function")
+    settled = []
+    for env, env_id in zip(envs, ids, strict=True):
+        for rule in chosen:
+            settings = settle(
+                env_id,
+                rule,
+                train,
+                network if isinstance(network, Network) else Network(),
+                critic if critic is not None else Critic(),
+                preset="auto" if preset == "tuned" else preset,
+                env_kwargs=env_kwargs,
+                shared_only=preset != "tuned",
+            )
+            if train.eval_every is None and settings.train.eval_every == 0:
+                every = math.ceil(settings.train.steps / EVALUATIONS)
+                settings = replace(settings, train=replace(settings.train, eval_every=every))
+            settled.append((env, settings))
+    return settled
+
+
+def _refuse_other_settings(cell: Cell) -> None:
+    """Refuse a cell's directory that holds a run of other settings.
+
+    Raises:
+        ConfigError: lists them.
+    """
+    directory = RunDirectory(cell.path)
+    if not (directory.path / "config.json").exists():
+        return
+    old, new = directory.config, json.loads(json.dumps(cell.settings.to_dict()))
+    pairs = [(name, old.get(name), new[name]) for name in ("env", "env_kwargs")]
+    for section in ("rule", *SHARED):
+        there = old.get(section, {})
+        pairs += [(f"{section}.{k}", there.get(k), value) for k, value in new[section].items()]
+    told = [f"{name} is {show(a)} there and {show(b)} here" for name, a, b in pairs if a != b]
+    if told:
+        raise ConfigError(
+            f"{cell.path} holds a run of other settings: {'; '.join(told)}; choose another --out"
+        )
+
+
+def _train_all(
+    cells: Sequence[Cell], total: int, jobs: int, tell: Callable[[str], None]
+) -> dict[str, str]:
+    """Train the cells that are missing; the messages of those that failed, by name."""
+    tell(forecast(cells, total, jobs))
+    failures: dict[str, str] = {}
+    ended = 0
+
+    def done(position: int, outcome: Outcome) -> None:
+        nonlocal ended
+        ended, cell = ended + 1, cells[position]
+        if outcome.error is not None:
+            failures[cell.name] = outcome.error
+            tell(f"{cell.name}: {outcome.error} ({ended} of {len(cells)})")
+            return
+        score = stored_score(RunDirectory(cell.path), cell.episodes) or {}
+        final, seconds = score.get("return_mean", math.nan), duration(outcome.value)
+        tell(f"{cell.name}: final return {final:.1f}, {seconds} ({ended} of {len(cells)})")
+
+    side_by_side(train_cell, cells, jobs=jobs, done=done)
+    return failures
+
+
+def forecast(cells: Sequence[Cell], total: int, jobs: int) -> str:
+    """How long the cells will take, from a short trial of each rule on each environment.
+
+    Trials run as many at a time as the cells will, so that they share the machine alike; a part
+    of an interrupted cell that is done already is counted again.
+    """
+    kinds = {(cell.settings.env, cell.settings.rule.name): cell for cell in cells}
+    outcomes: dict[tuple[str, str], Outcome] = {}
+    names = list(kinds)
+    side_by_side(
+        trial,
+        list(kinds.values()),
+        jobs=jobs,
+        done=lambda position, outcome: outcomes.update({names[position]: outcome}),
+    )
+    found = [outcomes[cell.settings.env, cell.settings.rule.name] for cell in cells]
+    known = [outcome.value for outcome in found if outcome.error is None]
+    text = f"{len(cells)} cells"
+    if known:
+        seconds = max(sum(known) / min(jobs, len(cells)), *known)
+        text += f", about {duration(seconds)} with {jobs} job{'s' if jobs > 1 else ''}"
+    if len(cells) < total:
+        text += f"; {total - len(cells)} of {total} are finished already"
+    for (env, rule), outcome in outcomes.items():
+        if outcome.error is not None:
+            text += f"\nthe trial of {rule} on {env} failed: {outcome.error}"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,298 @@
+"""Every metric that a run logs, each said once: what it is, its healthy range, what to do."""
+
+import difflib
+from typing import NamedTuple
+
+from surefoot.errors import ConfigError
+
+
+class Metric(NamedTuple):
+    """One logged figure. `unit` is what it counts in; `healthy` and `remedy` are advice."""
+
+    unit: str
+    what: str
+    healthy: str
+    remedy: str
+
+
+_NO_REMEDY = "nothing to do: it describes the run."
+
+METRICS: dict[str, Metric] = {
+    "iteration": Metric("iterations", "Updates done so far.", "any", _NO_REMEDY),
+    "env_steps": Metric(
+        "steps",
+        "Environment steps so far; dummy transitions of next-step autoreset are not counted.",
+        "any",
+        _NO_REMEDY,
+    ),
+    "episode/count": Metric(
+        "episodes",
+        "Episodes that ended during this rollout.",
+        "1 or more, on most iterations",
+        "where it stays 0, episodes are longer than num_steps x iterations: set a time limit, or "
+        "collect more steps at once.",
+    ),
+    "episode/return_mean": Metric(
+        "reward",
+        "Mean total reward of the episodes that ended, as the environment gave it: undiscounted, "
+        "not normalised, actions sampled.",
+        "rising",
+        "where it falls for good, look at policy/kl_mean and critic/explained_variance before it.",
+    ),
+    "episode/return_min": Metric("reward", "Smallest of those returns.", "any", _NO_REMEDY),
+    "episode/return_max": Metric("reward", "Largest of those returns.", "any", _NO_REMEDY),
+    "episode/length_mean": Metric("steps", "Mean length of those episodes.", "any", _NO_REMEDY),
+    "episode/is_success": Metric(
+        "share", "Share of those episodes whose last info said is_success.", "rising", _NO_REMEDY
+    ),
+    "eval/return_mean": Metric(
+        "reward",
+        "Mean return of fresh episodes under the frozen deterministic policy, on separate "
+        "environments.",
+        "rising, and near its best at the end",
+        "where the end is far below the best, let the radius or the step size fall over the run "
+        "(max_kl_end, learning_rate_end), or use `--best` of evaluate.",
+    ),
+    "eval/return_std": Metric("reward", "Spread of those returns.", "small", _NO_REMEDY),
+    "eval/length_mean": Metric("steps", "Mean length of those episodes.", "any", _NO_REMEDY),
+    "eval/success_rate": Metric("share", "Share of successes among them.", "rising", _NO_REMEDY),
+    "surrogate/promised_gain": Metric(
+        "discounted reward",
+        "What the surrogate promises over the old policy, on the batch it was fitted to: "
+        "horizon x mean of (ratio - 1) x advantage, back in the environment's units.",
+        "above 0, and not growing while returns stand still",
+        "it flatters, for it is scored on its own data: where returns do not follow it, take more "
+        "steps per batch, a smaller radius or more damping.",
+    ),
+    "policy/kl_mean": Metric(
+        "nats",
+        "Mean over the batch of KL(old || new), exact.",
+        "0.002 to 0.05; with trpo at most max_kl",
+        "above: a smaller step size, fewer epochs, or a target_kl; near 0: a larger step.",
+    ),
+    "policy/kl_p99": Metric(
+        "nats",
+        "KL(old || new) that 99 % of the states stay below.",
+        "within 20 times the mean",
+        "far above the mean, a few states jump under cover of the average: a smaller step, or a "
+        "wider network.",
+    ),
+    "policy/kl_worst_state": Metric(
+        "nats",
+        "Largest KL(old || new) in the batch, what the theorem would bound; a sample's maximum, "
+        "so it grows with the batch.",
+        "below 1",
+        "as for policy/kl_p99.",
+    ),
+    "policy/kl_reverse_mean": Metric(
+        "nats",
+        "Mean KL(new || old), the other direction.",
+        "close to policy/kl_mean",
+        "where the two part, the step is beyond the quadratic model: make it smaller.",
+    ),
+    "policy/tv_mean": Metric(
+        "probability",
+        "Mean total variation between old and new: exact for one categorical choice and for one "
+        "bit, else half the mean of |ratio - 1|.",
+        "below 0.2",
+        "as for policy/kl_mean.",
+    ),
+    "policy/tv_worst_state": Metric(
+        "probability",
+        "Total variation in the worst state; where it has no closed form, an upper bound from "
+        "that state's KL.",
+        "below 0.7",
+        "as for policy/kl_p99.",
+    ),
+    "policy/ratio_min": Metric(
+        "ratio", "Smallest new / old probability of an action taken.", "above 0.1", _NO_REMEDY
+    ),
+    "policy/ratio_max": Metric(
+        "ratio",
+        "Largest new / old probability of an action taken. The clip does not bound it.",
+        "below 5",
+        "with ppo, a target_kl; fewer epochs; a smaller step size.",
+    ),
+    "policy/clip_fraction": Metric(
+        "share",
+        "Share of rows whose ratio is outside 1 ± 0.2, for every rule alike.",
+        "0.05 to 0.3",
+        "above 0.5 the later epochs do nothing: fewer epochs or a smaller step size.",
+    ),
+    "policy/ess_fraction": Metric(
+        "share",
+        "Effective sample size of the ratios, over the batch: 1 / (1 + chi-squared).",
+        "above 0.8",
+        "below, the surrogate rests on few rows: a smaller step.",
+    ),
+    "policy/entropy_old": Metric(
+        "nats",
+        "Mean entropy before the update (differential for Gaussians, so it may be negative).",
+        "falling slowly",
+        "as for policy/entropy.",
+    ),
+    "policy/entropy": Metric(
+        "nats",
+        "Mean entropy after the update.",
+        "falling slowly",
+        "where it collapses while returns are poor: ent_coef above 0, or a smaller step.",
+    ),
+    "policy/staleness": Metric(
+        "nats",
+        "Largest difference between a log-probability stored by the rollout and the same one "
+        "recomputed at the update.",
+        "below 1e-3: rounding only",
+        "above, the data is not this policy's: report it.",
+    ),
+    "critic/loss": Metric(
+        "scaled reward²",
+        "Half the mean squared error of V, in units of normalised reward; not logged where the "
+        "critic is joint.",
+        "falling, then steady",
+        "see critic/explained_variance.",
+    ),
+    "critic/gradient_norm": Metric(
+        "norm", "Mean norm of the critic's gradients, before the bound on it.", "any", _NO_REMEDY
+    ),
+    "critic/explained_variance": Metric(
+        "share",
+        "1 - Var(target - V) / Var(target) with V before the update; 1 is perfect, 0 no better "
+        "than a constant, below 0 worse.",
+        "above 0.5 after the first tenth of a run; it means nothing where all returns are equal",
+        "more critic epochs, a higher critic learning rate, a wider critic, return_norm on.",
+    ),
+    "normalize/return_scale": Metric(
+        "reward",
+        "What rewards are divided by: the running std of the discounted return.",
+        "settling",
+        "where it keeps growing by orders of magnitude, rewards are not stationary.",
+    ),
+    "normalize/kl": Metric(
+        "nats",
+        "Mean KL that the new observation statistics alone cause in the new policy.",
+        "well below policy/kl_mean, after the first iterations",
+        "where it is not, observations drift: more steps per batch, or obs_norm off.",
+    ),
+    "update/loss": Metric(
+        "scaled reward", "Mean loss over the descent's minibatches.", "any", _NO_REMEDY
+    ),
+    "update/gradient_norm": Metric(
+        "norm",
+        "Norm of the objective's gradient; for descending rules the mean over minibatches, before "
+        "the bound on it.",
+        "any, not 0",
+        "0 means that advantages do not vary: is the reward constant?",
+    ),
+    "update/epochs": Metric(
+        "epochs",
+        "Passes over the batch that ran.",
+        "num_epochs, or less with a target_kl",
+        "1 every time: a smaller step size, or a larger target_kl.",
+    ),
+    "update/learning_rate": Metric("step size", "Adam's step size.", "any", _NO_REMEDY),
+    "update/clip_eps": Metric("ratio", "The clip's half-width.", "any", _NO_REMEDY),
+    "update/kl_coef": Metric(
+        "scaled reward / nat",
+        "ppo-kl's penalty per nat, used in this update.",
+        "between 0.01 and 100",
+        "at 1e-4 or 1e4 it has no grip: another step size or target_kl.",
+    ),
+    "update/step_norm": Metric(
+        "norm", "Euclidean norm of the step in parameters.", "any", _NO_REMEDY
+    ),
+    "update/natural_norm": Metric(
+        "nats^½",
+        "Norm of the step in the Fisher metric, √(xᵀFx).",
+        "√(2 x radius) or less",
+        _NO_REMEDY,
+    ),
+    "update/kl_quadratic": Metric(
+        "nats",
+        "KL of the step by the quadratic model, ½ xᵀFx.",
+        "0.7 to 1.5 of policy/kl_mean",
+        "outside, curvature comes from too few states: a larger fisher_fraction, a smaller radius.",
+    ),
+    "update/cg_residual": Metric(
+        "relative",
+        "|g - Fx| / |g| where conjugate gradient stopped.",
+        "below 0.3",
+        "above: more cg_iters, or more damping.",
+    ),
+    "update/cg_iterations": Metric(
+        "steps", "Conjugate-gradient steps taken.", "cg_iters or fewer", _NO_REMEDY
+    ),
+    "update/radius": Metric("nats", "The radius of this update.", "any", _NO_REMEDY),
+    "update/accepted": Metric(
+        "0 or 1",
+        "Whether trpo's line search took a step.",
+        "1 on nearly every update",
+        "see update/outcome.",
+    ),
+    "update/outcome": Metric(
+        "code",
+        "How trpo's step ended: 0 taken, 1 refused for no gain, 2 for too much KL, 3 not finite, "
+        "4 no gradient.",
+        "0",
+        "1: more damping or more data; 2: more backtracks or a larger fisher_fraction; 3: look at "
+        "rewards and observations; 4: is the reward constant?",
+    ),
+    "update/backtracks": Metric(
+        "tries",
+        "Times trpo shortened its step.",
+        "0 or 1",
+        "often more: a larger fisher_fraction or a smaller radius.",
+    ),
+    "update/kl_full_step": Metric(
+        "nats",
+        "True mean KL of trpo's full step, taken or not; it aims at 0.9 of the radius.",
+        "near 0.9 of the radius",
+        "far off: a larger fisher_fraction.",
+    ),
+    "update/finite": Metric(
+        "0 or 1",
+        "Whether everything the update produced was finite; if not, nothing of it was kept.",
+        "1",
+        "look at rewards and observations; lower the step size.",
+    ),
+    "update/refusals": Metric(
+        "updates", "Updates in a row that were not finite.", "0", "as for update/finite."
+    ),
+    "time/steps_per_second": Metric(
+        "steps / s", "Steps over the iteration's time, compilation left out.", "any", _NO_REMEDY
+    ),
+    "time/iteration": Metric(
+        "s", "The iteration's time, compilation left out.", "any", _NO_REMEDY
+    ),
+    "time/env": Metric(
+        "s",
+        "Time inside the environments' step (host runs).",
+        "the larger part",
+        "where it rules everything: --vectorization async for slow environments.",
+    ),
+    "time/policy": Metric("s", "Time choosing actions (host runs).", "any", _NO_REMEDY),
+    "time/update": Metric("s", "Time in update, critic and diagnostics.", "any", _NO_REMEDY),
+    "time/compile": Metric("s", "Time building programs.", "0 after the first", _NO_REMEDY),
+}
+
+
+def explain(name: str) -> str:
+    """What a metric is, in a few lines of text.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known ones.
+    """
+    if name.startswith("episode/") and name not in METRICS:
+        return (
+            f"{name}\n  Mean of info[{name.removeprefix('episode/')!r}] at the last step of the "
+            "episodes that ended, where --info-keys names it."
+        )
+    if name not in METRICS:
+        matches = [key for key in METRICS if name.lower() in key]
+        matches = matches or difflib.get_close_matches(name, METRICS, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(matches[:4])}?" if matches else ""
+        raise ConfigError(f"no metric {name}{hint} (`surefoot explain` lists them all)")
+    metric = METRICS[name]
+    return (
+        f"{name}  [{metric.unit}]\n  {metric.what}\n  healthy: {metric.healthy}\n"
+        f"  if not: {metric.remedy}"
+    )

@@ -1,0 +1,154 @@
+"""Every picture; the only file that imports matplotlib, and it needs no display.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; each of the ladder's
+rules keeps its own in every picture.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Num
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from scipy import stats
+
+from surefoot.config import RULES
+from surefoot.errors import StorageError
+
+PALETTE = ("#E69F00", "#009E73", "#0072B2", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#8C6D1F")
+DASHES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+WIDTH, HEIGHT, DPI = 8.0, 4.8, 100
+"""A picture is 800 by 480 pixels."""
+
+Row = Mapping[str, Any]
+
+
+class Series(NamedTuple):
+    """One run's values over environment steps, in the order of the steps."""
+
+    steps: Num[np.ndarray, " point"]
+    values: Float[np.ndarray, " point"]
+
+
+def learning_curve(
+    rows_by_label: Mapping[str, Sequence[Sequence[Row]]],
+    path: Path,
+    *,
+    title: str = "",
+    metric: str = "episode/return_mean",
+    ylabel: str = "return of training episodes",
+) -> None:
+    """Draw a metric of runs over environment steps.
+
+    Args:
+        rows_by_label: for each label (a rule, say) its runs, each its rows of metrics.
+        path: the PNG file to write.
+        title: a heading.
+        metric: a key of the rows; rows without it are passed over.
+        ylabel: what the metric is called.
+
+    Raises:
+        StorageError: where the file cannot be written.
+    """
+    series = {
+        label: [_series(rows, metric) for rows in runs] for label, runs in rows_by_label.items()
+    }
+    plot_curves(series, path, title=title, ylabel=ylabel)
+
+
+def _series(rows: Sequence[Row], metric: str) -> Series:
+    pairs = np.array([(r["env_steps"], r[metric]) for r in rows if metric in r], float)
+    return Series(*pairs.reshape(-1, 2).T)
+
+
+def plot_curves(
+    series_by_label: Mapping[str, Sequence[Series]],
+    path: Path,
+    *,
+    title: str = "",
+    ylabel: str = "return of training episodes",
+    fewest_for_band: int = 5,
+) -> None:
+    """Draw, for each label, every run faintly, their mean, and its 95 % t interval.
+
+    Args:
+        series_by_label: for each label one series a run.
+        path: the PNG file to write.
+        title: a heading; the number of seeds is added.
+        ylabel: what the values are.
+        fewest_for_band: runs below which no interval is drawn.
+
+    Raises:
+        StorageError: where the file cannot be written.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    drawn = {
+        label: [series for series in runs if len(series.steps)]
+        for label, runs in series_by_label.items()
+    }
+    counts = {len(runs) for runs in series_by_label.values()}
+    styles = _styles(list(drawn))
+    for label, runs in drawn.items():
+        name = label if len(counts) == 1 else f"{label} (n = {len(runs)})"
+        if runs:
+            _draw_label(axes, name, runs, styles[label], fewest_for_band)
+    seeds = f"n = {next(iter(counts))}" if len(counts) == 1 and counts != {1} else ""
+    axes.set_title(", ".join(part for part in (title, seeds) if part), loc="left")
+    axes.set(xlabel="environment steps", ylabel=ylabel)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if any(drawn.values()):
+        axes.legend(frameon=False, loc="best", handlelength=2.8)
+    else:
+        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center")
+    try:
+        figure.savefig(path, format="png")
+    except OSError as fault:
+        raise StorageError(f"writing {path}: {fault.strerror or fault}") from fault
+
+
+def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a dash for each label; a rule's own name has its own colour."""
+    own = {label: i for i, label in enumerate(RULES) if label in labels}
+    free = itertools.chain(
+        (i for i in range(len(PALETTE)) if i not in own.values()), itertools.count()
+    )
+    places = {label: own[label] if label in own else next(free) for label in labels}
+    return {
+        label: {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)]}
+        for label, i in places.items()
+    }
+
+
+def _draw_label(
+    axes: Axes, name: str, runs: Sequence[Series], style: Mapping[str, Any], fewest_for_band: int
+) -> None:
+    steps, values = _on_common_steps(runs)
+    if len(runs) > 1:
+        for run in runs:
+            axes.plot(run.steps, run.values, color=style["color"], alpha=0.2, linewidth=0.8)
+    mean, marker = values.mean(axis=0), "o" if len(steps) == 1 else None
+    axes.plot(steps, mean, label=name, linewidth=2.0, marker=marker, **style)
+    if len(runs) >= fewest_for_band:
+        error = values.std(axis=0, ddof=1) / len(runs) ** 0.5
+        half = stats.t.ppf(0.975, len(runs) - 1) * error
+        axes.fill_between(
+            steps, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0
+        )
+
+
+def _on_common_steps(
+    runs: Sequence[Series],
+) -> tuple[Num[np.ndarray, " point"], Float[np.ndarray, "run point"]]:
+    """Every run at the steps of any, over the stretch that all of them cover, straight between."""
+    first = max(run.steps[0] for run in runs)
+    last = max(first, min(run.steps[-1] for run in runs))
+    steps = np.unique(np.concatenate([run.steps for run in runs]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    return steps, np.stack([np.interp(steps, run.steps, run.values) for run in runs])
