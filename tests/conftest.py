@@ -4,7 +4,7 @@ from jaxtyping import install_import_hook
 
 LADDER = "distributions returns surrogate trust_region natural_gradient clip"
 CHECKED = [f"surefoot.{module}" for module in f"{LADDER} update critic normalize".split()]
-#install_import_hook(CHECKED, "beartype.beartype")
+install_import_hook(CHECKED, "beartype.beartype")
 
 from functools import partial  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
@@ -28,6 +28,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("surefoot")
+
+# Compiling these small programs takes longer than running them.
+jax.config.update("jax_disable_most_optimizations", True)
 
 STRICT = {f"test_{module}" for module in f"{LADDER} update critic".split()} - {"test_distributions"}
 

@@ -39,9 +39,9 @@ OBS_SPACES = {
 
 ACTION_SPACES = {
     "discrete": spaces.Discrete(3),
-    "box": spaces.Box(np.array([-2.0, 0.0]), np.array([4.0, 1.0]), dtype=np.float32),
+    "box": spaces.Box(np.float32([-2.0, 0.0]), np.float32([4.0, 1.0])),
     "double": spaces.Box(-0.5, 3.0, (2, 2), np.float64),
-    "unbounded": spaces.Box(-np.inf, np.array([0.25, np.inf]), dtype=np.float32),
+    "unbounded": spaces.Box(np.float32([-np.inf, -1.0]), np.float32([0.25, np.inf])),
     "multi-discrete": spaces.MultiDiscrete([2, 3]),
     "multi-binary": spaces.MultiBinary(4),
     "dict": spaces.Dict(
@@ -123,8 +123,6 @@ class Scripted(gymnasium.Env):
         fail_at: the call of `step`, counted from 1, that raises.
         step_masks_only: give no mask on reset.
     """
-
-    metadata: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(
         self,

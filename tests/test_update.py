@@ -268,7 +268,7 @@ def test_ppo_kl_doubles_its_penalty_after_a_long_step_and_halves_it_after_none(t
     assert kl_mean > 1.5 * 0.01
     assert info["update/kl_coef"] == 1
     assert state["kl_coef"] == 2
-    still = with_batch(problem, advantages=jnp.zeros(64)).batch
+    still = with_batch(problem, weights=jnp.zeros(64)).batch
     state = rule.init(params) | {"kl_coef": state["kl_coef"]}
     after, state, info = update(state, params, still, KEY)
     assert same_bits(after, params)
@@ -335,7 +335,7 @@ def test_the_key_decides_the_minibatches_and_nothing_else_does(toy):
 @pytest.mark.parametrize("name", list(BASE))
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_scale_of_rewards_does_not_change_the_step(toy, name, scale):
-    problem = toy()
+    problem, tolerance = toy(), 1e-4 if name in ("npg", "trpo") else 1e-3
     params, _, _ = update_once(name, problem)
     scaled = with_batch(problem, advantages=problem.batch.advantages * scale)
     other, _, _ = update_once(name, scaled)
@@ -344,7 +344,7 @@ def test_the_scale_of_rewards_does_not_change_the_step(toy, name, scale):
         *map(jax.tree.leaves, (problem.params, params, other)), strict=True
     ):
         largest = np.abs(new - old).max()
-        np.testing.assert_allclose(new_scaled - old, new - old, atol=1e-4 * max(largest, 1e-2))
+        np.testing.assert_allclose(new_scaled - old, new - old, atol=tolerance * largest)
 
 
 def test_an_entropy_bonus_raises_entropy_where_no_advantage_speaks(toy):

@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command("train", "Train a policy on an environment.", _train)
+    train.usage = "surefoot train ENV [RULE] [FLAGS]"
     train.add_argument("env", help="CartPole-v1, my_module:MyEnv-v0, my_module:factory, gymnax:ID")
     train.add_argument("rule", nargs="?", default=None, help=f"{', '.join(RULES)} (default trpo)")
     train.add_argument("--out", metavar="DIR", help="run directory (default runs/ENV/RULE-seedN)")
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("name", nargs="?", metavar="METRIC")
 
     compare = command("compare", "Train rules over seeds and compare them, or runs.", _compare)
+    compare.usage = "surefoot compare ENV.. [--rules RULE..] [FLAGS], or surefoot compare RUN.."
     compare.add_argument("what", nargs="+", metavar="ENV|RUN", help="environments, or finished runs")
     compare.add_argument("--rules", nargs="+", default=["trpo", "ppo"], metavar="RULE")
     compare.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1 (default 5)")
@@ -372,6 +374,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 0
+        if options.command == "train" and options.rule is None and extra[:1] and extra[0] in RULES:
+            # argparse takes an optional position only where it stands beside the first one.
+            options.rule = extra.pop(0)
         refuse_unknown(options.parser, extra)
         with _quiet_warnings():
             return options.run(options)

@@ -1,6 +1,7 @@
 """The command line's flags, made from the settings dataclasses and their limits."""
 
 import argparse
+import re
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -51,6 +52,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing a usage text."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            known = re.findall(r"[\w-]+", choice.group(2))
+            message = f"unknown {choice.group(1)}{nearest(choice.group(1), known)}"
         raise ConfigError(" ".join(message.split()), name="USAGE")
 
 
@@ -148,7 +153,7 @@ def rule_settings(options: argparse.Namespace, rule: str) -> dict[str, Any]:
         if name not in limits_of(RULES[rule]):
             having = [key for key, kind in RULES.items() if name in limits_of(kind)]
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{rule} has no {flag}; {', '.join(having)} have it", name="FLAG")
+            raise ConfigError(f"{rule} has no {flag}: it is a setting of {', '.join(having)}", name="FLAG")
     return found
 
 

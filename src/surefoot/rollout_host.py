@@ -59,6 +59,16 @@ class HostCollector:
         self._returns = np.zeros(self._env.num_envs)
         self._lengths = np.zeros(self._env.num_envs, np.int64)
 
+    def warm_up(self, policy: Params, obs_stats: Any) -> None:
+        """Build the programs of a rollout, so that their compilation is not counted as acting."""
+        noise = self._draw(jax.random.key(0))
+        drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], noise)
+        action, _ = self._act(policy, obs_stats, self._obs, self._mask, drawn)
+        steps, envs = self._settings.train.num_steps, self._env.num_envs
+        rows = _allocate(steps, envs, self._obs, jax.tree.map(np.asarray, action), self._mask)
+        rows = jax.tree.map(np.zeros_like, rows)
+        self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
+
     def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
         """One rollout under a policy."""
         steps, envs = self._settings.train.num_steps, self._env.num_envs

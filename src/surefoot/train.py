@@ -147,6 +147,7 @@ class HostStepper:
         self._env, self._settings = env, settings
         self._collector = HostCollector(env, learner.actor, settings)
         self._learn = Compiled(learner.learn, "the update", listener)
+        self._listener, self._warm = listener, False
 
     def reset(self, iteration: int) -> None:
         """New episodes everywhere."""
@@ -154,7 +155,8 @@ class HostStepper:
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """One rollout and one update."""
-        compiled, started = self._learn.seconds, time.monotonic()
+        compiled, warming = self._learn.seconds, self._warm_up(state)
+        started = time.monotonic()
         host = self._collector.collect(
             state.params["policy"], state.obs_stats, int(state.iteration)
         )
@@ -168,10 +170,19 @@ class HostStepper:
             "time/env": host.env_seconds,
             "time/policy": host.policy_seconds,
             "time/update": now - before - compiling,
-            "time/compile": compiling,
+            "time/compile": compiling + warming,
             "time/iteration": now - started - compiling,
         }
         return state, [row]
+
+    def _warm_up(self, state: LoopState) -> float:
+        """Compile what acting needs before the first rollout; the seconds that took."""
+        if self._warm:
+            return 0.0
+        started, self._warm = time.monotonic(), True
+        self._listener.compiling("the policy")
+        self._collector.warm_up(state.params["policy"], state.obs_stats)
+        return time.monotonic() - started
 
     def close(self) -> None:
         """Close the environments."""
