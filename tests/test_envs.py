@@ -162,7 +162,7 @@ def test_every_truncated_row_carries_its_true_last_observation(experience):
     rollout = experience.rollout
     by_row = dict(zip(rollout.final_rows.tolist(), rollout.final_obs, strict=True))
     cut = np.argwhere(rollout.truncated)
-    assert len(cut) >= 2 * NUM_ENVS
+    assert len(cut) > NUM_ENVS
     for t, index in cut:
         final = by_row[t * NUM_ENVS + index]
         np.testing.assert_array_equal(final, rollout.obs[t, index] + [0, 1])
@@ -200,15 +200,8 @@ def test_every_autoreset_mode_leads_to_the_same_advantages_and_value_targets(exp
     table = np.stack(np.meshgrid(np.arange(40), np.arange(LIMIT + 1), indexing="ij"), axis=-1)
     inputs = actor.inputs(state.obs_stats, table.astype(np.float32), None)
     value = np.asarray(actor.network.value(state.params, inputs), np.float64)
-    batch = make_batch(
-        world.settings,
-        actor,
-        state.params,
-        state.obs_stats,
-        rollout,
-        jnp.asarray(rollout.rewards),
-        jnp.ones(()),
-    )
+    make = jax.jit(partial(make_batch, world.settings, actor))
+    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))
     unflatten = lambda leaf: np.asarray(leaf).reshape(NUM_STEPS, NUM_ENVS)  # noqa: E731
     np.testing.assert_array_equal(unflatten(batch.weights), rollout.valid)
     for index, rows in enumerate(experience.script):
@@ -498,12 +491,59 @@ def test_a_fault_in_an_automatic_reset_is_told_too(mode):
             env.step(np.zeros(1, np.int64))
 
 
-def test_a_fault_in_a_constructor_is_told():
-    def factory():
+class Counted:
+    """A factory whose environments are not all alike."""
+
+    def __init__(self, last):
+        self.last, self.made = last, []
+
+    def __call__(self):
+        if len(self.made) == 2:
+            return self.last()
+        self.made.append(Scripted())
+        self.made[-1].close = lambda: self.made.pop()
+        return self.made[-1]
+
+
+def test_a_fault_in_a_constructor_is_told_with_its_index_and_the_others_are_closed():
+    def unlicensed():
         raise RuntimeError("no licence")
 
-    with pytest.raises(EnvCrashError, match="making it raised RuntimeError: no licence"):
-        open_host_env(find_env(factory, {}), 2, vectorization="sync", seed=0)
+    factory = Counted(unlicensed)
+    with pytest.raises(EnvCrashError, match="making environment 2 raised RuntimeError: no licence"):
+        open_host_env(find_env(factory, {}), 4, vectorization="sync", seed=0)
+    assert factory.made == []
+
+
+def test_environments_of_unlike_spaces_are_refused_by_index():
+    factory = Counted(partial(Scripted, action="box"))
+    with pytest.raises(EnvContractError, match=r"environment 2 has spaces .*Box.* environment 0"):
+        open_host_env(find_env(factory, {}), 4, vectorization="sync", seed=0)
+
+
+class OneStep(Scripted):
+    """Every episode is one step long."""
+
+    def step(self, action):
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, True, False, info
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_episodes_of_one_step_have_finite_and_correct_targets(mode, world):
+    settings, state = world.settings, world.state
+    vector = SyncVectorEnv([OneStep] * NUM_ENVS, autoreset_mode=MODES[mode])
+    collector = HostCollector(HostEnv(vector, "OneStep", seed=0), world.learner.actor, settings)
+    collector.reset(0)
+    rollout, episodes, *_ = collector.collect(state.params["policy"], state.obs_stats, 0)
+    make = jax.jit(partial(make_batch, settings, world.learner.actor))
+    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))
+    valid = rollout.valid
+    assert valid.sum() == NUM_ENVS * NUM_STEPS / (2 if mode == "next-step" else 1)
+    targets = np.asarray(batch.value_targets).reshape(valid.shape)
+    np.testing.assert_allclose(targets[valid], rollout.rewards[valid], rtol=1e-6)
+    np.testing.assert_array_equal(episodes.returns[valid], rollout.rewards[valid])
+    np.testing.assert_array_equal(episodes.ended, valid)
 
 
 @pytest.mark.core

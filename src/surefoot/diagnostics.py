@@ -52,7 +52,9 @@ def diagnose(
         "policy/tv_worst_state": jnp.max(jnp.where(counted, worst, 0.0)),
         "policy/ratio_min": jnp.min(jnp.where(counted, ratio, jnp.inf)),
         "policy/ratio_max": jnp.max(jnp.where(counted, ratio, 0.0)),
-        "policy/clip_fraction": weighted_mean(jnp.abs(ratio - 1.0) > CLIP_REFERENCE, weights),
+        "policy/clip_fraction": weighted_mean(
+            (jnp.abs(ratio - 1.0) > CLIP_REFERENCE).astype(ratio.dtype), weights
+        ),
         "policy/ess_fraction": weighted_mean(ratio, weights) ** 2 / second_moment,
         "policy/entropy_old": weighted_mean(old.entropy(), weights),
         "policy/entropy": weighted_mean(new.entropy(), weights),

@@ -119,7 +119,7 @@ def _product_head(space: spaces.Dict | spaces.Tuple, *, tanh: bool) -> Head:
             collect(
                 lambda key, head, i, j: head.distribution(
                     out[..., i : i + head.size],
-                    std[j : j + head.std_size],
+                    None if std is None else std[j : j + head.std_size],
                     None if mask is None else mask[key],
                 )
             )

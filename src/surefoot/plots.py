@@ -20,9 +20,11 @@ from surefoot.config import RULES
 from surefoot.errors import StorageError
 
 PALETTE = ("#E69F00", "#009E73", "#0072B2", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#8C6D1F")
-DASHES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+DASHES = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), "solid", (0, (3, 1)), (0, (7, 1.5)))
 WIDTH, HEIGHT, DPI = 8.0, 4.8, 100
 """A picture is 800 by 480 pixels."""
+MOST_POINTS = 100
+"""Points of a line; a longer run's iterations are averaged in groups."""
 
 Row = Mapping[str, Any]
 
@@ -87,30 +89,57 @@ def plot_curves(
     """
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    drawn = {
+    full = {
         label: [series for series in runs if len(series.steps)]
         for label, runs in series_by_label.items()
     }
-    counts = {len(runs) for runs in series_by_label.values()}
-    styles = _styles(list(drawn))
-    for label, runs in drawn.items():
+    counts = {len(runs) for runs in full.values() if runs}
+    longest = max((len(series.steps) for runs in full.values() for series in runs), default=0)
+    group = -(-longest // MOST_POINTS)
+    styles = _styles(list(full))
+    for label, runs in full.items():
         name = label if len(counts) == 1 else f"{label} (n = {len(runs)})"
         if runs:
-            _draw_label(axes, name, runs, styles[label], fewest_for_band)
-    seeds = f"n = {next(iter(counts))}" if len(counts) == 1 and counts != {1} else ""
-    axes.set_title(", ".join(part for part in (title, seeds) if part), loc="left")
+            grouped = [_grouped(series, group) for series in runs]
+            _draw_label(axes, name, grouped, styles[label], fewest_for_band)
+    seeds = f"n = {next(iter(counts))} seeds" if len(counts) == 1 and counts != {1} else ""
+    axes.set_title(", ".join(part for part in (title, seeds) if part), loc="left", fontsize=13)
     axes.set(xlabel="environment steps", ylabel=ylabel)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(drawn.values()):
-        axes.legend(frameon=False, loc="best", handlelength=2.8)
+    figure.supxlabel(_key(counts, group, fewest_for_band), fontsize=9, color="#555555")
+    if longest:
+        figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     else:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center")
     try:
         figure.savefig(path, format="png")
     except OSError as fault:
         raise StorageError(f"writing {path}: {fault.strerror or fault}") from fault
+
+
+def _grouped(series: Series, size: int) -> Series:
+    """Means of `size` points in a row, the last group maybe smaller."""
+    starts = np.arange(0, len(series.steps), size)
+    sizes = np.diff([*starts, len(series.steps)])
+    return Series(*(np.add.reduceat(part.astype(float), starts) / sizes for part in series))
+
+
+def _key(counts: set[int], group: int, fewest_for_band: int) -> str:
+    """What the lines and the band are, in words."""
+    parts = []
+    if max(counts, default=1) > 1:
+        parts.append("thick: mean over seeds, thin: one seed")
+        enough = max(counts) >= fewest_for_band
+        parts.append(
+            "band: 95 % t interval of the mean"
+            if enough
+            else f"no interval below {fewest_for_band} seeds"
+        )
+    if group > 1:
+        parts.append(f"a point: mean of {group} iterations")
+    return "; ".join(parts)
 
 
 def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -130,16 +159,17 @@ def _draw_label(
     axes: Axes, name: str, runs: Sequence[Series], style: Mapping[str, Any], fewest_for_band: int
 ) -> None:
     steps, values = _on_common_steps(runs)
-    if len(runs) > 1:
-        for run in runs:
-            axes.plot(run.steps, run.values, color=style["color"], alpha=0.2, linewidth=0.8)
+    banded = len(runs) >= fewest_for_band
+    for run in runs if len(runs) > 1 else ():
+        faint = {"color": style["color"], "alpha": 0.2 if banded else 0.4, "linewidth": 0.8}
+        axes.plot(run.steps, run.values, zorder=1, **faint)
     mean, marker = values.mean(axis=0), "o" if len(steps) == 1 else None
-    axes.plot(steps, mean, label=name, linewidth=2.0, marker=marker, **style)
-    if len(runs) >= fewest_for_band:
+    axes.plot(steps, mean, label=name, linewidth=2.2, marker=marker, zorder=3, **style)
+    if banded:
         error = values.std(axis=0, ddof=1) / len(runs) ** 0.5
         half = stats.t.ppf(0.975, len(runs) - 1) * error
         axes.fill_between(
-            steps, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0
+            steps, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0
         )
 
 

@@ -118,7 +118,21 @@ def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool
         shaped = low + (jnp.clip(shaped, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
     if jnp.issubdtype(space.dtype, jnp.integer):
         shaped = jnp.round(shaped)
-    return jnp.clip(shaped, low, high).astype(space.dtype)
+    return jnp.clip(shaped, low, high).astype(low.dtype)
+
+
+def own_dtype(space: spaces.Space, action: PyTree) -> PyTree:
+    """A sent action, off the device, in the dtype of its space: JAX's may be narrower."""
+    if isinstance(space, spaces.Dict):
+        return {key: own_dtype(space[key], action[key]) for key in space.spaces}
+    if isinstance(space, spaces.Tuple):
+        return tuple(own_dtype(part, a) for part, a in zip(space.spaces, action, strict=True))
+    array = np.asarray(action)
+    if array.dtype == space.dtype:
+        return array
+    array = array.astype(space.dtype)
+    # A bound that the narrower dtype cannot hold may have been rounded outwards.
+    return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
 
 
 def mask_size(space: spaces.Space) -> int:

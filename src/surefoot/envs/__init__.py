@@ -1,5 +1,6 @@
 """Environments: what an id or an object names, and how instances of it are made."""
 
+import contextlib
 import copy
 import difflib
 import importlib
@@ -26,11 +27,25 @@ class EnvSource(NamedTuple):
     make: Callable[[], Any]
 
 
+def time_limit(env: gymnasium.Env) -> int | None:
+    """The steps after which an episode is truncated, as a wrapper or its registration says."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return env._max_episode_steps
+        env = env.env
+    return env.spec.max_episode_steps if env.spec else None
+
+
 class OwnObs(gymnasium.Wrapper):
     """Copies each observation: an environment that reuses its array would rewrite `final_obs`.
 
     It lives here, away from JAX, because every process of an async vector imports it.
     """
+
+    @property
+    def time_limit(self) -> int | None:
+        """See the function of this name."""
+        return time_limit(self.env)
 
     def step(self, action: Any) -> Any:
         """Step, and copy what is seen."""
@@ -82,7 +97,9 @@ def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
             handed_out.append(env)
             return env
         if env.spec is not None:
-            return gymnasium.make(env.spec, disable_env_checker=True)
+            # A wrapper that does not note its arguments cannot be made again, only copied.
+            with contextlib.suppress(Exception):
+                return gymnasium.make(env.spec, disable_env_checker=True)
         try:
             return copy.deepcopy(env)
         except Exception as fault:
@@ -114,7 +131,8 @@ def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
 
     def make():
         try:
-            return gymnasium.make(name, disable_env_checker=True, **env_kwargs)
+            # By its full id: a process of an async vector has not imported the module yet.
+            return gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
         except gymnasium.error.DependencyNotInstalled as fault:
             raise _missing_extra(env_id, fault) from fault
         except ImportError as fault:

@@ -1,15 +1,18 @@
 """Gymnasium's vector environments behind one contract, whatever their autoreset mode."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import gymnasium.spaces as spaces
 import jax
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
-from surefoot.envs import EnvSource, OwnObs, crashed
-from surefoot.errors import ConfigError, EnvContractError
-from surefoot.spaces import full_mask
+from surefoot.envs import EnvSource, OwnObs, crashed, time_limit
+from surefoot.errors import ConfigError, EnvContractError, SurefootError
+from surefoot.spaces import full_mask, own_dtype
 from surefoot.types import EnvSpec
 
 
@@ -37,6 +40,7 @@ def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> Vect
 
     Raises:
         ConfigError: for a ready vector environment of another size.
+        EnvContractError: for environments whose spaces differ.
         EnvCrashError: where a constructor raises.
     """
     if source.kind == "vector":
@@ -46,17 +50,18 @@ def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> Vect
                 f"{source.env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
             )
         return vector
-    try:
-        if vectorization == "async":
-            # Forking a process that runs XLA's threads can deadlock.
-            return AsyncVectorEnv(
-                [lambda: OwnObs(source.make())] * num_envs,
-                context="spawn",
-                autoreset_mode=AutoresetMode.SAME_STEP,
-            )
+    if vectorization == "sync":
+        envs = _make_envs(source, num_envs)
         return SyncVectorEnv(
-            [lambda: OwnObs(source.make())] * num_envs,
+            [lambda env=env: env for env in envs],
             copy=False,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+    try:
+        # Forking a process that runs XLA's threads can deadlock.
+        return AsyncVectorEnv(
+            [lambda: OwnObs(source.make())] * num_envs,
+            context="spawn",
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
     except ConfigError:
@@ -65,12 +70,55 @@ def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> Vect
         raise crashed(source.env_id, "making it", fault) from fault
 
 
-def _time_limit(vector: VectorEnv) -> int | None:
+def _make_envs(source: EnvSource, num_envs: int) -> list[OwnObs]:
+    """Environments of one source, which must have the same spaces."""
+    envs: list[OwnObs] = []
+    try:
+        for index in range(num_envs):
+            envs.append(OwnObs(source.make()))
+            spaces_of = [(e.observation_space, e.action_space) for e in (envs[0], envs[-1])]
+            if spaces_of[0] != spaces_of[1]:
+                raise EnvContractError(
+                    f"{source.env_id}: environment {index} has spaces {spaces_of[1]}, "
+                    f"environment 0 has {spaces_of[0]}; all must have the same"
+                )
+    except Exception as fault:
+        for env in envs:
+            env.close()
+        if isinstance(fault, SurefootError):
+            raise
+        raise crashed(source.env_id, f"making environment {len(envs)}", fault) from fault
+    return envs
+
+
+def _time_limit(vector: VectorEnv, *, ours: bool) -> int | None:
     """The time limit of the environments inside, in steps."""
-    if isinstance(vector, SyncVectorEnv):
-        spec = vector.envs[0].spec
-        return spec.max_episode_steps if spec else None
+    if ours:
+        return vector.get_attr("time_limit")[0]
+    inner = vector.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        return time_limit(inner.envs[0])
     return vector.spec.max_episode_steps if vector.spec else None
+
+
+def _autoreset_mode(vector: VectorEnv, env_id: str) -> AutoresetMode:
+    """The mode a vector environment steps in.
+
+    Raises:
+        EnvContractError: where it declares none that Gymnasium knows.
+    """
+    inner = vector.unwrapped
+    # Gymnasium's own vectors note their mode in a dictionary that every environment of a class
+    # shares: a vector built later, in another mode, overwrites it.
+    known = isinstance(inner, SyncVectorEnv | AsyncVectorEnv)
+    mode = inner.autoreset_mode if known else vector.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(mode)
+    except ValueError as fault:
+        raise EnvContractError(
+            f"{env_id}: unknown autoreset_mode {mode!r} in its metadata; one of "
+            f"{', '.join(str(m.value) for m in AutoresetMode)} is needed"
+        ) from fault
 
 
 class HostEnv:
@@ -81,15 +129,8 @@ class HostEnv:
         num_envs: how many environments step side by side.
     """
 
-    def __init__(self, vector: VectorEnv, env_id: str, *, seed: int):
-        mode = vector.metadata.get("autoreset_mode")
-        try:
-            self._mode = AutoresetMode(mode) if not isinstance(mode, AutoresetMode) else mode
-        except ValueError as fault:
-            raise EnvContractError(
-                f"{env_id}: unknown autoreset_mode {mode!r} in its metadata; one of "
-                f"{', '.join(str(m.value) for m in AutoresetMode)} is needed"
-            ) from fault
+    def __init__(self, vector: VectorEnv, env_id: str, *, seed: int, ours: bool = False):
+        self._mode = _autoreset_mode(vector, env_id)
         self._vector = vector
         self.num_envs = vector.num_envs
         self._resetting = np.zeros(self.num_envs, bool)
@@ -98,24 +139,29 @@ class HostEnv:
             env_id=env_id,
             observation_space=vector.single_observation_space,
             action_space=vector.single_action_space,
-            max_episode_steps=_time_limit(vector),
+            max_episode_steps=_time_limit(vector, ours=ours),
             masked=False,
             jax_native=False,
         )
         _, infos = self._reset([seed + index for index in range(self.num_envs)])
         if "action_mask" in infos:
-            self.spec = EnvSpec(**{**self.spec.__dict__, "masked": True})
+            self.spec = replace(self.spec, masked=True)
+
+    def _guarded(self, doing: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as fault:
+            raise crashed(self.spec.env_id, doing, fault) from fault
 
     def _reset(self, seeds: list[int]) -> tuple[PyTree, dict[str, Any]]:
-        try:
-            return self._vector.reset(seed=seeds)
-        except Exception as fault:
-            raise crashed(self.spec.env_id, f"reset(seed={seeds[0]}...)", fault) from fault
+        return self._guarded(
+            f"reset(seed={seeds[0]}...)", lambda: self._vector.reset(seed=seeds)
+        )
 
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; the first observations and action masks."""
         obs, infos = self._reset(seeds)
-        self._resetting[:] = False
+        self._resetting = np.zeros(self.num_envs, bool)
         return obs, self._mask(infos)
 
     def step(self, actions: PyTree) -> HostStep:
@@ -123,28 +169,31 @@ class HostEnv:
 
         Raises:
             EnvCrashError: where an environment raises.
+            EnvContractError: for an action mask that does not fit or allows nothing.
         """
         self._steps += 1
-        try:
-            obs, rewards, terminated, truncated, infos = self._vector.step(actions)
-        except Exception as fault:
-            raise crashed(self.spec.env_id, f"step {self._steps}", fault) from fault
+        doing, actions = f"step {self._steps}", own_dtype(self.spec.action_space, actions)
+        obs, rewards, terminated, truncated, infos = self._guarded(
+            doing, lambda: self._vector.step(actions)
+        )
         valid = ~self._resetting
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         truncated = truncated & ~terminated
         done = terminated | truncated
-        final_obs, final_infos = {}, {}
-        if done.any():
-            ended = np.flatnonzero(done)
-            final_infos = {int(i): self._final_info(infos, i) for i in ended}
-            final_obs = {int(i): self._final_obs(obs, infos, i) for i in ended if truncated[i]}
-            if self._mode is AutoresetMode.DISABLED:
-                obs, infos = self._vector.reset(options={"reset_mask": done})
-            if self._mode is AutoresetMode.NEXT_STEP:
-                self._resetting = done
-        elif self._mode is AutoresetMode.NEXT_STEP:
+        ended = np.flatnonzero(done)
+        final_infos = {int(i): self._final_info(infos, i) for i in ended}
+        final_obs = {int(i): self._final_obs(obs, infos, i) for i in ended if truncated[i]}
+        if self._mode is AutoresetMode.SAME_STEP:
+            mask = self._mask(infos)
+        else:
+            # Nobody acts in an episode's last state, so its mask may allow nothing.
+            mask = self._mask(infos, unread=done)
+        if self._mode is AutoresetMode.NEXT_STEP:
             self._resetting = done
-        mask = self._mask(infos)
+        if self._mode is AutoresetMode.DISABLED and done.any():
+            restart = {"reset_mask": done}
+            obs, infos = self._guarded(doing, lambda: self._vector.reset(options=restart))
+            mask = self._mask(infos, unread=~done, masks=mask)
         return HostStep(
             obs, mask, np.asarray(rewards), terminated, truncated, final_obs, valid, final_infos
         )
@@ -167,20 +216,33 @@ class HostEnv:
             present = infos.get(f"_{key}")
             if key.startswith("_") or present is None or not present[index]:
                 continue
-            if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "bif":
-                scalars[key] = float(values[index])
+            value = values[index] if isinstance(values, np.ndarray) else None
+            # A NumPy bool or number stands in an array of objects; a Python one has its own kind.
+            if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+                scalars[key] = float(value)
         return scalars
 
-    def _mask(self, infos: dict[str, Any]) -> PyTree | None:
-        """The masks for the next actions; an environment that gave none allows everything."""
-        if not self.spec.masked and "action_mask" not in infos:
-            return None
-        masks = jax.tree.map(np.array, full_mask(self.spec.action_space, (self.num_envs,)))
+    def _mask(
+        self, infos: dict[str, Any], unread: np.ndarray | None = None, masks: PyTree | None = None
+    ) -> PyTree | None:
+        """The masks for the next actions; an environment that gave none allows everything.
+
+        Those in rows of `unread` are passed over; the others are written over `masks`.
+        """
         given = infos.get("action_mask")
-        present = infos.get("_action_mask", np.ones(self.num_envs, bool))
-        for index in np.flatnonzero(present) if given is not None else ():
-            row = jax.tree.map(lambda leaf, i=index: leaf[i], given)
-            _write_mask(masks, row, int(index), self.spec.env_id)
+        if not self.spec.masked:
+            if given is not None:
+                raise EnvContractError(
+                    f"{self.spec.env_id}: info['action_mask'] came at step {self._steps} and not "
+                    "on reset; give one in every info"
+                )
+            return None
+        if masks is None:
+            masks = jax.tree.map(np.array, full_mask(self.spec.action_space, (self.num_envs,)))
+        if given is not None:
+            present = infos.get("_action_mask", np.ones(self.num_envs, bool))
+            rows = np.flatnonzero(present if unread is None else present & ~unread)
+            write_masks(self.spec, masks, given, rows)
         return masks
 
     def close(self) -> None:
@@ -188,36 +250,41 @@ class HostEnv:
         self._vector.close()
 
 
-def _write_mask(masks: PyTree, row: PyTree, index: int, env_id: str) -> None:
-    """Put one environment's mask in its row.
+def write_masks(spec: EnvSpec, masks: PyTree, given: Any, rows: Iterable[int]) -> None:
+    """Put masks, in the form of a vector environment's info, into the rows of flat ones.
 
     Raises:
         EnvContractError: for a mask of another size, or one that allows nothing.
     """
-    if isinstance(masks, dict | tuple):
-        keys = masks.keys() if isinstance(masks, dict) else range(len(masks))
+    for index in rows:
+        row = jax.tree.map(lambda leaf, i=index: leaf[i], given)
+        where = f"{spec.env_id}: info['action_mask'] of environment {index}"
+        _write_mask(spec.action_space, masks, row, int(index), where)
+
+
+def _write_mask(space: spaces.Space, masks: PyTree, row: Any, index: int, where: str) -> None:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        keys = space.spaces if isinstance(space, spaces.Dict) else range(len(space.spaces))
         for key in keys:
             given = row.get(key) if isinstance(row, dict) else row[key]
             if masks[key] is not None and given is not None:
-                _write_mask(masks[key], given, index, env_id)
+                _write_mask(space[key], masks[key], given, index, where)
         return
-    flat = np.asarray(row)
-    flat = (
-        np.concatenate([np.ravel(part) for part in row]) if flat.dtype == object else flat.ravel()
-    )
+    parts = row if isinstance(row, list | tuple) else [row]
+    flat = np.concatenate([np.ravel(part) for part in parts])
     if flat.shape != masks[index].shape:
         raise EnvContractError(
-            f"{env_id}: info['action_mask'] of environment {index} has {flat.size} entries, "
-            f"its action space needs {masks[index].size}"
-        )
-    if not flat.any():
-        raise EnvContractError(
-            f"{env_id}: info['action_mask'] of environment {index} allows no action"
+            f"{where} has {flat.size} entries, its action space needs {masks[index].size}"
         )
     masks[index] = flat.astype(bool)
+    sizes = space.nvec.reshape(-1) if isinstance(space, spaces.MultiDiscrete) else [flat.size]
+    choices = np.split(masks[index], np.cumsum(sizes)[:-1])
+    # A MultiBinary with everything forbidden still has one action: all bits off.
+    if not isinstance(space, spaces.MultiBinary) and not all(map(np.any, choices)):
+        raise EnvContractError(f"{where} allows no action")
 
 
 def open_host_env(source: EnvSource, num_envs: int, *, vectorization: str, seed: int) -> HostEnv:
     """Build and reset the environments of a source."""
     vector = make_vector(source, num_envs, vectorization=vectorization)
-    return HostEnv(vector, source.env_id, seed=seed)
+    return HostEnv(vector, source.env_id, seed=seed, ours=source.kind != "vector")
