@@ -19,7 +19,9 @@ def page() -> str:
     """The page's text."""
     lines = [HEAD]
     for group in dict.fromkeys(name.partition("/")[0] for name in METRICS if "/" in name):
-        lines.append(f"## {group}\n\n| metric | unit | what | healthy | if not |\n|---|---|---|---|---|")
+        lines.append(
+            f"## {group}\n\n| metric | unit | what | healthy | if not |\n|---|---|---|---|---|"
+        )
         for name, metric in METRICS.items():
             if name.startswith(group + "/"):
                 cells = (f"`{name}`", *metric)

@@ -689,14 +689,27 @@ def test_evaluation_plays_whole_episodes_an_equal_share_each(mode, world):
 
 
 def test_evaluation_of_a_jax_native_environment_plays_one_whole_episode_each(world):
-    result = evaluate_jax(
-        scripted_jax(),
-        world.learner.actor,
-        world.state.params["policy"],
-        world.state.obs_stats,
-        episodes=16,
-        stochastic=True,
-        seed=5,
-    )
+    twin, traced = scripted_jax(), []
+
+    def step(*arguments):
+        traced.append(True)
+        return twin.step(*arguments)
+
+    env = twin._replace(step=step)
+    actor, state = world.learner.actor, world.state
+    found = [
+        evaluate_jax(
+            env,
+            actor,
+            state.params["policy"],
+            state.obs_stats,
+            episodes=16,
+            stochastic=True,
+            seed=seed,
+        )
+        for seed in (5, 6)
+    ]
     whole = {(return_of(episode), length_of(episode)) for episode in range(4)}
-    assert set(zip(result.returns.tolist(), result.lengths.tolist(), strict=True)) == whole
+    for result in found:
+        assert set(zip(result.returns.tolist(), result.lengths.tolist(), strict=True)) == whole
+    assert len(traced) == 1, "a second evaluation must build no second program"

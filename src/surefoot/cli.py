@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = command("compare", "Train rules over seeds and compare them, or runs.", _compare)
     compare.usage = "surefoot compare ENV.. [--rules RULE..] [FLAGS], or surefoot compare RUN.."
-    compare.add_argument("what", nargs="+", metavar="ENV|RUN", help="environments, or finished runs")
+    compare.add_argument(
+        "what", nargs="+", metavar="ENV|RUN", help="environments, or finished runs"
+    )
     compare.add_argument("--rules", nargs="+", default=["trpo", "ppo"], metavar="RULE")
     compare.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1 (default 5)")
     compare.add_argument("--out", metavar="DIR", help="where the runs go (default runs/compare)")
@@ -261,7 +263,8 @@ def _finish(run: Any, options: argparse.Namespace) -> int:
         f"final policy: return {result['return_mean']:.1f} (95 % interval {low:.1f} to {high:.1f}, "
         f"{result['episodes']} fresh episodes, deterministic)"
     )
-    say(f"kept in {path}; play it again with: surefoot evaluate {shlex.quote(str(path))}{_env_flag(run)}")
+    again = f"surefoot evaluate {shlex.quote(str(path))}{_env_flag(run)}"
+    say(f"kept in {path}; play it again with: {again}")
     return 0
 
 

@@ -1,10 +1,12 @@
 """Whole episodes under a frozen policy: returns as the environment gives them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
@@ -76,38 +78,57 @@ def evaluate_jax(
     seed: int,
 ) -> Evaluation:
     """Whole episodes under a frozen policy, one environment each, in one program."""
-    limit = env.spec.max_episode_steps or LONGEST_EPISODE
-    key = run_key(seed, 0, Purpose.EVALUATION)
+    returns, lengths = _play(
+        policy,
+        obs_stats,
+        run_key(seed, 0, Purpose.EVALUATION),
+        env=env._replace(spec=None),
+        actor=actor,
+        limit=env.spec.max_episode_steps or LONGEST_EPISODE,
+        episodes=episodes,
+        stochastic=stochastic,
+    )
+    return Evaluation(np.asarray(returns), np.asarray(lengths), [])
+
+
+@partial(jax.jit, static_argnames=("env", "actor", "limit", "episodes", "stochastic"))
+def _play(
+    policy: Params,
+    obs_stats: Any,
+    key: Key[Array, ""],
+    *,
+    env: JaxEnv,
+    actor: Actor,
+    limit: int,
+    episodes: int,
+    stochastic: bool,
+) -> tuple[Float[Array, " episode"], Int[Array, " episode"]]:
+    """Returns and lengths; the environment comes without its spec, which has no hash."""
     reset_key, noise_key, step_key = jax.random.split(key, 3)
 
-    @jax.jit
-    def play(policy, obs_stats):
-        def unfinished(carry):
-            t, _, _, running, _, _ = carry
-            return jnp.any(running) & (t < limit)
+    def unfinished(carry):
+        t, _, _, running, _, _ = carry
+        return jnp.any(running) & (t < limit)
 
-        def advance(carry):
-            t, state, obs, running, returns, lengths = carry
-            mask = jax.vmap(env.action_mask)(state) if env.action_mask else None
-            noise = actor.network.noise(jax.random.fold_in(noise_key, t), (episodes,))
-            _, sent, _ = actor.act(policy, obs_stats, obs, mask, noise if stochastic else None)
-            keys = jax.random.split(jax.random.fold_in(step_key, t), episodes)
-            step = jax.vmap(env.step)(keys, state, sent)
-            returns = returns + jnp.where(running, step.reward, 0.0)
-            lengths = lengths + running
-            running = running & ~(step.terminated | step.truncated)
-            return t + 1, step.state, step.obs, running, returns, lengths
+    def advance(carry):
+        t, state, obs, running, returns, lengths = carry
+        mask = jax.vmap(env.action_mask)(state) if env.action_mask else None
+        noise = actor.network.noise(jax.random.fold_in(noise_key, t), (episodes,))
+        _, sent, _ = actor.act(policy, obs_stats, obs, mask, noise if stochastic else None)
+        keys = jax.random.split(jax.random.fold_in(step_key, t), episodes)
+        step = jax.vmap(env.step)(keys, state, sent)
+        returns = returns + jnp.where(running, step.reward, 0.0)
+        lengths = lengths + running
+        running = running & ~(step.terminated | step.truncated)
+        return t + 1, step.state, step.obs, running, returns, lengths
 
-        state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
-        start = (
-            jnp.int32(0),
-            state,
-            obs,
-            jnp.ones(episodes, bool),
-            jnp.zeros(episodes),
-            jnp.zeros(episodes, jnp.int32),
-        )
-        return jax.lax.while_loop(unfinished, advance, start)[4:]
-
-    returns, lengths = play(policy, obs_stats)
-    return Evaluation(np.asarray(returns), np.asarray(lengths), [])
+    state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
+    start = (
+        jnp.int32(0),
+        state,
+        obs,
+        jnp.ones(episodes, bool),
+        jnp.zeros(episodes),
+        jnp.zeros(episodes, jnp.int32),
+    )
+    return jax.lax.while_loop(unfinished, advance, start)[4:]

@@ -123,7 +123,9 @@ def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None
         "rule", "each applies to the rules named behind it, with its default there"
     )
     for name in dict.fromkeys(n for rule in RULES.values() for n in limits_of(rule)):
-        having = {key: limits_of(rule)[name] for key, rule in RULES.items() if name in limits_of(rule)}
+        having = {
+            key: limits_of(rule)[name] for key, rule in RULES.items() if name in limits_of(rule)
+        }
         first = next(iter(having.values()))
         defaults = ", ".join(f"{key} {_shown(limits.default)}" for key, limits in having.items())
         kind = next(f.type for f in fields(RULES[next(iter(having))]) if f.name == name)
@@ -153,7 +155,9 @@ def rule_settings(options: argparse.Namespace, rule: str) -> dict[str, Any]:
         if name not in limits_of(RULES[rule]):
             having = [key for key, kind in RULES.items() if name in limits_of(kind)]
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{rule} has no {flag}: it is a setting of {', '.join(having)}", name="FLAG")
+            raise ConfigError(
+                f"{rule} has no {flag}: it is a setting of {', '.join(having)}", name="FLAG"
+            )
     return found
 
 

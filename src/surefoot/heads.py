@@ -104,8 +104,8 @@ def _multi_discrete_head(space: spaces.MultiDiscrete) -> Head:
 
 def _product_head(space: spaces.Dict | spaces.Tuple, *, tanh: bool) -> Head:
     named = isinstance(space, spaces.Dict)
-    keys = sorted(space.spaces) if named else range(len(space.spaces))
-    heads = {key: make_head(space[key], tanh=tanh) for key in keys}
+    parts = sorted(space.spaces.items()) if named else enumerate(space.spaces)
+    heads = {key: make_head(part, tanh=tanh) for key, part in parts}
 
     def collect(make: Callable[[Any, Head, int, int], Any]) -> Any:
         values, out_start, std_start = {}, 0, 0

@@ -272,6 +272,7 @@ def make_learner(
         return Learner(spec, actor, init, learn, None)
 
     def iterate(state: LoopState) -> tuple[LoopState, Metrics]:
+        assert state.env is not None
         loop, rollout, episodes = collect_jax(
             env,
             actor,

@@ -84,9 +84,12 @@ def train_many(
 
     Args:
         env: a JAX-native environment: `gymnax:ID` or a JaxEnv.
-        rule: as in `train`; so `train`, `network` and `critic`.
+        rule: as in `train`.
         seeds: one run each.
         steps: environment steps of each run.
+        train: the run's settings.
+        network: the networks' settings.
+        critic: the critic's settings.
 
     Returns:
         Runs in the order of `seeds`, each with its policy and rows of metrics.

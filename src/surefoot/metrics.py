@@ -260,9 +260,7 @@ METRICS: dict[str, Metric] = {
     "time/steps_per_second": Metric(
         "steps / s", "Steps over the iteration's time, compilation left out.", "any", _NO_REMEDY
     ),
-    "time/iteration": Metric(
-        "s", "The iteration's time, compilation left out.", "any", _NO_REMEDY
-    ),
+    "time/iteration": Metric("s", "The iteration's time, compilation left out.", "any", _NO_REMEDY),
     "time/env": Metric(
         "s",
         "Time inside the environments' step (host runs).",

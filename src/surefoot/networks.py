@@ -17,7 +17,14 @@ from jaxtyping import Array, Float, Key, PyTree
 from surefoot.config import Network, OwnNetwork
 from surefoot.errors import ConfigError
 from surefoot.heads import make_head
-from surefoot.spaces import check_observations, example_obs, flatten_obs, is_image, leaf_spaces
+from surefoot.spaces import (
+    check_observations,
+    example_obs,
+    flatten_obs,
+    is_image,
+    leaf_spaces,
+    shape_of,
+)
 from surefoot.types import EnvSpec, Inputs, Params
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -56,7 +63,7 @@ class MLP(eqx.Module):
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch out"]:
         """Apply the layers to the last axis."""
         for position, layer in enumerate(self.layers):
-            x = x @ layer.weight.T + layer.bias
+            x = x @ jnp.transpose(layer.weight) + jnp.asarray(layer.bias)
             if self.activate_last or position < len(self.layers) - 1:
                 x = _ACTIVATIONS[self.activation](x)
         return x
@@ -111,13 +118,13 @@ def _mlp(key: Key[Array, ""], sizes: list[int], config: Network, *, head_gain: f
 
 def _torso(key: Key[Array, ""], space: spaces.Space, widths: list[int], config: Network) -> Torso:
     conv_key, mlp_key = jax.random.split(key)
-    images = [s for s in leaf_spaces(space) if is_image(s)]
+    images = [shape_of(s) for s in leaf_spaces(space) if is_image(s)]
     keys = jax.random.split(conv_key, len(images) + 1)
     convolutions = [
-        eqx.nn.Conv2d(s.shape[-1], 16, 3, key=k) for s, k in zip(images, keys, strict=False)
+        eqx.nn.Conv2d(shape[-1], 16, 3, key=k) for shape, k in zip(images, keys, strict=False)
     ]
     vector, _ = jax.eval_shape(lambda obs: flatten_obs(space, obs), example_obs(space))
-    features = vector.shape[-1] + sum(16 * (s.shape[0] - 2) * (s.shape[1] - 2) for s in images)
+    features = vector.shape[-1] + sum(16 * (shape[0] - 2) * (shape[1] - 2) for shape in images)
     return Torso(convolutions, _mlp(mlp_key, [features, *widths], config, head_gain=None), space)
 
 

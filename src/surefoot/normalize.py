@@ -21,7 +21,7 @@ def start_stats(shape: tuple[int, ...]) -> RunningStats:
 
 
 def merge_stats(
-    stats: RunningStats, values: Float[Array, "rows *shape"], weights: Float[Array, " rows"]
+    stats: RunningStats, values: Float[Array, "batch ..."], weights: Float[Array, " batch"]
 ) -> RunningStats:
     """Take in rows of weight above 0; a row with an element that is not finite is left out.
 

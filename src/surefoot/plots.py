@@ -122,7 +122,7 @@ def plot_curves(
 def _grouped(series: Series, size: int) -> Series:
     """Means of `size` points in a row, the last group maybe smaller."""
     starts = np.arange(0, len(series.steps), size)
-    sizes = np.diff([*starts, len(series.steps)])
+    sizes = np.diff(np.append(starts, len(series.steps)))
     return Series(*(np.add.reduceat(part.astype(float), starts) / sizes for part in series))
 
 
@@ -131,12 +131,10 @@ def _key(counts: set[int], group: int, fewest_for_band: int) -> str:
     parts = []
     if max(counts, default=1) > 1:
         parts.append("thick: mean over seeds, thin: one seed")
-        enough = max(counts) >= fewest_for_band
-        parts.append(
-            "band: 95 % t interval of the mean"
-            if enough
-            else f"no interval below {fewest_for_band} seeds"
-        )
+        if max(counts) >= fewest_for_band:
+            parts.append("band: 95 % t interval of the mean")
+        if min(counts) < fewest_for_band:
+            parts.append(f"no band below {fewest_for_band} seeds")
     if group > 1:
         parts.append(f"a point: mean of {group} iterations")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from surefoot.rollout import Actor
-from surefoot.spaces import leaf_spaces, obs_arrays
+from surefoot.spaces import leaf_spaces, obs_arrays, shape_of
 from surefoot.types import EnvSpec, Params
 
 
@@ -48,7 +48,7 @@ class Policy:
         """
         obs = obs_arrays(self.spec.observation_space, obs)
         first = jax.tree.leaves(obs)[0]
-        single = first.ndim == len(leaf_spaces(self.spec.observation_space)[0].shape)
+        single = first.ndim == len(shape_of(leaf_spaces(self.spec.observation_space)[0]))
         if single:
             obs, action_mask = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (obs, action_mask))
         if action_mask is not None:

@@ -213,7 +213,9 @@ def settle(
     Args:
         env_id: the environment's id.
         rule: the rule and its explicit settings.
-        train: explicit settings; so `network` and `critic`.
+        train: explicit settings of the run.
+        network: explicit settings of the networks.
+        critic: explicit settings of the critic.
         preset: one of `NAMES`.
         tables: a parsed configuration file, or the `config.json` of a run.
         env_kwargs: arguments of the environment.

@@ -41,7 +41,7 @@ def td_errors(
     *,
     gamma: float | Float[Array, ""],
 ) -> Float[Array, "time env"]:
-    """r + gamma V(s') - V(s), where a terminated transition has no successor.
+    """The TD error r + gamma V(s') - V(s); a terminated transition has no successor.
 
     Args:
         rewards: reward of the transition.

@@ -47,8 +47,8 @@ def env_seeds(seed: int, iteration: int, num_envs: int, purpose: Purpose) -> lis
 class Actor(NamedTuple):
     """What acting needs besides parameters: the networks and how observations and actions map.
 
-    `act(policy, obs_stats, obs, action_mask, noise)` gives the action as sampled, the action as sent,
-    and its log-probability; the policy's mode where `noise` is None.
+    `act(policy, obs_stats, obs, action_mask, noise)` gives the action as sampled, as sent, and its
+    log-probability; where `noise` is None the action is the policy's mode.
     """
 
     network: ActorCritic

@@ -77,7 +77,8 @@ class HostCollector:
         final_obs: list[Any] = []
         final_rows: list[int] = []
         infos: list[dict[str, float]] = []
-        rows, env_seconds, started = None, 0.0, time.monotonic()
+        rows: Any = None
+        env_seconds, started = 0.0, time.monotonic()
         for t in range(steps):
             if t % self._block == 0:
                 noise = jax.tree.map(np.asarray, self._draw(jax.random.fold_in(key, t)))
@@ -118,8 +119,9 @@ class HostCollector:
             self._returns[index], self._lengths[index] = 0.0, 0
 
     def _episodes(self, steps: int, envs: int) -> Episodes:
-        ended = np.zeros((steps, envs), bool)
-        returns, lengths = np.zeros((steps, envs), np.float32), np.zeros((steps, envs), np.int32)
+        ended, returns, lengths = (
+            _zeros((steps, envs), dtype) for dtype in (bool, np.float32, np.int32)
+        )
         for t, index, total, length in self._ended:
             ended[t, index], returns[t, index], lengths[t, index] = True, total, length
         return Episodes(ended, returns, lengths)
@@ -131,23 +133,28 @@ def as_jax_dtype(leaf: Any) -> np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    """NumPy's zeros where a JAX array is announced: the host fills it before handing it over."""
+    return np.zeros(shape, dtype)
+
+
 def _allocate(steps: int, envs: int, obs: PyTree, action: PyTree, mask: PyTree) -> Rollout:
     """Empty arrays for a rollout, shaped like one step's."""
-    flags = np.zeros((steps, envs), bool)
-    like = lambda rows, tree: jax.tree.map(  # noqa: E731
-        lambda leaf: np.empty((rows, *leaf.shape), leaf.dtype), tree
-    )
+
+    def rows_of(count: int, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: np.empty((count, *leaf.shape), leaf.dtype), tree)
+
     return Rollout(
-        obs=like(steps + 1, obs),
-        actions=like(steps, action),
-        action_mask=like(steps, mask),
-        log_probs=None,
-        rewards=np.zeros((steps, envs), np.float32),
-        terminated=flags.copy(),
-        truncated=flags.copy(),
-        final_obs=None,
-        final_rows=None,
-        valid=flags.copy(),
+        obs=rows_of(steps + 1, obs),
+        actions=rows_of(steps, action),
+        action_mask=rows_of(steps, mask),
+        log_probs=_zeros((steps, envs), np.float32),
+        rewards=_zeros((steps, envs), np.float32),
+        terminated=_zeros((steps, envs), bool),
+        truncated=_zeros((steps, envs), bool),
+        final_obs=(),
+        final_rows=_zeros((0,), np.int32),
+        valid=_zeros((steps, envs), bool),
     )
 
 

@@ -17,11 +17,17 @@ LARGEST_IMAGE = 16
 """Longest side of an image the small CNN reads; MinAtar's are 10 x 10."""
 
 
+def shape_of(space: spaces.Space) -> tuple[int, ...]:
+    """The shape of one leaf of a nested space."""
+    return tuple(space.shape or ())
+
+
 def is_image(space: spaces.Space) -> bool:
     """Whether a Box is a picture: three axes, or two long ones, or two of bytes."""
-    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
+    shape = shape_of(space)
+    if not isinstance(space, spaces.Box) or len(shape) not in (2, 3):
         return False
-    return len(space.shape) == 3 or space.dtype.name == "uint8" or min(space.shape) > LARGEST_IMAGE
+    return len(shape) == 3 or space.dtype.name == "uint8" or min(shape) > LARGEST_IMAGE
 
 
 def leaf_spaces(space: spaces.Space) -> list[spaces.Space]:
@@ -39,10 +45,16 @@ def normalised_leaves(space: spaces.Space) -> tuple[bool, ...]:
 
 
 def check_observations(spec: EnvSpec) -> None:
+    """Refuse an observation space that the built networks do not read.
+
+    Raises:
+        ConfigError: for large pictures and for kinds of space without numbers.
+    """
     for leaf in leaf_spaces(spec.observation_space):
-        if is_image(leaf) and (len(leaf.shape) == 2 or max(leaf.shape[:2]) > LARGEST_IMAGE):
+        shape = shape_of(leaf)
+        if is_image(leaf) and (len(shape) == 2 or max(shape[:2]) > LARGEST_IMAGE):
             raise ConfigError(
-                f"{spec.env_id}: pixel observations of shape {leaf.shape} are not supported yet "
+                f"{spec.env_id}: pixel observations of shape {shape} are not supported yet "
                 f"(images up to {LARGEST_IMAGE} x {LARGEST_IMAGE} with channels last are); reduce "
                 "them to features in a wrapper, or pass your own network",
                 name="PIXELS",
@@ -60,7 +72,7 @@ def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
     """The flat part of an observation (integers as one-hot) and its images, channels last."""
     flat, images, leading = [], [], ()
     for leaf_space, leaf in zip(leaf_spaces(space), jax.tree.leaves(obs), strict=True):
-        leading = leaf.shape[: leaf.ndim - len(leaf_space.shape)]
+        leading = leaf.shape[: leaf.ndim - len(shape_of(leaf_space))]
         if isinstance(leaf_space, spaces.Discrete):
             flat.append(jax.nn.one_hot(leaf - int(leaf_space.start), int(leaf_space.n)))
         elif isinstance(leaf_space, spaces.MultiDiscrete):
@@ -105,12 +117,12 @@ def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool
         return tuple(sent_action(s, a, affine=affine, tanh=tanh) for s, a in pairs)
     if isinstance(space, spaces.Discrete):
         return action + int(space.start)
+    shaped = action.reshape(*action.shape[:-1], *shape_of(space))
     if isinstance(space, spaces.MultiDiscrete):
-        shaped = action.reshape(*action.shape[:-1], *space.shape)
         return shaped + jnp.asarray(space.start)
     if isinstance(space, spaces.MultiBinary):
-        return action.reshape(*action.shape[:-1], *space.shape).astype(space.dtype)
-    shaped = action.reshape(*action.shape[: action.ndim - 1], *space.shape)
+        return shaped.astype(space.dtype)
+    assert isinstance(space, spaces.Box)
     low, high = jnp.asarray(space.low), jnp.asarray(space.high)
     if tanh:
         shaped = jnp.tanh(shaped)

@@ -62,7 +62,7 @@ def promised_gain(
 def entropy_bonus(
     new: Any, weights: Float[Array, " batch"], *, ent_coef: float
 ) -> float | Float[Array, ""]:
-    """Mean entropy times its coefficient, to be added to what is maximised; free where that is 0."""
+    """Mean entropy times its coefficient, to be added to what is maximised; free where it is 0."""
     return ent_coef * weighted_mean(new.entropy(), weights) if ent_coef > 0 else 0.0
 
 

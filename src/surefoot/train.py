@@ -399,8 +399,9 @@ def train(
         seed: of every random number of the run.
         out: a new directory for settings, metrics and checkpoints; None keeps nothing.
         preset: auto, none, plain, sb3, sb3-contrib or cleanrl.
-        train: the run's settings; `network` and `critic` theirs.
+        train: the run's settings.
         network: settings, or your own networks.
+        critic: the critic's settings.
         env_kwargs: arguments for an environment named by its id.
         tables: a parsed configuration file.
         shared_only: of the preset, only what holds for every rule (for comparisons).
@@ -456,7 +457,7 @@ def resume(
     path: str | Path,
     *,
     env: Any = None,
-    network: OwnNetworks = OwnNetworks(),
+    network: OwnNetworks | None = None,
     exact: bool = False,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,

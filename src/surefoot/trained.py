@@ -107,6 +107,7 @@ class Evaluator:
         )
 
     def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
+        """Play the episodes; what `Run.evaluate` returns."""
         play: Any = evaluate_jax if isinstance(self._env, JaxEnv) else evaluate_host
         result = play(
             self._env,
@@ -168,7 +169,7 @@ def open_run(
     path: str | Path,
     *,
     env: Any = None,
-    own: OwnNetworks = OwnNetworks(),
+    own: OwnNetworks | None = None,
     folder: str = "checkpoints",
     exact: bool = False,
 ) -> tuple[Run, JaxEnv | HostEnv]:
@@ -180,7 +181,7 @@ def open_run(
     Raises:
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
-    directory = RunDirectory(Path(path))
+    directory, own = RunDirectory(Path(path)), own or OwnNetworks()
     config = directory.config
     named = config.get("env")
     if not isinstance(named, str):
@@ -215,7 +216,7 @@ def load(
     path: str | Path,
     *,
     env: Any = None,
-    network: OwnNetworks = OwnNetworks(),
+    network: OwnNetworks | None = None,
     best: bool = False,
 ) -> Run:
     """A run from its directory, at its newest checkpoint or at its best evaluation.

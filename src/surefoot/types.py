@@ -65,8 +65,9 @@ class Batch(NamedTuple):
 
     `advantages` are raw, in the critic's units; a rule normalises inside itself.
     `old_log_probs` are those stored by the rollout; rules recompute them and use these only to
-    audit staleness. `values` are the critic's before the update. `weights` are non-negative row weights, 0 for invalid rows. Multiplying by
-    `return_scale` gives back the environment's reward units.
+    audit staleness. `values` are the critic's before the update. `weights` are non-negative row
+    weights, 0 for invalid rows. Multiplying by `return_scale` gives back the environment's reward
+    units.
     """
 
     inputs: Inputs

@@ -154,9 +154,7 @@ class HostEnv:
             raise crashed(self.spec.env_id, doing, fault) from fault
 
     def _reset(self, seeds: list[int]) -> tuple[PyTree, dict[str, Any]]:
-        return self._guarded(
-            f"reset(seed={seeds[0]}...)", lambda: self._vector.reset(seed=seeds)
-        )
+        return self._guarded(f"reset(seed={seeds[0]}...)", lambda: self._vector.reset(seed=seeds))
 
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; the first observations and action masks."""

@@ -1,4 +1,4 @@
-"""Minibatch Adam on one flat vector of parameters: how every descending rule and the critic move."""
+"""Minibatch Adam on one flat vector: how every descending rule and the critic move."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,10 +26,11 @@ def schedule(
     """A setting that goes in a straight line from `start` to `end` over the run's updates."""
     if end is None:
         return lambda count: jnp.asarray(start)
-    return optax.linear_schedule(start, end, num_updates)
+    line = optax.linear_schedule(start, end, num_updates)
+    return lambda count: jnp.asarray(line(count))
 
 
-def adam(max_grad_norm: float) -> optax.GradientTransformation:
+def adam(max_grad_norm: float) -> Any:
     """Adam without its step size, after an optional bound on the gradient's global norm."""
     parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
     return optax.chain(*parts, optax.scale_by_adam(eps=1e-5))

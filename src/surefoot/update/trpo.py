@@ -1,4 +1,4 @@
-"""TRPO: the natural step, shortened until the true KL is inside the radius and something is gained."""
+"""TRPO: the natural step, shortened until true KL is inside the radius and something gained."""
 
 from collections.abc import Callable
 from typing import Any

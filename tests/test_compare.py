@@ -1,0 +1,557 @@
+import csv
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.experimental.compilation_cache import compilation_cache
+from scipy import stats
+
+from surefoot import compare as comparing
+from surefoot.compare import (
+    Comparison,
+    Curve,
+    Failure,
+    Score,
+    compare,
+    read_runs,
+    table,
+    to_dict,
+    write_outputs,
+)
+from surefoot.config import PPO, TRPO, VPG, Critic, Network, Train
+from surefoot.errors import ConfigError
+from surefoot.processes import ComparisonStopped, side_by_side
+from surefoot.run import RunDirectory
+from surefoot.statistics import (
+    contrast,
+    probability_of_beating,
+    summarize_scores,
+    t_interval,
+    welch_interval,
+)
+
+ENV = "CartPole-v1"
+RULES = (VPG(), PPO(num_minibatches=1, num_epochs=1))
+TINY = {
+    "steps": 96,
+    "train": Train(
+        num_envs=2,
+        num_steps=16,
+        eval_episodes=2,
+        checkpoint_every=32,
+        reset_at_checkpoints=False,
+    ),
+    "network": Network(hidden=(8,)),
+    "critic": Critic(num_minibatches=1, num_epochs=1),
+    "episodes": 3,
+}
+"""Three iterations of 32 steps, a checkpoint after each."""
+
+scores_of_seeds = st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=8).map(np.array)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Cells of one rule are one program: compile it once for this whole file, workers included."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        old = {name: getattr(jax.config, name) for name in settings}
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+        for name, value in old.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A comparison of two rules with one seed, what it told, and its directory."""
+    out, told = tmp_path_factory.mktemp("trained") / "out", []
+    result = compare([ENV], RULES, seeds=1, out=out, tell=told.append, **TINY)
+    return result, told, out
+
+
+@pytest.fixture
+def out(trained, tmp_path):
+    """The trained directory again, to spoil."""
+    return shutil.copytree(trained[2], tmp_path / "out")
+
+
+@pytest.fixture
+def no_trial(monkeypatch):
+    """The duration is not what the test is about."""
+    monkeypatch.setattr(comparing, "forecast", lambda cells, total, jobs: f"{len(cells)} cells")
+
+
+def files(path):
+    return {str(p): p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
+
+
+def change_config(path, section, **values):
+    config = json.loads((path / "config.json").read_text())
+    config[section] |= values
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def made_up(finals, best=True):
+    """A comparison on one environment with these finals by rule, as if they had been trained."""
+    scores = tuple(
+        Score(ENV, rule, seed, final, final + 10.0 if best else None, 1000, f"runs/{rule}/{seed}")
+        for rule, values in finals.items()
+        for seed, final in enumerate(values)
+    )
+    steps = np.arange(1, 4) * 100
+    curves = {
+        (s.env, s.rule, s.seed): Curve(steps, s.final * steps / 300, steps, steps / 1.0)
+        for s in scores
+    }
+    return Comparison(scores, curves, {ENV: ()}, episodes=20)
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_a_summary_is_what_a_hand_computes():
+    summary = summarize_scores(np.array([1.0, 2.0, 3.0, 4.0, 10.0]))
+    assert (summary.n, summary.mean, summary.median) == (5, 4.0, 3.0)
+    assert summary.interquartile_mean == 3.0  # one of five is cut from each end
+    half = 2.7764451 * math.sqrt(12.5 / 5)
+    np.testing.assert_allclose(summary.interval, (4.0 - half, 4.0 + half), rtol=1e-7)
+
+
+def test_welchs_interval_is_scipys():
+    first, second = np.array([1.0, 2.0, 4.0, 8.0, 9.0]), np.array([3.0, 3.5, 2.0, 4.0, 3.0, 2.5])
+    expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(welch_interval(first, second), expected, rtol=1e-9)
+
+
+@given(scores_of_seeds, scores_of_seeds)
+def test_the_chance_of_beating_is_mann_whitneys_u_over_all_pairs(first, second):
+    u = (
+        stats.mannwhitneyu(first, second, method="asymptotic").statistic
+        if np.ptp(np.concatenate([first, second]))
+        else len(first) * len(second) / 2
+    )
+    assert probability_of_beating(first, second) == pytest.approx(u / (len(first) * len(second)))
+
+
+@given(scores_of_seeds, scores_of_seeds)
+def test_a_pair_read_backwards_is_its_mirror(first, second):
+    there, back = contrast("a", first, "b", second), contrast("b", second, "a", first)
+    assert there.probability + back.probability == pytest.approx(1.0)
+    assert there.difference == -back.difference
+
+
+@given(scores_of_seeds)
+def test_a_rule_beats_its_mirror_half_the_time(scores):
+    assert probability_of_beating(scores, scores[::-1]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-160])
+def test_scores_without_spread_have_an_interval_of_no_width(spread):
+    same = np.full(5, 500.0) if spread == 0.0 else np.arange(5) * spread
+    summary = summarize_scores(same)
+    np.testing.assert_allclose(summary.interval, (summary.mean, summary.mean), atol=1e-100)
+    pair = contrast("a", same, "b", same + 0.0)
+    assert pair.probability == 0.5
+    np.testing.assert_allclose(pair.interval, (0.0, 0.0), atol=1e-100)
+
+
+def test_below_five_seeds_there_is_no_interval():
+    four, five = np.arange(4.0), np.arange(5.0)
+    assert t_interval(four) is None
+    assert t_interval(five) is not None
+    assert welch_interval(four, five) is None
+    assert welch_interval(five, five) is not None
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_intervals_cover_the_truth_95_times_in_100(seeds):
+    rng = np.random.default_rng(0)
+    hits = np.zeros(2)
+    for _ in range(2000):
+        wide, narrow = rng.normal(3.0, 4.0, seeds), rng.normal(1.0, 1.0, 2 * seeds)
+        for i, (truth, interval) in enumerate(
+            [(3.0, t_interval(wide)), (2.0, welch_interval(wide, narrow))]
+        ):
+            hits[i] += interval.low <= truth <= interval.high
+    np.testing.assert_allclose(hits / 2000, 0.95, atol=0.015)
+
+
+# --- telling the result -------------------------------------------------------------------------
+
+
+def test_the_table_opens_with_nothing_but_the_rule():
+    text = table(made_up({"trpo": [1.0] * 5, "ppo": [2.0] * 5}))
+    assert text.splitlines()[:2] == [
+        "What differed between the rules",
+        "  CartPole-v1: nothing but the rule",
+    ]
+
+
+def test_the_table_shows_every_number_beside_its_method():
+    text = table(made_up({"trpo": [100.0, 110.0, 120.0, 130.0, 190.0], "ppo": [100.0] * 6}))
+    rows = [line.split() for line in text.splitlines()]
+    assert ["rule", "n", "final", "interval", "median", "IQM", "best"] in rows
+    assert ["trpo", "5", "130.0", "[86.1,", "173.9]", "120.0", "120.0", "140.0"] in rows
+    assert ["ppo", "6", "100.0", "[100.0,", "100.0]", "100.0", "100.0", "110.0"] in rows
+    assert ["trpo", "over", "ppo", "0.90", "+30.0", "[-13.9,", "+73.9]"] in rows
+    footer = text.partition("How the numbers are computed")[2]
+    for name in ("n", "final", "interval", "median", "IQM", "best", "beats", "difference"):
+        assert f"\n  {name} " in footer
+    assert "20 fresh deterministic episodes" in " ".join(footer.split())
+
+
+def test_below_five_seeds_the_table_shows_points_and_says_why():
+    text = table(made_up({"trpo": [1.0, 2.0, 3.0], "ppo": [2.0, 2.0, 2.0]}, best=False))
+    results, _, footer = text.partition("How the numbers are computed")
+    assert "interval" not in results
+    assert "[" not in results
+    assert "best" not in text
+    assert "a percentile bootstrap of three covers the mean 75 %" in " ".join(footer.split())
+
+
+def test_one_rule_alone_has_scores_and_no_pairs():
+    text = table(made_up({"trpo": [1.0] * 5}))
+    assert "over" not in text.partition("How the numbers")[0]
+    assert "beats" not in text
+
+
+def test_scores_that_are_all_zero_are_a_table_like_any_other():
+    text = table(made_up({"trpo": [0.0] * 5, "ppo": [0.0] * 5}))
+    assert "0.50" in text
+    assert "nan" not in text
+
+
+def test_failures_are_in_the_table_even_where_nothing_else_is():
+    failed = Comparison((), {}, {}, 20, (Failure("CartPole-v1 ppo seed 0", "it fell"),))
+    assert "CartPole-v1 ppo seed 0: it fell" in table(failed)
+    assert "no cell has a score" in table(failed)
+    json.dumps(to_dict(failed), allow_nan=False)
+
+
+def test_the_dictionary_is_strict_json_and_holds_the_tables_numbers():
+    comparison = made_up({"trpo": [1.0, 2.0, 3.0, 4.0, 10.0], "ppo": [1.0, 2.0]}, best=False)
+    told = json.loads(json.dumps(to_dict(comparison), allow_nan=False))
+    trpo, ppo = told["results"][ENV]["rules"].values()
+    assert (trpo["n"], trpo["mean"], trpo["best_mean"]) == (5, 4.0, None)
+    assert len(trpo["interval"]) == 2
+    assert ppo["interval"] is None
+    (pair,) = told["results"][ENV]["pairs"]
+    assert (pair["first"], pair["second"], pair["interval"]) == ("trpo", "ppo", None)
+    assert len(told["scores"]) == 7
+    assert "no interval" in told["methods"]
+
+
+def test_scores_csv_reads_back_as_the_scores(tmp_path):
+    comparison = made_up({"trpo": [0.1 + 0.2, -1e-9, 1e9], "ppo": [1 / 3]})
+    comparison = replace(
+        comparison, scores=(comparison.scores[0]._replace(best=None), *comparison.scores[1:])
+    )
+    csv_path, picture = write_outputs(comparison, tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with open(csv_path, newline="") as file:
+        read = [
+            Score(
+                row["env"],
+                row["rule"],
+                int(row["seed"]),
+                float(row["final"]),
+                float(row["best"]) if row["best"] else None,
+                int(row["env_steps"]),
+                row["path"],
+            )
+            for row in csv.DictReader(file)
+        ]
+    assert tuple(read) == comparison.scores
+
+
+# --- training the cells -------------------------------------------------------------------------
+
+
+def test_a_cell_is_an_ordinary_run_with_its_score_beside_it(trained):
+    result, _, out = trained
+    path = out / ENV / "vpg" / "seed-0"
+    score = json.loads((path / "score.json").read_text())
+    vpg = result.of(ENV, "vpg")[0]
+    assert vpg.path == str(path)
+    assert vpg.final == score["return_mean"] == pytest.approx(np.mean(score["returns"]))
+    assert len(score["returns"]) == 3
+    assert vpg.env_steps == 96
+    assert result.rules(ENV) == ("vpg", "ppo")
+    assert result.differences == {ENV: ()}
+    assert result.failures == ()
+    assert RunDirectory(path).config["train"]["seed"] == 0
+
+
+def test_cells_are_evaluated_about_ten_times_so_that_best_stands_beside_final(trained):
+    result, _, out = trained
+    config = RunDirectory(out / ENV / "ppo" / "seed-0").config
+    assert config["train"]["eval_every"] == 10
+    curve = result.curves[ENV, "ppo", 0]
+    assert list(curve.eval_steps) == [32, 64, 96]
+    assert result.of(ENV, "ppo")[0].best == max(curve.eval_returns)
+
+
+def test_the_expected_duration_comes_first_then_a_line_a_cell(trained):
+    first, *lines = trained[1]
+    assert first.startswith("2 cells, about ")
+    assert first.endswith(" with 1 job")
+    assert [line.partition(":")[0] for line in lines] == [f"{ENV} vpg seed 0", f"{ENV} ppo seed 0"]
+    assert lines[-1].endswith("(2 of 2)")
+
+
+def test_the_same_command_twice_trains_nothing_again(trained, out):
+    before, told = files(out), []
+    result = compare([ENV], RULES, seeds=1, out=out, tell=told.append, **TINY)
+    assert files(out) == before
+    assert told == []
+    assert [s.final for s in result.scores] == [s.final for s in trained[0].scores]
+
+
+def test_one_seed_more_adds_only_that_seed(out, no_trial):
+    before, told = files(out), []
+    result = compare([ENV], RULES, seeds=2, out=out, tell=told.append, **TINY)
+    assert {name: time for name, time in files(out).items() if name in before} == before
+    assert [score.seed for score in result.scores] == [0, 0, 1, 1]
+    assert len(told) == 3
+    first, _, second, _ = (score.final for score in result.scores)
+    assert first != second
+
+
+def test_a_cell_that_lost_its_last_iteration_goes_on_from_the_one_before(trained, out, no_trial):
+    path = out / ENV / "vpg" / "seed-0"
+    (path / "score.json").unlink()
+    shutil.rmtree(path / "checkpoints" / "step-000000096")
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    result = compare([ENV], RULES, seeds=1, out=out, tell=lambda _: None, **TINY)
+    again = (path / "metrics.jsonl").read_text().splitlines()
+    assert again[:2] == lines[:2]
+    assert len(again) == 3
+    assert again[2] != lines[2]
+    assert result.of(ENV, "ppo") == tuple(
+        s._replace(path=s.path.replace(str(trained[2]), str(out)))
+        for s in trained[0].of(ENV, "ppo")
+    )
+
+
+def test_a_cell_killed_before_its_first_checkpoint_starts_again(trained, out, no_trial):
+    path = out / ENV / "vpg" / "seed-0"
+    (path / "score.json").unlink()
+    shutil.rmtree(path / "checkpoints")
+    result = compare([ENV], RULES, seeds=1, out=out, tell=lambda _: None, **TINY)
+    assert result.of(ENV, "vpg")[0].final == trained[0].of(ENV, "vpg")[0].final
+    assert len(RunDirectory(path).rows()) == 3
+
+
+def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(tmp_path, no_trial):
+    steps = []
+
+    def interrupting():
+        class Interrupting(gymnasium.Wrapper):
+            def step(self, action):
+                steps.append(1)
+                if len(steps) == 40:  # in the second iteration
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return self.env.step(action)
+
+        return Interrupting(gymnasium.make(ENV))
+
+    how = {"seeds": 1, "out": tmp_path, "tell": lambda _: None, **TINY}
+    how["train"] = replace(TINY["train"], eval_every=0)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ComparisonStopped, match="stopped by SIGTERM") as stopped:
+        compare([interrupting], RULES[:1], **how)
+    assert stopped.value.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    (path,) = (file.parent for file in tmp_path.rglob("config.json"))
+    assert len(RunDirectory(path).rows()) == 2
+    result = compare([interrupting], RULES[:1], **how)
+    assert len(RunDirectory(path).rows()) == 3
+    assert result.scores[0].env_steps == 96
+    assert result.scores[0].best is None
+
+
+def test_cells_of_other_settings_are_refused_and_the_settings_listed(trained, out):
+    before = files(out)
+    other = TINY | {"critic": Critic(num_minibatches=2, num_epochs=3), "episodes": 3}
+    rules = (VPG(learning_rate=1.0), RULES[1])
+    with pytest.raises(ConfigError) as refused:
+        compare([ENV], rules, seeds=2, out=out, tell=print, **other)
+    for told in (
+        "rule.learning_rate is 0.005 there and 1.0 here",
+        "critic.num_epochs is 1 there and 3 here",
+        "critic.num_minibatches is 1 there and 2 here",
+    ):
+        assert told in str(refused.value)
+    assert files(out) == before
+
+
+def test_a_cell_that_fails_is_named_and_the_others_stand(out, capsys):
+    def broken():
+        class Broken(gymnasium.Wrapper):
+            def step(self, action):
+                raise RuntimeError("the hinge is gone")
+
+        return Broken(gymnasium.make(ENV))
+
+    told = []
+    result = compare([broken, ENV], RULES, seeds=1, out=out, tell=told.append, **TINY)
+    assert [score.rule for score in result.scores] == ["vpg", "ppo"]
+    assert [failure.cell.split()[1] for failure in result.failures] == ["vpg", "ppo"]
+    assert all("the hinge is gone" in failure.message for failure in result.failures)
+    assert told[0].startswith("2 cells; 2 of 4 are finished already")
+    assert "the trial of vpg on" in told[0]
+    assert "Cells without a score" in table(result)
+    assert "the hinge is gone" in table(result)
+
+
+def test_a_cell_trained_in_a_process_of_its_own_is_the_same_cell(trained, tmp_path, no_trial):
+    told = []
+    how = {"seeds": 1, "out": tmp_path, "jobs": 2, "tell": told.append, **TINY}
+    result = compare([ENV], RULES[:1], **how)
+    assert [s.final for s in result.scores] == [s.final for s in trained[0].of(ENV, "vpg")]
+    assert len(told) == 2
+
+
+def test_a_signal_stops_every_process():
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(ComparisonStopped):
+        side_by_side(time.sleep, [300.0] * 3, jobs=2, done=lambda *_: None)
+    assert multiprocessing.active_children() == []
+
+
+def test_work_that_fails_or_dies_in_its_process_leaves_the_others_be():
+    outcomes = {}
+    side_by_side(
+        eval, ["1 + 1", "1 / 0", "__import__('os')._exit(3)"], jobs=3, done=outcomes.__setitem__
+    )
+    assert outcomes[0] == (2, None)
+    assert outcomes[1] == (None, "ZeroDivisionError: division by zero")
+    assert outcomes[2] == (None, "its process died with code 3")
+
+
+def test_every_rule_gets_one_shared_setting_unless_tuned(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        comparing,
+        "_train_all",
+        lambda cells, *_: seen.extend(cells) or {cell.name: "not now" for cell in cells},
+    )
+    for preset in ("auto", "tuned"):
+        compare(["Hopper-v5"], ["trpo", "ppo"], seeds=1, out=tmp_path, preset=preset)
+    trpo, ppo, tuned_trpo, tuned_ppo = (cell.settings for cell in seen)
+    assert (trpo.train, trpo.network, trpo.critic) == (ppo.train, ppo.network, ppo.critic)
+    assert trpo.rule == comparing.settle("other", TRPO(), Train(), Network(), Critic()).rule
+    assert (tuned_trpo.critic.num_epochs, tuned_ppo.critic.num_epochs) == (20, 10)
+    assert tuned_trpo.rule.max_kl == 0.04
+
+
+@pytest.mark.parametrize(
+    ("envs", "rules", "how", "message"),
+    [
+        (["CartPol-v1"], ["trpo"], {}, "did you mean CartPole-v1"),
+        ([ENV], ["pppo"], {}, "no rule pppo; did you mean ppo"),
+        ([ENV], ["trpo", TRPO(max_kl=0.1)], {}, "rule trpo comes twice"),
+        ([ENV, ENV], ["trpo"], {}, "environment CartPole-v1 comes twice"),
+        ([], ["trpo"], {}, "no environment is given"),
+        ([ENV], ["trpo"], {"seeds": 0}, "seeds must be at least 1"),
+        ([ENV], ["trpo"], {"critic": Critic(num_minibatches=7)}, "does not divide"),
+        ([lambda: None], ["trpo"], {"jobs": 2}, "with several jobs an environment must be an id"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
+    envs, rules, how, message, tmp_path
+):
+    with pytest.raises(ConfigError, match=message):
+        compare(envs, rules, **{"seeds": 2, "out": tmp_path / "out", **how})
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_environment_object_cannot_serve_every_cell(tmp_path):
+    env = gymnasium.make(ENV)
+    with pytest.raises(ConfigError, match="every cell needs its own"):
+        compare([env], ["trpo"], seeds=1, out=tmp_path)
+    env.close()
+
+
+# --- reading finished runs ----------------------------------------------------------------------
+
+
+def test_finished_runs_are_read_from_wherever_they_are(trained, out):
+    result = read_runs([out / ENV / "ppo" / "seed-0", out / ENV / "vpg"], episodes=3)
+    assert result.rules(ENV) == ("ppo", "vpg")
+    assert {s.final for s in result.scores} == {s.final for s in trained[0].scores}
+
+
+def test_a_run_without_a_score_is_evaluated_and_the_score_kept(trained, out):
+    path = out / ENV / "vpg" / "seed-0"
+    (path / "score.json").write_text('{"episodes": 3, "return_mean": NaN}')
+    result = read_runs([path], episodes=3)
+    assert result.scores[0].final == trained[0].of(ENV, "vpg")[0].final
+    assert json.loads((path / "score.json").read_text())["return_mean"] == result.scores[0].final
+
+
+def test_settings_that_differed_are_listed_with_each_rules_value(out):
+    change_config(out / ENV / "vpg" / "seed-0", "critic", num_epochs=20)
+    change_config(out / ENV / "vpg" / "seed-0", "network", hidden=[16, 8])
+    change_config(out / ENV / "vpg" / "seed-0", "versions", surefoot="0.0.1")
+    result = read_runs([out], episodes=3)
+    critic, network, version = sorted(result.differences[ENV])
+    assert critic == "critic.num_epochs: ppo 1, vpg 20"
+    assert network == "network.hidden: ppo 8, vpg 16 8"
+    assert version.startswith("versions.surefoot: ppo ")
+    assert version.endswith(", vpg 0.0.1")
+    assert "CartPole-v1: critic.num_epochs" in table(result) or version in table(result)
+
+
+def test_runs_of_one_rule_with_other_settings_are_not_taken_for_seeds(out):
+    wide = shutil.copytree(out / ENV / "ppo" / "seed-0", out / "wide")
+    change_config(wide, "rule", clip_eps=0.4)
+    result = read_runs([out / ENV, wide], episodes=3)
+    assert result.rules(ENV) == ("ppo#1", "vpg", "ppo#2")
+    assert result.differences[ENV] == ("rule.clip_eps: ppo#1 0.2, ppo#2 0.4",)
+
+
+def test_environments_of_other_arguments_are_other_environments(out):
+    path = out / ENV / "ppo" / "seed-0"
+    change_config(path, "env_kwargs", sutton_barto_reward=True)
+    assert read_runs([out], episodes=3).envs == (
+        'CartPole-v1 {"sutton_barto_reward": true}',
+        ENV,
+    )
+
+
+def test_one_run_is_not_counted_twice(out):
+    path = out / ENV / "ppo" / "seed-0"
+    assert len(read_runs([path, path], episodes=3).scores) == 1
+    copy = shutil.copytree(path, out / "copy")
+    with pytest.raises(ConfigError, match="are the same run twice"):
+        read_runs([path, copy], episodes=3)
+
+
+def test_an_unfinished_run_is_no_result(out):
+    path = out / ENV / "ppo" / "seed-0"
+    change_config(path, "train", steps=320)
+    (path / "score.json").unlink()
+    with pytest.raises(ConfigError, match=r"not finished \(iteration 3 of 10\)"):
+        read_runs([path], episodes=3)
