@@ -1,4 +1,4 @@
-"""Equal programs are compiled once a session: most of a test's time is the compiler's."""
+"""Building programs is most of the time of a test that trains: what can be saved there."""
 
 import jax
 import pytest
@@ -6,7 +6,16 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def programs_are_shared(tmp_path_factory):
-    """JAX's own store of compiled programs, in a directory of this session alone."""
+    """Equal programs are compiled once: JAX's own store of them, for this session alone."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module")
+def quick_to_build():
+    """Programs of this module that run briefly are built fast and run slowly."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

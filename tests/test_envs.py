@@ -418,6 +418,32 @@ def test_a_last_state_may_allow_no_action(mode):
     assert steps[-1].action_mask.any()
 
 
+def masks_of_one_choice_of_two(time):
+    return np.array([1, 1, 0, 0, 0], np.int8)
+
+
+def masks_of_no_bit(time):
+    return np.zeros(4, np.int8)
+
+
+def test_every_choice_of_an_action_needs_something_allowed_but_bits_do_not():
+    env = opened("sync", 1, action="multi-discrete", masks=masks_of_one_choice_of_two)
+    with pytest.raises(EnvContractError, match="environment 0 allows no action"):
+        env.reset([0])
+    env = opened("sync", 1, action="multi-binary", masks=masks_of_no_bit)
+    assert not env.reset([0])[1].any()
+
+
+@pytest.mark.parametrize(
+    ("action", "fault"),
+    [("box", "actions have no mask"), ("dict", "must be a dict"), ("tuple", "must be a tuple")],
+)
+def test_a_mask_of_another_form_than_the_action_is_refused_by_name(action, fault):
+    env = opened("sync", 1, action=action, masks=mask_of)
+    with pytest.raises(EnvContractError, match=rf"info\['action_mask'\] .* {fault}"):
+        env.reset([0])
+
+
 def test_masks_that_begin_after_the_reset_are_refused():
     env = opened("sync", 1, masks=mask_of, step_masks_only=True)
     env.reset([0])

@@ -21,6 +21,7 @@ from surefoot.presets import settle
 from surefoot.types import EnvSpec, Inputs
 
 pytest_plugins = ["programs"]
+pytestmark = pytest.mark.usefixtures("quick_to_build")
 
 WORLDS = (
     "a constant reward",

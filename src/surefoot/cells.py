@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from surefoot.config import Settings
 from surefoot.errors import ConfigError, NotFiniteError, SurefootError
+from surefoot.loop import DEFAULT_EPISODE_LIMIT
 from surefoot.run import RunDirectory
-from surefoot.train import DEFAULT_EPISODE_LIMIT, resume, train
+from surefoot.train import resume, train
 from surefoot.trained import OwnNetworks, Run
 
 SCORE = "score.json"

@@ -69,8 +69,7 @@ def compare(
         seeds: how many.
         out: the directory of all cells.
         steps: environment steps of each cell.
-        jobs: cells at a time, each in a process of its own; 1 trains in this one. With more, a
-            script needs its `if __name__ == "__main__"`.
+        jobs: cells at a time, each in a new process (a script needs its `__main__` guard).
         preset: all rules get what this preset shares among them; `tuned` gives each rule what
             `auto` gives it alone, critic included.
         train: settings shared by all rules, over the preset's.
@@ -90,29 +89,25 @@ def compare(
             raise ConfigError(f"compare: {name} must be at least 1, got {count}")
     given = train if train is not None else Train()
     given = replace(given, steps=steps) if steps is not None else given
-    settings = _settle_all(envs, rules, given, network, critic, preset, env_kwargs)
-    if jobs > 1 and not all(isinstance(env, str) for env in envs):
-        raise ConfigError("compare: with several jobs an environment must be an id (module:id)")
+    settings = _settle_all(envs, rules, given, network, critic, preset, env_kwargs, jobs)
     own = network if isinstance(network, OwnNetworks) else OwnNetworks()
-    cells = [
-        Cell(
-            env,
-            replace(fixed, train=replace(fixed.train, seed=seed)),
-            own,
-            preset != "tuned",
-            Path(out) / folder_name(fixed.env) / fixed.rule.name / f"seed-{seed}",
-            episodes,
-        )
-        for seed in range(seeds)
-        for env, fixed in settings
+    pattern = [
+        Cell(env, fixed, own, preset != "tuned", Path(out), episodes) for env, fixed in settings
     ]
+    cells = [_with_seed(cell, seed) for seed in range(seeds) for cell in pattern]
     for cell in cells:
         _refuse_other_settings(cell)
     waiting = [c for c in cells if stored_score(RunDirectory(c.path), episodes) is None]
     failures = _train_all(waiting, len(cells), jobs, tell) if waiting else {}
-    scored = [cell.path for cell in cells if cell.name not in failures]
-    result = read_runs(scored, episodes)
+    result = read_runs([cell.path for cell in cells if cell.name not in failures], episodes)
     return replace(result, failures=tuple(Failure(*failure) for failure in failures.items()))
+
+
+def _with_seed(cell: Cell, seed: int) -> Cell:
+    """The cell of one seed, in a directory of its own below the pattern's."""
+    settings = replace(cell.settings, train=replace(cell.settings.train, seed=seed))
+    path = cell.path / folder_name(settings.env) / settings.rule.name / f"seed-{seed}"
+    return cell._replace(settings=settings, path=path)
 
 
 def _settle_all(
@@ -123,6 +118,7 @@ def _settle_all(
     critic: Critic | None,
     preset: str,
     env_kwargs: Mapping[str, Any] | None,
+    jobs: int,
 ) -> list[tuple[Any, Settings]]:
     """Each environment with each rule's settings on it, evaluated along the way."""
     chosen = [RULES[known_rule(rule)]() if isinstance(rule, str) else rule for rule in rules]
@@ -141,6 +137,8 @@ def _settle_all(
     for env, name in zip(envs, ids, strict=True):
         if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
             raise ConfigError(f"{name}: every cell needs its own; give an id or a function")
+        if jobs > 1 and not isinstance(env, str):
+            raise ConfigError(f"{name}: with several jobs an environment must be an id (module:id)")
     settled = []
     for env, env_id in zip(envs, ids, strict=True):
         for rule in chosen:

@@ -4,6 +4,8 @@ A failure is one line, `surefoot: error[NAME]: what, where, what to do`. Code 1 
 bug in surefoot itself; everything a user can mend has one of the classes below.
 """
 
+import signal
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -72,3 +74,17 @@ class StorageError(SurefootError):
 
     def __init__(self, message: str, *, name: str = "STORAGE"):
         super().__init__(message, name=name)
+
+
+class StoppedBySignal(Exception):  # noqa: N818
+    """SIGINT or SIGTERM ended a run after an iteration; its checkpoint, if any, is written.
+
+    Attributes:
+        number: the signal's number; the exit code is 128 more.
+        iteration: iterations done.
+        path: the run directory to resume, or None.
+    """
+
+    def __init__(self, number: int, iteration: int, path: Path | None):
+        super().__init__(f"stopped by {signal.Signals(number).name} at iteration {iteration}")
+        self.number, self.iteration, self.path = number, iteration, path

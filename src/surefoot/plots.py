@@ -110,6 +110,7 @@ def plot_curves(
     axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(_key(counts, group, fewest_for_band), fontsize=9, color="#555555")
     if longest:
+        axes.set_xlim(left=0)
         figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     else:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center")

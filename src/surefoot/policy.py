@@ -5,12 +5,12 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from surefoot.envs.masks import empty_masks, write_mask
 from surefoot.rollout import Actor
-from surefoot.spaces import leaf_spaces, obs_arrays, shape_of
+from surefoot.spaces import leaf_spaces, obs_arrays, own_dtype, shape_of
 from surefoot.types import EnvSpec, Params
 
 
@@ -50,15 +50,21 @@ class Policy:
         first = jax.tree.leaves(obs)[0]
         single = first.ndim == len(shape_of(leaf_spaces(self.spec.observation_space)[0]))
         if single:
-            obs, action_mask = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (obs, action_mask))
+            obs = jax.tree.map(lambda leaf: np.asarray(leaf)[None], obs)
+        num_rows = 1 if single else len(first)
+        masks = None
         if action_mask is not None:
-            action_mask = jax.tree.map(lambda leaf: jnp.asarray(leaf, bool), action_mask)
+            masks = empty_masks(self.spec, num_rows)
+            for row in range(num_rows):
+                one = lambda leaf, i=row: leaf[i]  # noqa: E731
+                given = action_mask if single else jax.tree.map(one, action_mask)
+                write_mask(self.spec, masks, given, row)
         noise = None
         if not deterministic:
             if key is None:
                 key = int(np.random.SeedSequence().generate_state(1)[0])
-            key = jax.random.key(key) if isinstance(key, int) else key
-            noise = self.actor.network.noise(key, jax.tree.leaves(obs)[0].shape[:1])
-        _, sent, _ = self._act(self.params, self.obs_stats, obs, action_mask, noise)
-        sent = jax.tree.map(np.asarray, sent)
+            key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+            noise = self.actor.network.noise(key, (num_rows,))
+        _, sent, _ = self._act(self.params, self.obs_stats, obs, masks, noise)
+        sent = own_dtype(self.spec.action_space, sent)
         return jax.tree.map(lambda leaf: leaf[0], sent) if single else sent

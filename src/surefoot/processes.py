@@ -15,8 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from surefoot.errors import SurefootError
-from surefoot.train import StoppedBySignal
+from surefoot.errors import StoppedBySignal, SurefootError
 
 
 class Outcome(NamedTuple):

@@ -12,6 +12,8 @@ import json
 import math
 import os
 import shutil
+import stat
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,10 +71,11 @@ def _read(path: Path, limit: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as fault:
         raise CheckpointError(f"{path} cannot be read: {fault.strerror}") from fault
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        os.close(descriptor)
+        raise CheckpointError(f"{path} is no plain file of at most {limit} bytes")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not os.path.isfile(path) or status.st_size > limit:
-            raise CheckpointError(f"{path} is no plain file of at most {limit} bytes")
         return file.read()
 
 
@@ -175,6 +178,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: where anything is missing, altered, of a newer format or not ours.
     """
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a link; a checkpoint is a directory of its own")
     manifest = _strict_json(_read(path / "manifest.json", LARGEST_JSON), path / "manifest.json")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"{path / 'manifest.json'} is not a manifest of ours")
@@ -224,7 +229,9 @@ class RunDirectory:
             ConfigError: where a run or anything else is there already.
             StorageError: where it cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        with _storage(path, "reading"):
+            used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if used:
             raise ConfigError(
                 f"{path} is used already; choose another --out, or go on with "
                 f"`surefoot resume {path}`",
@@ -263,13 +270,20 @@ class RunDirectory:
         """The rows of `metrics.jsonl`; a line cut short by a kill is passed over."""
         file = self.path / "metrics.jsonl"
         rows = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        for line in file.read_bytes().splitlines() if file.exists() else ():
             with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+                    rows.append(row)
         return rows
 
     def trim(self, iteration: int) -> list[dict[str, Any]]:
-        """Drop the rows after an iteration, so that going on leaves no gap and no double."""
+        """Drop the rows after an iteration, so that going on leaves no gap and no double.
+
+        What a kill left half written goes too.
+        """
+        for left in (*self.path.glob(".tmp-*"), *self.path.glob("*/.tmp-*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         kept = [row for row in self.rows() if row["iteration"] <= iteration]
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
         self.write("metrics.jsonl", text)
@@ -279,8 +293,12 @@ class RunDirectory:
         """Write a small file whole, or leave the old one."""
         target, aside = self.path / name, self.path / f".tmp-{os.getpid()}-{name}"
         with _storage(target, "writing"):
-            _write(aside, text.encode())
-            aside.replace(target)
+            try:
+                _write(aside, text.encode())
+                aside.replace(target)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
 
     def read(self, name: str) -> str | None:
         """A small file's text, or None."""
@@ -290,7 +308,9 @@ class RunDirectory:
     def checkpoints(self, folder: str = "checkpoints") -> list[Path]:
         """The stored checkpoints, oldest first."""
         parent = self.path / folder
-        return sorted(parent.glob("step-*")) if parent.is_dir() else []
+        # Beyond nine digits a longer name is a later step, though it sorts before.
+        stored = parent.glob("step-*") if parent.is_dir() else ()
+        return sorted(stored, key=lambda path: (len(path.name), path.name))
 
     def save(self, checkpoint: Checkpoint, *, keep: int, folder: str = "checkpoints") -> Path:
         """Store a checkpoint and remove all but the newest `keep`."""
@@ -301,6 +321,8 @@ class RunDirectory:
 
     def newest(self, *, exact: bool = False, folder: str = "checkpoints") -> Checkpoint:
         """The newest checkpoint that reads well; with `exact`, the newest marked so.
+
+        Warns of newer ones that are damaged.
 
         Raises:
             CheckpointError: where there is none; the fault of the newest one is in the message.
@@ -313,6 +335,8 @@ class RunDirectory:
                 faults.append(str(fault))
                 continue
             if checkpoint.exact or not exact:
+                for fault in faults:
+                    warnings.warn(f"{fault}; using {path.name} instead", stacklevel=2)
                 return checkpoint
         kind = "exact checkpoint" if exact else "checkpoint"
         reason = f"; {faults[0]}" if faults else ""

@@ -169,6 +169,7 @@ def _footer(comparison: Comparison) -> str:
         textwrap.fill(
             text,
             WIDTH,
+            break_on_hyphens=False,
             initial_indent=f"  {name}".ljust(width),
             subsequent_indent=" " * width,
         )

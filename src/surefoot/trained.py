@@ -80,9 +80,12 @@ class Run:
             `return_mean`, `return_std`, `return_ci95` (a t interval over episodes), `episodes`,
             `length_mean`, `returns`; `success_rate` where the infos tell `is_success`.
         """
-        with Evaluator(self.settings, self.source, self.learner, episodes) as evaluator:
-            number = self.settings.train.seed + 1_000_003 if seed is None else seed
+        number = self.settings.train.seed + 1_000_003 if seed is None else seed
+        evaluator = Evaluator(self.settings, self.source, self.learner, episodes)
+        try:
             return evaluator(self.state, number, stochastic=stochastic)
+        finally:
+            evaluator.close()
 
 
 class Evaluator:
@@ -120,10 +123,8 @@ class Evaluator:
         )
         return summarize(result)
 
-    def __enter__(self) -> "Evaluator":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
+    def close(self) -> None:
+        """Close the environments."""
         if isinstance(self._env, HostEnv):
             self._env.close()
 
@@ -199,10 +200,20 @@ def open_run(
             name="NAME-NETWORK",
         )
     settings = settle_tables(config)
-    source = find_env(env if env is not None else named, settings.env_kwargs if not local else {})
+    by_id = env is None or isinstance(env, str)
+    source = find_env(named if env is None else env, settings.env_kwargs if by_id else {})
     checkpoint = directory.newest(exact=exact, folder=folder)
     run, opened = begin(settings, source, own)
-    run.state = restore_arrays(run.state, checkpoint.arrays, str(path))
+    try:
+        run.state = restore_arrays(run.state, checkpoint.arrays, str(path))
+    except CheckpointError:
+        if isinstance(opened, HostEnv):
+            opened.close()
+        raise
+    if isinstance(opened, HostEnv):
+        # Its environments start new episodes, whatever was open when the checkpoint was written.
+        nothing = jax.numpy.zeros_like(run.state.returns_so_far)
+        run.state = run.state._replace(returns_so_far=nothing)
     run.directory, run.env_steps = directory, checkpoint.env_steps
     run.rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
     return run, opened

@@ -1,18 +1,18 @@
 """Gymnasium's vector environments behind one contract, whatever their autoreset mode."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import gymnasium.spaces as spaces
 import jax
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
 from surefoot.envs import EnvSource, OwnObs, crashed, time_limit
+from surefoot.envs.masks import empty_masks, write_mask
 from surefoot.errors import ConfigError, EnvContractError, SurefootError
-from surefoot.spaces import full_mask, own_dtype
+from surefoot.spaces import own_dtype
 from surefoot.types import EnvSpec
 
 
@@ -236,50 +236,17 @@ class HostEnv:
                 )
             return None
         if masks is None:
-            masks = jax.tree.map(np.array, full_mask(self.spec.action_space, (self.num_envs,)))
+            masks = empty_masks(self.spec, self.num_envs)
         if given is not None:
             present = infos.get("_action_mask", np.ones(self.num_envs, bool))
-            rows = np.flatnonzero(present if unread is None else present & ~unread)
-            write_masks(self.spec, masks, given, rows)
+            for row in np.flatnonzero(present if unread is None else present & ~unread):
+                one = jax.tree.map(lambda leaf, i=row: leaf[i], given)
+                write_mask(self.spec, masks, one, int(row))
         return masks
 
     def close(self) -> None:
         """Close the environments and their processes."""
         self._vector.close()
-
-
-def write_masks(spec: EnvSpec, masks: PyTree, given: Any, rows: Iterable[int]) -> None:
-    """Put masks, in the form of a vector environment's info, into the rows of flat ones.
-
-    Raises:
-        EnvContractError: for a mask of another size, or one that allows nothing.
-    """
-    for index in rows:
-        row = jax.tree.map(lambda leaf, i=index: leaf[i], given)
-        where = f"{spec.env_id}: info['action_mask'] of environment {index}"
-        _write_mask(spec.action_space, masks, row, int(index), where)
-
-
-def _write_mask(space: spaces.Space, masks: PyTree, row: Any, index: int, where: str) -> None:
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        keys = space.spaces if isinstance(space, spaces.Dict) else range(len(space.spaces))
-        for key in keys:
-            given = row.get(key) if isinstance(row, dict) else row[key]
-            if masks[key] is not None and given is not None:
-                _write_mask(space[key], masks[key], given, index, where)
-        return
-    parts = row if isinstance(row, list | tuple) else [row]
-    flat = np.concatenate([np.ravel(part) for part in parts])
-    if flat.shape != masks[index].shape:
-        raise EnvContractError(
-            f"{where} has {flat.size} entries, its action space needs {masks[index].size}"
-        )
-    masks[index] = flat.astype(bool)
-    sizes = space.nvec.reshape(-1) if isinstance(space, spaces.MultiDiscrete) else [flat.size]
-    choices = np.split(masks[index], np.cumsum(sizes)[:-1])
-    # A MultiBinary with everything forbidden still has one action: all bits off.
-    if not isinstance(space, spaces.MultiBinary) and not all(map(np.any, choices)):
-        raise EnvContractError(f"{where} allows no action")
 
 
 def open_host_env(source: EnvSource, num_envs: int, *, vectorization: str, seed: int) -> HostEnv:

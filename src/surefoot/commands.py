@@ -1,0 +1,273 @@
+"""What each command does, from its parsed options to its exit code."""
+
+import argparse
+import json
+import shlex
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from surefoot.config import RULES, Critic, Network, Train
+from surefoot.errors import ConfigError
+from surefoot.flags import given, rule_settings
+from surefoot.presets import known_rule
+
+
+def _tables(path: str | None) -> dict[str, Any]:
+    """A configuration file as tables; nothing in it is evaluated or imported."""
+    if path is None:
+        return {}
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+        tables = json.loads(data) if file.suffix == ".json" else tomllib.loads(data.decode())
+    except OSError as fault:
+        raise ConfigError(f"--config {path}: {fault.strerror}") from fault
+    except ValueError as fault:
+        raise ConfigError(f"--config {path}: {fault}") from fault
+    if not isinstance(tables, dict):
+        raise ConfigError(f"--config {path} is not a set of tables")
+    return tables
+
+
+def _env_kwargs(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError as fault:
+        raise ConfigError(f"--env-kwargs is not JSON: {fault}") from fault
+    if not isinstance(value, dict):
+        raise ConfigError("--env-kwargs must be a JSON object, such as '{\"render_mode\": null}'")
+    return value
+
+
+def _free_directory(env: str, rule: str, seed: int) -> Path:
+    """`runs/ENV/RULE-seedN`, numbered on where it is used."""
+    base = Path("runs") / env.replace(":", "_").replace("/", "_") / f"{rule}-seed{seed}"
+    candidate, count = base, 1
+    while candidate.exists():
+        count += 1
+        candidate = base.with_name(f"{base.name}-{count}")
+    return candidate
+
+
+def emit(record: Mapping[str, Any]) -> None:
+    """One JSON line on standard output."""
+    print(json.dumps(record, allow_nan=False), flush=True)
+
+
+class _Listener:
+    """The display or the JSON lines of a run, and its outside loggers."""
+
+    def __init__(self, options: argparse.Namespace):
+        from surefoot.progress import Progress
+
+        self._options = options
+        self._progress = None if options.json else Progress()
+        self._loggers: list[Any] = []
+
+    def started(self, run: Any, plan: Any) -> None:
+        """Open the loggers and the display."""
+        from surefoot.loggers import tensorboard_logger, wandb_logger
+
+        if self._options.tensorboard:
+            self._loggers.append(tensorboard_logger(run.directory.path))
+        if self._options.wandb:
+            self._loggers.append(wandb_logger(run.directory, self._options.wandb))
+        if self._progress:
+            self._progress.started(run, plan)
+        else:
+            record = {"event": "start", "run": str(run.directory.path), **plan._asdict()}
+            emit(record | {"settings": run.settings.to_dict()})
+
+    def compiling(self, what: str) -> None:
+        """Show that a program is being built."""
+        if self._progress:
+            self._progress.compiling(what)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Show and log one iteration."""
+        if self._progress:
+            self._progress.row(row)
+        else:
+            emit({"event": "row", **row})
+        for logger in self._loggers:
+            logger.row(row)
+
+    def finished(self, run: Any) -> None:
+        """Close everything."""
+        if self._progress:
+            self._progress.finished(run)
+        for logger in self._loggers:
+            logger.close()
+
+
+def train_command(options: argparse.Namespace) -> int:
+    """Train a policy, then play it."""
+    config = _tables(options.config)
+    table = config.get("rule", {})
+    named = table.get("name", "trpo") if isinstance(table, dict) else "trpo"
+    rule_name = known_rule(options.rule or str(named))
+    rule = RULES[rule_name](**rule_settings(options, rule_name))
+    train = Train(**given(options, "train"))
+    network, critic = Network(**given(options, "network")), Critic(**given(options, "critic"))
+    kwargs = _env_kwargs(options.env_kwargs) or dict(config.get("env_kwargs", {}))
+    preset = options.preset or str(config.get("preset", "auto"))
+
+    from surefoot.presets import settle
+    from surefoot.train import train as start
+    from surefoot.train import train_or_resume
+
+    tables = {key: table for key, table in config.items() if key not in _FROZEN}
+    settings = settle(
+        options.env,
+        rule,
+        train,
+        network,
+        critic,
+        preset=preset,
+        tables=tables,
+        env_kwargs=kwargs,
+    )
+    if options.resume and options.out is None:
+        raise ConfigError("--resume auto needs --out DIR, the directory to go on in")
+    out = Path(options.out) if options.out else None
+    out = out or _free_directory(options.env, rule_name, settings.train.seed)
+    listener = _Listener(options)
+
+    def begin() -> Any:
+        return start(
+            options.env,
+            rule,
+            out=out,
+            preset=preset,
+            train=train,
+            network=network,
+            critic=critic,
+            env_kwargs=kwargs,
+            tables=tables,
+            listener=listener,
+        )
+
+    if options.resume:
+        run = train_or_resume(out, settings, begin, env=options.env, listener=listener)
+    else:
+        run = begin()
+    return _finish(run, options)
+
+
+_FROZEN = (
+    "env",
+    "env_kwargs",
+    "preset",
+    "env_from_python",
+    "own_networks",
+    "observation_space",
+    "action_space",
+    "versions",
+)
+"""Keys of a run's `config.json` that are no settings, so that it serves as a --config too."""
+
+
+def resume_command(options: argparse.Namespace) -> int:
+    """Go on with a run, then play it."""
+    from surefoot.train import resume
+
+    run = resume(options.path, env=options.env, exact=options.exact, listener=_Listener(options))
+    return _finish(run, options)
+
+
+def env_flag(env: str) -> str:
+    """What a command on a run of this environment must add, because loading imports nothing."""
+    return f" --env {shlex.quote(env)}" if ":" in env and not env.startswith("gymnax:") else ""
+
+
+def _finish(run: Any, options: argparse.Namespace) -> int:
+    """Evaluate what was learned, and say how to go on from here."""
+    from surefoot.progress import say
+
+    result = run.evaluate(run.settings.train.eval_episodes)
+    path = run.directory.path
+    if options.json:
+        emit({"event": "end", "run": str(path), "evaluation": result})
+        return 0
+    low, high = result["return_ci95"]
+    say(
+        f"final policy: return {result['return_mean']:.1f} (95 % interval {low:.1f} to {high:.1f}, "
+        f"{result['episodes']} fresh episodes, deterministic)"
+    )
+    again = f"surefoot evaluate {shlex.quote(str(path))}{env_flag(run.settings.env)}"
+    say(f"kept in {path}; play it again with: {again}")
+    return 0
+
+
+def evaluate_command(options: argparse.Namespace) -> int:
+    """Play whole episodes with a trained policy."""
+    if options.episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1, got {options.episodes}")
+    from surefoot.trained import load
+
+    run = load(options.path, env=options.env, best=options.best)
+    result = run.evaluate(options.episodes, stochastic=options.stochastic, seed=options.seed)
+    if options.json:
+        emit(result)
+        return 0
+    low, high = result["return_ci95"]
+    kind = "sampled" if options.stochastic else "deterministic"
+    print(
+        f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} over "
+        f"{result['episodes']} {kind} episodes, mean length {result['length_mean']:.1f}; "
+        f"95 % interval of the mean {low:.2f} to {high:.2f}"
+    )
+    return 0
+
+
+def explain_command(options: argparse.Namespace) -> int:
+    """Print what a metric is."""
+    from surefoot.metrics import METRICS, explain
+
+    if options.name is None:
+        if options.json:
+            emit({name: metric._asdict() for name, metric in METRICS.items()})
+        else:
+            print("\n".join(f"{name:28s} {metric.what}" for name, metric in METRICS.items()))
+        return 0
+    text = explain(options.name)
+    if options.json:
+        emit({"name": options.name, "text": text})
+    else:
+        print(text)
+    return 0
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    """Compare rules over seeds, or finished runs."""
+    from surefoot.compare import compare, read_runs, table, to_dict, write_outputs
+    from surefoot.progress import say
+
+    if options.seeds < 1 or options.jobs < 1 or options.episodes < 1:
+        raise ConfigError("--seeds, --jobs and --episodes must be at least 1")
+    out = Path(options.out or "runs/compare")
+    if all((Path(name) / "config.json").is_file() for name in options.what):
+        comparison = read_runs([Path(name) for name in options.what], episodes=options.episodes)
+    else:
+        comparison = compare(
+            options.what,
+            [known_rule(name) for name in options.rules],
+            seeds=options.seeds,
+            out=out,
+            jobs=options.jobs,
+            preset=options.preset,
+            train=Train(**given(options, "train")),
+            network=Network(**given(options, "network")),
+            critic=Critic(**given(options, "critic")),
+            episodes=options.episodes,
+            tell=say,
+        )
+    files = write_outputs(comparison, out)
+    if options.json:
+        emit(to_dict(comparison))
+    else:
+        print(table(comparison))
+        say("written: " + ", ".join(str(file) for file in files))
+    return 0

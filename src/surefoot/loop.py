@@ -1,0 +1,263 @@
+"""The loop: advance, log, evaluate, store; until the steps are done or someone stops it."""
+
+import importlib.metadata
+import math
+import platform
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+
+from surefoot.envs.host import HostEnv
+from surefoot.envs.jax_native import JaxEnv
+from surefoot.errors import NotFiniteError, StoppedBySignal
+from surefoot.run import Checkpoint, finite_row, name_arrays
+from surefoot.steppers import HostStepper, JaxStepper, Stepper, chunk_length
+from surefoot.trained import Evaluator, Run
+
+EPISODES_PER_CHECKPOINT = 10
+"""Fewest episode limits between two scheduled checkpoints of a run that resets at them."""
+DEFAULT_EPISODE_LIMIT = 1000
+
+
+class Plan(NamedTuple):
+    """When what happens, in iterations; `cut_share` bounds the episodes that resets cut short."""
+
+    iterations: int
+    chunk: int
+    checkpoint_every: int
+    evaluate_every: int
+    cut_share: float
+
+
+class Listener(Protocol):
+    """A live display, or nothing: told what happens while a run goes on."""
+
+    def started(self, run: Run, plan: Plan) -> None:
+        """Settings are resolved and environments open."""
+        ...
+
+    def compiling(self, what: str) -> None:
+        """A program is about to be built."""
+        ...
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """An iteration is done."""
+        ...
+
+    def finished(self, run: Run) -> None:
+        """The loop has ended, well or not."""
+        ...
+
+
+class Silence:
+    """A listener that does nothing."""
+
+    def started(self, run: Run, plan: Plan) -> None:
+        """Nothing."""
+
+    def compiling(self, what: str) -> None:
+        """Nothing."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def finished(self, run: Run) -> None:
+        """Nothing."""
+
+
+def make_plan(run: Run) -> Plan:
+    """Iterations, and how often to store and to evaluate, fixed before the start.
+
+    A host run's scheduled checkpoints lie at least ten episode limits apart, because resetting
+    at them cuts the episodes that are open.
+    """
+    settings, spec = run.settings, run.learner.spec
+    train = settings.train
+    iterations, batch = settings.num_iterations, settings.batch_size
+    chunk = chunk_length(settings) if spec.jax_native else 1
+    limit = spec.max_episode_steps or DEFAULT_EPISODE_LIMIT
+    every = math.ceil((train.checkpoint_every or train.steps / 10) / batch)
+    if not spec.jax_native and train.reset_at_checkpoints:
+        every = max(every, math.ceil(EPISODES_PER_CHECKPOINT * limit / train.num_steps))
+    every = math.ceil(every / chunk) * chunk
+    resets = not spec.jax_native and train.reset_at_checkpoints and every < iterations
+    evaluate = math.ceil(math.ceil(train.eval_every / batch) / chunk) * chunk
+    share = min(1.0, limit / (every * train.num_steps)) if resets else 0.0
+    return Plan(iterations, chunk, every, evaluate, share)
+
+
+class _Signals:
+    """Notes SIGINT and SIGTERM instead of dying; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            raise KeyboardInterrupt
+        self.caught = number
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a bit-for-bit resume depends on."""
+    names = ("surefoot", "jax", "jaxlib", "numpy", "gymnasium")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def _save(run: Run, *, exact: bool, folder: str = "checkpoints") -> None:
+    if run.directory is None:
+        return
+    checkpoint = Checkpoint(name_arrays(run.state), run.iteration, run.env_steps, exact, versions())
+    keep = 1 if folder == "best" else run.settings.train.keep_checkpoints
+    run.directory.save(checkpoint, keep=keep, folder=folder)
+
+
+def _check_finite(run: Run, row: Mapping[str, Any]) -> None:
+    limit = run.settings.train.max_refusals
+    if row["update/refusals"] >= limit:
+        kept = run.directory.checkpoints()[-1:] if run.directory else []
+        hint = f"; the last good checkpoint is {kept[0]}" if kept else ""
+        raise NotFiniteError(
+            f"{limit} updates in a row were not finite, the last at iteration "
+            f"{row['iteration']}; the policy is as it was before the first of them{hint}; "
+            "look at the rewards and observations, or lower the learning rate"
+        )
+
+
+class _Loop:
+    """One pass of the loop over a run, with what it keeps between two chunks."""
+
+    def __init__(
+        self,
+        run: Run,
+        stepper: Stepper,
+        plan: Plan,
+        listener: Listener,
+        on_update: Callable[[dict[str, Any]], Any] | None,
+    ):
+        self._run, self._stepper, self._plan = run, stepper, plan
+        self._listener, self._on_update = listener, on_update
+        spec, train = run.learner.spec, run.settings.train
+        self._resets = not spec.jax_native and train.reset_at_checkpoints
+        # A JAX-native run's environments are in its state: any checkpoint of it is exact.
+        self._always_exact = spec.jax_native
+        self._best = max(
+            (row.get("eval/return_mean", -math.inf) for row in run.rows), default=-math.inf
+        )
+
+    def go(self) -> Run:
+        """Iterate until the plan is done, `on_update` says stop, or a signal comes."""
+        run, train = self._run, self._run.settings.train
+        evaluator = None
+        if self._plan.evaluate_every:
+            evaluator = Evaluator(run.settings, run.source, run.learner, train.eval_episodes)
+        try:
+            with _Signals() as signals:
+                stop = False
+                while not run.finished and not stop and signals.caught is None:
+                    rows = self._advance()
+                    if evaluator and self._is_due(self._plan.evaluate_every):
+                        self._evaluate(evaluator, rows[-1])
+                    stop = self._tell(rows)
+                    self._store(stopping=stop or signals.caught is not None)
+        finally:
+            if evaluator:
+                evaluator.close()
+        if signals.caught is not None and not run.finished:
+            raise StoppedBySignal(
+                signals.caught, run.iteration, run.directory and run.directory.path
+            )
+        return run
+
+    def _is_due(self, every: int) -> bool:
+        return self._run.iteration % every == 0 or self._run.finished
+
+    def _advance(self) -> list[dict[str, Any]]:
+        """One chunk; its rows."""
+        run, before = self._run, self._run.iteration
+        run.state, metrics = self._stepper.advance(run.state)
+        rows = []
+        for offset, values in enumerate(metrics):
+            steps = int(values["env_steps"])
+            run.env_steps += steps
+            row = {"iteration": before + offset + 1} | finite_row(values)
+            row["env_steps"] = run.env_steps
+            row["time/steps_per_second"] = steps / values["time/iteration"]
+            rows.append(row)
+        run.rows += rows
+        return rows
+
+    def _evaluate(self, evaluator: Evaluator, row: dict[str, Any]) -> None:
+        """Add an evaluation to the newest row, and keep the policy where it is the best so far."""
+        run = self._run
+        seed = run.settings.train.seed + run.iteration
+        result = evaluator(run.state, seed, stochastic=False)
+        names = ("return_mean", "return_std", "length_mean", "success_rate")
+        row |= {f"eval/{name}": result[name] for name in names if name in result}
+        if result["return_mean"] > self._best:
+            self._best = result["return_mean"]
+            _save(run, exact=False, folder="best")
+
+    def _tell(self, rows: list[dict[str, Any]]) -> bool:
+        """Write the rows and show them; whether `on_update` asks to stop."""
+        run, stop = self._run, False
+        for row in rows:
+            if run.directory:
+                run.directory.append(row)
+            self._listener.row(row)
+            stop = bool(self._on_update and self._on_update(row)) or stop
+            _check_finite(run, row)
+        return stop
+
+    def _store(self, *, stopping: bool) -> None:
+        """Checkpoint where one is scheduled, or where the run is about to stop."""
+        run = self._run
+        if not self._is_due(self._plan.checkpoint_every):
+            if stopping:
+                _save(run, exact=self._always_exact)
+            return
+        if self._resets:
+            zeros = jnp.zeros_like(run.state.returns_so_far)
+            run.state = run.state._replace(returns_so_far=zeros)
+        _save(run, exact=self._always_exact or self._resets)
+        if self._resets and not run.finished:
+            self._stepper.reset(run.iteration)
+
+
+def drive(
+    run: Run,
+    env: JaxEnv | HostEnv,
+    listener: Listener | None,
+    on_update: Callable[[dict[str, Any]], Any] | None,
+) -> Run:
+    """Run the loop over opened environments, and close them whatever happens."""
+    listener = listener or Silence()
+    stepper: Stepper
+    if isinstance(env, HostEnv):
+        stepper = HostStepper(env, run.learner, run.settings, listener.compiling)
+    else:
+        stepper = JaxStepper(run.learner, run.settings, listener.compiling)
+    try:
+        plan = make_plan(run)
+        stepper.reset(run.iteration)
+        listener.started(run, plan)
+        return _Loop(run, stepper, plan, listener, on_update).go()
+    finally:
+        listener.finished(run)
+        stepper.close()

@@ -1,0 +1,210 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from surefoot.cli import main
+from surefoot.metrics import METRICS
+
+SMALL = [
+    *("--num-envs", "2", "--num-steps", "16", "--hidden", "8", "--critic-num-minibatches", "2"),
+    *("--critic-num-epochs", "1", "--eval-episodes", "2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def error_of(capsys, *arguments):
+    """The exit code and the one line on standard error."""
+    code = main(list(arguments))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("surefoot: error[")
+    return code, lines[0]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("arguments", "name", "said"),
+    [
+        (["trian"], "USAGE", "did you mean train?"),
+        (["train", "CartPol-v1"], "UNKNOWN-ENV", "did you mean CartPole-v1?"),
+        (["train", "CartPole-v1", "trp0"], "CONFIG", "did you mean trpo?"),
+        (["train", "CartPole-v1", "--num-env", "3"], "FLAG", "did you mean --num-envs?"),
+        (["train", "CartPole-v1", "--n-envs", "3"], "FLAG", "here it is --num-envs"),
+        (["train", "CartPole-v1", "--clip-range", "3"], "FLAG", "here it is --clip-eps"),
+        (["train", "CartPole-v1", "--clip-eps", ".1"], "FLAG", "a setting of ppo"),
+        (["train", "CartPole-v1", "--gamma", "1.2"], "CONFIG", "at least 0 and at most 1"),
+        (["train", "CartPole-v1", "--max-kl", "-1"], "CONFIG", "max_kl must be"),
+        (["train", "CartPole-v1", "--steps", "abc"], "USAGE", "must be a whole number"),
+        (["train", "CartPole-v1", "--steps", "1.5"], "USAGE", "must be a whole number"),
+        (["train", "CartPole-v1", "--num-envs", "0"], "CONFIG", "at least 1"),
+        (["train", "CartPole-v1", "ppo", "--num-minibatches", "30"], "CONFIG", "16 and 32"),
+        (["train", "CartPole-v1", "--critic-joint"], "CONFIG", "descends a loss"),
+        (["train", "CartPole-v1", "--preset", "sb4"], "CONFIG", "did you mean sb3?"),
+        (["train", "CartPole-v1", "--distribution", "tanh"], "CONFIG", "tanh-gaussian"),
+        (["train", "CartPole-v1", "--resume", "auto"], "CONFIG", "--out"),
+        (["train", "CartPole-v1", "--env-kwargs", "{"], "CONFIG", "not JSON"),
+        (["train", "nowhere:Env-v0"], "UNKNOWN-ENV", "no module nowhere"),
+        (["train", "envpool:Ant-v4"], "CONFIG", "not supported yet"),
+        (["train", "CartPole-v1", "--out", "/proc/nowhere"], "STORAGE", "/proc/nowhere"),
+        (["resume", "nothing"], "CHECKPOINT", "no run directory"),
+        (["evaluate", "nothing"], "CHECKPOINT", "no run directory"),
+        (["explain", "kl"], "CONFIG", "policy/kl_mean"),
+        (["compare", "CartPole-v1", "--seeds", "0"], "CONFIG", "at least 1"),
+    ],
+)
+def test_a_wrong_command_gets_one_line_and_leaves_nothing(
+    arguments, name, said, capsys, empty_directory
+):
+    code, line = error_of(capsys, *arguments)
+    assert f"error[{name}]" in line
+    assert said in line
+    assert code in (2, 6, 7)
+    assert list(empty_directory.iterdir()) == []
+
+
+def test_training_leaves_a_run_that_evaluates_and_resumes(capsys):
+    assert main(["train", "CartPole-v1", "--steps", "64", "--out", "run", "--json", *SMALL]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["start", "row", "row", "end"]
+    assert events[0]["settings"]["rule"]["name"] == "trpo"
+    assert events[2]["env_steps"] == 64
+
+    assert main(["evaluate", "run", "--episodes", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["return_mean"] == events[-1]["evaluation"]["return_mean"]
+    assert result["episodes"] == 2
+    assert {"return_ci95", "return_mean"} <= set(result)
+
+    assert main(["resume", "run", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["end"]
+
+
+def test_a_used_directory_is_refused_and_resume_auto_goes_on_in_it(capsys):
+    command = ["train", "CartPole-v1", "--steps", "32", "--out", "run", *SMALL]
+    assert main([*command, "--resume", "auto"]) == 0
+    rows = Path("run/metrics.jsonl").read_text()
+    capsys.readouterr()
+    code, line = error_of(capsys, *command)
+    assert code == 2
+    assert "OUT-USED" in line
+    assert main([*command, "--resume", "auto"]) == 0
+    assert Path("run/metrics.jsonl").read_text() == rows
+    capsys.readouterr()
+    code, line = error_of(capsys, *command, "--resume", "auto", "--gamma", "0.9")
+    assert code == 2
+    assert "gamma" in line
+
+
+def test_settings_come_from_flags_over_file_over_preset(capsys):
+    Path("mine.toml").write_text(
+        '[train]\ngamma = 0.9\ngae_lambda = 0.5\n[rule]\nname = "ppo"\nclip_eps = 0.3\n'
+    )
+    command = ["train", "CartPole-v1", "--config", "mine.toml", "--steps", "32", "--json"]
+    flags = ["--gamma", "0.8", "--num-minibatches", "2", "--no-obs-norm", *SMALL]
+    assert main([*command, *flags]) == 0
+    settings = json.loads(capsys.readouterr().out.splitlines()[0])["settings"]
+    assert settings["rule"]["name"] == "ppo"
+    assert settings["rule"]["clip_eps"] == 0.3
+    assert settings["train"]["gamma"] == 0.8
+    assert settings["train"]["gae_lambda"] == 0.5
+    assert settings["train"]["obs_norm"] is False
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[trian]\nsteps = 3\n", "did you mean train"),
+        ("[train]\nstep = 3\n", "did you mean steps"),
+        ("[train]\ngamma = \"__import__('os').mkdir('owned')\"\n", "must be a float"),
+        ("[train\n", "--config"),
+    ],
+)
+def test_a_configuration_file_is_data_and_nothing_else(text, said, capsys, empty_directory):
+    (empty_directory / "mine.toml").write_text(text)
+    code, line = error_of(capsys, "train", "CartPole-v1", "--config", "mine.toml")
+    assert code == 2
+    assert said in line
+    assert not (empty_directory / "owned").exists()
+    assert not (empty_directory / "runs").exists()
+
+
+def test_the_config_of_a_run_serves_as_a_configuration_file(capsys):
+    command = ["train", "CartPole-v1", "--steps", "32", "--json", "--out"]
+    assert main([*command, "one", *SMALL]) == 0
+    assert main([*command, "two", "--config", "one/config.json"]) == 0
+    capsys.readouterr()
+    one, two = (json.loads(Path(name, "config.json").read_text()) for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_module_of_ones_own_trains_and_must_be_named_again(capsys, empty_directory):
+    (empty_directory / "my_module.py").write_text(
+        "import gymnasium\n"
+        "def make(length=5):\n"
+        "    return gymnasium.make('CartPole-v1', max_episode_steps=length)\n"
+    )
+    command = ["train", "my_module:make", "--env-kwargs", '{"length": 7}', "--steps", "32"]
+    assert main([*command, "--out", "run", *SMALL]) == 0
+    assert "--env my_module:make" in capsys.readouterr().err
+    code, line = error_of(capsys, "evaluate", "run")
+    assert code == 6
+    assert "--env my_module:make" in line
+    assert main(["evaluate", "run", "--env", "my_module:make", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length_mean"] == 7
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_resume_and_exits_with_its_code(number, code, empty_directory):
+    command = [sys.executable, "-m", "surefoot", "train", "CartPole-v1", "--steps", "1e7"]
+    process = subprocess.Popen(
+        [*command, "--out", "run", *SMALL], stderr=subprocess.PIPE, text=True
+    )
+    rows = empty_directory / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not rows.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "surefoot resume run" in said
+    last = json.loads(rows.read_text().splitlines()[-1])["iteration"]
+    state = next((empty_directory / "run" / "checkpoints").iterdir()) / "state.json"
+    assert json.loads(state.read_text())["iteration"] == last
+    assert json.loads(state.read_text())["exact"] is False
+
+
+@pytest.mark.core
+def test_explain_knows_every_metric(capsys):
+    assert main(["explain"]) == 0
+    listed = capsys.readouterr().out
+    for name, metric in METRICS.items():
+        assert name in listed
+        assert main(["explain", name]) == 0
+        assert metric.what in capsys.readouterr().out
+
+
+@pytest.mark.core
+def test_help_needs_no_jax(empty_directory):
+    code = (
+        "import sys; from surefoot.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"--max-kl" in done.stdout
