@@ -1,6 +1,14 @@
 """Shapes are checked on every call, and one toy problem serves every test of an update."""
 
-from jaxtyping import install_import_hook
+import os
+from pathlib import Path
+
+# Programs are compiled once and kept, for subprocesses and later sessions too.
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 LADDER = "distributions returns surrogate trust_region natural_gradient clip"
 CHECKED = [f"surefoot.{module}" for module in f"{LADDER} update critic normalize".split()]

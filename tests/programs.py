@@ -1,5 +1,7 @@
 """Building programs is most of the time of a test that trains: what can be saved there."""
 
+import contextlib
+
 import jax
 import pytest
 
@@ -12,10 +14,17 @@ def programs_are_shared(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@pytest.fixture(scope="module")
-def quick_to_build():
-    """Programs of this module that run briefly are built fast and run slowly."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+@pytest.fixture(scope="session")
+def quickly_built():
+    """`with quickly_built():` programs are built fast and run slowly."""
+
+    @contextlib.contextmanager
+    def unoptimised():
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
+
+    return unoptimised

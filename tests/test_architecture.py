@@ -30,9 +30,9 @@ LAYERS = [
     {"update", "critic", "diagnostics"},
     {"rollout", "rollout_host"},
     {"learner", "evaluation", "policy"},
-    {"train", "trained", "many"},
+    {"trained", "steppers", "loop", "train", "many"},
     {"compare", "cells", "processes", "scores", "tables"},
-    {"cli", "__main__", "__init__"},
+    {"cli", "commands", "__main__", "__init__"},
 ]
 PLAIN = {"config", "types", "errors"}
 # Modules beside the arrow: each may be imported from the rollout on, and knows only these.
@@ -46,7 +46,6 @@ KNOWS = {
 ONLY = {
     "equinox": {"networks"},
     "matplotlib": {"plots"},
-    "tyro": {"cli", "flags"},
     "rich": {"cli", "progress"},
     "pickle": set(),
     "dill": set(),

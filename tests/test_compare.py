@@ -31,7 +31,7 @@ from surefoot.compare import (
     write_outputs,
 )
 from surefoot.config import PPO, TRPO, VPG, Critic, Network, Train
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, StorageError
 from surefoot.processes import ComparisonStopped, side_by_side
 from surefoot.run import RunDirectory
 from surefoot.statistics import (
@@ -267,7 +267,7 @@ def test_scores_csv_reads_back_as_the_scores(tmp_path):
     comparison = replace(
         comparison, scores=(comparison.scores[0]._replace(best=None), *comparison.scores[1:])
     )
-    csv_path, picture = write_outputs(comparison, tmp_path)
+    csv_path, picture = write_outputs(comparison, tmp_path / "new")
     assert picture.read_bytes().startswith(b"\x89PNG")
     with open(csv_path, newline="") as file:
         read = [
@@ -283,6 +283,12 @@ def test_scores_csv_reads_back_as_the_scores(tmp_path):
             for row in csv.DictReader(file)
         ]
     assert tuple(read) == comparison.scores
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="making"):
+        write_outputs(made_up({"trpo": [1.0]}), tmp_path / "file" / "out")
 
 
 # --- training the cells -------------------------------------------------------------------------

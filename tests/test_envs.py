@@ -512,9 +512,9 @@ class Broken(Scripted):
 def test_a_fault_in_an_automatic_reset_is_told_too(mode):
     env = HostEnv(SyncVectorEnv([Broken], autoreset_mode=MODES[mode]), "Broken", seed=0)
     env.reset([3])
+    twice = (env.step(np.zeros(1, np.int64)) for _ in range(2))
     with pytest.raises(EnvCrashError, match=r"Broken: .* raised RuntimeError: no second episode"):
-        for _ in range(2):
-            env.step(np.zeros(1, np.int64))
+        list(twice)
 
 
 class Counted:

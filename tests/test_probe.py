@@ -4,7 +4,7 @@ They are one JAX-native environment with a number of its own world in the state,
 three seeds each, train side by side in one program a rule and a kind of action.
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,6 @@ from surefoot.presets import settle
 from surefoot.types import EnvSpec, Inputs
 
 pytest_plugins = ["programs"]
-pytestmark = pytest.mark.usefixtures("quick_to_build")
 
 WORLDS = (
     "a constant reward",
@@ -104,8 +103,7 @@ OBSERVED = jnp.array([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
 LEFT, MIDDLE, RIGHT, SECOND = range(4)
 
 
-@lru_cache
-def learned(rule, kind):
+def train(rule, kind):
     env, start = probe(kind)
     settings = settle(
         "Probe",
@@ -149,6 +147,18 @@ def learned(rule, kind):
     return Learned(*(np.asarray(leaf).reshape(6, SEEDS, 4) for leaf in out))
 
 
+@pytest.fixture(scope="module")
+def learned(quickly_built):
+    """`learned(rule, kind)`: the six worlds after a short training, once a module."""
+
+    @cache
+    def train_once(rule, kind):
+        with quickly_built():
+            return train(rule, kind)
+
+    return train_once
+
+
 every_rule = pytest.mark.parametrize("rule", list(RULES))
 every_kind = pytest.mark.parametrize("kind", list(ACTIONS))
 
@@ -156,7 +166,7 @@ every_kind = pytest.mark.parametrize("kind", list(ACTIONS))
 @every_rule
 @every_kind
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_critic_finds_the_value_of(rule, kind, world):
+def test_the_critic_finds_the_value_of(learned, rule, kind, world):
     found = learned(rule, kind)
     number = WORLDS.index(world)
     expected = {
@@ -174,7 +184,7 @@ def test_the_critic_finds_the_value_of(rule, kind, world):
 @every_rule
 @every_kind
 @pytest.mark.parametrize("world", WORLDS[ACTION : BOTH + 1])
-def test_the_policy_finds_the_action_that_pays_under(rule, kind, world):
+def test_the_policy_finds_the_action_that_pays_under(learned, rule, kind, world):
     modes = learned(rule, kind).modes[WORLDS.index(world)]
     if world == WORLDS[ACTION]:
         wanted = {MIDDLE: 1.0 if kind == "discrete" else 0.5}

@@ -10,7 +10,6 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import surefoot as sf
 from surefoot.config import VPG, Critic, Network, OwnNetwork, Train
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv, JaxStep
@@ -19,6 +18,7 @@ from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.rollout import collect_jax, start_jax_envs
 from surefoot.rollout_host import HostCollector
+from surefoot.train import train
 from surefoot.types import EnvSpec, Inputs
 
 pytest_plugins = ["programs"]
@@ -63,7 +63,7 @@ def constant_jax():
     return JaxEnv(spec, lambda key: (jnp.int32(0), nothing), step)
 
 
-def settings_for(**train):
+def settings_for():
     return settle(
         "Constant",
         VPG(),
@@ -73,7 +73,6 @@ def settings_for(**train):
             gamma=GAMMA,
             obs_norm=False,
             return_norm=False,
-            **train,
         ),
         Network(hidden=(8,)),
         Critic(num_epochs=10, num_minibatches=1, learning_rate=0.05),
@@ -155,7 +154,7 @@ def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
 def test_a_trained_critic_finds_the_value_of_living_for_ever():
     ready = SyncVectorEnv([limited] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
     settings = settings_for()
-    run = sf.train(
+    run = train(
         ready,
         VPG(),
         steps=25 * 32,

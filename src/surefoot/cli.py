@@ -15,6 +15,7 @@ from surefoot.commands import (
     env_flag,
     evaluate_command,
     explain_command,
+    keep_programs,
     resume_command,
     train_command,
 )
@@ -81,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", metavar="DIR", help="where the runs go (default runs/compare)")
     compare.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     compare.add_argument("--preset", choices=["auto", "tuned", "none", "plain"], default="auto")
+    compare.add_argument(
+        "--env", nargs="+", help="environments again, where runs are on a module of your own"
+    )
     compare.add_argument("--episodes", type=int, default=20, help="episodes of the final score")
     add_settings(compare, rules=False)
     return parser
@@ -136,6 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
             # argparse takes an optional position only where it stands beside the first one.
             options.rule = extra.pop(0)
         refuse_unknown(options.parser, extra)
+        keep_programs()
         with _quiet_warnings():
             return options.run(options)
     except SurefootError as fault:

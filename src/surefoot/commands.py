@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import tomllib
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.config import RULES, Critic, Network, Train
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, EnvCrashError
 from surefoot.flags import given, rule_settings
 from surefoot.presets import known_rule
 
@@ -49,6 +50,16 @@ def _free_directory(env: str, rule: str, seed: int) -> Path:
         count += 1
         candidate = base.with_name(f"{base.name}-{count}")
     return candidate
+
+
+def keep_programs() -> None:
+    """Have JAX keep compiled programs in the user's cache; workers inherit it.
+
+    To be called before JAX is imported. JAX keys them by program, version and machine.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(home) / "surefoot" / "programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def emit(record: Mapping[str, Any]) -> None:
@@ -242,32 +253,43 @@ def explain_command(options: argparse.Namespace) -> int:
 
 def compare_command(options: argparse.Namespace) -> int:
     """Compare rules over seeds, or finished runs."""
-    from surefoot.compare import compare, read_runs, table, to_dict, write_outputs
+    from surefoot.compare import (
+        ComparisonStopped,
+        compare,
+        read_runs,
+        table,
+        to_dict,
+        write_outputs,
+    )
     from surefoot.progress import say
 
     if options.seeds < 1 or options.jobs < 1 or options.episodes < 1:
         raise ConfigError("--seeds, --jobs and --episodes must be at least 1")
     out = Path(options.out or "runs/compare")
-    if all((Path(name) / "config.json").is_file() for name in options.what):
-        comparison = read_runs([Path(name) for name in options.what], episodes=options.episodes)
+    if all(Path(name).is_dir() for name in options.what):
+        comparison = read_runs(options.what, options.episodes, envs=options.env or ())
     else:
-        comparison = compare(
-            options.what,
-            [known_rule(name) for name in options.rules],
-            seeds=options.seeds,
-            out=out,
-            jobs=options.jobs,
-            preset=options.preset,
-            train=Train(**given(options, "train")),
-            network=Network(**given(options, "network")),
-            critic=Critic(**given(options, "critic")),
-            episodes=options.episodes,
-            tell=say,
-        )
+        try:
+            comparison = compare(
+                options.what,
+                [known_rule(name) for name in options.rules],
+                seeds=options.seeds,
+                out=out,
+                jobs=options.jobs,
+                preset=options.preset,
+                train=Train(**given(options, "train")),
+                network=Network(**given(options, "network")),
+                critic=Critic(**given(options, "critic")),
+                episodes=options.episodes,
+                tell=say,
+            )
+        except ComparisonStopped as stop:
+            say(f"surefoot: {stop}")
+            return 128 + stop.number
     files = write_outputs(comparison, out)
     if options.json:
         emit(to_dict(comparison))
     else:
         print(table(comparison))
         say("written: " + ", ".join(str(file) for file in files))
-    return 0
+    return EnvCrashError.code if comparison.failures else 0

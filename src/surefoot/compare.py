@@ -4,7 +4,6 @@
 from anywhere. `table`, `to_dict` and `write_outputs` tell the result.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +16,10 @@ from surefoot.cells import Cell, stored_score, train_cell, trial
 from surefoot.config import RULES, Critic, Network, Rule, Settings, Train
 from surefoot.envs import find_env
 from surefoot.errors import ConfigError
-from surefoot.presets import known_rule, settle
+from surefoot.presets import differing_settings, known_rule, settle
 from surefoot.processes import ComparisonStopped, Outcome, side_by_side
 from surefoot.run import RunDirectory
-from surefoot.scores import SHARED, Comparison, Curve, Failure, Score, read_runs, show
+from surefoot.scores import Comparison, Curve, Failure, Score, read_runs
 from surefoot.tables import folder_name, table, to_dict, write_outputs
 from surefoot.trained import OwnNetworks
 
@@ -168,12 +167,7 @@ def _refuse_other_settings(cell: Cell) -> None:
     directory = RunDirectory(cell.path)
     if not (directory.path / "config.json").exists():
         return
-    old, new = directory.config, json.loads(json.dumps(cell.settings.to_dict()))
-    pairs = [(name, old.get(name), new[name]) for name in ("env", "env_kwargs")]
-    for section in ("rule", *SHARED):
-        there = old.get(section, {})
-        pairs += [(f"{section}.{k}", there.get(k), value) for k, value in new[section].items()]
-    told = [f"{name} is {show(a)} there and {show(b)} here" for name, a, b in pairs if a != b]
+    told = differing_settings(directory.config, cell.settings)
     if told:
         raise ConfigError(
             f"{cell.path} holds a run of other settings: {'; '.join(told)}; choose another --out"

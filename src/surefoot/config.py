@@ -23,6 +23,7 @@ class Limits(NamedTuple):
     open_low: bool = False
     open_high: bool = False
     choices: tuple[str, ...] = ()
+    fewest: int = 0
 
     def describe(self) -> str:
         """The allowed values in words, for an error message."""
@@ -33,11 +34,14 @@ class Limits(NamedTuple):
         parts = [
             text for text, bound in ((left, self.low), (right, self.high)) if math.isfinite(bound)
         ]
-        return "a finite number" + (" " + " and ".join(parts) if parts else "")
+        what = f"{self.fewest} or more finite numbers" if self.fewest else "a finite number"
+        return what + (" " + " and ".join(parts) if parts else "")
 
     def allow(self, value: Any) -> bool:
         """Whether every number or word in `value` lies within the limits."""
         values = value if isinstance(value, tuple) else (value,)
+        if len(values) < self.fewest:
+            return False
         if self.choices:
             return all(item in self.choices for item in values)
         numbers = [x for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
@@ -119,8 +123,12 @@ class Train:
 class Network:
     """The policy's and the critic's functions: two multilayer perceptrons, a CNN for MinAtar."""
 
-    hidden: tuple[int, ...] = setting((64, 64), "widths of the hidden layers", low=1, high=16384)
-    critic_hidden: tuple[int, ...] = setting(None, "the critic's widths; unset: as hidden", low=1)
+    hidden: tuple[int, ...] = setting(
+        (64, 64), "widths of the hidden layers", low=1, high=16384, fewest=1
+    )
+    critic_hidden: tuple[int, ...] = setting(
+        None, "the critic's widths; unset: as hidden", low=1, high=16384, fewest=1
+    )
     activation: str = setting(
         "tanh", "nonlinearity", choices=("tanh", "relu", "swish", "elu", "gelu")
     )
@@ -139,7 +147,7 @@ class Critic:
 
     learning_rate: float = setting(1e-3, "Adam's step size", **_POSITIVE)
     learning_rate_end: float = setting(
-        None, "step size at the last update; unset: constant", low=0.0
+        None, "step size at the end of the run; unset: constant", low=0.0
     )
     num_epochs: int = setting(10, "passes over each batch", low=1)
     num_minibatches: int = setting(16, "parts of a pass", low=1)
@@ -166,7 +174,7 @@ class VPG:
     name: ClassVar[str] = "vpg"
     learning_rate: float = setting(5e-3, "Adam's step size", **_POSITIVE)
     learning_rate_end: float = setting(
-        None, "step size at the last update; unset: constant", low=0.0
+        None, "step size at the end of the run; unset: constant", low=0.0
     )
     max_grad_norm: float = setting(0.0, "bound on the gradient's global norm; 0: none", low=0.0)
     advantage_norm: str = _advantage_norm("batch", "none")
@@ -181,7 +189,7 @@ class NPG:
     max_kl: float = setting(
         0.01, "radius: mean KL(old || new) the quadratic model allows, in nats", **_POSITIVE
     )
-    max_kl_end: float = setting(None, "radius at the last update; unset: constant", **_POSITIVE)
+    max_kl_end: float = setting(None, "radius at the end of the run; unset: constant", **_POSITIVE)
     damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
     cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
     cg_tolerance: float = setting(
@@ -202,7 +210,7 @@ class TRPO:
     max_kl: float = setting(
         0.01, "largest mean KL(old || new) a step may reach, in nats", **_POSITIVE
     )
-    max_kl_end: float = setting(None, "radius at the last update; unset: constant", **_POSITIVE)
+    max_kl_end: float = setting(None, "radius at the end of the run; unset: constant", **_POSITIVE)
     damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
     cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
     cg_tolerance: float = setting(
@@ -230,7 +238,7 @@ class PPOKL:
     kl_coef: float = setting(1.0, "penalty per nat at the first update", **_POSITIVE)
     learning_rate: float = setting(3e-4, "Adam's step size", **_POSITIVE)
     learning_rate_end: float = setting(
-        None, "step size at the last update; unset: constant", low=0.0
+        None, "step size at the end of the run; unset: constant", low=0.0
     )
     num_epochs: int = setting(10, "passes over each batch", low=1)
     num_minibatches: int = setting(32, "parts of a pass", low=1)
@@ -245,13 +253,13 @@ class PPO:
 
     name: ClassVar[str] = "ppo"
     clip_eps: float = setting(0.2, "the ratio's free range is 1 ± this", **_POSITIVE)
-    clip_eps_end: float = setting(None, "range at the last update; unset: constant", **_POSITIVE)
+    clip_eps_end: float = setting(None, "range at the end of the run; unset: constant", **_POSITIVE)
     target_kl: float = setting(
         0.0, "stop the epochs once mean KL exceeds 1.5 times this; 0: never", low=0.0
     )
     learning_rate: float = setting(3e-4, "Adam's step size", **_POSITIVE)
     learning_rate_end: float = setting(
-        None, "step size at the last update; unset: constant", low=0.0
+        None, "step size at the end of the run; unset: constant", low=0.0
     )
     num_epochs: int = setting(10, "passes over each batch", low=1)
     num_minibatches: int = setting(32, "parts of a pass", low=1)
@@ -301,6 +309,17 @@ class Settings:
             "network": asdict(self.network),
             "critic": asdict(self.critic),
         }
+
+
+def shown(value: Any) -> str:
+    """A setting's value as a person would write it."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -365,6 +384,8 @@ def from_mapping(kind: type[Config], table: Mapping[str, Any]) -> Config:
 def resolve(given: Config, *layers: Mapping[str, Any]) -> Config:
     """`given` with its unset fields filled from `layers`, first one first, then the defaults.
 
+    An `_end` that nobody sets is the value at the start: the setting stays as it is.
+
     Raises:
         ConfigError: for a value of the wrong kind or outside its limits.
     """
@@ -374,6 +395,8 @@ def resolve(given: Config, *layers: Mapping[str, Any]) -> Config:
         options = [getattr(given, name), *(layer.get(name) for layer in layers), limits.default]
         value = next((option for option in options if option is not None), None)
         owner = getattr(given, "name", type(given).__name__.lower())
+        if value is None and name.endswith("_end"):
+            value = filled[name.removesuffix("_end")]
         filled[name] = coerce(value, types[name], f"{owner}: {name}")
     config = replace(given, **filled)
     check(config)

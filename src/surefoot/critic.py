@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Key
 
 from surefoot.clip import value_loss
 from surefoot.config import Critic
 from surefoot.surrogate import weighted_mean
 from surefoot.types import Batch, Params
-from surefoot.update.descend import descend, schedule, start_descent
+from surefoot.update.descend import descend, start_descent
 
 
 def critic_loss(
@@ -46,7 +47,8 @@ def fit_critic(
     key: Key[Array, ""],
 ) -> tuple[Params, dict[str, Any], dict[str, Array]]:
     """Some epochs of minibatch Adam on the value loss."""
-    rate = schedule(config.learning_rate, config.learning_rate_end, num_updates)(state["count"])
+    rate_at = optax.linear_schedule(config.learning_rate, config.learning_rate_end, num_updates)
+    learning_rate = jnp.asarray(rate_at(state["count"]))
     rows = batch._replace(return_scale=None)
     params, adam, descent = descend(
         critic_loss(config, value_fn),
@@ -54,7 +56,7 @@ def fit_critic(
         state["adam"],
         rows,
         key,
-        learning_rate=rate,
+        learning_rate=learning_rate,
         settings=config,
     )
     info = {"critic/loss": descent.loss, "critic/gradient_norm": descent.gradient_norm}

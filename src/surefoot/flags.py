@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from surefoot.config import RULES, Critic, Network, Train, limits_of, nearest
+from surefoot.config import RULES, Critic, Network, Train, limits_of, nearest, shown
 from surefoot.errors import ConfigError
 
 PEER_FLAGS = {
@@ -98,16 +98,6 @@ def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[
     )
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return " ".join(str(item) for item in value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None:
     """A flag for every setting of the run, the networks, the critic and, with `rules`, of these."""
     for section, (kind, prefix) in SECTIONS.items():
@@ -115,7 +105,7 @@ def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None
         types = {f.name: f.type for f in fields(kind)}
         for name, limits in limits_of(kind).items():
             flag = prefix + name.replace("_", "-")
-            text = f"{limits.help} (default {_shown(limits.default)})"
+            text = f"{limits.help} (default {shown(limits.default)})"
             _add(group, flag, f"{section}.{name}", types[name], text, limits.choices)
     if not rules:
         return
@@ -127,7 +117,7 @@ def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None
             key: limits_of(rule)[name] for key, rule in RULES.items() if name in limits_of(rule)
         }
         first = next(iter(having.values()))
-        defaults = ", ".join(f"{key} {_shown(limits.default)}" for key, limits in having.items())
+        defaults = ", ".join(f"{key} {shown(limits.default)}" for key, limits in having.items())
         kind = next(f.type for f in fields(RULES[next(iter(having))]) if f.name == name)
         choices = tuple(dict.fromkeys(c for limits in having.values() for c in limits.choices))
         text = f"{first.help} ({defaults})"

@@ -179,7 +179,7 @@ class _Loop:
         finally:
             if evaluator:
                 evaluator.close()
-        if signals.caught is not None and not run.finished:
+        if signals.caught is not None:
             raise StoppedBySignal(
                 signals.caught, run.iteration, run.directory and run.directory.path
             )

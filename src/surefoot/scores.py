@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from surefoot.cells import score_run, stored_score
+from surefoot.config import shown
 from surefoot.envs import find_env
 from surefoot.errors import ConfigError
 from surefoot.presets import settle_tables
@@ -225,21 +226,12 @@ def _differing(
     for key in dict.fromkeys(key for run in runs for key in read(run)):
         values: dict[str, list[str]] = {}
         for run in runs:
-            shown, known = show(read(run).get(key)), values.setdefault(run.score.rule, [])
-            if shown not in known:
-                known.append(shown)
+            text, known = shown(read(run).get(key)), values.setdefault(run.score.rule, [])
+            if text not in known:
+                known.append(text)
         if len({tuple(sorted(known)) for known in values.values()}) > 1:
             told = ", ".join(f"{rule} {' or '.join(known)}" for rule, known in values.items())
             lines.append(f"{key}: {told}")
         elif any(len(known) > 1 for known in values.values()):
             lines.append(f"{key}: {' or '.join(next(iter(values.values())))} within each rule")
     return lines
-
-
-def show(value: Any) -> str:
-    """A setting's value as a person would write it."""
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    if isinstance(value, bool) or value is None:
-        return {True: "on", False: "off", None: "unset"}[value]
-    return str(value)

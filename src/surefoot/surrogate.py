@@ -66,6 +66,18 @@ def entropy_bonus(
     return ent_coef * weighted_mean(new.entropy(), weights) if ent_coef > 0 else 0.0
 
 
+def scale_advantages(
+    advantages: Float[Array, " batch"], weights: Float[Array, " batch"], *, norm: str
+) -> Float[Array, " batch"]:
+    """Advantages as a rule reads them: standardised over the batch where `norm` says so.
+
+    A row of weight 0 is made 0 here, once: a value that is not finite would survive a mean of
+    weight 0 in its gradient.
+    """
+    counted = jnp.where(weights > 0, advantages, 0.0)
+    return standardize(counted, weights) if norm == "batch" else counted
+
+
 def standardize(
     advantages: Float[Array, " batch"], weights: Float[Array, " batch"]
 ) -> Float[Array, " batch"]:
@@ -78,5 +90,6 @@ def standardize(
     centred = advantages - mean
     std = jnp.sqrt(weighted_mean(centred**2, weights))
     scale = jnp.sqrt(weighted_mean(advantages**2, weights))
-    varies = std > 1e-6 * scale
+    # Not `std > ...`: a NaN must come out as NaN and be refused, not pass for no variation.
+    varies = ~(std <= 1e-6 * scale)
     return jnp.where(varies, centred / jnp.where(varies, std, 1.0), 0.0)

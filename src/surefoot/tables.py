@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from surefoot.errors import StorageError
 from surefoot.run import RunDirectory
 from surefoot.scores import Comparison, Score
 from surefoot.statistics import (
@@ -212,6 +213,10 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
     from surefoot.plots import Series, plot_curves
 
     out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise StorageError(f"making {out}: {fault.strerror or fault}") from fault
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Score._fields)

@@ -9,7 +9,7 @@ from surefoot.envs import find_env
 from surefoot.envs.host import HostEnv
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.loop import Listener, drive, versions
-from surefoot.presets import settle
+from surefoot.presets import differing_settings, settle
 from surefoot.run import RunDirectory
 from surefoot.trained import OwnNetworks, Run, begin, open_run
 
@@ -134,21 +134,9 @@ def train_or_resume(
     directory = RunDirectory(Path(path))
     if not (directory.path / "config.json").exists():
         return start()
-    old, new = directory.config, settings.to_dict()
-    differences = [
-        f"{section}.{name} is {old.get(section, {}).get(name)!r} there and {value!r} here"
-        for section in ("rule", "train", "network", "critic")
-        for name, value in new[section].items()
-        if _plain(old.get(section, {}).get(name)) != _plain(value)
-    ]
-    if old.get("env") != settings.env:
-        differences.insert(0, f"env is {old.get('env')} there and {settings.env} here")
+    differences = differing_settings(directory.config, settings)
     if differences:
         raise ConfigError(f"{path} holds another run: {'; '.join(differences[:5])}")
     if not directory.checkpoints():
         raise CheckpointError(f"{path} has a configuration and no checkpoint; remove it to restart")
     return resume(path, **how)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

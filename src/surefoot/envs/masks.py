@@ -35,7 +35,7 @@ def _write(space: spaces.Space, masks: PyTree, given: Any, row: int, where: str)
         if not isinstance(given, dict if named else tuple | list):
             raise EnvContractError(f"{where} must be a {'dict' if named else 'tuple'} like {space}")
         for key in space.spaces if named else range(len(space.spaces)):
-            part = given.get(key) if named else given[key]
+            part = given.get(key) if isinstance(given, dict) else given[key]
             if part is not None:
                 _write(space[key], masks[key], part, row, where)
         return

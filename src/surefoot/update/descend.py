@@ -20,16 +20,6 @@ class Descent(NamedTuple):
     epochs: Int[Array, ""]
 
 
-def schedule(
-    start: float, end: float | None, num_updates: int
-) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """A setting that goes in a straight line from `start` to `end` over the run's updates."""
-    if end is None:
-        return lambda count: jnp.asarray(start)
-    line = optax.linear_schedule(start, end, num_updates)
-    return lambda count: jnp.asarray(line(count))
-
-
 def adam(max_grad_norm: float) -> Any:
     """Adam without its step size, after an optional bound on the gradient's global norm."""
     parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []

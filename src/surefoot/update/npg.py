@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
@@ -15,10 +16,9 @@ from surefoot.natural_gradient import (
     fisher_vector_product,
     quadratic_form,
 )
-from surefoot.surrogate import entropy_bonus, standardize, surrogate
+from surefoot.surrogate import entropy_bonus, scale_advantages, surrogate
 from surefoot.trust_region import boundary_scale
 from surefoot.types import Batch, Params, UpdateRule
-from surefoot.update.descend import schedule
 
 
 class NaturalStep(NamedTuple):
@@ -43,10 +43,8 @@ def reference(
 ) -> tuple[Any, Batch]:
     """The old distribution, and the batch with its log-probabilities and scaled advantages."""
     old = policy_fn(params, batch.inputs)
-    batch = batch._replace(old_log_probs=old.log_prob(batch.actions))
-    if config.advantage_norm == "batch":
-        batch = batch._replace(advantages=standardize(batch.advantages, batch.weights))
-    return old, batch
+    advantages = scale_advantages(batch.advantages, batch.weights, norm=config.advantage_norm)
+    return old, batch._replace(old_log_probs=old.log_prob(batch.actions), advantages=advantages)
 
 
 def natural_step(
@@ -113,10 +111,10 @@ def npg(
 
     Source: Kakade 2001, "A natural policy gradient", eq. 3, scaled as Schulman et al. 2015.
     """
-    radius_at = schedule(config.max_kl, config.max_kl_end, num_updates)
+    radius_at = optax.linear_schedule(config.max_kl, config.max_kl_end, num_updates)
 
     def update(state, params, batch, key):
-        radius = radius_at(state["count"])
+        radius = jnp.asarray(radius_at(state["count"]))
         _, batch = reference(config, policy_fn, params, batch)
         natural = natural_step(config, policy_fn, params, batch, key, radius=radius)
         params = jax.tree.map(jnp.add, params, natural.step)

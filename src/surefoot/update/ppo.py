@@ -4,15 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from surefoot.clip import adapt_kl_coef, clipped_surrogate, kl_penalized_surrogate
 from surefoot.config import PPO, PPOKL
 from surefoot.distributions import kl
-from surefoot.surrogate import entropy_bonus, likelihood_ratio, standardize
+from surefoot.surrogate import (
+    entropy_bonus,
+    likelihood_ratio,
+    scale_advantages,
+    standardize,
+)
 from surefoot.trust_region import mean_kl
 from surefoot.types import Batch, Params, UpdateRule
-from surefoot.update.descend import descend, report, schedule, start_descent
+from surefoot.update.descend import descend, report, start_descent
 
 
 def _start(config: PPO | PPOKL, params: Params) -> dict[str, Any]:
@@ -25,10 +31,11 @@ def _reference(
 ) -> tuple[Any, Batch]:
     """The old distribution, and the rows to descend on."""
     old = policy_fn(params, batch.inputs)
-    rows = batch._replace(return_scale=None, old_log_probs=old.log_prob(batch.actions))
-    if config.advantage_norm == "batch":
-        rows = rows._replace(advantages=standardize(rows.advantages, rows.weights))
-    return old, rows
+    return old, batch._replace(
+        return_scale=None,
+        old_log_probs=old.log_prob(batch.actions),
+        advantages=scale_advantages(batch.advantages, batch.weights, norm=config.advantage_norm),
+    )
 
 
 def _advantages(config: PPO | PPOKL, rows: Batch) -> Float[Array, " batch"]:
@@ -47,11 +54,13 @@ def ppo_kl(
 
     Source: Schulman et al. 2017, arXiv:1707.06347, section 4.
     """
-    learning_rate_at = schedule(config.learning_rate, config.learning_rate_end, num_updates)
+    learning_rate_at = optax.linear_schedule(
+        config.learning_rate, config.learning_rate_end, num_updates
+    )
 
     def update(state, params, batch, key):
         old, rows = _reference(config, policy_fn, params, batch)
-        learning_rate = learning_rate_at(state["count"])
+        learning_rate = jnp.asarray(learning_rate_at(state["count"]))
 
         def loss(params, minibatch):
             rows, old_rows = minibatch
@@ -96,13 +105,15 @@ def ppo(
 
     Source: Schulman et al. 2017, arXiv:1707.06347, algorithm 1.
     """
-    learning_rate_at = schedule(config.learning_rate, config.learning_rate_end, num_updates)
-    clip_eps_at = schedule(config.clip_eps, config.clip_eps_end, num_updates)
+    learning_rate_at = optax.linear_schedule(
+        config.learning_rate, config.learning_rate_end, num_updates
+    )
+    clip_eps_at = optax.linear_schedule(config.clip_eps, config.clip_eps_end, num_updates)
 
     def update(state, params, batch, key):
         old, rows = _reference(config, policy_fn, params, batch)
-        learning_rate = learning_rate_at(state["count"])
-        clip_eps = clip_eps_at(state["count"])
+        learning_rate = jnp.asarray(learning_rate_at(state["count"]))
+        clip_eps = jnp.asarray(clip_eps_at(state["count"]))
 
         def loss(params, rows):
             new = policy_fn(params, rows.inputs)

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from surefoot.config import TRPO
 from surefoot.trust_region import ACCEPTED, NO_GRADIENT, backtrack, mean_kl
 from surefoot.types import Params, UpdateRule
-from surefoot.update.descend import schedule
 from surefoot.update.npg import natural_step, objective, reference, report_step
 
 AIM = 0.9
@@ -28,10 +28,10 @@ def trpo(
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C.
     """
-    radius_at = schedule(config.max_kl, config.max_kl_end, num_updates)
+    radius_at = optax.linear_schedule(config.max_kl, config.max_kl_end, num_updates)
 
     def update(state, params, batch, key):
-        radius = radius_at(state["count"])
+        radius = jnp.asarray(radius_at(state["count"]))
         old, batch = reference(config, policy_fn, params, batch)
         natural = natural_step(config, policy_fn, params, batch, key, radius=AIM * radius)
         old_objective = objective(config, old, batch)
@@ -52,7 +52,7 @@ def trpo(
         params = jax.tree.map(
             lambda new, old: jnp.where(step.accepted, new, old), at(step.fraction), params
         )
-        outcome = jnp.where(natural.gradient_norm > 0, step.outcome, NO_GRADIENT)
+        outcome = jnp.where(natural.gradient_norm == 0, NO_GRADIENT, step.outcome)
         info = report_step(natural, step.fraction, radius) | {
             "update/accepted": (outcome == ACCEPTED).astype(jnp.int32),
             "update/outcome": outcome,

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 
 from surefoot.config import VPG
-from surefoot.surrogate import entropy_bonus, standardize, weighted_mean
+from surefoot.surrogate import entropy_bonus, scale_advantages, weighted_mean
 from surefoot.types import Params, UpdateRule
-from surefoot.update.descend import descend, report, schedule, start_descent
+from surefoot.update.descend import descend, report, start_descent
 
 
 def vpg(
@@ -22,7 +23,9 @@ def vpg(
 
     Source: Williams 1992; Sutton et al. 2000, eq. 2.
     """
-    learning_rate_at = schedule(config.learning_rate, config.learning_rate_end, num_updates)
+    learning_rate_at = optax.linear_schedule(
+        config.learning_rate, config.learning_rate_end, num_updates
+    )
     once = SimpleNamespace(num_epochs=1, num_minibatches=1, max_grad_norm=config.max_grad_norm)
 
     def init(params):
@@ -38,10 +41,9 @@ def vpg(
         return -gain - bonus + (critic_loss(params, rows) if critic_loss else 0.0)
 
     def update(state, params, batch, key):
-        rows = batch._replace(return_scale=None)
-        if config.advantage_norm == "batch":
-            rows = rows._replace(advantages=standardize(rows.advantages, rows.weights))
-        learning_rate = learning_rate_at(state["count"])
+        advantages = scale_advantages(batch.advantages, batch.weights, norm=config.advantage_norm)
+        rows = batch._replace(return_scale=None, advantages=advantages)
+        learning_rate = jnp.asarray(learning_rate_at(state["count"]))
         params, adam, descent = descend(
             loss, params, state["adam"], rows, key, learning_rate=learning_rate, settings=once
         )

@@ -1,0 +1,203 @@
+"""One iteration of learning, the same laws for every rule on every kind of environment."""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from scripted import scripted_jax, scripted_vector
+from trees import assert_same_bits, same_bits
+
+from surefoot.config import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
+from surefoot.diagnostics import diagnose
+from surefoot.envs.host import HostEnv
+from surefoot.learner import make_batch, make_learner
+from surefoot.networks import build
+from surefoot.presets import settle
+from surefoot.rollout import collect_jax
+from surefoot.rollout_host import HostCollector
+
+pytest_plugins = ["programs"]
+
+NUM_ENVS, NUM_STEPS = 2, 16
+RULES_HERE = {
+    "vpg": VPG(),
+    "npg": NPG(cg_iters=4),
+    "trpo": TRPO(cg_iters=4, max_backtracks=4),
+    "ppo-kl": PPOKL(num_epochs=2, num_minibatches=2),
+    "ppo": PPO(num_epochs=2, num_minibatches=2),
+}
+HOST = ["discrete", "box"]
+
+
+class Lesson(NamedTuple):
+    """A rollout, the state it was collected in, and the compiled function that learns from it."""
+
+    settings: Any
+    learner: Any
+    state: Any
+    rollout: Any
+    episodes: Any
+    learn: Any
+
+
+def padded(rollout):
+    """As many final rows as a JAX-native rollout has: both are learned from in one program."""
+    more = NUM_ENVS * NUM_STEPS - len(rollout.final_rows)
+    return rollout._replace(
+        final_obs=np.pad(rollout.final_obs, [(0, more), (0, 0)]),
+        final_rows=np.pad(rollout.final_rows, (0, more), constant_values=NUM_ENVS * NUM_STEPS),
+    )
+
+
+def make_lesson(rule, kind, **network):
+    settings = settle(
+        "Scripted",
+        RULES_HERE[rule],
+        Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS),
+        Network(hidden=(8,), **network),
+        Critic(num_epochs=2, num_minibatches=2),
+    )
+    native = scripted_jax() if kind == "jax" else None
+    # Next-step autoreset, so that dummy rows are in every batch.
+    env = native or HostEnv(
+        scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
+    )
+    learner = make_learner(settings, env.spec, build(env.spec, settings.network), native)
+    state = jax.jit(learner.init)(0)
+    policy, stats = state.params["policy"], state.obs_stats
+    if native:
+
+        def collect(state):
+            number = {"seed": state.seed, "iteration": state.iteration}
+            return collect_jax(native, learner.actor, settings, policy, stats, state.env, **number)
+
+        _, rollout, episodes = jax.jit(collect)(state)
+    else:
+        collector = HostCollector(env, learner.actor, settings)
+        collector.reset(0)
+        rollout, episodes, *_ = collector.collect(policy, stats, 0)
+        rollout = padded(rollout)
+    rollout, episodes = jax.tree.map(np.asarray, (rollout, episodes))
+    return Lesson(settings, learner, state, rollout, episodes, jax.jit(learner.learn))
+
+
+@pytest.fixture(scope="module")
+def lesson(quickly_built):
+    """`lesson(rule, kind)`, once a module."""
+
+    @cache
+    def get(rule, kind):
+        with quickly_built():
+            made = make_lesson(rule, kind)
+            made.learn(made.state, made.rollout, made.episodes)
+        return made
+
+    return get
+
+
+every_rule = pytest.mark.parametrize("rule", list(RULES))
+on_the_host = pytest.mark.parametrize("kind", HOST)
+
+
+@every_rule
+@pytest.mark.parametrize("kind", [*HOST, "jax"])
+def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(lesson, rule, kind):
+    given = lesson(rule, kind)
+    state, metrics = given.learn(given.state, given.rollout, given.episodes)
+    assert [name for name, value in metrics.items() if not np.isfinite(value)] == []
+    for part in ("policy", "critic"):
+        assert not same_bits(state.params[part], given.state.params[part]), part
+    assert metrics["policy/kl_mean"] > 0
+    assert metrics["update/finite"] == 1
+    assert state.iteration == 1
+    assert metrics["policy/staleness"] < 1e-5
+
+
+def spoil(rollout, what):
+    """The rollout with one valid row that is no number, or without bound."""
+    at = next((t, 1) for t in range(5, NUM_STEPS) if rollout.valid[t, 1])
+    spoilt = np.array(rollout.obs if what == "observation" else rollout.rewards)
+    spoilt[at] = np.inf if what == "infinite reward" else np.nan
+    return rollout._replace(**{"obs" if what == "observation" else "rewards": spoilt})
+
+
+@every_rule
+@on_the_host
+@pytest.mark.parametrize(
+    "what",
+    [
+        "reward",
+        "observation",
+        pytest.param(
+            "infinite reward",
+            marks=pytest.mark.xfail(strict=True, reason="reward_clip makes it an ordinary one"),
+        ),
+    ],
+)
+def test_a_refused_update_leaves_everything_learned_bit_for_bit(lesson, rule, kind, what):
+    given = lesson(rule, kind)
+    state, metrics = given.learn(given.state, spoil(given.rollout, what), given.episodes)
+    assert metrics["update/finite"] == 0
+    for part in ("params", "rule", "critic"):
+        assert_same_bits(getattr(state, part), getattr(given.state, part))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.obs_stats))
+    assert np.isfinite(state.return_stats.mean)
+    assert state.refusals == 1
+    again, _ = given.learn(state, spoil(given.rollout, what), given.episodes)
+    assert again.refusals == 2
+    whole = state._replace(returns_so_far=jnp.zeros(NUM_ENVS))
+    recovered, metrics = given.learn(whole, given.rollout, given.episodes)
+    assert metrics["update/finite"] == 1
+    assert recovered.refusals == 0
+
+
+def batch_of(given):
+    def make(state, rollout):
+        rewards = jnp.asarray(rollout.rewards)
+        args = (state.params, state.obs_stats, rollout, rewards, jnp.ones(()))
+        return make_batch(given.settings, given.learner.actor, *args)
+
+    return jax.jit(make)(given.state, given.rollout)
+
+
+@pytest.mark.core
+@on_the_host
+def test_the_ratio_is_exactly_one_on_the_full_batch_before_the_first_step(lesson, kind):
+    given = lesson("trpo", kind)
+    policy, params = given.learner.actor.network.policy, given.state.params["policy"]
+    batch = batch_of(given)
+    again = jax.jit(lambda batch: policy(params, batch.inputs).log_prob(batch.actions))(batch)
+    counted = np.asarray(batch.weights) > 0
+    np.testing.assert_allclose(again[counted], batch.old_log_probs[counted], atol=1e-6)
+    unmoved = jax.jit(lambda batch: diagnose(policy, params, params, batch, horizon=100.0))(batch)
+    for name in ("policy/ratio_min", "policy/ratio_max", "policy/ess_fraction"):
+        assert unmoved[name] == 1.0, name
+    for name in ("policy/kl_mean", "policy/tv_mean", "surrogate/promised_gain"):
+        assert unmoved[name] == 0.0, name
+
+
+def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted(lesson):
+    given = lesson("trpo", "discrete")
+    _, metrics = given.learn(given.state, given.rollout, given.episodes)
+    assert metrics["normalize/kl"] > 0, "the next statistics differ"
+    batch = batch_of(given)
+    raw = given.rollout.obs[:-1].reshape(NUM_STEPS * NUM_ENVS, -1)
+    np.testing.assert_array_equal(batch.inputs.obs, np.clip(raw, -10, 10))
+    np.testing.assert_array_equal(batch.actions, given.rollout.actions.reshape(-1))
+    np.testing.assert_array_equal(batch.weights, given.rollout.valid.reshape(-1))
+
+
+def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(lesson, monkeypatch):
+    given = lesson("trpo", "box")
+    monkeypatch.setattr("surefoot.rollout_host.NOISE_BYTES", 1)
+    env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
+    collector = HostCollector(env, given.learner.actor, given.settings)
+    collector.reset(0)
+    actions = collector.collect(
+        given.state.params["policy"], given.state.obs_stats, 0
+    ).rollout.actions
+    assert len(np.unique(actions)) == actions.size
