@@ -9,6 +9,17 @@ MAX_LOG_RATIO = 80.0
 """Beyond this a float32 ratio would overflow; the ratio is held there."""
 
 
+def counted(
+    values: Float[Array, " batch"], weights: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """`values` with 0 in rows of weight 0.
+
+    To be taken before anything is computed from them: a value that is not finite would survive a
+    weight of 0 in the gradient.
+    """
+    return jnp.where(weights > 0, values, 0.0)
+
+
 def weighted_mean(
     values: Float[Array, " batch"], weights: Float[Array, " batch"]
 ) -> Float[Array, ""]:
@@ -17,9 +28,8 @@ def weighted_mean(
     Every reduction over rows is this one, so that dummy rows and exact state weights are treated
     alike everywhere. A row of weight 0 adds nothing even where its value is not finite.
     """
-    counted = jnp.where(weights > 0, values, 0.0)
     total = jnp.sum(weights)
-    return jnp.sum(counted * weights) / jnp.where(total > 0, total, 1.0)
+    return jnp.sum(counted(values, weights) * weights) / jnp.where(total > 0, total, 1.0)
 
 
 def likelihood_ratio(
@@ -42,7 +52,8 @@ def surrogate(
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14, without the constant eta(π_old).
     """
-    return weighted_mean(likelihood_ratio(log_probs, old_log_probs) * advantages, weights)
+    ratio = likelihood_ratio(log_probs, old_log_probs)
+    return weighted_mean(ratio * counted(advantages, weights), weights)
 
 
 def promised_gain(
@@ -56,7 +67,7 @@ def promised_gain(
     Subtracting 1 removes the batch mean of A, which is noise and no policy's doing.
     """
     ratio = likelihood_ratio(log_probs, old_log_probs)
-    return weighted_mean((ratio - 1.0) * advantages, weights)
+    return weighted_mean((ratio - 1.0) * counted(advantages, weights), weights)
 
 
 def entropy_bonus(
@@ -69,13 +80,9 @@ def entropy_bonus(
 def scale_advantages(
     advantages: Float[Array, " batch"], weights: Float[Array, " batch"], *, norm: str
 ) -> Float[Array, " batch"]:
-    """Advantages as a rule reads them: standardised over the batch where `norm` says so.
-
-    A row of weight 0 is made 0 here, once: a value that is not finite would survive a mean of
-    weight 0 in its gradient.
-    """
-    counted = jnp.where(weights > 0, advantages, 0.0)
-    return standardize(counted, weights) if norm == "batch" else counted
+    """Advantages as a rule reads them: standardised over the batch where `norm` says so."""
+    advantages = counted(advantages, weights)
+    return standardize(advantages, weights) if norm == "batch" else advantages
 
 
 def standardize(
