@@ -1,30 +1,16 @@
-"""Building programs is most of the time of a test that trains: what can be saved there."""
+"""Building programs is most of the time of a test that trains."""
 
 import contextlib
 
 import jax
-import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
-def programs_are_shared(tmp_path_factory):
-    """Equal programs are compiled once: JAX's own store of them, for this session alone."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-@pytest.fixture(scope="session")
+@contextlib.contextmanager
 def quickly_built():
-    """`with quickly_built():` programs are built fast and run slowly."""
-
-    @contextlib.contextmanager
-    def unoptimised():
-        before = jax.config.read("jax_disable_most_optimizations")
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            yield
-        finally:
-            jax.config.update("jax_disable_most_optimizations", before)
-
-    return unoptimised
+    """Programs that run briefly are built fast and run slowly."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)

@@ -30,7 +30,7 @@ LAYERS = [
     {"update", "critic", "diagnostics"},
     {"rollout", "rollout_host"},
     {"learner", "evaluation", "policy"},
-    {"trained", "steppers", "loop", "train", "many"},
+    {"trained", "steppers", "loop", "training", "many"},
     {"compare", "cells", "processes", "scores", "tables"},
     {"cli", "commands", "__main__", "__init__"},
 ]

@@ -51,7 +51,7 @@ def pair(name):
     if name in CONTINUOUS:
         kind = DiagGaussian if name == "gaussian" else TanhGaussian
         old = kind(np.array([0.2, -0.3]), np.log([0.3, 0.5]))
-        return old, kind(np.array([-0.1, 0.4]), np.log([0.7, 0.35]))
+        return old, kind(np.array([-0.1, 0.4]), np.log([0.9, 0.4]))
     choices, bits, reals = pair("categorical"), pair("bernoulli"), pair("gaussian")
     nested = zip(choices, bits, reals, strict=True)
     return tuple(Product({"choice": a, "rest": Product((b, c))}) for a, b, c in nested)

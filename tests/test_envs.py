@@ -38,8 +38,6 @@ from surefoot.presets import settle
 from surefoot.rollout import EnvLoop, Purpose, collect_jax, env_seeds
 from surefoot.rollout_host import HostCollector
 
-pytest_plugins = ["programs"]
-
 NUM_ENVS, NUM_STEPS = 3, 32
 GAMMA, GAE_LAMBDA = 0.9, 0.8
 MODES = {

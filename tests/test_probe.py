@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from programs import quickly_built
 
 from surefoot.config import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
 from surefoot.envs.jax_native import JaxEnv, JaxStep
@@ -19,8 +20,6 @@ from surefoot.learner import make_learner
 from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.types import EnvSpec, Inputs
-
-pytest_plugins = ["programs"]
 
 WORLDS = (
     "a constant reward",
@@ -103,7 +102,8 @@ OBSERVED = jnp.array([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
 LEFT, MIDDLE, RIGHT, SECOND = range(4)
 
 
-def train(rule, kind):
+@cache
+def learned(rule, kind):
     env, start = probe(kind)
     settings = settle(
         "Probe",
@@ -143,20 +143,9 @@ def train(rule, kind):
         return network.value(state.params, inputs), mode, expected
 
     worlds, seeds = jnp.repeat(jnp.arange(6), SEEDS), jnp.tile(jnp.arange(SEEDS), 6)
-    out = jax.jit(jax.vmap(run))(seeds.astype(jnp.uint32), worlds)
+    with quickly_built():
+        out = jax.jit(jax.vmap(run))(seeds.astype(jnp.uint32), worlds)
     return Learned(*(np.asarray(leaf).reshape(6, SEEDS, 4) for leaf in out))
-
-
-@pytest.fixture(scope="module")
-def learned(quickly_built):
-    """`learned(rule, kind)`: the six worlds after a short training, once a module."""
-
-    @cache
-    def train_once(rule, kind):
-        with quickly_built():
-            return train(rule, kind)
-
-    return train_once
 
 
 every_rule = pytest.mark.parametrize("rule", list(RULES))
@@ -166,7 +155,7 @@ every_kind = pytest.mark.parametrize("kind", list(ACTIONS))
 @every_rule
 @every_kind
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_critic_finds_the_value_of(learned, rule, kind, world):
+def test_the_critic_finds_the_value_of(rule, kind, world):
     found = learned(rule, kind)
     number = WORLDS.index(world)
     expected = {
@@ -184,7 +173,7 @@ def test_the_critic_finds_the_value_of(learned, rule, kind, world):
 @every_rule
 @every_kind
 @pytest.mark.parametrize("world", WORLDS[ACTION : BOTH + 1])
-def test_the_policy_finds_the_action_that_pays_under(learned, rule, kind, world):
+def test_the_policy_finds_the_action_that_pays_under(rule, kind, world):
     modes = learned(rule, kind).modes[WORLDS.index(world)]
     if world == WORLDS[ACTION]:
         wanted = {MIDDLE: 1.0 if kind == "discrete" else 0.5}

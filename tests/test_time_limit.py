@@ -18,10 +18,8 @@ from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.rollout import collect_jax, start_jax_envs
 from surefoot.rollout_host import HostCollector
-from surefoot.train import train
+from surefoot.training import train
 from surefoot.types import EnvSpec, Inputs
-
-pytest_plugins = ["programs"]
 
 GAMMA, LIMIT = 0.8, 5
 FOR_EVER = 1 / (1 - GAMMA)

@@ -13,18 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import quickly_built
 from scripted import LIMIT, Scripted, make_scripted, return_of, scripted_jax, shown
 from trees import assert_same_bits, same_bits
 
 import surefoot as sf
-from surefoot.config import PPO, Critic, Network, Train
+from surefoot.config import PPO, VPG, Critic, Network, Train
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError, StoppedBySignal
 from surefoot.loop import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
-from surefoot.train import resume, train, train_or_resume
-
-pytest_plugins = ["programs"]
+from surefoot.training import resume, train, train_or_resume
 
 # Ten episode limits of five steps are four iterations of sixteen: the shortest schedule there is.
 NUM_ENVS, NUM_STEPS, EVERY, ITERATIONS = 2, 16, 4, 16
@@ -171,9 +170,8 @@ def test_returns_of_episodes_cut_by_a_stop_are_not_carried_into_new_ones(tmp_pat
 
 
 @pytest.mark.core
-@pytest.mark.xfail(strict=True, reason="the module surefoot.train takes the function's place")
 def test_a_public_name_is_not_hidden_by_the_module_it_lives_in():
-    for home in ("train", "trained", "many", "policy", "run", "config"):
+    for home in ("training", "trained", "many", "policy", "run", "config"):
         importlib.import_module(f"surefoot.{home}")
     for name in sf.__all__:
         assert not isinstance(getattr(sf, name), ModuleType), name
@@ -435,9 +433,14 @@ def test_a_run_recovers_from_a_passing_fault():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state))
 
 
+def brief_arguments():
+    """A run whose program is built in little time."""
+    return {**arguments("host"), "rule": VPG(), "critic": Critic(num_epochs=1, num_minibatches=1)}
+
+
 @pytest.mark.parametrize(("obs", "action"), [("dict", "dict"), ("tuple", "tuple")])
-def test_nested_spaces_train_end_to_end(obs, action, quickly_built, tmp_path):
-    given = {**arguments("host"), "env_kwargs": {"obs": obs, "action": action}}
+def test_nested_spaces_train_end_to_end(obs, action, tmp_path):
+    given = {**brief_arguments(), "env_kwargs": {"obs": obs, "action": action}}
     with quickly_built():
         run = train(**given, seed=3, out=tmp_path / "run", on_update=stop_at(2))
         loaded = sf.load(tmp_path / "run", env=ENVS["host"])
@@ -458,9 +461,9 @@ def linear(outputs):
     )
 
 
-def test_a_network_of_ones_own_trains_and_is_asked_for_again(quickly_built, tmp_path):
+def test_a_network_of_ones_own_trains_and_is_asked_for_again(tmp_path):
     own = sf.OwnNetworks(policy=linear(3), critic=linear(1))
-    given = {**arguments("host"), "network": own}
+    given = {**brief_arguments(), "network": own}
     with quickly_built():
         run = train(**given, seed=3, out=tmp_path / "run", on_update=stop_at(2))
         with pytest.raises(CheckpointError, match="give it again") as caught:
@@ -474,7 +477,7 @@ def test_a_network_of_ones_own_trains_and_is_asked_for_again(quickly_built, tmp_
     assert_same_bits(loaded.state.params, run.state.params)
 
 
-def test_a_network_from_flax_trains(quickly_built):
+def test_a_network_from_flax_trains():
     flax = pytest.importorskip("flax.linen")
     policy, critic = flax.Dense(3), flax.Dense(1)
     own = sf.OwnNetworks(
@@ -482,7 +485,7 @@ def test_a_network_from_flax_trains(quickly_built):
         critic=sf.OwnNetwork(critic.init, critic.apply),
     )
     with quickly_built():
-        run = train(**{**arguments("host"), "network": own}, seed=3, on_update=stop_at(2))
+        run = train(**{**brief_arguments(), "network": own}, seed=3, on_update=stop_at(2))
     start = jax.jit(run.learner.init)(3)
     kernel = run.state.params["policy"]["net"]["params"]["kernel"]
     assert kernel.shape == (2, 3)
@@ -513,7 +516,7 @@ SEEDS = (3, 8)
 
 
 @pytest.fixture(scope="module")
-def many(quickly_built):
+def many():
     given = arguments("jax")
     with quickly_built():
         return sf.train_many(given.pop("env"), given.pop("rule"), seeds=SEEDS, **given)
@@ -538,7 +541,7 @@ def test_each_of_many_runs_has_a_policy_and_an_evaluation_of_its_own(many):
         assert run.evaluate(episodes=3)["episodes"] == 3
 
 
-def test_make_train_is_a_pure_function_of_the_seed(many, quickly_built):
+def test_make_train_is_a_pure_function_of_the_seed(many):
     given = arguments("jax")
     settings = {k: given[k] for k in ("network", "critic")}
     settings["train"] = Train(**{**vars(given["train"]), "steps": given["steps"]})

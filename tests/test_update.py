@@ -318,13 +318,21 @@ def test_many_updates_at_once_are_each_update_alone(toy, name):
 
 
 @pytest.mark.core
-def test_the_key_decides_the_minibatches_and_nothing_else_does(toy):
+@pytest.mark.parametrize("name", ["npg", "ppo"])
+def test_the_key_decides_which_rows_meet_and_the_same_key_gives_the_same_bits(toy, name):
     problem = toy()
-    first, _, _ = update_once("ppo", problem, jax.random.key(1))
-    again, _, _ = update_once("ppo", problem, jax.random.key(1))
-    other, _, _ = update_once("ppo", problem, jax.random.key(2))
+    first, _, _ = update_once(name, problem, jax.random.key(1))
+    again, _, _ = update_once(name, problem, jax.random.key(1))
+    other, _, _ = update_once(name, problem, jax.random.key(2))
     assert same_bits(first, again)
     assert not same_bits(first, other)
+
+
+@pytest.mark.parametrize("name", list(BASE))
+def test_the_stored_log_probs_do_not_enter_a_step(toy, name):
+    problem = toy()
+    stale = with_batch(problem, old_log_probs=problem.batch.old_log_probs - 1.0)
+    assert same_bits(update_once(name, stale)[0], update_once(name, problem)[0])
 
 
 @pytest.mark.core

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from surefoot.errors import ConfigError, SurefootError
     from surefoot.many import make_train, train_many
     from surefoot.policy import Policy
-    from surefoot.train import resume, train
     from surefoot.trained import OwnNetworks, Run, load
+    from surefoot.training import resume, train
 
 _HOMES = {
     "config": (
@@ -37,7 +37,7 @@ _HOMES = {
         "Critic",
         "OwnNetwork",
     ),
-    "train": ("train", "resume"),
+    "training": ("train", "resume"),
     "many": ("train_many", "make_train"),
     "trained": ("Run", "load", "OwnNetworks"),
     "policy": ("Policy",),

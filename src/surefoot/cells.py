@@ -13,8 +13,8 @@ from surefoot.config import Settings
 from surefoot.errors import ConfigError, NotFiniteError, SurefootError
 from surefoot.loop import DEFAULT_EPISODE_LIMIT
 from surefoot.run import RunDirectory
-from surefoot.train import resume, train
 from surefoot.trained import OwnNetworks, Run
+from surefoot.training import resume, train
 
 SCORE = "score.json"
 TRIAL_ITERATIONS = 2

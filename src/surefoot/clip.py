@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from surefoot.surrogate import weighted_mean
+from surefoot.surrogate import counted, weighted_mean
 
 
 def clipped_surrogate(
@@ -20,6 +20,7 @@ def clipped_surrogate(
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
+    advantages = counted(advantages, weights)
     clipped_ratio = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
     # The min, not the clip, makes this pessimistic: when the ratio strays in the direction that
     # hurts (A > 0, r < 1 - ε) the gradient must survive to undo it.
@@ -38,7 +39,7 @@ def kl_penalized_surrogate(
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
     """
-    return weighted_mean(ratio * advantages - kl_coef * kl_rows, weights)
+    return weighted_mean(ratio * counted(advantages, weights) - kl_coef * kl_rows, weights)
 
 
 def adapt_kl_coef(
@@ -71,6 +72,7 @@ def value_loss(
 
     Source: Schulman et al. 2017's released code; Engstrom et al. 2020, arXiv:2005.12729.
     """
+    value_targets, old_values = (counted(x, weights) for x in (value_targets, old_values))
     errors = (values - value_targets) ** 2
     if value_clip > 0:
         held = old_values + jnp.clip(values - old_values, -value_clip, value_clip)

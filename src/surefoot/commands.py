@@ -126,8 +126,8 @@ def train_command(options: argparse.Namespace) -> int:
     preset = options.preset or str(config.get("preset", "auto"))
 
     from surefoot.presets import settle
-    from surefoot.train import train as start
-    from surefoot.train import train_or_resume
+    from surefoot.training import train as start
+    from surefoot.training import train_or_resume
 
     tables = {key: table for key, table in config.items() if key not in _FROZEN}
     settings = settle(
@@ -182,7 +182,7 @@ _FROZEN = (
 
 def resume_command(options: argparse.Namespace) -> int:
     """Go on with a run, then play it."""
-    from surefoot.train import resume
+    from surefoot.training import resume
 
     run = resume(options.path, env=options.env, exact=options.exact, listener=_Listener(options))
     return _finish(run, options)

@@ -319,7 +319,7 @@ def shown(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -226,8 +226,9 @@ def make_learner(
         )
         batch = make_batch(settings, actor, state.params, state.obs_stats, rollout, rewards, scale)
         *new, info = update(state, batch)
-        # A refused update leaves parameters and optimisers as they were, bit for bit.
-        finite = _all_finite(new)
+        # A refused update leaves parameters and optimisers as they were, bit for bit. Rewards
+        # are asked too: an infinite one is clipped to an ordinary one.
+        finite = _all_finite((new, rollout.rewards))
         old = (state.params, state.rule, state.critic)
         params, rule_state, critic_state = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b), tuple(new), old

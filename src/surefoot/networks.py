@@ -207,7 +207,7 @@ def build(
         example = jax.tree.map(lambda leaf: leaf[None], example_obs(space))
         policy = {"net": policy_net.init(policy_key, example)}
         if head.std_size:
-            policy["log_std"] = jnp.full((head.std_size,), config.log_std_init)
+            policy["log_std"] = config.log_std_init * jnp.ones(head.std_size)
         critic = critic_net.init(critic_key, example)
         return {"policy": policy, "critic": {"head": critic["head"]} if shared else critic}
 

@@ -199,7 +199,7 @@ def open_run(
             f"{path} was trained with a network of your own; give it again (network=...)",
             name="NAME-NETWORK",
         )
-    settings = settle_tables(config)
+    settings = _frozen(config, directory)
     by_id = env is None or isinstance(env, str)
     source = find_env(named if env is None else env, settings.env_kwargs if by_id else {})
     checkpoint = directory.newest(exact=exact, folder=folder)
@@ -217,6 +217,18 @@ def open_run(
     run.directory, run.env_steps = directory, checkpoint.env_steps
     run.rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
     return run, opened
+
+
+def _frozen(config: dict[str, Any], directory: RunDirectory) -> Settings:
+    """The settings of a run, from a file that may hold anything."""
+    try:
+        return settle_tables(config)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AttributeError) as fault:
+        raise CheckpointError(
+            f"{directory.path / 'config.json'} is not a configuration of ours: {fault}"
+        ) from fault
 
 
 def _ours(env_id: str) -> bool:

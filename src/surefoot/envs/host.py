@@ -91,7 +91,7 @@ def _make_envs(source: EnvSource, num_envs: int) -> list[OwnObs]:
     return envs
 
 
-def _time_limit(vector: VectorEnv, *, ours: bool) -> int | None:
+def _time_limit(vector: Any, *, ours: bool) -> int | None:
     """The time limit of the environments inside, in steps."""
     if ours:
         return vector.get_attr("time_limit")[0]
@@ -131,7 +131,7 @@ class HostEnv:
 
     def __init__(self, vector: VectorEnv, env_id: str, *, seed: int, ours: bool = False):
         self._mode = _autoreset_mode(vector, env_id)
-        self._vector = vector
+        self._vector: Any = vector  # the base class types neither lists of seeds nor masks
         self.num_envs = vector.num_envs
         self._resetting = np.zeros(self.num_envs, bool)
         self._steps = 0
@@ -178,9 +178,9 @@ class HostEnv:
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         truncated = truncated & ~terminated
         done = terminated | truncated
-        ended = np.flatnonzero(done)
-        final_infos = {int(i): self._final_info(infos, i) for i in ended}
-        final_obs = {int(i): self._final_obs(obs, infos, i) for i in ended if truncated[i]}
+        ended = np.flatnonzero(done).tolist()
+        final_infos = {i: self._final_info(infos, i) for i in ended}
+        final_obs = {i: self._final_obs(obs, infos, i) for i in ended if truncated[i]}
         if self._mode is AutoresetMode.SAME_STEP:
             mask = self._mask(infos)
         else:

@@ -27,17 +27,19 @@ def write_mask(spec: EnvSpec, masks: PyTree, given: Any, row: int) -> None:
     _write(spec.action_space, masks, given, row, where)
 
 
-def _write(space: spaces.Space, masks: PyTree, given: Any, row: int, where: str) -> None:
+def _write(space: Any, masks: PyTree, given: Any, row: int, where: str) -> None:
     if masks is None:
         raise EnvContractError(f"{where} is for {space}, whose actions have no mask")
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named = isinstance(space, spaces.Dict)
         if not isinstance(given, dict if named else tuple | list):
             raise EnvContractError(f"{where} must be a {'dict' if named else 'tuple'} like {space}")
-        for key in space.spaces if named else range(len(space.spaces)):
-            part = given.get(key) if isinstance(given, dict) else given[key]
+        keys: Any = space.spaces if named else range(len(space.spaces))
+        parts: Any = given
+        for key in keys:
+            part = parts.get(key) if named else parts[key]
             if part is not None:
-                _write(space[key], masks[key], part, row, where)
+                _write(space.spaces[key], masks[key], part, row, where)
         return
     parts = given if isinstance(given, list | tuple) else [given]
     flat = np.concatenate([np.ravel(part) for part in parts])
