@@ -60,6 +60,15 @@ def test_an_environment_without_a_preset_has_the_defaults():
     )
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", "Hopper-v5", "Unknown-v0"])
+@pytest.mark.parametrize("rule", ["vpg", "ppo-kl", "ppo"])
+def test_the_step_size_falls_to_0_on_every_environment_unless_no_preset_is_asked_for(env, rule):
+    assert settled(env, rule).rule.learning_rate_end == 0
+    assert settled(env, rule, shared_only=True).rule.learning_rate_end == 0
+    plain = settled(env, rule, "none").rule
+    assert plain.learning_rate_end == plain.learning_rate
+
+
 def test_plain_turns_every_code_level_switch_off():
     settings = settled("Hopper-v5", "ppo", "plain")
     assert not settings.train.obs_norm

@@ -211,7 +211,7 @@ class TanhGaussian(NamedTuple):
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Differential entropy after the squash, at most log 2 a dimension."""
-        nodes = jnp.asarray(_NODES, self.mean.dtype)
+        nodes = jnp.asarray(_NODES, self.mean.dtype).reshape((1,) * self.mean.ndim + (-1,))
         weights = jnp.asarray(_NODE_WEIGHTS, self.mean.dtype)
         raw = self.mean[..., None] + jnp.exp(self.log_std)[..., None] * nodes
         # log(1 - tanh(u)²), written so that it neither overflows nor loses its digits.

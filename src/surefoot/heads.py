@@ -20,6 +20,7 @@ from surefoot.distributions import (
     mask_logits,
 )
 from surefoot.errors import ConfigError
+from surefoot.spaces import has_range
 
 
 class Head(NamedTuple):
@@ -59,7 +60,7 @@ def make_head(space: spaces.Space, *, tanh: bool) -> Head:
             lambda key, leading: jax.random.logistic(key, (*leading, size)),
         )
     if isinstance(space, spaces.Box):
-        if tanh and not space.is_bounded():
+        if tanh and not has_range(space):
             raise ConfigError(
                 f"tanh-gaussian needs a Box with finite bounds, got {space}; use gaussian"
             )

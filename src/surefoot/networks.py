@@ -130,7 +130,8 @@ def _torso(key: Key[Array, ""], space: spaces.Space, widths: list[int], config: 
 
 def _pure(make: Callable[[Key[Array, ""]], Any]) -> OwnNetwork:
     """The `(init, apply)` pair of an Equinox module: its arrays are the parameters."""
-    _, static = eqx.partition(make(jax.random.key(0)), eqx.is_array)
+    shapes = eqx.filter_eval_shape(make, jax.random.key(0))
+    static = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct), inverse=True)
     return OwnNetwork(
         lambda key, obs: eqx.partition(make(key), eqx.is_array)[0],
         lambda params, x: eqx.combine(params, static)(x),

@@ -17,6 +17,7 @@ from surefoot.config import (
     Train,
     check_together,
     from_mapping,
+    limits_of,
     nearest,
     resolve,
     shown,
@@ -34,6 +35,12 @@ class Preset(NamedTuple):
     by_rule: Mapping[str, Tables]
 
 
+_EVERYWHERE: Tables = {"rule": {"learning_rate_end": 0.0}}
+"""On every environment, known or not: a step size that falls to 0 keeps a good policy on its feet.
+
+With a constant one, one of ten CartPole-v1 runs of ppo ended at a return of 111 after 500.
+"""
+
 _MUJOCO = Preset(
     shared={"train": {"steps": 1_000_000, "gamma": 0.995, "gae_lambda": 0.97}},
     by_rule={
@@ -45,8 +52,6 @@ _MUJOCO = Preset(
             "rule": {"max_kl": 0.04, "max_kl_end": 0.01, "cg_iters": 15},
             "critic": {"num_epochs": 20},
         },
-        "ppo": {"rule": {"learning_rate_end": 0.0}},
-        "ppo-kl": {"rule": {"learning_rate_end": 0.0}},
     },
 )
 
@@ -69,7 +74,6 @@ _MINATAR = Preset(
                 "num_minibatches": 8,
                 "ent_coef": 0.01,
                 "learning_rate": 1e-3,
-                "learning_rate_end": 0.0,
             }
         },
     },
@@ -158,7 +162,7 @@ def preset_tables(preset: str, env_id: str, rule: str, *, shared_only: bool = Fa
     """The settings a preset gives a rule on an environment, by section.
 
     Args:
-        preset: one of `NAMES`; auto is empty for an environment without a preset.
+        preset: one of `NAMES`.
         env_id: the environment's id.
         rule: the rule's name.
         shared_only: leave out what the preset adds for this rule alone.
@@ -178,12 +182,13 @@ def preset_tables(preset: str, env_id: str, rule: str, *, shared_only: bool = Fa
                 f"preset {preset} is for {', '.join(PEERS[preset])}; that library has no {rule}"
             )
         return PEERS[preset][rule]
-    found = PRESETS.get(env_id)
-    if found is None:
-        return {}
+    found = PRESETS.get(env_id, Preset(shared={}, by_rule={}))
     added = {} if shared_only else found.by_rule.get(rule, {})
+    layers = (_EVERYWHERE, found.shared, added)
     sections = ("train", "network", "critic", "rule")
-    return {name: {**found.shared.get(name, {}), **added.get(name, {})} for name in sections}
+    tables = {name: {k: v for t in layers for k, v in t.get(name, {}).items()} for name in sections}
+    of_rule = limits_of(RULES[rule])
+    return tables | {"rule": {k: v for k, v in tables["rule"].items() if k in of_rule}}
 
 
 def known_rule(name: str) -> str:

@@ -104,6 +104,12 @@ def example_obs(space: spaces.Space) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), create_empty_array(space, n=1))
 
 
+def has_range(space: spaces.Box) -> bool:
+    """Whether [-1, 1] can be mapped onto a Box: bounds at the largest floats have no range."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(space.high - space.low).all())
+
+
 def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool) -> PyTree:
     """What an environment is given for an action as sampled: inside its bounds, of its dtype.
 
@@ -126,7 +132,7 @@ def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool
     low, high = jnp.asarray(space.low), jnp.asarray(space.high)
     if tanh:
         shaped = jnp.tanh(shaped)
-    if (affine or tanh) and space.is_bounded():
+    if (affine or tanh) and has_range(space):
         shaped = low + (jnp.clip(shaped, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
     if jnp.issubdtype(space.dtype, jnp.integer):
         shaped = jnp.round(shaped)
