@@ -50,23 +50,24 @@ def test_every_named_preset_resolves_or_says_whose_it_is(preset, rule):
     assert settings.num_iterations * settings.batch_size >= settings.train.steps
 
 
-def test_an_environment_without_a_preset_has_the_defaults():
+@pytest.mark.parametrize("rule", RULES)
+def test_an_environment_without_a_preset_has_the_defaults_but_for_the_falling_radius():
     auto, none = (settled("Unknown-v0", "trpo", preset) for preset in ("auto", "none"))
-    assert (auto.train, auto.network, auto.critic, auto.rule) == (
-        none.train,
-        none.network,
-        none.critic,
-        none.rule,
-    )
+    assert (auto.train, auto.network, auto.critic) == (none.train, none.network, none.critic)
+    assert replace(auto.rule, max_kl_end=none.rule.max_kl_end) == none.rule
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Hopper-v5", "Unknown-v0"])
-@pytest.mark.parametrize("rule", ["vpg", "ppo-kl", "ppo"])
-def test_the_step_size_falls_to_0_on_every_environment_unless_no_preset_is_asked_for(env, rule):
-    assert settled(env, rule).rule.learning_rate_end == 0
-    assert settled(env, rule, shared_only=True).rule.learning_rate_end == 0
-    plain = settled(env, rule, "none").rule
-    assert plain.learning_rate_end == plain.learning_rate
+def test_steps_shrink_over_a_run_on_every_environment_unless_no_preset_is_asked_for(env):
+    for rule in ("vpg", "ppo-kl", "ppo"):
+        assert settled(env, rule).rule.learning_rate_end == 0
+        assert settled(env, rule, shared_only=True).rule.learning_rate_end == 0
+        plain = settled(env, rule, "none").rule
+        assert plain.learning_rate_end == plain.learning_rate
+    for rule in ("npg", "trpo"):
+        falling, plain = settled(env, rule).rule, settled(env, rule, "none").rule
+        assert falling.max_kl_end < falling.max_kl
+        assert plain.max_kl_end == plain.max_kl
 
 
 def test_plain_turns_every_code_level_switch_off():
