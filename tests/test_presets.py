@@ -51,10 +51,11 @@ def test_every_named_preset_resolves_or_says_whose_it_is(preset, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_environment_without_a_preset_has_the_defaults_but_for_the_falling_radius():
-    auto, none = (settled("Unknown-v0", "trpo", preset) for preset in ("auto", "none"))
+def test_an_environment_without_a_preset_has_the_defaults_but_for_steps_that_shrink(rule):
+    auto, none = (settled("Unknown-v0", rule, preset) for preset in ("auto", "none"))
     assert (auto.train, auto.network, auto.critic) == (none.train, none.network, none.critic)
-    assert replace(auto.rule, max_kl_end=none.rule.max_kl_end) == none.rule
+    ends = {"learning_rate_end", "max_kl_end"} & set(vars(none.rule))
+    assert replace(auto.rule, **{name: getattr(none.rule, name) for name in ends}) == none.rule
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Hopper-v5", "Unknown-v0"])
