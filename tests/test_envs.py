@@ -54,6 +54,7 @@ def settings_for(num_envs=NUM_ENVS, num_steps=NUM_STEPS, **train):
         Train(num_envs=num_envs, num_steps=num_steps, gamma=GAMMA, gae_lambda=GAE_LAMBDA, **train),
         Network(hidden=(8,)),
         Critic(num_epochs=1, num_minibatches=1),
+        preset="none",
     )
 
 

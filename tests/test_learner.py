@@ -65,6 +65,7 @@ def make_lesson(rule, kind):
         Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS),
         Network(hidden=(8,)),
         Critic(num_epochs=2, num_minibatches=2),
+        preset="none",
     )
     native = scripted_jax() if kind == "jax" else None
     # Next-step autoreset, so that dummy rows are in every batch.

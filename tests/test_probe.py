@@ -118,6 +118,7 @@ def learned(rule, kind):
         ),
         Network(hidden=(16,), log_std_init=-1.0),
         Critic(learning_rate=0.01, num_epochs=5, num_minibatches=4),
+        preset="none",
     )
     network = build(env.spec, settings.network)
     learner = make_learner(settings, env.spec, network, env)

@@ -74,6 +74,7 @@ def settings_for():
         ),
         Network(hidden=(8,)),
         Critic(num_epochs=10, num_minibatches=1, learning_rate=0.05),
+        preset="none",
     )
 
 

@@ -228,7 +228,7 @@ def make_learner(
         *new, info = update(state, batch)
         # A refused update leaves parameters and optimisers as they were, bit for bit. Rewards
         # are asked too: an infinite one is clipped to an ordinary one.
-        finite = _all_finite((new, rollout.rewards))
+        finite = _all_finite((new, jnp.where(rollout.valid, rollout.rewards, 0.0)))
         old = (state.params, state.rule, state.critic)
         params, rule_state, critic_state = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b), tuple(new), old
