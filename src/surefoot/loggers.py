@@ -26,7 +26,7 @@ def tensorboard_logger(directory: Path) -> Logger:
         ConfigError: where tensorboardX is not installed.
     """
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError as fault:
         raise ConfigError(
             "--tensorboard needs tensorboardX: pip install 'surefoot[tensorboard]'", name="EXTRA"
@@ -47,7 +47,7 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
         ConfigError: where wandb is not installed.
     """
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as fault:
         raise ConfigError(
             "--wandb needs wandb: pip install 'surefoot[wandb]'", name="EXTRA"
