@@ -35,7 +35,8 @@ def boundary_scale(
 ) -> Float[Array, ""]:
     """Factor that takes a direction x with xᵀFx = `curvature` to quadratic KL = `radius`.
 
-    The undamped curvature belongs here: the damped one stops well short of the radius.
+    Where a line search follows, the undamped curvature belongs here: the damped one stops well
+    short of the radius.
 
     Source: Schulman et al. 2015, arXiv:1502.05477, appendix C.
     """

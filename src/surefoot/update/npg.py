@@ -55,11 +55,13 @@ def natural_step(
     key: Key[Array, ""],
     *,
     radius: Float[Array, ""],
+    boundary_damping: float = 0.0,
 ) -> NaturalStep:
-    """Solve Fx = g on a random share of the states, then scale x on all of them.
+    """Solve (F + damping I)x = g on a random share of the states, then scale x on all of them.
 
     States are drawn at random over time and environments: whole episodes would give a curvature
-    of the wrong states. The scale comes from all rows, so that the share costs no accuracy of KL.
+    of the wrong states. The scale comes from all rows, so that the share costs no accuracy of KL:
+    ½xᵀ(F + boundary_damping I)x = radius.
     """
     flat, unravel = ravel_pytree(params)
     gradient = jax.grad(lambda x: objective(config, policy_fn(unravel(x), batch.inputs), batch))(
@@ -79,7 +81,8 @@ def natural_step(
         tolerance=config.cg_tolerance,
     )
     curvature = quadratic_form(policy_fn, params, batch.inputs, batch.weights, unravel(solution.x))
-    scale = boundary_scale(curvature, radius=radius)
+    squared = jnp.sum(solution.x**2)
+    scale = boundary_scale(curvature + boundary_damping * squared, radius=radius)
     return NaturalStep(
         unravel(scale * solution.x), scale**2 * curvature, jnp.linalg.norm(gradient), solution
     )
@@ -109,6 +112,9 @@ def npg(
 ) -> UpdateRule:
     """One natural step to the radius of the quadratic model, unchecked.
 
+    With nothing to check it, its length is measured with the damping: near a deterministic
+    policy F vanishes, and a radius in F alone would let the parameters move without bound.
+
     Source: Kakade 2001, "A natural policy gradient", eq. 3, scaled as Schulman et al. 2015.
     """
     radius_at = optax.linear_schedule(config.max_kl, config.max_kl_end, num_updates)
@@ -116,7 +122,9 @@ def npg(
     def update(state, params, batch, key):
         radius = jnp.asarray(radius_at(state["count"]))
         _, batch = reference(config, policy_fn, params, batch)
-        natural = natural_step(config, policy_fn, params, batch, key, radius=radius)
+        natural = natural_step(
+            config, policy_fn, params, batch, key, radius=radius, boundary_damping=config.damping
+        )
         params = jax.tree.map(jnp.add, params, natural.step)
         info = report_step(natural, jnp.ones(()), radius)
         return params, {"count": state["count"] + 1}, info
