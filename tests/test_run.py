@@ -455,10 +455,18 @@ def test_nothing_that_a_run_names_is_imported(trained, tmp_path, monkeypatch):
 
 
 def test_another_environment_is_refused_with_what_differs(trained):
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match="is of another environment") as caught:
         sf.load(trained.directory.path, env=scripted_jax())
-    assert "is of another run" in str(caught.value)
-    assert "params/policy/log_std is left over" in str(caught.value)
+    assert caught.value.name == "OTHER-ENV"
+    assert "its action space is Box(" in str(caught.value)
+    assert "this environment's is Discrete(" in str(caught.value)
+
+
+def test_an_environment_whose_arrays_fit_and_whose_bounds_differ_is_refused(trained, tmp_path):
+    recorded = trained.directory.config["action_space"].replace("Box(", "Box(-7.0, ")
+    path = copied(trained, tmp_path, action_space=recorded)
+    with pytest.raises(CheckpointError, match="its action space is Box"):
+        sf.load(path, env=ENV)
 
 
 def test_another_network_is_refused_with_what_differs(trained, tmp_path):

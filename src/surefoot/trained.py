@@ -205,6 +205,7 @@ def open_run(
     checkpoint = directory.newest(exact=exact, folder=folder)
     run, opened = begin(settings, source, own)
     try:
+        _check_spaces(run, config, path)
         run.state = restore_arrays(run.state, checkpoint.arrays, str(path))
     except CheckpointError:
         if isinstance(opened, HostEnv):
@@ -217,6 +218,30 @@ def open_run(
     run.directory, run.env_steps = directory, checkpoint.env_steps
     run.rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
     return run, opened
+
+
+def recorded_spaces(run: Run) -> dict[str, str]:
+    """The spaces of a run as its configuration keeps them."""
+    spec = run.learner.spec
+    return {
+        "observation_space": str(spec.observation_space),
+        "action_space": str(spec.action_space),
+    }
+
+
+def _check_spaces(run: Run, config: dict[str, Any], path: str | Path) -> None:
+    """Refuse an environment whose arrays may fit, and whose spaces do not."""
+    differences = [
+        f"its {name.replace('_', ' ')} is {config[name]}, this environment's is {found}"
+        for name, found in recorded_spaces(run).items()
+        if config.get(name, found) != found
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path} is of another environment: {'; '.join(differences)}; name the one it was "
+            "trained on",
+            name="OTHER-ENV",
+        )
 
 
 def _frozen(config: dict[str, Any], directory: RunDirectory) -> Settings:

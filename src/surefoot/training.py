@@ -11,7 +11,7 @@ from surefoot.errors import CheckpointError, ConfigError
 from surefoot.loop import Listener, drive, versions
 from surefoot.presets import differing_settings, settle
 from surefoot.run import RunDirectory
-from surefoot.trained import OwnNetworks, Run, begin, open_run
+from surefoot.trained import OwnNetworks, Run, begin, open_run, recorded_spaces
 
 
 def train(
@@ -82,9 +82,8 @@ def train(
         config = settings.to_dict() | {
             "env_from_python": not isinstance(env, str),
             "own_networks": own != OwnNetworks(),
-            "observation_space": str(run.learner.spec.observation_space),
-            "action_space": str(run.learner.spec.action_space),
             "versions": versions(),
+            **recorded_spaces(run),
         }
         try:
             run.directory = RunDirectory.create(Path(out), config)
