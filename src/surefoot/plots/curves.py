@@ -1,10 +1,5 @@
-"""Every picture; the only file that imports matplotlib, and it needs no display.
+"""Learning curves: runs over environment steps."""
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; each of the ladder's
-rules keeps its own in every picture.
-"""
-
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from surefoot.config import RULES
-from surefoot.errors import StorageError
+from surefoot.plots.style import blank, save, styles_of
 
-PALETTE = ("#E69F00", "#009E73", "#0072B2", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#8C6D1F")
-DASHES = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), "solid", (0, (3, 1)), (0, (7, 1.5)))
-WIDTH, HEIGHT, DPI = 8.0, 4.8, 100
-"""A picture is 800 by 480 pixels."""
 MOST_POINTS = 100
 """Points of a line; a longer run's iterations are averaged in groups."""
 
@@ -87,8 +76,7 @@ def plot_curves(
     Raises:
         StorageError: where the file cannot be written.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = blank()
     full = {
         label: [series for series in runs if len(series.steps)]
         for label, runs in series_by_label.items()
@@ -96,7 +84,7 @@ def plot_curves(
     counts = {len(runs) for runs in full.values() if runs}
     longest = max((len(series.steps) for runs in full.values() for series in runs), default=0)
     group = -(-longest // MOST_POINTS)
-    styles = _styles(list(full))
+    styles = styles_of(list(full))
     for label, runs in full.items():
         name = label if len(counts) == 1 else f"{label} (n = {len(runs)})"
         if runs:
@@ -107,17 +95,13 @@ def plot_curves(
     axes.set(xlabel="environment steps", ylabel=ylabel)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(_key(counts, group, fewest_for_band), fontsize=9, color="#555555")
     if longest:
         axes.set_xlim(left=0)
         figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     else:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center")
-    try:
-        figure.savefig(path, format="png")
-    except OSError as fault:
-        raise StorageError(f"writing {path}: {fault.strerror or fault}") from fault
+    save(figure, path)
 
 
 def _grouped(series: Series, size: int) -> Series:
@@ -139,19 +123,6 @@ def _key(counts: set[int], group: int, fewest_for_band: int) -> str:
     if group > 1:
         parts.append(f"a point: mean of {group} iterations")
     return "; ".join(parts)
-
-
-def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a dash for each label; a rule's own name has its own colour."""
-    own = {label: i for i, label in enumerate(RULES) if label in labels}
-    free = itertools.chain(
-        (i for i in range(len(PALETTE)) if i not in own.values()), itertools.count()
-    )
-    places = {label: own[label] if label in own else next(free) for label in labels}
-    return {
-        label: {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)]}
-        for label, i in places.items()
-    }
 
 
 def _draw_label(

@@ -1,0 +1,95 @@
+"""The rules that train on real environments, set to work on a table.
+
+On an exact batch every (state, action) is a row of weight d(s) pi(a|s), so that the mean over rows
+is the exact expectation: what the rule then does differs from its exact form only by the rule's
+own approximations. On a sampled batch the noise of sampling comes on top.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surefoot import tabular as t
+from surefoot.config import Rule, resolve
+from surefoot.distributions import Categorical
+from surefoot.laboratory.report import Start, Update
+from surefoot.types import Batch, Inputs
+from surefoot.update import UPDATE_RULES
+
+
+def policy_fn(family: t.Family):
+    """The family's policies as the rules read them: `inputs.obs` is the state's number."""
+    if isinstance(family, t.Shared):
+        features = jnp.asarray(family.features)
+        return lambda theta, inputs: Categorical(features[inputs.obs] @ theta)
+    return lambda theta, inputs: Categorical(theta[inputs.obs])
+
+
+def exact_batch(mdp: t.MDP, old: t.Solution) -> Batch:
+    """Every state that is not terminal with every action, weighted by d(s) pi(a|s)."""
+    states, actions = np.divmod(np.arange(old.policy.size), mdp.num_actions)
+    weights = t.state_weights(mdp, old)[:, None] * old.policy
+    return _batch(old, states, actions, weights.reshape(-1))
+
+
+def sampled_batch(mdp: t.MDP, old: t.Solution, *, rows: int, seed: int) -> Batch:
+    """Rows drawn from d(s) pi(a|s): the noise of states and actions, the advantages exact."""
+    rng = np.random.default_rng(seed)
+    weights = t.state_weights(mdp, old)[:, None] * old.policy
+    if weights.sum() == 0:
+        return exact_batch(mdp, old)
+    flat = rng.choice(weights.size, size=rows, p=weights.reshape(-1) / weights.sum())
+    states, actions = np.divmod(flat, mdp.num_actions)
+    return _batch(old, states, actions, np.ones(rows))
+
+
+def _batch(old: t.Solution, states: np.ndarray, actions: np.ndarray, weights: np.ndarray) -> Batch:
+    log_probs = np.log(np.maximum(old.policy[states, actions], 1e-300))
+    return Batch(
+        inputs=Inputs(jnp.asarray(states), None),
+        actions=jnp.asarray(actions),
+        old_log_probs=jnp.asarray(log_probs),
+        advantages=jnp.asarray(old.advantages[states, actions]),
+        values=jnp.asarray(old.values[states]),
+        value_targets=jnp.asarray(old.q_values[states, actions]),
+        weights=jnp.asarray(weights),
+        return_scale=jnp.ones(()),
+    )
+
+
+def training_update(
+    config: Rule, *, rows: int | None = None, seed: int = 0, num_updates: int = 1
+) -> Update:
+    """One rule of `update/` as an update of the laboratory, in float64.
+
+    The rule's own state (Adam's moments, its count of updates) goes from one call to the next.
+
+    Args:
+        config: the rule's settings; unset ones take their defaults.
+        rows: rows of a sampled batch; None takes the exact one.
+        seed: of the samples and of the rule's own draws.
+        num_updates: updates that schedules are spread over.
+    """
+    config = resolve(config)
+    memory: dict[str, object] = {}
+
+    def update(start: Start, old: t.Solution, step: t.Step) -> np.ndarray:
+        with jax.enable_x64(True):
+            count = int(memory.get("count", 0))
+            if count == 0:
+                rule = UPDATE_RULES[config.name](config, policy_fn(start.family), num_updates)
+                memory["update"] = jax.jit(rule.update)
+                memory["state"] = rule.init(jnp.asarray(start.theta))
+            batch = (
+                exact_batch(start.mdp, old)
+                if rows is None
+                else sampled_batch(start.mdp, old, rows=rows, seed=seed + count)
+            )
+            key = jax.random.fold_in(jax.random.key(seed), count)
+            theta, state, _ = memory["update"](
+                memory["state"], jnp.asarray(start.theta), batch, key
+            )
+            memory["state"], memory["count"] = state, count + 1
+            return np.asarray(theta)
+
+    return update

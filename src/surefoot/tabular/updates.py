@@ -1,0 +1,318 @@
+"""One update of each rule, exact: what it would do with all the data and a perfect optimiser.
+
+Every update takes a solved policy and gives new parameters of the same family; unvisited states
+stay as they are. `kl` means KL(old || new), averaged over visited states.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import optimize
+
+from surefoot.errors import ConfigError
+from surefoot.tabular.bounds import mixture_step
+from surefoot.tabular.exact import Policy, Solution, row_kl, state_weights
+from surefoot.tabular.families import Family, Shared, Tabular, fisher, gradient, logits_of
+from surefoot.tabular.mdp import MDP
+
+LEAST_PROBABILITY = 1e-12
+"""A softmax reaches 0 only at infinite logits: exact ppo stops pushing an action here."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far an exact update goes, for the rules that ask.
+
+    Attributes:
+        max_kl: radius of npg and trpo, in nats of mean KL.
+        clip_eps: ppo's clip range.
+        kl_coef: ppo-kl's weight on mean KL, against the mean advantage.
+        learning_rate: vpg's step along the gradient of the discounted return.
+    """
+
+    max_kl: float = 0.01
+    clip_eps: float = 0.2
+    kl_coef: float = 1.0
+    learning_rate: float = 1.0
+
+
+def vpg(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
+    """A step along the gradient of the return.
+
+    Source: Sutton et al. 2000, theorem 1.
+    """
+    return theta + step.learning_rate * gradient(mdp, family, old)
+
+
+def natural_direction(
+    mdp: MDP, family: Family, old: Solution
+) -> tuple[np.ndarray, Float[np.ndarray, ""] | float]:
+    """F⁺g, and xᵀFx of it; in a table it is H A(s, a) in every visited state.
+
+    Source: Kakade 2001, "A natural policy gradient", theorem 1.
+    """
+    if isinstance(family, Tabular):
+        weights = state_weights(mdp, old)
+        visited = old.visits[weights > 0].sum()
+        x = np.where(weights[:, None] > 0, old.advantages, 0.0) * visited
+        return x, float(weights @ np.sum(old.policy * x**2, axis=1))
+    F, g = fisher(mdp, family, old), gradient(mdp, family, old)
+    x = np.linalg.pinv(F, rcond=1e-12, hermitian=True) @ g
+    return x, float(x @ F @ x)
+
+
+def npg(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
+    """F⁺g to the radius of the quadratic model; no gradient, no step.
+
+    Source: Kakade 2001, "A natural policy gradient", scaled as Schulman et al. 2015.
+    """
+    x, curvature = natural_direction(mdp, family, old)
+    return theta + np.sqrt(2 * step.max_kl / curvature) * x if curvature > 0 else theta
+
+
+def trpo(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
+    """The largest surrogate within mean KL(old || new) <= max_kl.
+
+    Source: Schulman et al. 2015, arXiv:1502.05477, eq. 12, solved and not approximated.
+    """
+    if isinstance(family, Shared):
+        return _constrained(mdp, family, theta, old, step.max_kl)
+    weights = state_weights(mdp, old)
+
+    def at(log_coef: float) -> Policy:
+        return penalized_rows(old, np.exp(log_coef), weights > 0)
+
+    def excess(log_coef: float) -> float:
+        return float(weights @ row_kl(old.policy, at(log_coef))) - step.max_kl
+
+    spread = float(np.max(np.ptp(old.advantages, axis=1) * (weights > 0)))
+    if spread == 0.0:
+        return theta
+    low, high = np.log(spread) - 1.0, np.log(spread) + 1.0
+    while excess(high) > 0:
+        high += 2.0
+    while excess(low) < 0:
+        low -= 2.0
+        if low < np.log(spread) - 40.0:
+            # All that matters is decided: even the greedy policy is inside the radius.
+            return logits_of(at(low))
+    return logits_of(at(float(optimize.brentq(excess, low, high, xtol=1e-14))))
+
+
+def penalized_rows(
+    old: Solution, kl_coef: float, where: np.ndarray
+) -> Float[np.ndarray, "state action"]:
+    """The policy with the largest <p, A> - kl_coef KL(old || p), state by state.
+
+    p = b pi / (nu - A) with nu above every A so that p sums to 1. `nu - max A` lies between
+    b pi(best) and b, and is found by bisection of its logarithm.
+    """
+    policy = old.policy
+    gaps = np.where(policy > 0, old.advantages, -np.inf).max(axis=1, keepdims=True)
+    gaps = np.where(policy > 0, gaps - old.advantages, np.inf)
+    low = np.log(kl_coef * np.where(gaps == 0, policy, 0.0).max(axis=1, keepdims=True))
+    high = np.full_like(low, np.log(kl_coef))
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        over = np.sum(kl_coef * policy / (np.exp(middle) + gaps), axis=1, keepdims=True) > 1.0
+        low, high = np.where(over, middle, low), np.where(over, high, middle)
+    rows = kl_coef * policy / (np.exp(0.5 * (low + high)) + gaps)
+    rows /= rows.sum(axis=1, keepdims=True)
+    return np.where(where[:, None], rows, policy)
+
+
+def _constrained(
+    mdp: MDP, family: Shared, theta: np.ndarray, old: Solution, max_kl: float
+) -> np.ndarray:
+    """The largest surrogate inside the radius, over shared parameters, by SLSQP."""
+    weights, moved = state_weights(mdp, old), npg(mdp, family, theta, old, Step(max_kl=max_kl))
+    if np.array_equal(moved, theta):
+        return theta
+
+    def kl_at(theta: np.ndarray) -> float:
+        return float(weights @ row_kl(old.policy, family.policy(theta)))
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        policy = family.policy(theta)
+        rows = old.visits[:, None] * old.advantages
+        return -float(np.sum(policy * rows)), -family.pull(policy, rows)
+
+    def inside(theta: np.ndarray) -> np.ndarray:
+        # KL's gradient pulls back every action in the share of old to new probability.
+        policy = family.policy(theta)
+        return family.pull(policy, weights[:, None] * old.policy / policy)
+
+    # Lengths in natural steps, gains and KL in what that step gives: all of order 1, so that a
+    # radius of 1e-6 is solved as well as one of 1.
+    size = np.linalg.norm(moved - theta)
+    start, gained = loss(theta)[0], loss(theta)[0] - loss(moved)[0]
+    scale = max(abs(gained), 1e-300)
+    found = optimize.minimize(
+        lambda z: (loss(theta + size * z)[0] - start) / scale,
+        (moved - theta) / size,
+        jac=lambda z: loss(theta + size * z)[1] * size / scale,
+        constraints={
+            "type": "ineq",
+            "fun": lambda z: 1.0 - kl_at(theta + size * z) / max_kl,
+            "jac": lambda z: inside(theta + size * z) * size / max_kl,
+        },
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 500},
+    )
+    step = size * found.x
+    if kl_at(theta + step) > max_kl:
+        share = optimize.brentq(lambda a: kl_at(theta + a * step) - max_kl, 0.0, 1.0, xtol=1e-15)
+        step = share * step
+    return theta + step
+
+
+def ppo_kl(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
+    """The largest mean advantage less kl_coef times mean KL(old || new).
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
+    """
+    weights = state_weights(mdp, old)
+    if isinstance(family, Tabular):
+        return logits_of(penalized_rows(old, step.kl_coef, weights > 0))
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        policy = family.policy(theta)
+        rows = weights[:, None] * (old.advantages + step.kl_coef * old.policy / policy)
+        kl_mean = float(weights @ row_kl(old.policy, policy))
+        gain = float(weights @ np.sum(policy * old.advantages, axis=1))
+        return step.kl_coef * kl_mean - gain, -family.pull(policy, rows)
+
+    return optimize.minimize(loss, theta, jac=True, method="BFGS", options={"gtol": 1e-12}).x
+
+
+def ppo(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
+    """Ascent of the clipped objective to its nearest local maximum.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7, solved and not approximated.
+    """
+    if isinstance(family, Shared):
+        return _ascend_clipped(mdp, family, theta, old, step.clip_eps)
+    visited = state_weights(mdp, old) > 0
+    rows = clipped_rows(old, step.clip_eps)
+    return logits_of(np.where(visited[:, None], rows, old.policy))
+
+
+def clipped_rows(old: Solution, clip_eps: float) -> Float[np.ndarray, "state action"]:
+    """In each state the maximiser of the clipped objective that is nearest in KL(old || p).
+
+    The objective is at its top where every action with A > 0 has a ratio of at least 1 + eps and
+    every one with A < 0 of at most 1 - eps; nothing bounds them on the far side. The nearest such
+    policy scales the old one by a common factor, held to those limits. Where there is no room for
+    1 + eps, the worse actions go to `LEAST_PROBABILITY` and the best ones are filled first.
+    """
+    policy, advantages = old.policy, old.advantages
+    good, bad = advantages > 0, advantages < 0
+    floor = np.minimum(policy, LEAST_PROBABILITY)
+    low = np.where(good, (1 + clip_eps) * policy, floor)
+    high = np.where(bad, np.maximum((1 - clip_eps) * policy, floor), 1.0)
+    rows = _scaled_within(policy, low, high)
+    for state in np.flatnonzero(low.sum(axis=1) > 1.0):
+        rows[state] = floor[state]
+        for action in np.argsort(-advantages[state]):
+            room = 1.0 - rows[state].sum()
+            rows[state, action] += min(room, low[state, action] - rows[state, action])
+    # Advantages that are all rounding move nothing.
+    still = ~(good & bad).any(axis=1) & ~(good.any(axis=1) & bad.any(axis=1))
+    return np.where(still[:, None], policy, rows)
+
+
+def _scaled_within(
+    policy: Policy, low: Float[np.ndarray, "state action"], high: Float[np.ndarray, "state action"]
+) -> Float[np.ndarray, "state action"]:
+    """clip(c policy, low, high) with the c of each state that makes it sum to 1."""
+    least = np.full((policy.shape[0], 1), -60.0)
+    most = -least
+    for _ in range(80):
+        middle = 0.5 * (least + most)
+        over = np.clip(np.exp(middle) * policy, low, high).sum(axis=1, keepdims=True) > 1.0
+        least, most = np.where(over, least, middle), np.where(over, middle, most)
+    rows = np.clip(np.exp(0.5 * (least + most)) * policy, low, high)
+    return rows / rows.sum(axis=1, keepdims=True)
+
+
+def _ascend_clipped(
+    mdp: MDP, family: Shared, theta: np.ndarray, old: Solution, clip_eps: float
+) -> np.ndarray:
+    """Follow the gradient of the clipped objective, which has kinks, in ever finer steps.
+
+    Steps of fixed length follow the flow; where one no longer gains, it has passed a kink or the
+    top, and the length is halved. At 1e-13 of log-probability the ascent has arrived.
+    """
+    visits = state_weights(mdp, old)[:, None]
+    rows, length = visits * old.advantages, 1e-2
+
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        policy = family.policy(theta)
+        ratio = policy / old.policy
+        active = np.where(rows > 0, ratio < 1 + clip_eps, ratio > 1 - clip_eps)
+        held = np.clip(ratio, 1 - clip_eps, 1 + clip_eps)
+        gain = np.sum(old.policy * np.minimum(ratio * rows, held * rows))
+        return float(gain), family.pull(policy, np.where(active, rows, 0.0))
+
+    value, slope = objective(theta)
+    while length > 1e-13 and np.linalg.norm(slope) > 1e-14:
+        push = np.ptp(family.features @ slope, axis=1).max()
+        trial = theta + length / push * slope
+        trial_value, trial_slope = objective(trial)
+        if trial_value > value:
+            theta, value, slope = trial, trial_value, trial_slope
+        else:
+            length *= 0.5
+    return theta
+
+
+def cpi(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
+    """Conservative policy iteration: a mixture with the greedy policy, by the guaranteed step.
+
+    Source: Kakade & Langford 2002, corollary 4.2.
+    """
+    _needs_table("cpi", family)
+    target = greedy(old)
+    share = mixture_step(mdp, old, target)
+    return logits_of((1 - share) * old.policy + share * target)
+
+
+def policy_iteration(
+    mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step
+) -> np.ndarray:
+    """The greedy policy, with no trust region at all.
+
+    Source: Howard 1960.
+    """
+    _needs_table("pi", family)
+    return logits_of(greedy(old))
+
+
+def greedy(old: Solution) -> Policy:
+    """The action of the largest Q in each state; ties go to the old policy's own choice."""
+    best = old.q_values.max(axis=1, keepdims=True)
+    ties = old.q_values >= best - 1e-12 * (1.0 + np.abs(best))
+    choice = np.argmax(np.where(ties, 1.0 + old.policy, 0.0), axis=1)
+    return np.eye(old.policy.shape[1])[choice]
+
+
+def _needs_table(rule: str, family: Family) -> None:
+    if not isinstance(family, Tabular):
+        raise ConfigError(
+            f"{rule}: mixtures and greedy policies leave a family that shares parameters; "
+            "give each state its own with --tabular"
+        )
+
+
+EXACT: dict[str, Callable[[MDP, Family, np.ndarray, Solution, Step], np.ndarray]] = {
+    "vpg": vpg,
+    "npg": npg,
+    "trpo": trpo,
+    "ppo-kl": ppo_kl,
+    "ppo": ppo,
+    "cpi": cpi,
+    "pi": policy_iteration,
+}
+"""The exact form of each rule, and the two that came before them."""
