@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 GAMMA, B, OLD, RADIUS = 0.95, 2.0, 0.1, 0.01
+PROMISE, GOT, INSIDE = "#D55E00", "#111111", "#0072B2"
+LEADER = {"arrowstyle": "-", "color": "#888888", "lw": 0.8, "shrinkB": 6}
 
 
 def eta(p):
@@ -32,39 +34,47 @@ def kl(p):
     return OLD * np.log(OLD / p) + (1 - OLD) * np.log((1 - OLD) / (1 - p))
 
 
+def mark_gap(axes, p, color):
+    """From the promised return down to the one got, with a dot at either end."""
+    axes.plot([p, p], [eta(p), surrogate(p)], color=color, lw=1.5, ls=":")
+    axes.plot(p, surrogate(p), "o", color=PROMISE, ms=6)
+    axes.plot(p, eta(p), "o", color=GOT, ms=6)
+
+
 def main():
     p = np.linspace(0.02, 0.32, 601)
     inside = p[kl(p) <= RADIUS]
     edge, far = inside.max(), 0.29
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.axvspan(inside.min(), edge, color="#0072B2", alpha=0.12, lw=0)
-    axes.plot(p, surrogate(p), color="#D55E00", lw=2.5)
-    axes.plot(p, eta(p), color="#111111", lw=2.5)
-    axes.plot(OLD, eta(OLD), "o", color="#111111", ms=8)
-    axes.annotate("old policy", (OLD, eta(OLD)), (0.07, 0.72), arrowprops={"arrowstyle": "-"})
+    axes.axvspan(inside.min(), edge, color=INSIDE, alpha=0.12, lw=0)
+    axes.plot(p, surrogate(p), color=PROMISE, lw=2.5)
+    axes.plot(p, eta(p), color=GOT, lw=2.5)
+    axes.plot(OLD, eta(OLD), "o", color=GOT, ms=8)
+    axes.annotate(
+        "old policy", (OLD, eta(OLD)), (0.085, 0.72), arrowprops=LEADER, ha="center"
+    )  # fmt: skip
     axes.text(
         (inside.min() + edge) / 2, 2.62, "trust region: KL ≤ 0.01", ha="center", va="top",
-        color="#0072B2",
+        color=INSIDE,
     )  # fmt: skip
-    axes.plot([edge, edge], [eta(edge), surrogate(edge)], color="#0072B2", lw=1.5)
+    mark_gap(axes, edge, INSIDE)
     axes.annotate(
-        f"inside: promised {surrogate(edge):.2f}, got {eta(edge):.2f}",
-        (edge, (eta(edge) + surrogate(edge)) / 2), (0.105, 0.32), color="#0072B2",
-        arrowprops={"arrowstyle": "-", "color": "#0072B2"},
+        f"at the edge of trust:\npromised return {surrogate(edge):.2f},\ngot {eta(edge):.2f}",
+        (edge, surrogate(edge)), (0.105, 2.3), color=INSIDE, ha="center", va="top",
+        arrowprops=LEADER,
     )  # fmt: skip
-    axes.plot([far, far], [eta(far), surrogate(far)], color="#D55E00", lw=1.5, ls=":")
-    axes.annotate(
-        f"far: promised {surrogate(far):.2f},\ngot {eta(far):.2f}",
-        (far, 1.3), (0.225, 0.25), color="#D55E00",
-        arrowprops={"arrowstyle": "-", "color": "#D55E00"},
+    mark_gap(axes, far, PROMISE)
+    axes.text(
+        far - 0.004, 1.45, f"far away:\npromised return {surrogate(far):.2f},\ngot {eta(far):.2f}",
+        color=PROMISE, ha="right", va="center",
     )  # fmt: skip
     axes.set(
         xlabel="probability of going right", ylabel="discounted return", xlim=(0.02, 0.32),
         ylim=(0, 2.7),
     )  # fmt: skip
-    axes.text(0.19, 1.83, "what the surrogate promises, L", color="#D55E00", rotation=20)
-    axes.text(0.152, 1.44, "what the policy gets, η", color="#111111")
+    axes.text(0.19, 1.81, "what the surrogate promises, L", color=PROMISE, rotation=18)
+    axes.text(0.184, 1.06, "what the policy gets, η", color=GOT, ha="center")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=130)
 
