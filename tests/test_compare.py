@@ -19,6 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
 from surefoot import compare as comparing
+from surefoot import plots
 from surefoot.compare import (
     Comparison,
     Curve,
@@ -219,6 +220,16 @@ def test_the_table_shows_every_number_beside_its_method():
     for name in ("n", "final", "interval", "median", "IQM", "best", "beats", "difference"):
         assert f"\n  {name} " in footer
     assert "20 fresh deterministic episodes" in " ".join(footer.split())
+
+
+def test_the_table_and_the_picture_say_that_they_measure_different_things(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "plot_curves", lambda *curves, **how: drawn.append(how))
+    comparison = made_up({"trpo": [1.0], "ppo": [2.0]})
+    write_outputs(comparison, tmp_path)
+    assert drawn[0]["ylabel"] == "return of training episodes (sampled actions)"
+    (line,) = [line for line in table(comparison).splitlines() if line.startswith("  curves")]
+    assert "training episodes, whose actions are sampled" in line
 
 
 def test_below_five_seeds_the_table_shows_points_and_says_why():

@@ -1,3 +1,4 @@
+import re
 import runpy
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_every_logged_figure_is_in_the_table_and_every_rule_logs_the_same_diagno
 def test_the_page_of_metrics_is_the_table():
     page = runpy.run_path(str(ROOT / "docs" / "write_metrics.py"))["page"]()
     assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_explained_without_another_ones_text(name):
+    words = " ".join(METRICS[name])
+    assert not re.search(r"\bthose\b|\bthem\b|\bas for\b", words)
 
 
 @pytest.mark.core

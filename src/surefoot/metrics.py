@@ -16,6 +16,9 @@ class Metric(NamedTuple):
 
 
 _NO_REMEDY = "nothing to do: it describes the run."
+_JUMP = "above, some state jumps under cover of the average: a smaller step, or a wider network."
+_COLLAPSE = "where it collapses while returns are poor: ent_coef above 0, or a smaller step."
+_NOT_FINITE = "look at rewards and observations; lower the step size."
 
 METRICS: dict[str, Metric] = {
     "iteration": Metric("iterations", "Updates done so far.", "any", _NO_REMEDY),
@@ -34,16 +37,31 @@ METRICS: dict[str, Metric] = {
     ),
     "episode/return_mean": Metric(
         "reward",
-        "Mean total reward of the episodes that ended, as the environment gave it: undiscounted, "
-        "not normalised, actions sampled.",
+        "Mean total reward of the episodes that ended during this rollout, as the environment "
+        "gave it: undiscounted, not normalised, actions sampled.",
         "rising",
         "where it falls for good, look at policy/kl_mean and critic/explained_variance before it.",
     ),
-    "episode/return_min": Metric("reward", "Smallest of those returns.", "any", _NO_REMEDY),
-    "episode/return_max": Metric("reward", "Largest of those returns.", "any", _NO_REMEDY),
-    "episode/length_mean": Metric("steps", "Mean length of those episodes.", "any", _NO_REMEDY),
+    "episode/return_min": Metric(
+        "reward",
+        "Smallest total reward of an episode that ended during this rollout.",
+        "any",
+        _NO_REMEDY,
+    ),
+    "episode/return_max": Metric(
+        "reward",
+        "Largest total reward of an episode that ended during this rollout.",
+        "any",
+        _NO_REMEDY,
+    ),
+    "episode/length_mean": Metric(
+        "steps", "Mean length of the episodes that ended during this rollout.", "any", _NO_REMEDY
+    ),
     "episode/is_success": Metric(
-        "share", "Share of those episodes whose last info said is_success.", "rising", _NO_REMEDY
+        "share",
+        "Share of the episodes that ended during this rollout whose last info said is_success.",
+        "rising",
+        _NO_REMEDY,
     ),
     "eval/return_mean": Metric(
         "reward",
@@ -53,9 +71,21 @@ METRICS: dict[str, Metric] = {
         "where the end is far below the best, let the radius or the step size fall over the run "
         "(max_kl_end, learning_rate_end), or use `--best` of evaluate.",
     ),
-    "eval/return_std": Metric("reward", "Spread of those returns.", "small", _NO_REMEDY),
-    "eval/length_mean": Metric("steps", "Mean length of those episodes.", "any", _NO_REMEDY),
-    "eval/success_rate": Metric("share", "Share of successes among them.", "rising", _NO_REMEDY),
+    "eval/return_std": Metric(
+        "reward",
+        "Standard deviation of the returns of the evaluation's episodes.",
+        "small",
+        _NO_REMEDY,
+    ),
+    "eval/length_mean": Metric(
+        "steps", "Mean length of the evaluation's episodes.", "any", _NO_REMEDY
+    ),
+    "eval/success_rate": Metric(
+        "share",
+        "Share of the evaluation's episodes whose last info said is_success.",
+        "rising",
+        _NO_REMEDY,
+    ),
     "surrogate/promised_gain": Metric(
         "discounted reward",
         "What the surrogate promises over the old policy, on the batch it was fitted to: "
@@ -82,7 +112,7 @@ METRICS: dict[str, Metric] = {
         "Largest KL(old || new) in the batch, what the theorem would bound; a sample's maximum, "
         "so it grows with the batch.",
         "below 1",
-        "as for policy/kl_p99.",
+        _JUMP,
     ),
     "policy/kl_reverse_mean": Metric(
         "nats",
@@ -95,14 +125,14 @@ METRICS: dict[str, Metric] = {
         "Mean total variation between old and new: exact for one categorical choice and for one "
         "bit, else half the mean of |ratio - 1|.",
         "below 0.2",
-        "as for policy/kl_mean.",
+        "above: a smaller step size, fewer epochs, or a target_kl.",
     ),
     "policy/tv_worst_state": Metric(
         "probability",
         "Total variation in the worst state; where it has no closed form, an upper bound from "
         "that state's KL.",
         "below 0.7",
-        "as for policy/kl_p99.",
+        _JUMP,
     ),
     "policy/ratio_min": Metric(
         "ratio", "Smallest new / old probability of an action taken.", "above 0.1", _NO_REMEDY
@@ -129,13 +159,13 @@ METRICS: dict[str, Metric] = {
         "nats",
         "Mean entropy before the update (differential for Gaussians, so it may be negative).",
         "falling slowly",
-        "as for policy/entropy.",
+        _COLLAPSE,
     ),
     "policy/entropy": Metric(
         "nats",
         "Mean entropy after the update.",
         "falling slowly",
-        "where it collapses while returns are poor: ent_coef above 0, or a smaller step.",
+        _COLLAPSE,
     ),
     "policy/staleness": Metric(
         "nats",
@@ -252,10 +282,10 @@ METRICS: dict[str, Metric] = {
         "0 or 1",
         "Whether everything the update produced was finite; if not, nothing of it was kept.",
         "1",
-        "look at rewards and observations; lower the step size.",
+        _NOT_FINITE,
     ),
     "update/refusals": Metric(
-        "updates", "Updates in a row that were not finite.", "0", "as for update/finite."
+        "updates", "Updates in a row that were not finite.", "0", _NOT_FINITE
     ),
     "time/steps_per_second": Metric(
         "steps / s", "Steps over the iteration's time, compilation left out.", "any", _NO_REMEDY

@@ -21,11 +21,13 @@ METHODS = {
     "median": "median over seeds of the last policy's return",
     "IQM": "interquartile mean over seeds: a quarter of them (rounded down) cut from each end",
     "best": "mean over seeds of the highest evaluation along the run; the highest of several "
-    "noisy numbers flatters",
+    "noisy numbers flatters, and as its episodes are others it can also lie below final",
     "beats": "chance that a seed of the first scores above a seed of the second: "
     "Mann-Whitney U / (n m), ties count half",
     "difference": "mean final of the first minus that of the second",
     "difference interval": "95 %, Welch's t; one pair at a time, not corrected for their number",
+    "curves": "the picture is of training episodes, whose actions are sampled: another quantity "
+    "than final",
 }
 """How each column is computed, in words; `{episodes}` is filled in by the table."""
 

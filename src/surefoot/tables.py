@@ -28,6 +28,7 @@ from surefoot.statistics import (
 
 WIDTH = 96
 ALONE = "nothing but the rule"
+CURVE = "return of training episodes (sampled actions)"
 
 
 def folder_name(env_id: str) -> str:
@@ -232,6 +233,6 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
             for rule in comparison.rules(env)
         }
         path = out / f"curves-{folder_name(env)}.png"
-        plot_curves(curves, path, title=env, fewest_for_band=ENOUGH_SEEDS)
+        plot_curves(curves, path, title=env, ylabel=CURVE, fewest_for_band=ENOUGH_SEEDS)
         written.append(path)
     return written
