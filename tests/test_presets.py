@@ -71,6 +71,22 @@ def test_steps_shrink_over_a_run_on_every_environment_unless_no_preset_is_asked_
         assert plain.max_kl_end == plain.max_kl
 
 
+@pytest.mark.parametrize(
+    ("env", "start", "end"),
+    [("CartPole-v1", 0.0005, 0.00005), ("Hopper-v5", 0.004, 0.001), ("Hopper-v5", 0.04, 0.01)],
+)
+def test_a_radius_of_ones_own_keeps_the_share_at_its_end_and_never_grows(env, start, end):
+    train, network, critic = Train(), Network(), Critic()
+    given = settle(env, RULES["trpo"](max_kl=start), train, network, critic).rule
+    tables = {"rule": {"max_kl": start}}
+    filed = settle(env, RULES["trpo"](), train, network, critic, tables=tables).rule
+    for rule in (given, filed):
+        assert rule.max_kl == start
+        assert rule.max_kl_end == pytest.approx(end)
+    both = settle(env, RULES["trpo"](max_kl=start, max_kl_end=0.3), train, network, critic).rule
+    assert both.max_kl_end == 0.3
+
+
 def test_plain_turns_every_code_level_switch_off():
     settings = settled("Hopper-v5", "ppo", "plain")
     assert not settings.train.obs_norm

@@ -369,10 +369,41 @@ def test_rows_pass_over_what_is_no_row_and_trim_leaves_no_gap_and_no_double(dire
     with open(directory.path / "metrics.jsonl", "ab") as file:
         file.write(b'7\n[]\n{"iteration": "x"}\n\xff\xfe\n{"iteration": 5, "pol')
     assert [row["iteration"] for row in directory.rows()] == [1, 2, 3, 4]
-    assert [row["iteration"] for row in directory.trim(2)] == [1, 2]
+    assert [row["iteration"] for row in directory.trim(2, 128)] == [1, 2]
     directory.append({"iteration": 3})
     lines = (directory.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3]
+
+
+def test_going_on_from_an_earlier_point_sets_the_later_checkpoints_aside(directory):
+    directory.save(checkpoint_of(iteration=2, env_steps=128), keep=1, folder="best")
+    directory.trim(1, 64)
+    assert directory.newest().iteration == 1
+    assert (directory.path / "checkpoints" / "left-step-000000128").is_dir()
+    assert directory.checkpoints("best") == []
+    directory.save(checkpoint_of(iteration=1, env_steps=96), keep=1, folder="best")
+    assert [path.name for path in directory.checkpoints("best")] == ["step-000000096"]
+
+
+def test_the_newest_exact_checkpoint_is_kept_however_many_forced_ones_follow(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {"env": "CartPole-v1"})
+    for step, exact in ((64, True), (128, True), (192, False), (256, False), (320, False)):
+        run.save(checkpoint_of(iteration=step, env_steps=step, exact=exact), keep=2)
+    assert [int(path.name[5:]) for path in run.checkpoints()] == [128, 256, 320]
+    assert run.newest(exact=True).iteration == 128
+
+
+def test_forgetting_removes_what_a_run_wrote_before_its_first_checkpoint_and_nothing_else(
+    tmp_path,
+):
+    run = RunDirectory.create(tmp_path / "run", {"env": "CartPole-v1"})
+    run.append({"iteration": 1})
+    run.forget()
+    assert not run.path.exists()
+    run = RunDirectory.create(tmp_path / "run", {"env": "CartPole-v1"})
+    (run.path / "notes.txt").write_text("mine")
+    run.forget()
+    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
 
 
 def test_a_row_holds_plain_finite_numbers():

@@ -19,7 +19,13 @@ from trees import assert_same_bits, same_bits
 
 import surefoot as sf
 from surefoot.config import PPO, VPG, Critic, Network, Train
-from surefoot.errors import CheckpointError, ConfigError, NotFiniteError, StoppedBySignal
+from surefoot.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvCrashError,
+    NotFiniteError,
+    StoppedBySignal,
+)
 from surefoot.loop import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
@@ -344,6 +350,57 @@ def test_a_requeued_command_starts_goes_on_or_says_what_differs(whole, tmp_path)
     other = replace(settings, train=replace(settings.train, steps=BATCH, seed=4))
     with pytest.raises(ConfigError, match=r"train\.steps is 512 there and 32 here.*train\.seed"):
         train_or_resume(path, other, start)
+
+
+def test_a_requeued_command_starts_over_what_never_reached_a_checkpoint(whole, tmp_path):
+    settings, path = whole("jax").settings, tmp_path / "run"
+    RunDirectory.create(path, settings.to_dict()).append({"iteration": 1})
+
+    def start():
+        return train(**arguments("jax"), seed=3, out=path)
+
+    assert_same_run(train_or_resume(path, settings, start), whole("jax"))
+
+
+class Failing(gymnasium.Wrapper):
+    """Fails at a step of its own, counted over all episodes; or pays nonsense from the start."""
+
+    def __init__(self, env, at=None, nonsense=False):
+        super().__init__(env)
+        self.at, self.nonsense, self.count = at, nonsense, 0
+
+    def step(self, action):
+        self.count += 1
+        if self.count == self.at:
+            raise RuntimeError("the motor is hot")
+        obs, reward, *rest = self.env.step(action)
+        return obs, np.nan if self.nonsense else reward, *rest
+
+
+def failing(**how):
+    return {**arguments("host"), "env": lambda: Failing(gymnasium.make(ENVS["host"]), **how)}
+
+
+def test_a_crash_keeps_what_was_done_and_one_before_the_first_update_leaves_nothing(tmp_path):
+    with pytest.raises(EnvCrashError, match="the motor is hot"):
+        train(**failing(at=2 * NUM_STEPS + 1), seed=3, out=tmp_path / "late")
+    kept = RunDirectory(tmp_path / "late").newest()
+    assert kept.iteration == 2
+    assert not kept.exact
+    with pytest.raises(EnvCrashError, match="the motor is hot"):
+        train(**failing(at=2), seed=3, out=tmp_path / "early")
+    assert not (tmp_path / "early").exists()
+
+
+def test_evaluations_that_are_not_finite_are_told_and_break_no_row(tmp_path):
+    how = failing(nonsense=True)
+    how["train"] = replace(how["train"], eval_every=BATCH, eval_episodes=1)
+    how["steps"] = BATCH
+    run = train(**how, seed=3, out=tmp_path / "run")
+    assert "eval/return_mean" not in run.rows[-1]
+    assert not (tmp_path / "run" / "best").exists()
+    with pytest.raises(NotFiniteError, match="look at the environment's rewards"):
+        run.evaluate(1)
 
 
 class Listening:

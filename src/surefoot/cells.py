@@ -3,14 +3,13 @@
 import contextlib
 import json
 import math
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config import Settings
-from surefoot.errors import ConfigError, NotFiniteError, SurefootError
+from surefoot.errors import ConfigError, SurefootError
 from surefoot.loop import DEFAULT_EPISODE_LIMIT
 from surefoot.run import RunDirectory
 from surefoot.trained import OwnNetworks, Run
@@ -63,7 +62,7 @@ def train_cell(cell: Cell) -> float:
     else:
         if (cell.path / "config.json").exists():
             # A run of these very settings, killed before its first checkpoint: nothing to keep.
-            shutil.rmtree(cell.path)
+            directory.forget()
         run = _start(cell, out=cell.path)
     score_run(run, cell.episodes)
     return time.monotonic() - started
@@ -85,8 +84,6 @@ def score_run(run: Run, episodes: int) -> dict[str, Any]:
             name="UNFINISHED",
         )
     result = run.evaluate(episodes)
-    if not all(map(math.isfinite, result["returns"])):
-        raise NotFiniteError(f"{path}: the final policy's returns are not finite")
     score = {
         "return_mean": result["return_mean"],
         "return_std": result["return_std"],

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.errors import NotFiniteError, StoppedBySignal
+from surefoot.errors import (
+    EnvContractError,
+    EnvCrashError,
+    NotFiniteError,
+    StoppedBySignal,
+    SurefootError,
+)
 from surefoot.run import Checkpoint, finite_row, name_arrays
 from surefoot.steppers import HostStepper, JaxStepper, Stepper, chunk_length
 from surefoot.trained import Evaluator, Run
@@ -171,7 +177,7 @@ class _Loop:
             with _Signals() as signals:
                 stop = False
                 while not run.finished and not stop and signals.caught is None:
-                    rows = self._advance()
+                    rows = self._advance_or_keep()
                     if evaluator and self._is_due(self._plan.evaluate_every):
                         self._evaluate(evaluator, rows[-1])
                     stop = self._tell(rows)
@@ -187,6 +193,17 @@ class _Loop:
 
     def _is_due(self, every: int) -> bool:
         return self._run.iteration % every == 0 or self._run.finished
+
+    def _advance_or_keep(self) -> list[dict[str, Any]]:
+        """`_advance`; where the environment fails, what is done until then is stored first."""
+        try:
+            return self._advance()
+        except (EnvCrashError, EnvContractError):
+            stored = self._run.directory and self._run.directory.checkpoints()
+            newest = f"step-{self._run.env_steps:09d}"
+            if self._run.iteration and not (stored and stored[-1].name == newest):
+                _save(self._run, exact=self._always_exact)
+            raise
 
     def _advance(self) -> list[dict[str, Any]]:
         """One chunk; its rows."""
@@ -209,7 +226,7 @@ class _Loop:
         seed = run.settings.train.seed + run.iteration
         result = evaluator(run.state, seed, stochastic=False)
         names = ("return_mean", "return_std", "length_mean", "success_rate")
-        row |= {f"eval/{name}": result[name] for name in names if name in result}
+        row |= finite_row({f"eval/{name}": result[name] for name in names if name in result})
         if result["return_mean"] > self._best:
             self._best = result["return_mean"]
             _save(run, exact=False, folder="best")
@@ -258,6 +275,11 @@ def drive(
         stepper.reset(run.iteration)
         listener.started(run, plan)
         return _Loop(run, stepper, plan, listener, on_update).go()
+    except SurefootError:
+        # Whatever failed before a first iteration leaves nothing that a second try would meet.
+        if run.directory and run.iteration == 0:
+            run.directory.forget()
+        raise
     finally:
         listener.finished(run)
         stepper.close()

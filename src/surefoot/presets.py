@@ -248,7 +248,10 @@ def settle(
         if not isinstance(table, Mapping):
             raise ConfigError(f"the configuration's {name} must be a table, got {table!r}")
         from_file = from_mapping(type(config), table)
-        return resolve(config, vars(from_file), from_preset.get(name, {}))
+        usual = resolve(type(config)(), from_preset.get(name, {}))
+        chosen = resolve(config, vars(from_file), vars(usual))
+        ends = _scaled_ends(from_preset.get(name, {}), vars(usual), vars(chosen))
+        return resolve(config, vars(from_file), ends, vars(usual))
 
     settings = Settings(
         env=env_id,
@@ -261,6 +264,21 @@ def settle(
     )
     check_together(settings)
     return settings
+
+
+def _scaled_ends(
+    preset: Mapping[str, Any], usual: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The ends of a preset's schedules, for the starts that were chosen: each keeps its share.
+
+    An end of 0.001 is meant for a radius of 0.01; from one of 0.0005 it would be a growth.
+    """
+    starts = {name: name.removesuffix("_end") for name in preset if name.endswith("_end")}
+    return {
+        end: usual[end] * chosen[start] / usual[start]
+        for end, start in starts.items()
+        if chosen[start] != usual[start]
+    }
 
 
 def differing_settings(config: Mapping[str, Any], settings: Settings) -> list[str]:

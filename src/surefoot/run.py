@@ -172,6 +172,15 @@ def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
+def _marked_exact(path: Path) -> bool:
+    """Whether a stored checkpoint says that it is exact; nothing else of it is read."""
+    try:
+        state = _strict_json(_read(path / _PARTS[1], LARGEST_JSON), path)
+    except CheckpointError:
+        return False
+    return isinstance(state, dict) and state.get("exact") is True
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint: manifest first, then sizes, digests, and only then what is inside.
 
@@ -277,17 +286,34 @@ class RunDirectory:
                     rows.append(row)
         return rows
 
-    def trim(self, iteration: int) -> list[dict[str, Any]]:
+    def trim(self, iteration: int, env_steps: int) -> list[dict[str, Any]]:
         """Drop the rows after an iteration, so that going on leaves no gap and no double.
 
-        What a kill left half written goes too.
+        Checkpoints of later steps are set aside as `left-step-*`: they are of a course that is
+        not followed. What a kill left half written goes too.
         """
+        for folder in ("checkpoints", "best"):
+            for later in self.checkpoints(folder):
+                if int(later.name.removeprefix("step-")) > env_steps:
+                    aside = later.with_name(f"left-{later.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    later.rename(aside)
         for left in (*self.path.glob(".tmp-*"), *self.path.glob("*/.tmp-*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         kept = [row for row in self.rows() if row["iteration"] <= iteration]
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
         self.write("metrics.jsonl", text)
         return kept
+
+    def forget(self) -> None:
+        """Remove what a run wrote here before its first checkpoint, and nothing else."""
+        for name in ("config.json", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        for left in (*self.path.glob(".tmp-*"), *self.path.glob("events.out.tfevents.*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for folder in ("checkpoints", "best", "."):
+            with contextlib.suppress(OSError):  # somebody else's files are there
+                (self.path / folder).rmdir()
 
     def write(self, name: str, text: str) -> None:
         """Write a small file whole, or leave the old one."""
@@ -309,14 +335,17 @@ class RunDirectory:
         """The stored checkpoints, oldest first."""
         parent = self.path / folder
         # Beyond nine digits a longer name is a later step, though it sorts before.
-        stored = parent.glob("step-*") if parent.is_dir() else ()
+        stored = parent.glob("step-[0-9]*") if parent.is_dir() else ()
         return sorted(stored, key=lambda path: (len(path.name), path.name))
 
     def save(self, checkpoint: Checkpoint, *, keep: int, folder: str = "checkpoints") -> Path:
-        """Store a checkpoint and remove all but the newest `keep`."""
+        """Store a checkpoint and remove all but the newest `keep` and the newest exact one."""
         path = write_checkpoint(self.path / folder, checkpoint)
-        for old in self.checkpoints(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        stored = self.checkpoints(folder)
+        exact = [old for old in stored if _marked_exact(old)][-1:]
+        for old in stored[:-keep]:
+            if old not in exact:
+                shutil.rmtree(old, ignore_errors=True)
         return path
 
     def newest(self, *, exact: bool = False, folder: str = "checkpoints") -> Checkpoint:

@@ -11,7 +11,7 @@ from surefoot.config import OwnNetwork, Settings
 from surefoot.envs import EnvSource, find_env
 from surefoot.envs.host import HostEnv, open_host_env
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.errors import CheckpointError, ConfigError
+from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.evaluation import Evaluation, evaluate_host, evaluate_jax
 from surefoot.learner import Learner, LoopState, make_learner
 from surefoot.networks import build
@@ -79,13 +79,22 @@ class Run:
         Returns:
             `return_mean`, `return_std`, `return_ci95` (a t interval over episodes), `episodes`,
             `length_mean`, `returns`; `success_rate` where the infos tell `is_success`.
+
+        Raises:
+            NotFiniteError: where the environment's rewards are not finite.
         """
         number = self.settings.train.seed + 1_000_003 if seed is None else seed
         evaluator = Evaluator(self.settings, self.source, self.learner, episodes)
         try:
-            return evaluator(self.state, number, stochastic=stochastic)
+            result = evaluator(self.state, number, stochastic=stochastic)
         finally:
             evaluator.close()
+        if not np.isfinite(result["returns"]).all():
+            raise NotFiniteError(
+                f"{self.settings.env}: returns of {episodes} evaluation episodes are not finite; "
+                "look at the environment's rewards"
+            )
+        return result
 
 
 class Evaluator:

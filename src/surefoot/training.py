@@ -7,7 +7,7 @@ from typing import Any
 from surefoot.config import TRPO, Critic, Network, Rule, Settings, Train
 from surefoot.envs import find_env
 from surefoot.envs.host import HostEnv
-from surefoot.errors import CheckpointError, ConfigError
+from surefoot.errors import ConfigError
 from surefoot.loop import Listener, drive, versions
 from surefoot.presets import differing_settings, settle
 from surefoot.run import RunDirectory
@@ -117,7 +117,7 @@ def resume(
         if isinstance(opened, HostEnv):
             opened.close()
         return run
-    run.rows = run.directory.trim(run.iteration)
+    run.rows = run.directory.trim(run.iteration, run.env_steps)
     return drive(run, opened, listener, on_update)
 
 
@@ -126,9 +126,10 @@ def train_or_resume(
 ) -> Run:
     """Go on with the run at `path` where it matches `settings`, else `start` one there.
 
+    A matching run that was killed before its first checkpoint starts over.
+
     Raises:
         ConfigError: where the run there has other settings; they are listed.
-        CheckpointError: where the run there has none to go on from.
     """
     directory = RunDirectory(Path(path))
     if not (directory.path / "config.json").exists():
@@ -137,5 +138,6 @@ def train_or_resume(
     if differences:
         raise ConfigError(f"{path} holds another run: {'; '.join(differences[:5])}")
     if not directory.checkpoints():
-        raise CheckpointError(f"{path} has a configuration and no checkpoint; remove it to restart")
+        directory.forget()
+        return start()
     return resume(path, **how)

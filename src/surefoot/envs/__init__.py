@@ -4,6 +4,7 @@ import contextlib
 import copy
 import difflib
 import importlib
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -51,6 +52,12 @@ class OwnObs(gymnasium.Wrapper):
         """Step, and copy what is seen."""
         obs, *rest = self.env.step(action)
         return copy.deepcopy(obs), *rest
+
+
+def make_in_worker(source: EnvSource) -> OwnObs:
+    """An environment in a process of its own, which leaves Ctrl-C to the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return OwnObs(source.make())
 
 
 def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:

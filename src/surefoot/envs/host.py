@@ -1,5 +1,6 @@
 """Gymnasium's vector environments behind one contract, whatever their autoreset mode."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
-from surefoot.envs import EnvSource, OwnObs, crashed, time_limit
+from surefoot.envs import EnvSource, OwnObs, crashed, make_in_worker, time_limit
 from surefoot.envs.masks import empty_masks, write_mask
 from surefoot.errors import ConfigError, EnvContractError, SurefootError
 from surefoot.spaces import own_dtype
@@ -60,7 +61,7 @@ def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> Vect
     try:
         # Forking a process that runs XLA's threads can deadlock.
         return AsyncVectorEnv(
-            [lambda: OwnObs(source.make())] * num_envs,
+            [lambda: make_in_worker(source)] * num_envs,
             context="spawn",
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
@@ -245,8 +246,9 @@ class HostEnv:
         return masks
 
     def close(self) -> None:
-        """Close the environments and their processes."""
-        self._vector.close()
+        """Close the environments and their processes; one that fails to close stops nobody."""
+        with contextlib.suppress(Exception):
+            self._vector.close()
 
 
 def open_host_env(source: EnvSource, num_envs: int, *, vectorization: str, seed: int) -> HostEnv:
