@@ -208,3 +208,44 @@ def test_help_needs_no_jax(empty_directory):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0
     assert b"--max-kl" in done.stdout
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_run_is_saved_all_the_same(
+    empty_directory,
+):
+    command = [sys.executable, "-m", "surefoot", "train", "CartPole-v1", "--steps", "1e7"]
+    process = subprocess.Popen(
+        [*command, "--out", "run", "--vectorization", "async", *SMALL],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    rows = empty_directory / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not rows.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "surefoot resume run" in said
+    assert list((empty_directory / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "said"),
+    [
+        (["CartPole-v1", "--seed", "7"], "FLAG", "--seeds N, not --seed"),
+        (["run", "CartPole-v1"], "CONFIG", "not both at once"),
+        (["run", "--rules", "ppo"], "FLAG", "--rules is for training"),
+        (["run", "--seeds", "3"], "FLAG", "--seeds is for training"),
+        (["run", "--num-envs", "3"], "FLAG", "--num-envs is for training"),
+    ],
+)
+def test_compare_refuses_what_it_would_have_to_ignore(
+    capsys, empty_directory, arguments, name, said
+):
+    (empty_directory / "run").mkdir()
+    code, line = error_of(capsys, "compare", *arguments)
+    assert code == 2
+    assert f"error[{name}]" in line
+    assert said in line

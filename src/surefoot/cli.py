@@ -77,11 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "what", nargs="+", metavar="ENV|RUN", help="environments, or finished runs"
     )
-    compare.add_argument("--rules", nargs="+", default=["trpo", "ppo"], metavar="RULE")
-    compare.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1 (default 5)")
-    compare.add_argument("--out", metavar="DIR", help="where the runs go (default runs/compare)")
-    compare.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
-    compare.add_argument("--preset", choices=["auto", "tuned", "none", "plain"], default="auto")
+    compare.add_argument("--rules", nargs="+", metavar="RULE", help="(default trpo ppo)")
+    compare.add_argument("--seeds", type=int, help="seeds 0 to N - 1 (default 5)")
+    compare.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where runs and tables go (default runs/compare; runs/compared for finished runs)",
+    )
+    compare.add_argument("--jobs", type=int, help="runs at a time (default 1)")
+    compare.add_argument("--preset", choices=["auto", "tuned", "none", "plain"])
     compare.add_argument(
         "--env", nargs="+", help="environments again, where runs are on a module of your own"
     )

@@ -44,7 +44,7 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
     """A Weights & Biases run that keeps its id when the run is resumed.
 
     Raises:
-        ConfigError: where wandb is not installed.
+        ConfigError: where wandb is not installed, or will not start (nobody is logged in).
     """
     try:
         import wandb  # pyright: ignore[reportMissingImports]
@@ -53,14 +53,20 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
             "--wandb needs wandb: pip install 'surefoot[wandb]'", name="EXTRA"
         ) from fault
     kept = directory.read("wandb-id.txt")
-    run = wandb.init(
-        project=project,
-        id=kept,
-        resume="allow",
-        dir=str(directory.path),
-        name=directory.path.name,
-        config=directory.config,
-    )
+    try:
+        run = wandb.init(
+            project=project,
+            id=kept,
+            resume="allow",
+            dir=str(directory.path),
+            name=directory.path.name,
+            config=directory.config,
+        )
+    except wandb.Error as fault:
+        raise ConfigError(
+            f"--wandb {project}: {fault}; `wandb login` first, or set WANDB_MODE=offline",
+            name="WANDB",
+        ) from fault
     if kept is None:
         directory.write("wandb-id.txt", run.id)
     run.define_metric("env_steps")

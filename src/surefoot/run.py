@@ -307,10 +307,10 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Remove what a run wrote here before its first checkpoint, and nothing else."""
-        for name in ("config.json", "metrics.jsonl"):
+        for name in ("config.json", "metrics.jsonl", "wandb-id.txt"):
             (self.path / name).unlink(missing_ok=True)
-        for left in (*self.path.glob(".tmp-*"), *self.path.glob("events.out.tfevents.*")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in (*self.path.glob(".tmp-*"), self.path / "tensorboard", self.path / "wandb"):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
         for folder in ("checkpoints", "best", "."):
             with contextlib.suppress(OSError):  # somebody else's files are there
                 (self.path / folder).rmdir()
