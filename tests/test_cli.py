@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from surefoot import cli
 from surefoot.cli import main
 from surefoot.metrics import METRICS
 
@@ -37,7 +39,10 @@ def error_of(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "name", "said"),
     [
-        (["trian"], "USAGE", "did you mean train?"),
+        (["trian"], "USAGE", "no command trian; did you mean train?"),
+        (["frobnicate"], "USAGE", "no command frobnicate (train, resume, evaluate"),
+        (["--frob"], "FLAG", "unknown flag --frob"),
+        (["--json", "train", "CartPole-v1"], "FLAG", "goes behind the command: surefoot train"),
         (["train", "CartPol-v1"], "UNKNOWN-ENV", "did you mean CartPole-v1?"),
         (["train", "CartPole-v1", "trp0"], "CONFIG", "did you mean trpo?"),
         (["train", "CartPole-v1", "--num-env", "3"], "FLAG", "did you mean --num-envs?"),
@@ -53,6 +58,9 @@ def error_of(capsys, *arguments):
         (["train", "CartPole-v1", "--critic-joint"], "CONFIG", "descends a loss"),
         (["train", "CartPole-v1", "--preset", "sb4"], "CONFIG", "did you mean sb3?"),
         (["train", "CartPole-v1", "--distribution", "tanh"], "CONFIG", "tanh-gaussian"),
+        (["train", "CartPole-v1", "--distribution", "tanh-gaussian"], "CONFIG", "is for Box"),
+        (["evaluate", "nothing", "--seed", "-1"], "CONFIG", "--seed must be a"),
+        (["compare", "CartPole-v1", "--preset", "sb3"], "USAGE", "--preset must be one of auto, t"),
         (["train", "CartPole-v1", "--resume", "auto"], "CONFIG", "--out"),
         (["train", "CartPole-v1", "--env-kwargs", "{"], "CONFIG", "not JSON"),
         (["train", "nowhere:Env-v0"], "UNKNOWN-ENV", "no module nowhere"),
@@ -88,8 +96,18 @@ def test_training_leaves_a_run_that_evaluates_and_resumes(capsys):
     assert {"return_ci95", "return_mean"} <= set(result)
 
     assert main(["resume", "run", "--json"]) == 0
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [event["event"] for event in events] == ["end"]
+    said = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in said.out.splitlines()] == ["end"]
+    assert "run was complete already" in said.err
+
+    assert main(["evaluate", "run", "--episodes", "1"]) == 0
+    assert "one gives no interval" in capsys.readouterr().out
+    assert main(["evaluate", "run", "--episodes", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["return_ci95"] is None
+
+    code, line = error_of(capsys, "evaluate", "run", "--best")
+    assert code == 6
+    assert "--eval-every" in line
 
 
 def test_a_used_directory_is_refused_and_resume_auto_goes_on_in_it(capsys):
@@ -129,8 +147,11 @@ def test_settings_come_from_flags_over_file_over_preset(capsys):
     [
         ("[trian]\nsteps = 3\n", "did you mean train"),
         ("[train]\nstep = 3\n", "did you mean steps"),
-        ("[train]\ngamma = \"__import__('os').mkdir('owned')\"\n", "must be a float"),
+        ("[train]\ngamma = \"__import__('os').mkdir('owned')\"\n", "must be a number"),
         ("[train\n", "--config"),
+        ('rule = "ppo"\n', "must be a table, got 'ppo'; a rule is named by rule.name = \"ppo\""),
+        ("env_kwargs = 3\n", "env_kwargs must be a table, got 3"),
+        ('[rule]\nname = "ppo"\nmax_kl = 0.1\n', "it is a setting of npg, trpo"),
     ],
 )
 def test_a_configuration_file_is_data_and_nothing_else(text, said, capsys, empty_directory):
@@ -185,6 +206,61 @@ def test_a_signal_saves_says_how_to_resume_and_exits_with_its_code(number, code,
     state = next((empty_directory / "run" / "checkpoints").iterdir()) / "state.json"
     assert json.loads(state.read_text())["iteration"] == last
     assert json.loads(state.read_text())["exact"] is False
+
+
+def test_a_module_without_the_name_is_answered_with_what_it_has(capsys, empty_directory):
+    (empty_directory / "half_module.py").write_text("def make_it():\n    pass\n")
+    code, line = error_of(capsys, "train", "half_module:mak_it")
+    assert code == 2
+    assert "module half_module has no function mak_it" in line
+    assert "did you mean make_it?" in line
+
+
+@pytest.mark.core
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"surefoot {importlib.metadata.version('surefoot')}\n"
+
+
+@pytest.mark.core
+def test_a_wrong_command_line_and_a_bug_are_told_in_json_too(capsys, monkeypatch):
+    def fail(options):
+        raise RuntimeError("a bug\nof ours")
+
+    monkeypatch.setattr(cli, "explain_command", fail)
+    for command, name, code in ((["train", "--json"], "USAGE", 2), (["explain"], "INTERNAL", 1)):
+        assert main([*command, "--json"]) == code
+        told = json.loads(capsys.readouterr().out)
+        assert (told["event"], told["name"], told["exit_code"]) == ("error", name, code)
+        assert "\n" not in told["message"]
+
+
+def test_what_a_preset_changed_is_said_at_the_start_one_record_a_line(capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--preset none keeps them" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("COLUMNS", "40")
+    command = ["train", "Pendulum-v1", "--num-envs", "2", "--num-steps", "200", "--out", "run"]
+    flags = ["--steps", "400", "--critic-num-minibatches", "2", "--eval-episodes", "1"]
+    assert main([*command, *flags]) == 0
+    first, second, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("trpo on Pendulum-v1: 1 iterations of 2 x 200 steps")
+    assert second.startswith("unlike the defaults")
+    assert {"gamma 0.9", "max_kl 0.02"} <= set(second.split(": ")[1].split(", "))
+    (record,) = [line for line in rest if line.startswith("1/1 ")]
+    assert record.endswith("left")
+
+
+def test_warnings_of_gymnasium_stay_out_of_a_users_lines():
+    code = (
+        "from surefoot.cli import _quiet_warnings\n"
+        "with _quiet_warnings():\n"
+        "    import gymnasium\n"
+        "    gymnasium.make('CartPole-v0')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stderr == b""
 
 
 @pytest.mark.core

@@ -19,6 +19,7 @@ from surefoot.config import (
     limits_of,
     nearest,
     resolve,
+    unlike_defaults,
 )
 from surefoot.errors import ConfigError, SurefootError
 
@@ -100,28 +101,54 @@ def test_a_value_outside_its_range_is_refused_by_name_value_and_range(config, me
 
 
 @pytest.mark.parametrize(
-    ("kind", "table"),
+    ("kind", "table", "wanted"),
     [
-        (TRPO, {"max_kl": "0.01"}),
-        (Train, {"steps": "1e6"}),
-        (Train, {"steps": 1.5}),
-        (Train, {"steps": True}),
-        (Train, {"obs_norm": 1}),
-        (Train, {"vectorization": 3}),
-        (Network, {"hidden": 64}),
-        (Network, {"hidden": ["64"]}),
-        (Network, {"hidden": "64"}),
-        (Train, {"info_keys": [1]}),
+        (TRPO, {"max_kl": "0.01"}, "a number"),
+        (Train, {"steps": "1e6"}, "a whole number"),
+        (Train, {"steps": 1.5}, "a whole number"),
+        (Train, {"steps": True}, "a whole number"),
+        (Train, {"steps": 10**400}, "a whole number"),
+        (Train, {"obs_norm": 1}, "true or false"),
+        (Train, {"vectorization": 3}, "a word"),
+        (Network, {"hidden": 64}, "a list of whole numbers"),
+        (Network, {"hidden": ["64"]}, "a whole number"),
+        (Network, {"hidden": "64"}, "a list of whole numbers"),
+        (Train, {"info_keys": [1]}, "a word"),
     ],
 )
-def test_a_value_of_another_kind_is_refused_and_never_converted(kind, table):
+def test_a_value_of_another_kind_is_refused_and_never_converted(kind, table, wanted):
     (key,) = table
-    with pytest.raises(ConfigError, match=f"{key} must be a"):
+    with pytest.raises(ConfigError, match=f"{key} must be {wanted}, got"):
         from_mapping(kind, table)
 
 
+def test_a_setting_of_other_rules_is_refused_with_their_names():
+    with pytest.raises(
+        ConfigError, match="ppo has no setting max_kl: it is a setting of npg, trpo"
+    ):
+        from_mapping(PPO, {"max_kl": 0.1})
+
+
+def test_a_limit_is_told_to_its_last_digit():
+    with pytest.raises(ConfigError, match="at most 2147483647, got 2147483648"):
+        resolve(Train(seed=2**31))
+
+
+def test_what_differs_from_the_defaults_is_told_without_the_seed_and_constant_schedules():
+    assert unlike_defaults(settings()) == []
+    parts = {"train": Train(seed=5, gamma=0.9, obs_norm=False), "critic": Critic(num_epochs=20)}
+    changed = settings(TRPO(max_kl=0.04), **parts)
+    assert unlike_defaults(changed) == [
+        "gamma 0.9",
+        "obs_norm off",
+        "max_kl 0.04",
+        "critic num_epochs 20",
+    ]
+    assert "max_kl_end 0.001" in unlike_defaults(settings(TRPO(max_kl_end=0.001)))
+
+
 def test_a_layer_of_another_kind_is_refused_as_well():
-    with pytest.raises(ConfigError, match="trpo: max_kl must be a float, got '1'"):
+    with pytest.raises(ConfigError, match="trpo: max_kl must be a number, got '1'"):
         resolve(TRPO(), {"max_kl": "1"})
 
 

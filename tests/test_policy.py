@@ -128,6 +128,24 @@ def test_observations_are_normalised_as_in_training():
     assert not np.allclose(trained(obs), plain(obs))
 
 
+@pytest.mark.parametrize(
+    ("kind", "obs"),
+    [
+        ("box", np.zeros(5)),
+        ("box", np.zeros((3, 5))),
+        ("box", np.zeros((3, 2, 2))),
+        ("box", 0.0),
+        ("dict", {"time": 1, "episode": np.zeros(2)}),
+    ],
+)
+def test_an_observation_of_another_shape_is_refused_with_both_shapes(kind, obs):
+    policy = make_policy(kind, "box")
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(obs)]
+    with pytest.raises(ValueError, match="Scripted: an observation has shape") as refused:
+        policy(obs)
+    assert str(refused.value).endswith(f"got {', '.join(map(str, shapes))}")
+
+
 def test_lists_and_numbers_are_observations_too():
     policy = make_policy("box", "box")
     np.testing.assert_array_equal(policy([1, 2]), policy(np.array([1.0, 2.0], np.float32)))

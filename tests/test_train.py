@@ -18,6 +18,7 @@ from scripted import LIMIT, Scripted, make_scripted, return_of, scripted_jax, sh
 from trees import assert_same_bits, same_bits
 
 import surefoot as sf
+from surefoot.compare import compare
 from surefoot.config import PPO, VPG, Critic, Network, Train
 from surefoot.errors import (
     CheckpointError,
@@ -29,13 +30,17 @@ from surefoot.errors import (
 from surefoot.loop import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
-from surefoot.training import resume, train, train_or_resume
+from surefoot.training import chosen_rule, resume, train, train_or_resume
 
 # Ten episode limits of five steps are four iterations of sixteen: the shortest schedule there is.
 NUM_ENVS, NUM_STEPS, EVERY, ITERATIONS = 2, 16, 4, 16
 BATCH = NUM_ENVS * NUM_STEPS
 ENVS = {"host": "scripted:Scripted-v0", "jax": scripted_jax()}
 both_worlds = pytest.mark.parametrize("world", list(ENVS))
+
+
+def compare_one(env, rule="trpo", **how):
+    return compare([env], [rule], seeds=1, out="nowhere", **how)
 
 
 def arguments(world, **more):
@@ -615,3 +620,26 @@ def test_make_train_is_a_pure_function_of_the_seed(many):
 def test_many_seeds_need_an_environment_that_compiles():
     with pytest.raises(ConfigError, match="does not compile into the program"):
         sf.train_many(make_scripted, seeds=[0])
+
+
+def test_a_rule_may_be_given_by_its_name_alone():
+    assert chosen_rule("ppo") == PPO()
+    small = {"network": Network(hidden=(8,)), "critic": Critic(num_minibatches=2, num_epochs=1)}
+    run = train(ENVS["host"], "vpg", steps=32, train=Train(num_envs=2, num_steps=16), **small)
+    assert run.settings.rule.name == "vpg"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"rule": "pppo"}, "no rule pppo; did you mean ppo"),
+        ({"rule": PPO}, r"rule=<class .* give sf.TRPO\(...\)"),
+        ({"train": {"steps": 3, "seed": 1}}, r"give sf.Train\(steps=3, seed=1\)"),
+        ({"network": {"hidden": (8,)}}, r"give sf.Network\(hidden=\(8,\)\)"),
+        ({"critic": Train()}, r"critic=Train\(.* give sf.Critic"),
+    ],
+)
+@pytest.mark.parametrize("begin", [sf.train, sf.make_train, compare_one])
+def test_settings_of_another_kind_are_answered_with_how_to_write_them(begin, how, message):
+    with pytest.raises(ConfigError, match=message):
+        begin(scripted_jax(), **how)

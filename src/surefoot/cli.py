@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import importlib
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 from surefoot.commands import (
@@ -21,15 +23,22 @@ from surefoot.commands import (
 )
 from surefoot.config import RULES
 from surefoot.errors import StoppedBySignal, SurefootError
-from surefoot.flags import Parser, add_settings, refuse_unknown
+from surefoot.flags import Parser, add_settings, refuse_unknown, whole
 from surefoot.presets import NAMES
+
+_PRESETS = (
+    "A preset may change these defaults, and auto is the one that runs unless --preset names "
+    "another: --preset none keeps them."
+)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="surefoot",
         description="Trust-region policy optimisation that shows why an update worked or fell.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"surefoot {version('surefoot')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, help: str, run: Callable[..., int]) -> argparse.ArgumentParser:
@@ -41,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", "Train a policy on an environment.", train_command)
     train.usage = "surefoot train ENV [RULE] [FLAGS]"
+    train.epilog = f"{_PRESETS} A run says at its start what is unlike them."
     train.add_argument("env", help="CartPole-v1, my_module:MyEnv-v0, my_module:factory, gymnax:ID")
     train.add_argument("rule", nargs="?", default=None, help=f"{', '.join(RULES)} (default trpo)")
     train.add_argument("--out", metavar="DIR", help="run directory (default runs/ENV/RULE-seedN)")
@@ -61,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", "Play whole episodes with a trained policy.", evaluate_command)
     evaluate.add_argument("path", metavar="RUN")
-    evaluate.add_argument("--episodes", type=int, default=20)
+    evaluate.add_argument("--episodes", type=whole, default=20, help="how many (default 20)")
     evaluate.add_argument("--stochastic", action="store_true", help="sample actions")
     evaluate.add_argument("--best", action="store_true", help="the best evaluation's policy")
-    evaluate.add_argument("--seed", type=int, help="seed of the episodes")
+    evaluate.add_argument("--seed", type=whole, help="seed of the episodes")
     evaluate.add_argument("--env", help="the environment again, where it is a module of your own")
 
     explain = command("explain", "Say what a metric is and when it is healthy.", explain_command)
@@ -74,22 +84,23 @@ def _parser() -> argparse.ArgumentParser:
         "compare", "Train rules over seeds and compare them, or runs.", compare_command
     )
     compare.usage = "surefoot compare ENV.. [--rules RULE..] [FLAGS], or surefoot compare RUN.."
+    compare.epilog = _PRESETS
     compare.add_argument(
         "what", nargs="+", metavar="ENV|RUN", help="environments, or finished runs"
     )
     compare.add_argument("--rules", nargs="+", metavar="RULE", help="(default trpo ppo)")
-    compare.add_argument("--seeds", type=int, help="seeds 0 to N - 1 (default 5)")
+    compare.add_argument("--seeds", type=whole, help="seeds 0 to N - 1 (default 5)")
     compare.add_argument(
         "--out",
         metavar="DIR",
         help="where runs and tables go (default runs/compare; runs/compared for finished runs)",
     )
-    compare.add_argument("--jobs", type=int, help="runs at a time (default 1)")
+    compare.add_argument("--jobs", type=whole, help="runs at a time (default 1)")
     compare.add_argument("--preset", choices=["auto", "tuned", "none", "plain"])
     compare.add_argument(
         "--env", nargs="+", help="environments again, where runs are on a module of your own"
     )
-    compare.add_argument("--episodes", type=int, default=20, help="episodes of the final score")
+    compare.add_argument("--episodes", type=whole, default=20, help="episodes of the final score")
     add_settings(compare, rules=False)
     return parser
 
@@ -102,19 +113,30 @@ def _add_logging(parser: argparse.ArgumentParser) -> None:
 @contextlib.contextmanager
 def _quiet_warnings() -> Iterator[None]:
     """Warnings of libraries about their own future do not belong between a user's lines."""
+    # Its import puts a filter that shows them before every other: ours must come after it.
+    importlib.import_module("gymnasium")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", module="gymnasium")
         yield
 
 
-def _fail(fault: SurefootError, options: argparse.Namespace | None) -> int:
+def _fail(fault: SurefootError, *, as_json: bool) -> int:
     text = " ".join("".join(c if c.isprintable() else " " for c in str(fault)).split())
-    if options is not None and options.json:
+    if as_json:
         record = {"event": "error", "name": fault.name, "message": text, "exit_code": fault.code}
         emit(record | {"retryable": fault.retryable})
     print(f"surefoot: error[{fault.name}]: {text}", file=sys.stderr)
     return fault.code
+
+
+def _internal(fault: Exception) -> SurefootError:
+    """A bug of ours as a fault with a name."""
+    return SurefootError(
+        f"{type(fault).__name__}: {fault}; this is a bug: run it again with --debug and report "
+        "what it prints",
+        name="INTERNAL",
+    )
 
 
 def _stopped(stop: StoppedBySignal, options: Any) -> int:
@@ -133,11 +155,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.path.insert(0, os.getcwd())
+    # Read by hand, so that they hold for a fault of the command line itself too.
+    as_json, debug = "--json" in arguments, "--debug" in arguments
     options = None
     try:
         parser = _parser()
         options, extra = parser.parse_known_args(arguments)
         if options.command is None:
+            refuse_unknown(parser, extra)
             parser.print_help()
             return 0
         if options.command == "train" and options.rule is None and extra[:1] and extra[0] in RULES:
@@ -148,9 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
         with _quiet_warnings():
             return options.run(options)
     except SurefootError as fault:
-        if options is not None and options.debug:
+        if debug:
             raise
-        return _fail(fault, options)
+        return _fail(fault, as_json=as_json)
     except StoppedBySignal as stop:
         return _stopped(stop, options)
     except KeyboardInterrupt:
@@ -161,15 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as fault:
-        if options is None or options.debug:
+        if debug:
             raise
-        text = " ".join(str(fault).split())
-        print(
-            f"surefoot: error[INTERNAL]: {type(fault).__name__}: {text}; this is a bug: "
-            "run it again with --debug and report what it prints",
-            file=sys.stderr,
-        )
-        return 1
+        return _fail(_internal(fault), as_json=as_json)
 
 
 if __name__ == "__main__":

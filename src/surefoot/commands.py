@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surefoot.config import RULES, Critic, Network, Train
-from surefoot.errors import ConfigError, EnvCrashError
+from surefoot.config import RULES, Critic, Network, Train, limits_of
+from surefoot.errors import CheckpointError, ConfigError, EnvCrashError
 from surefoot.flags import given, rule_settings
 from surefoot.presets import known_rule
 
@@ -29,6 +29,11 @@ def _tables(path: str | None) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: {fault}") from fault
     if not isinstance(tables, dict):
         raise ConfigError(f"--config {path} is not a set of tables")
+    for name in ("rule", "env_kwargs"):
+        value = tables.get(name, {})
+        if not isinstance(value, dict):
+            hint = f"; a rule is named by rule.name = {json.dumps(value)}" * (name == "rule")
+            raise ConfigError(f"--config {path}: {name} must be a table, got {value!r}{hint}")
     return tables
 
 
@@ -76,9 +81,11 @@ class _Listener:
         self._options = options
         self._progress = None if options.json else Progress()
         self._loggers: list[Any] = []
+        self.began = False
 
     def started(self, run: Any, plan: Any) -> None:
         """Open the loggers and the display."""
+        self.began = True
         from surefoot.loggers import tensorboard_logger, wandb_logger
 
         if self._options.tensorboard:
@@ -116,13 +123,12 @@ class _Listener:
 def train_command(options: argparse.Namespace) -> int:
     """Train a policy, then play it."""
     config = _tables(options.config)
-    table = config.get("rule", {})
-    named = table.get("name", "trpo") if isinstance(table, dict) else "trpo"
+    named = config.get("rule", {}).get("name", "trpo")
     rule_name = known_rule(options.rule or str(named))
     rule = RULES[rule_name](**rule_settings(options, rule_name))
     train = Train(**given(options, "train"))
     network, critic = Network(**given(options, "network")), Critic(**given(options, "critic"))
-    kwargs = _env_kwargs(options.env_kwargs) or dict(config.get("env_kwargs", {}))
+    kwargs = _env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
     preset = options.preset or str(config.get("preset", "auto"))
 
     from surefoot.presets import settle
@@ -164,7 +170,7 @@ def train_command(options: argparse.Namespace) -> int:
         run = train_or_resume(out, settings, begin, env=options.env, listener=listener)
     else:
         run = begin()
-    return _finish(run, options)
+    return _finish(run, options, listener)
 
 
 _FROZEN = (
@@ -184,8 +190,9 @@ def resume_command(options: argparse.Namespace) -> int:
     """Go on with a run, then play it."""
     from surefoot.training import resume
 
-    run = resume(options.path, env=options.env, exact=options.exact, listener=_Listener(options))
-    return _finish(run, options)
+    listener = _Listener(options)
+    run = resume(options.path, env=options.env, exact=options.exact, listener=listener)
+    return _finish(run, options, listener)
 
 
 def env_flag(env: str) -> str:
@@ -193,20 +200,18 @@ def env_flag(env: str) -> str:
     return f" --env {shlex.quote(env)}" if ":" in env and not env.startswith("gymnax:") else ""
 
 
-def _finish(run: Any, options: argparse.Namespace) -> int:
+def _finish(run: Any, options: argparse.Namespace, listener: _Listener) -> int:
     """Evaluate what was learned, and say how to go on from here."""
     from surefoot.progress import say
 
+    if not listener.began:
+        say(f"{run.directory.path} was complete already, at iteration {run.iteration}")
     result = run.evaluate(run.settings.train.eval_episodes)
     path = run.directory.path
     if options.json:
         emit({"event": "end", "run": str(path), "evaluation": result})
         return 0
-    low, high = result["return_ci95"]
-    say(
-        f"final policy: return {result['return_mean']:.1f} (95 % interval {low:.1f} to {high:.1f}, "
-        f"{result['episodes']} fresh episodes, deterministic)"
-    )
+    say(f"final policy: {_told(result, 'fresh deterministic')}")
     again = f"surefoot evaluate {shlex.quote(str(path))}{env_flag(run.settings.env)}"
     say(f"kept in {path}; play it again with: {again}")
     return 0
@@ -216,21 +221,38 @@ def evaluate_command(options: argparse.Namespace) -> int:
     """Play whole episodes with a trained policy."""
     if options.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {options.episodes}")
+    seeds = limits_of(Train)["seed"]
+    if options.seed is not None and not seeds.allow(options.seed):
+        raise ConfigError(f"--seed must be {seeds.describe()}, got {options.seed}")
+    from surefoot.run import RunDirectory
     from surefoot.trained import load
 
+    path = Path(options.path)
+    evaluated = bool(RunDirectory(path).checkpoints("best"))
+    if options.best and (path / "config.json").exists() and not evaluated:
+        raise CheckpointError(
+            f"{options.path} was trained without evaluations, so it has no best one: leave out "
+            "--best, or train with --eval-every STEPS"
+        )
     run = load(options.path, env=options.env, best=options.best)
     result = run.evaluate(options.episodes, stochastic=options.stochastic, seed=options.seed)
     if options.json:
         emit(result)
         return 0
-    low, high = result["return_ci95"]
-    kind = "sampled" if options.stochastic else "deterministic"
-    print(
-        f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} over "
-        f"{result['episodes']} {kind} episodes, mean length {result['length_mean']:.1f}; "
-        f"95 % interval of the mean {low:.2f} to {high:.2f}"
-    )
+    print(_told(result, "sampled" if options.stochastic else "deterministic"))
     return 0
+
+
+def _told(result: Mapping[str, Any], kind: str) -> str:
+    """An evaluation in one line; a single episode has no spread and no interval."""
+    mean, length = f"{result['return_mean']:.2f}", f"{result['length_mean']:.1f}"
+    if result["return_ci95"] is None:
+        return f"return {mean} in one {kind} episode of length {length}; one gives no interval"
+    low, high = result["return_ci95"]
+    return (
+        f"return {mean} ± {result['return_std']:.2f} over {result['episodes']} {kind} episodes, "
+        f"mean length {length}; 95 % interval of the mean {low:.2f} to {high:.2f}"
+    )
 
 
 def explain_command(options: argparse.Namespace) -> int:

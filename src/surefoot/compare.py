@@ -13,15 +13,16 @@ from typing import Any
 import gymnasium
 
 from surefoot.cells import Cell, stored_score, train_cell, trial
-from surefoot.config import RULES, Critic, Network, Rule, Settings, Train
+from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
 from surefoot.envs import find_env
 from surefoot.errors import ConfigError
-from surefoot.presets import differing_settings, known_rule, settle
+from surefoot.presets import differing_settings, settle
 from surefoot.processes import ComparisonStopped, Outcome, side_by_side
 from surefoot.run import RunDirectory
 from surefoot.scores import Comparison, Curve, Failure, Score, read_runs
 from surefoot.tables import folder_name, table, to_dict, write_outputs
 from surefoot.trained import OwnNetworks
+from surefoot.training import chosen_rule
 
 __all__ = [
     "Comparison",
@@ -86,6 +87,9 @@ def compare(
     for name, count in (("seeds", seeds), ("jobs", jobs), ("episodes", episodes)):
         if count < 1:
             raise ConfigError(f"compare: {name} must be at least 1, got {count}")
+    refuse_other_kinds("train", train, Train)
+    refuse_other_kinds("network", network, Network, OwnNetworks)
+    refuse_other_kinds("critic", critic, Critic)
     given = train if train is not None else Train()
     given = replace(given, steps=steps) if steps is not None else given
     settings = _settle_all(envs, rules, given, network, critic, preset, env_kwargs, jobs)
@@ -120,7 +124,7 @@ def _settle_all(
     jobs: int,
 ) -> list[tuple[Any, Settings]]:
     """Each environment with each rule's settings on it, evaluated along the way."""
-    chosen = [RULES[known_rule(rule)]() if isinstance(rule, str) else rule for rule in rules]
+    chosen = [chosen_rule(rule) for rule in rules]
     ids = [find_env(env, env_kwargs or {}).env_id for env in envs]
     for what, names in (
         ("environment", [folder_name(name) for name in ids]),

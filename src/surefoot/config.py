@@ -6,11 +6,16 @@ so that the command line can refuse a wrong flag at once.
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 from surefoot.errors import ConfigError
+
+
+def _exact(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 class Limits(NamedTuple):
@@ -29,8 +34,8 @@ class Limits(NamedTuple):
         """The allowed values in words, for an error message."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        left = f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        right = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        left = f"{'above' if self.open_low else 'at least'} {_exact(self.low)}"
+        right = f"{'below' if self.open_high else 'at most'} {_exact(self.high)}"
         parts = [
             text for text, bound in ((left, self.low), (right, self.high)) if math.isfinite(bound)
         ]
@@ -322,10 +327,57 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def rules_with(name: str) -> list[str]:
+    """The rules that have a setting of this name."""
+    return [key for key, rule in RULES.items() if name in limits_of(rule)]
+
+
+def unlike_defaults(settings: Settings) -> list[str]:
+    """The settings that are not the library's defaults, as `max_kl 0.04`.
+
+    The seed is left out, and so is the end of a schedule that does not change.
+    """
+    told = []
+    for section, prefix in (("train", ""), ("network", ""), ("rule", ""), ("critic", "critic ")):
+        config = getattr(settings, section)
+        defaults = vars(resolve(type(config)()))
+        for name, value in vars(config).items():
+            start = getattr(config, name.removesuffix("_end"))
+            constant = name.endswith("_end") and value == start
+            if value != defaults[name] and not constant and name != "seed":
+                told.append(f"{prefix}{name} {shown(value)}")
+    return told
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing where no known name is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    tuple[int, ...]: "a list of whole numbers",
+    tuple[str, ...]: "a list of words",
+}
+
+
+def refuse_other_kinds(name: str, value: Any, *kinds: type) -> None:
+    """Refuse what a caller gave for a group of settings and is neither unset nor of `kinds`.
+
+    Raises:
+        ConfigError: shows how to write it.
+    """
+    if value is None or isinstance(value, kinds):
+        return
+    inside = value.items() if isinstance(value, Mapping) else ()
+    settings = ", ".join(f"{key}={entry!r}" for key, entry in inside) or "..."
+    raise ConfigError(
+        f"{name}={value!r} is of another kind; give sf.{kinds[0].__name__}({settings})"
+    )
 
 
 def coerce(value: Any, template: Any, where: str) -> Any:
@@ -334,22 +386,22 @@ def coerce(value: Any, template: Any, where: str) -> Any:
     Raises:
         ConfigError: where it is of another kind; nothing is ever evaluated or imported.
     """
-    wanted = str(getattr(template, "__name__", template))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None:
         return None
     if template is bool and isinstance(value, bool):
         return value
+    if number and abs(value) > sys.float_info.max:
+        value = math.inf if value > 0 else -math.inf
     if template is int and number and float(value).is_integer():
         return int(value)
     if template is float and number:
         return float(value)
     if template is str and isinstance(value, str):
         return value
-    if wanted.startswith("tuple") and isinstance(value, list | tuple):
-        item = str if "str" in str(template) else int
-        return tuple(coerce(entry, item, where) for entry in value)
-    raise ConfigError(f"{where} must be a {wanted}, got {value!r}")
+    if template in (tuple[int, ...], tuple[str, ...]) and isinstance(value, list | tuple):
+        return tuple(coerce(entry, get_args(template)[0], where) for entry in value)
+    raise ConfigError(f"{where} must be {_KINDS[template]}, got {value!r}")
 
 
 def check(config: Any) -> None:
@@ -375,7 +427,9 @@ def from_mapping(kind: type[Config], table: Mapping[str, Any]) -> Config:
     types = {f.name: f.type for f in fields(kind) if "limits" in f.metadata}
     for key in table:
         if key not in types:
-            raise ConfigError(f"{owner} has no setting {key}{nearest(key, types)}")
+            others = rules_with(key) if kind in RULES.values() else []
+            hint = f": it is a setting of {', '.join(others)}" if others else nearest(key, types)
+            raise ConfigError(f"{owner} has no setting {key}{hint}")
     config = kind(**{k: coerce(v, types[k], f"{owner}: {k}") for k, v in table.items()})
     check(config)
     return config

@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from surefoot.config import RULES, Critic, Network, Train, limits_of, nearest, shown
+from surefoot.config import RULES, Critic, Network, Train, limits_of, nearest, rules_with, shown
 from surefoot.errors import ConfigError
 
 PEER_FLAGS = {
@@ -52,10 +52,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing a usage text."""
-        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        choice = re.search(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
-            known = re.findall(r"[\w-]+", choice.group(2))
-            message = f"unknown {choice.group(1)}{nearest(choice.group(1), known)}"
+            where, word, choices = choice.groups()
+            known = re.findall(r"[\w-]+", choices)
+            listed = ", ".join(known)
+            message = f"{where} must be one of {listed}, got {word!r}{nearest(word, known)}"
+            if where == "COMMAND":
+                message = f"no command {word}{nearest(word, known)} ({listed})"
         raise ConfigError(" ".join(message.split()), name="USAGE")
 
 
@@ -143,10 +147,10 @@ def rule_settings(options: argparse.Namespace, rule: str) -> dict[str, Any]:
     found = given(options, "rule")
     for name in found:
         if name not in limits_of(RULES[rule]):
-            having = [key for key, kind in RULES.items() if name in limits_of(kind)]
             flag = "--" + name.replace("_", "-")
             raise ConfigError(
-                f"{rule} has no {flag}: it is a setting of {', '.join(having)}", name="FLAG"
+                f"{rule} has no {flag}: it is a setting of {', '.join(rules_with(name))}",
+                name="FLAG",
             )
     return found
 
@@ -164,6 +168,8 @@ def refuse_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
     if not word.startswith("-"):
         raise ConfigError(f"unexpected argument {word!r} (`{parser.prog} --help`)", name="USAGE")
     name = word.lstrip("-").partition("=")[0].replace("_", "-")
+    if f"--{name}" in flags:
+        raise ConfigError(f"{word} goes behind the command: {parser.prog} {word}", name="FLAG")
     ours = PEER_FLAGS.get(name)
     if ours:
         note = ", a count of parts and not a size" if name == "batch-size" else ""

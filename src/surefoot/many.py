@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surefoot.config import TRPO, Critic, Network, Rule, Settings, Train
+from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
 from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError
 from surefoot.learner import Learner, LoopState, make_learner
@@ -15,11 +15,22 @@ from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.run import finite_row
 from surefoot.trained import Run
+from surefoot.training import chosen_rule
 
 
 def _jax_learner(
-    env: Any, rule: Rule | None, train: Train | None, network: Network | None, critic: Critic | None
+    env: Any,
+    rule: Rule | str | None,
+    train: Train | None,
+    network: Network | None,
+    critic: Critic | None,
 ) -> tuple[Settings, EnvSource, Learner]:
+    for name, value, kind in (
+        ("train", train, Train),
+        ("network", network, Network),
+        ("critic", critic, Critic),
+    ):
+        refuse_other_kinds(name, value, kind)
     source = find_env(env, {})
     if source.kind != "jax":
         raise ConfigError(
@@ -29,7 +40,7 @@ def _jax_learner(
     opened = source.make()
     settings = settle(
         source.env_id,
-        rule if rule is not None else TRPO(),
+        chosen_rule(rule),
         train if train is not None else Train(),
         network if network is not None else Network(),
         critic if critic is not None else Critic(),
@@ -52,7 +63,7 @@ def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:
 
 def make_train(
     env: Any,
-    rule: Rule | None = None,
+    rule: Rule | str | None = None,
     *,
     train: Train | None = None,
     network: Network | None = None,
@@ -60,8 +71,10 @@ def make_train(
 ) -> Callable[[Any], tuple[LoopState, dict[str, Any]]]:
     """A whole training run as one pure function: `seed -> (state, metrics)`.
 
-    Metrics have a leading axis of iterations. It may be jitted, vmapped over seeds, and called
-    inside a larger program. The action `policy` and the networks are those of `sf.train`.
+    How long a run is comes with its other settings, `train=sf.Train(steps=100_000)`; unset, the
+    preset's steps hold, else a million. Metrics have a leading axis of iterations. It may be
+    jitted, vmapped over seeds, and called inside a larger program. The action `policy` and the
+    networks are those of `sf.train`.
 
     Raises:
         ConfigError: for an environment that is not JAX-native, or settings that do not fit.
@@ -72,7 +85,7 @@ def make_train(
 
 def train_many(
     env: Any,
-    rule: Rule | None = None,
+    rule: Rule | str | None = None,
     *,
     seeds: Sequence[int],
     steps: int | None = None,

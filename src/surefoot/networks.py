@@ -172,6 +172,16 @@ def _checked(own: OwnNetwork, outputs: int, role: str) -> OwnNetwork:
     return OwnNetwork(own.init, apply)
 
 
+def _check_squash(spec: EnvSpec, config: Network) -> None:
+    """Refuse a distribution of Box actions where there are none."""
+    boxes = [space for space in leaf_spaces(spec.action_space) if isinstance(space, spaces.Box)]
+    if config.distribution == "tanh-gaussian" and not boxes:
+        raise ConfigError(
+            f"{spec.env_id}: --distribution tanh-gaussian is for Box actions, and these are "
+            f"{spec.action_space}; leave it out"
+        )
+
+
 def build(
     spec: EnvSpec,
     config: Network,
@@ -181,8 +191,10 @@ def build(
     """The policy and the critic of an environment, own networks in their places.
 
     Raises:
-        ConfigError: for a space that no network or head here fits.
+        ConfigError: for a space that no network or head here fits, or a distribution of Box
+            actions where there are none.
     """
+    _check_squash(spec, config)
     if own_policy is None or own_critic is None:
         check_observations(spec)
     shared = config.shared_torso

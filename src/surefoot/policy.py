@@ -14,6 +14,21 @@ from surefoot.spaces import leaf_spaces, obs_arrays, own_dtype, shape_of
 from surefoot.types import EnvSpec, Params
 
 
+def _is_single(spec: EnvSpec, obs: PyTree) -> bool:
+    """Whether `obs` is one observation and not a batch of them; it must be either."""
+    shapes = [shape_of(space) for space in leaf_spaces(spec.observation_space)]
+    given = [np.shape(leaf) for leaf in jax.tree.leaves(obs)]
+    if given == shapes:
+        return True
+    rows = given[0][:1]
+    if len(rows) == 1 and given == [rows + shape for shape in shapes]:
+        return False
+    raise ValueError(
+        f"{spec.env_id}: an observation has shape {', '.join(map(str, shapes))}, and a batch of "
+        f"them one axis more in front; got {', '.join(map(str, given))}"
+    )
+
+
 @dataclass(frozen=True)
 class Policy:
     """A frozen policy and its normaliser: what a run has learned.
@@ -45,13 +60,15 @@ class Policy:
             deterministic: the policy's mode; else a sample.
             action_mask: True where an action is allowed, as in `info["action_mask"]`.
             key: a JAX key or an integer for a sample; unset, a new one each time.
+
+        Raises:
+            ValueError: where the observation has another shape than the environment's.
         """
         obs = obs_arrays(self.spec.observation_space, obs)
-        first = jax.tree.leaves(obs)[0]
-        single = first.ndim == len(shape_of(leaf_spaces(self.spec.observation_space)[0]))
+        single = _is_single(self.spec, obs)
         if single:
             obs = jax.tree.map(lambda leaf: np.asarray(leaf)[None], obs)
-        num_rows = 1 if single else len(first)
+        num_rows = len(jax.tree.leaves(obs)[0])
         masks = None
         if action_mask is not None:
             masks = empty_masks(self.spec, num_rows)

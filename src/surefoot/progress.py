@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from surefoot.config import Settings
+from surefoot.config import Settings, unlike_defaults
 from surefoot.metrics import METRICS
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -56,12 +56,14 @@ class Progress:
         self._plan, self._first = plan, run.iteration
         self._title = f"{settings.rule.name} on {settings.env}"
         cut = f", cutting at most {plan.cut_share:.0%} of episodes" if plan.cut_share else ""
-        self._console.print(
+        self._print(
             f"[bold]{self._title}[/bold]: {plan.iterations} iterations of "
             f"{settings.train.num_envs} x {settings.train.num_steps} steps, seed "
-            f"{settings.train.seed}; checkpoint every {plan.checkpoint_every} iterations{cut}",
-            highlight=False,
+            f"{settings.train.seed}; checkpoint every {plan.checkpoint_every} iterations{cut}"
         )
+        unlike = unlike_defaults(settings)
+        if unlike:
+            self._print(f"unlike the defaults, by preset, flag or file: {', '.join(unlike)}")
         self._start = time.monotonic()
         if self._console.is_terminal:
             self._live = Live(self._draw(), console=self._console, refresh_per_second=8)
@@ -73,7 +75,7 @@ class Progress:
         if self._live:
             self._live.update(self._draw())
         else:
-            self._console.print(f"compiling {what} ...", highlight=False)
+            self._print(f"compiling {what} ...")
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Take in one iteration."""
@@ -86,7 +88,7 @@ class Progress:
             self._live.update(self._draw())
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or self._is_last():
             self._last_line = time.monotonic()
-            self._console.print(self._line(), highlight=False)
+            self._print(self._line())
 
     def finished(self, run: Any) -> None:
         """Leave the last picture standing."""
@@ -94,6 +96,10 @@ class Progress:
             self._live.update(self._draw())
             self._live.stop()
             self._live = None
+
+    def _print(self, text: str) -> None:
+        """One record on one line, however long."""
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _is_last(self) -> bool:
         return self._latest["iteration"] >= self._plan.iterations

@@ -139,17 +139,17 @@ class Evaluator:
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
-    """Mean, spread and 95 % t interval of the returns of an evaluation."""
+    """Mean, spread and 95 % t interval of the returns of an evaluation; of one, no interval."""
     from scipy import stats
 
     returns, count = evaluation.returns, len(evaluation.returns)
     std = float(np.std(returns, ddof=1)) if count > 1 else 0.0
-    half = float(stats.t.ppf(0.975, count - 1)) * std / count**0.5 if count > 1 else 0.0
     mean = float(np.mean(returns))
+    half = float(stats.t.ppf(0.975, count - 1)) * std / count**0.5 if count > 1 else None
     summary = {
         "return_mean": mean,
         "return_std": std,
-        "return_ci95": [mean - half, mean + half],
+        "return_ci95": None if half is None else [mean - half, mean + half],
         "episodes": count,
         "length_mean": float(np.mean(evaluation.lengths)),
         "returns": [float(total) for total in returns],

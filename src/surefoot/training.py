@@ -4,19 +4,40 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from surefoot.config import TRPO, Critic, Network, Rule, Settings, Train
+from surefoot.config import (
+    RULES,
+    TRPO,
+    Critic,
+    Network,
+    Rule,
+    Settings,
+    Train,
+    refuse_other_kinds,
+)
 from surefoot.envs import find_env
 from surefoot.envs.host import HostEnv
 from surefoot.errors import ConfigError
 from surefoot.loop import Listener, drive, versions
-from surefoot.presets import differing_settings, settle
+from surefoot.presets import differing_settings, known_rule, settle
 from surefoot.run import RunDirectory
 from surefoot.trained import OwnNetworks, Run, begin, open_run, recorded_spaces
 
 
+def chosen_rule(rule: Rule | str | None) -> Rule:
+    """A rule with its settings, out of one, a rule's name, or nothing, which is TRPO.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest, or another kind of object.
+    """
+    if isinstance(rule, str):
+        return RULES[known_rule(rule)]()
+    refuse_other_kinds("rule", rule, TRPO, *RULES.values())
+    return rule if rule is not None else TRPO()
+
+
 def train(
     env: Any,
-    rule: Rule | None = None,
+    rule: Rule | str | None = None,
     *,
     steps: int | None = None,
     seed: int | None = None,
@@ -36,7 +57,8 @@ def train(
     Args:
         env: an id (`CartPole-v1`, `module:id`, `module:factory`, `gymnax:ID`), a gymnasium.Env, a
             function that makes one, a VectorEnv, or a JaxEnv.
-        rule: VPG, NPG, TRPO, PPOKL or PPO, with the settings that matter to you; TRPO by default.
+        rule: VPG, NPG, TRPO, PPOKL or PPO, with the settings that matter to you, or a name alone,
+            such as "ppo"; TRPO by default.
         steps: environment steps, rounded up to whole iterations.
         seed: of every random number of the run.
         out: a new directory for settings, metrics and checkpoints; None keeps nothing.
@@ -60,7 +82,10 @@ def train(
         StorageError: where `out` cannot be written.
         StoppedBySignal: after SIGINT or SIGTERM, with the checkpoint written.
     """
-    rule = rule if rule is not None else TRPO()
+    rule = chosen_rule(rule)
+    refuse_other_kinds("train", train, Train)
+    refuse_other_kinds("network", network, Network, OwnNetworks)
+    refuse_other_kinds("critic", critic, Critic)
     own = network if isinstance(network, OwnNetworks) else OwnNetworks()
     source = find_env(env, env_kwargs or {})
     given = train if train is not None else Train()

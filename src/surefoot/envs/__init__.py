@@ -6,6 +6,7 @@ import difflib
 import importlib
 import signal
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -121,6 +122,7 @@ def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
 def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """Gymnasium by bare id, `module:id`, or `module:factory`."""
     module_name, _, name = env_id.rpartition(":")
+    module = None
     if module_name:
         try:
             module = importlib.import_module(module_name)
@@ -134,7 +136,7 @@ def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
         factory = getattr(module, name, None)
         if callable(factory):
             return EnvSource(env_id, "gymnasium", lambda: factory(**env_kwargs))
-    _check_registered(name, env_id)
+    _check_registered(name, env_id, module)
 
     def make():
         try:
@@ -152,18 +154,23 @@ def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     return EnvSource(env_id, "gymnasium", make)
 
 
-def _check_registered(name: str, env_id: str) -> None:
+def _check_registered(name: str, env_id: str, module: ModuleType | None) -> None:
+    """Refuse an id that is not registered, and is no function of its module either."""
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as fault:
-        known = list(gymnasium.registry)
+        own = [key for key, value in vars(module).items() if callable(value)] if module else []
+        known = [*own, *gymnasium.registry]
         folded = {key.lower(): key for key in known}
         near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
         hint = f"; did you mean {folded[near[0]]}?" if near else nearest(name, known)
-        raise ConfigError(
-            f"unknown environment {env_id}{hint} (module:id imports your own module first)",
-            name="UNKNOWN-ENV",
-        ) from fault
+        what = f"unknown environment {env_id}{hint} (module:id imports your own module first)"
+        if module:
+            what = (
+                f"{env_id}: module {module.__name__} has no function {name}, and registers no "
+                f"environment of that id{hint}"
+            )
+        raise ConfigError(what, name="UNKNOWN-ENV") from fault
 
 
 def _missing_extra(env_id: str, fault: Exception) -> ConfigError:
