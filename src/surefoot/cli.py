@@ -21,6 +21,7 @@ from surefoot.commands import (
     resume_command,
     train_command,
 )
+from surefoot.commands_laboratory import add_exact_flags, essay_command, exact_command
 from surefoot.config import RULES
 from surefoot.errors import StoppedBySignal, SurefootError
 from surefoot.flags import Parser, add_settings, refuse_unknown, whole
@@ -102,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--episodes", type=whole, default=20, help="episodes of the final score")
     add_settings(compare, rules=False)
+
+    exact = command("exact", "One update on a finite MDP, every quantity exact.", exact_command)
+    exact.usage = "surefoot exact MDP [RULE..] [FLAGS]"
+    add_exact_flags(exact)
+
+    essay = command("essay", "The essay, claim by claim, computed and judged.", essay_command)
+    essay.add_argument("--claim", type=int, nargs="+", metavar="N", help="only these claims")
+    essay.add_argument("--out", metavar="DIR", help="write one HTML page there")
     return parser
 
 

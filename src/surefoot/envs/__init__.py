@@ -14,7 +14,7 @@ import gymnasium
 from surefoot.config import nearest
 from surefoot.errors import ConfigError, EnvCrashError
 
-LATER = {"envpool": "EnvPool", "tabular": "tabular MDPs", "brax": "Brax"}
+LATER = {"envpool": "EnvPool", "brax": "Brax"}
 
 
 class EnvSource(NamedTuple):
@@ -68,11 +68,14 @@ def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
         ConfigError: for an unknown id (with the nearest valid one) or a missing extra.
     """
     from surefoot.envs.jax_native import JaxEnv, find_gymnax
+    from surefoot.envs.tabular import find_tabular
 
     if isinstance(env, str):
         prefix, _, rest = env.partition(":")
         if prefix == "gymnax" and rest:
             return EnvSource(env, "jax", lambda: find_gymnax(rest, env_kwargs))
+        if prefix == "tabular" and rest:
+            return EnvSource(env, "jax", lambda: find_tabular(rest, env_kwargs))
         if prefix in LATER and rest:
             raise ConfigError(f"{env}: {LATER[prefix]} environments are not supported yet")
         return _find_gymnasium(env, env_kwargs)

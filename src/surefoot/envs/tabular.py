@@ -131,6 +131,11 @@ def _from_table(
     )
 
 
+def find_tabular(name: str, env_kwargs: Mapping[str, Any]) -> JaxEnv:
+    """The environment `tabular:NAME`, to be sampled."""
+    return tabular_env(find_mdp(name, env_kwargs), f"tabular:{name}")
+
+
 def tabular_env(mdp: MDP, env_id: str) -> JaxEnv:
     """An MDP to be sampled: its reward is the expected one of (s, a), its time limit truncates."""
     laws = jnp.asarray(np.cumsum(mdp.transitions, axis=-1))

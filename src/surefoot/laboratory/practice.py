@@ -93,3 +93,34 @@ def training_update(
             return np.asarray(theta)
 
     return update
+
+
+def sampled_natural_gains(
+    mdp: t.MDP, *, rows: int, repeats: int, max_kl: float, seed: int = 0
+) -> tuple[float, float, float]:
+    """What natural steps from samples promise on them, promise on all data, and gain; means.
+
+    States and actions are sampled under the uniform policy, advantages and the Fisher matrix are
+    exact, and each step has the same quadratic KL: what is lost first is the noise of which rows
+    were drawn, and what is lost then is the shift of visits.
+    """
+    family, theta = t.Tabular(), np.zeros((mdp.num_states, mdp.num_actions))
+    old = t.solve(mdp, family.policy(theta))
+    fisher = t.fisher(mdp, family, old)
+    inverse = np.linalg.pinv(fisher, rcond=1e-10, hermitian=True)
+    law = (t.state_weights(mdp, old)[:, None] * old.policy).reshape(-1)
+    visited = old.visits[~mdp.terminal].sum()
+    rng = np.random.default_rng(seed)
+    gains = []
+    for _ in range(repeats):
+        share = rng.multinomial(rows, law / law.sum()).reshape(old.policy.shape) / rows
+        gradient = family.pull(old.policy, share * old.advantages / old.policy).reshape(-1)
+        x = inverse @ gradient
+        curvature = x @ fisher @ x
+        step = np.sqrt(2 * max_kl / curvature) * x if curvature > 0 else 0 * x
+        new = family.policy(theta + step.reshape(theta.shape))
+        promised = visited * np.sum(share * (new / old.policy - 1) * old.advantages)
+        everywhere = t.surrogate(old, new) - old.eta
+        gains.append((float(promised), everywhere, t.solve(mdp, new).eta - old.eta))
+    promised, fresh, realised = np.mean(gains, axis=0)
+    return float(promised), float(fresh), float(realised)

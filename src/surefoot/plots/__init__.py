@@ -1,14 +1,23 @@
 """Every picture; the only package that imports matplotlib."""
 
 from surefoot.plots.curves import Series, learning_curve, plot_curves
-from surefoot.plots.exact import ExactCurve, Plane, plot_exact_curves, plot_plane
+from surefoot.plots.exact import (
+    ExactCurve,
+    Line,
+    Plane,
+    plot_exact_curves,
+    plot_lines,
+    plot_plane,
+)
 
 __all__ = [
     "ExactCurve",
+    "Line",
     "Plane",
     "Series",
     "learning_curve",
     "plot_curves",
     "plot_exact_curves",
+    "plot_lines",
     "plot_plane",
 ]

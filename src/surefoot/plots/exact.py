@@ -112,6 +112,44 @@ def _kl_axis(axes: Axes, plane: Plane) -> None:
     top.tick_params(labelsize=8)
 
 
+class Line(NamedTuple):
+    """One line of a picture."""
+
+    label: str
+    x: Sequence[float] | Float[np.ndarray, " point"]
+    y: Sequence[float] | Float[np.ndarray, " point"]
+    color: str
+
+
+def plot_lines(
+    lines: Sequence[Line],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    log: bool = False,
+    dots: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Draw lines, on logarithmic axes where `log`, and dots on them.
+
+    Raises:
+        StorageError: where the file cannot be written.
+    """
+    figure, axes = blank()
+    for line in lines:
+        axes.plot(line.x, line.y, color=line.color, linewidth=2.2, label=line.label)
+    for x, y in dots:
+        axes.plot(x, y, "o", color="#000000", markersize=7)
+    if log:
+        axes.set(xscale="log", yscale="log")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, loc="left", fontsize=13)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
 class ExactCurve(NamedTuple):
     """Exact returns over updates, from the start on."""
 

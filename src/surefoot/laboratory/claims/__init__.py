@@ -1,0 +1,1 @@
+"""The essay, claim by claim, in its order."""

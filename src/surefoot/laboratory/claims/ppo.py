@@ -1,0 +1,193 @@
+"""The essay on PPO: the clip, what it bounds, and the cliff."""
+
+import numpy as np
+
+from surefoot import tabular as t
+from surefoot.config import PPO
+from surefoot.laboratory.claims.claim import Claim, Solved, corridors_that_fell, solved
+from surefoot.laboratory.practice import training_update
+from surefoot.laboratory.report import Start
+from surefoot.plots import Line, plot_lines
+
+
+def bandit(q: float) -> Solved:
+    """One state, two actions; the second has probability q and pays 1."""
+    mdp = t.make_mdp(np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), gamma=0.0, name="bandit")
+    theta = np.array([[0.0, np.log(q) - np.log1p(-q)]])
+    start = Start(mdp, t.Tabular(), theta)
+    return Solved(start, t.solve(mdp, start.family.policy(theta)))
+
+
+def clip_bounds_no_ratio() -> Claim:
+    """The clip bounds neither the ratio nor KL."""
+    ratios = {}
+    for q in (0.1, 0.01, 0.001):
+        case = bandit(q)
+        ratios[q] = float(case.after("ppo").policy[0, 1] / q)
+    case = bandit(0.01)
+    nearest = case.after("ppo").policy
+    value = [
+        t.clipped(case.mdp, case.old, p, clip_eps=0.2) for p in (nearest, np.array([[0.0, 1.0]]))
+    ]
+    grid = np.linspace(0.001, 0.999, 500)
+    walk = [np.array([[1 - p, p]]) for p in grid]
+
+    def draw(path):
+        promised = [t.surrogate(case.old, w) for w in walk]
+        held = [t.clipped(case.mdp, case.old, w, clip_eps=0.2) for w in walk]
+        plot_lines(
+            [
+                Line("the surrogate, E[r A]", grid, promised, "#D55E00"),
+                Line("the clipped objective", grid, held, "#CC79A7"),
+            ],
+            path,
+            xlabel="probability of the action that pays (before: 0.01)",
+            ylabel="objective",
+            title="one state: the clip is flat, it does not hold",
+            dots=[(float(nearest[0, 1]), value[0])],
+        )
+
+    return Claim(
+        title="The ratio can't go too far in either direction",
+        says="The clipping prevents catastrophic updates: the ratio can't go too far in either "
+        "direction.",
+        experiment="The smallest case there is: one state, two actions, the second pays 1 and has "
+        "probability q. PPO's clipped objective with ε = 0.2, all data, ascent to the nearest "
+        "maximum. The clip should hold the ratio at 1.2.",
+        numbers={f"ratio_{q}": r for q, r in ratios.items()}
+        | {"value_nearest": value[0], "value_certain": value[1]},
+        finding="The ratio ends at "
+        + ", ".join(f"{r:.1f} for q = {q}" for q, r in ratios.items())
+        + ". The other action has a ratio of its own, and pushes until that reaches 0.8. "
+        f"Beyond, the objective is flat: at a probability of 1, infinitely far in KL, it has the "
+        f"same value ({value[1]:.4f} and {value[0]:.4f}). Nothing pulls back.",
+        verdict="fails: the clip removes the gradient of one side of one action. It bounds neither "
+        "the ratio nor the KL",
+        draw=draw,
+        caption="The dot is where ascent arrives. The clipped objective is flat from there to "
+        "probability 1.",
+        command="",
+    )
+
+
+def small_steps_do_not_help() -> Claim:
+    """Many small first-order steps do not keep the policy near."""
+    mdp = t.make_mdp(
+        np.tile(np.array([0.5, 0.5]), (2, 2, 1)),
+        np.array([[1.0, 0.0], [1.0, 0.0]]),
+        gamma=0.0,
+        start=np.array([0.5, 0.5]),
+        name="two states, one parameter",
+    )
+    family = t.Shared(np.array([[[0.0], [10.0]], [[0.0], [0.5]]]))
+    theta = np.zeros(1)
+    old = t.solve(mdp, family.policy(theta))
+    config = PPO(
+        num_epochs=3000,
+        num_minibatches=1,
+        learning_rate=1e-3,
+        advantage_norm="none",
+        max_grad_norm=0.0,
+    )
+    moved = family.policy(training_update(config)(Start(mdp, family, theta), old, t.Step()))
+    ratio = moved / old.policy
+    kl = float(t.row_kl(old.policy, moved)[0])
+    return Claim(
+        title="First-order SGD, in small steps",
+        says="No second-order optimisation, no line search: first-order SGD.",
+        experiment="Two states share one parameter; the first reacts to it twenty times as "
+        "strongly as the second. The PPO that trains elsewhere in this library, on the exact "
+        "batch, with a step size of 0.001. The first state reaches its clip almost at once; the "
+        "second has not, and pulls the parameter on.",
+        numbers={
+            "ratio_first": float(ratio[0, 1]),
+            "kl_first": kl,
+            "ratio_second": float(ratio[1, 1]),
+        },
+        finding=f"When the second state's ratio has reached {ratio[1, 1]:.2f}, that of the first "
+        f"is {ratio[0, 1]:.4f}, {kl:.2f} nats from where it was.",
+        verdict="holds; but small steps do not keep the policy near, because a clipped state has "
+        "no say and is dragged along",
+    )
+
+
+def cliff() -> Claim:
+    """PPO jumps off the cliff."""
+    case = solved(t.corridor())
+    rows = {rule: case.after(rule) for rule in ("ppo", "trpo")}
+    promised = {rule: t.surrogate(case.old, new.policy) for rule, new in rows.items()}
+    config = PPO(
+        num_epochs=20_000,
+        num_minibatches=1,
+        learning_rate=3e-3,
+        advantage_norm="none",
+        max_grad_norm=0.0,
+    )
+    trained = case.policy(training_update(config)(case.start, case.old, t.Step()))
+    return Claim(
+        title="A mechanism that prevents the policy from jumping off a cliff",
+        says="What PPO has is a mechanism that prevents the policy from jumping off a cliff.",
+        experiment="The corridor again, whose edge is a cliff: one update of PPO with ε = 0.2 and "
+        "of TRPO with δ = 0.01, both exact; and the PPO that trains elsewhere in this library, "
+        "twenty thousand small Adam steps on the exact batch.",
+        numbers={
+            "ppo_promised": promised["ppo"],
+            "ppo_got": rows["ppo"].eta,
+            "trpo_promised": promised["trpo"],
+            "trpo_got": rows["trpo"].eta,
+            "old": case.old.eta,
+            "training_p": float(trained[0, 1]),
+        },
+        finding=f"From {case.old.eta:.3f} the surrogate promises PPO {promised['ppo']:.3f}, and "
+        f"the return is {rows['ppo'].eta:.3f}. TRPO is promised {promised['trpo']:.3f} and gets "
+        f"{rows['trpo'].eta:.3f}. The training code arrives at p = {trained[0, 1]:.3f}, the "
+        f"exact update at {rows['ppo'].policy[0, 1]:.3f}.",
+        verdict="fails: the corridor is a cliff it walks off in one exact update",
+        draw=_draw_corridor,
+        caption="PPO's update on the corridor. The surrogate promises the orange dot, the policy "
+        "gets the black one. Shaded: where at least half of the promise is kept.",
+        command="surefoot exact corridor ppo --plot",
+    )
+
+
+def _draw_corridor(path):
+    from surefoot.laboratory.picture import plane
+    from surefoot.laboratory.report import exact_update, report, start_at
+    from surefoot.plots import plot_plane
+
+    start, step = start_at(t.corridor()), t.Step()
+    found, ray, marks = report(start, exact_update("ppo"), step)
+    plot_plane(plane(start, found, ray, marks, rule="ppo", clip_eps=step.clip_eps), path)
+
+
+def needs_no_guarantee() -> Claim:
+    """PPO does not need guarantees."""
+    total, by_rule = corridors_that_fell()
+    fell = by_rule["ppo"]
+    benign = count = 0
+    rng = np.random.default_rng(0)
+    for index in range(150):
+        mdp = t.random_mdp(index, gamma=(0.5, 0.9, 0.95)[index % 3])
+        family = t.Shared(rng.normal(size=(6, 3, 2)))
+        theta = rng.normal(size=2)
+        old = t.solve(mdp, family.policy(theta))
+        new = t.solve(mdp, family.policy(t.EXACT["ppo"](mdp, family, theta, old, t.Step())))
+        count, benign = count + 1, benign + (new.eta < old.eta - 1e-9)
+    return Claim(
+        title="It doesn't need the guarantees",
+        says="PPO doesn't have TRPO's guarantees, and doesn't need them: they were already broken "
+        "in practice.",
+        experiment=f"One exact PPO update on the {total} corridors of before, and on 150 random "
+        "MDPs whose states share two parameters. How often does the return fall, with all data "
+        "and no noise? (That the broken guarantee is why PPO exists is the essay's reading; "
+        "Schulman et al. 2017 give other reasons: TRPO is complicated, and does not go together "
+        "with dropout or shared parameters.)",
+        numbers={"corridor_fell": fell / total, "random_fell": benign / count},
+        finding=f"It fell in {100 * fell / total:.1f} % of the corridors and in "
+        f"{100 * benign / count:.1f} % of the random MDPs.",
+        verdict="holds when the problem is benign, as random ones are; a problem with an edge "
+        "needs someone to look at what was really gained",
+    )
+
+
+CLAIMS = (clip_bounds_no_ratio, small_steps_do_not_help, cliff, needs_no_guarantee)

@@ -1,0 +1,287 @@
+"""The essay on TRPO: its objective, its geometry, its price."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from surefoot import tabular as t
+from surefoot.distributions import DiagGaussian
+from surefoot.envs.tabular import find_mdp
+from surefoot.laboratory.claims.claim import Claim, random_pairs, solved
+from surefoot.natural_gradient import fisher_vector_product
+from surefoot.types import Inputs
+
+
+def objective_drops_factors() -> Claim:
+    """E over rho_old drops a factor, and practice the discount."""
+    cosines: dict[float, list[float]] = {0.9: [], 0.97: [], 0.99: []}
+    steps = 200
+    for gamma, found in cosines.items():
+        for pair in random_pairs(150, gamma=gamma, seed=8):
+            mdp = pair.mdp._replace(start=np.eye(pair.mdp.num_states)[0])
+            old, family = t.solve(mdp, pair.old.policy), t.Tabular()
+            law = t.next_states(mdp, old.policy)
+            here, seen = mdp.start, np.zeros(mdp.num_states)
+            for _ in range(steps):
+                seen, here = seen + here / steps, here @ law
+            true = t.gradient(mdp, family, old).reshape(-1)
+            practice = family.pull(old.policy, seen[:, None] * old.advantages)
+            practice = practice.reshape(-1)
+            length = np.linalg.norm(true) * np.linalg.norm(practice)
+            if length > 1e-12:
+                found.append(float(true @ practice / length))
+    middle = {gamma: float(np.median(found)) for gamma, found in cosines.items()}
+    against = {gamma: float(np.mean(np.array(found) < 0)) for gamma, found in cosines.items()}
+    return Claim(
+        title="The expectation over old states",
+        says="TRPO maximises E over s ~ ρ_old, a ~ π_old of the ratio π(a|s) / π_old(a|s) times A.",
+        experiment="An expectation needs a distribution, so the factor 1/(1-γ) of the sum is "
+        "dropped; that changes lengths only. In practice γ^t is dropped as well: every step of an "
+        "episode counts the same, although A is discounted. We compare the direction of that "
+        "gradient, over 200 steps, with the gradient of the return, on 150 random MDPs for each "
+        "discount, all started in one state.",
+        numbers={f"cosine_{g}": c for g, c in middle.items()}
+        | {f"against_{g}": a for g, a in against.items()},
+        finding="The cosine between the two directions has a median of "
+        + ", ".join(f"{c:.3f} at γ = {g}" for g, c in middle.items())
+        + "; they point away from each other in "
+        + ", ".join(f"{100 * a:.1f} %" for a in against.values())
+        + " of the MDPs.",
+        verdict="holds when γ is near 1; the direction everybody follows is not quite the gradient "
+        "of the discounted return",
+    )
+
+
+def natural_direction() -> Claim:
+    """The step direction is F^-1 g."""
+    case = solved(find_mdp("FrozenLake-v1", {}))
+    x, _ = t.updates.natural_direction(case.mdp, case.start.family, case.old)
+    radii, cosines, gains = np.geomspace(1e-6, 1.0, 7), [], []
+    weights = np.sqrt(t.state_weights(case.mdp, case.old)[:, None] * case.old.policy)
+    for radius in radii:
+        moved = case.after("trpo", max_kl=float(radius)).policy
+        step = t.logits_of(moved) - t.logits_of(case.old.policy)
+        step -= np.sum(case.old.policy * step, axis=1, keepdims=True)
+        one, other = weights * step, weights * x
+        cosines.append(float(np.sum(one * other) / np.linalg.norm(one) / np.linalg.norm(other)))
+        natural = case.after("npg", max_kl=float(radius)).policy
+        base = case.old.eta
+        gains.append(
+            (t.surrogate(case.old, natural) - base) / (t.surrogate(case.old, moved) - base)
+        )
+    ridge = solved(t.ridge())
+    scaled = t.Shared(10.0 * ridge.start.family.features)
+    steps = {}
+    for rule in ("vpg", "npg"):
+        ends = [
+            family.policy(t.EXACT[rule](ridge.mdp, family, theta, ridge.old, t.Step()))[0, 1]
+            for family, theta in (
+                (ridge.start.family, ridge.start.theta),
+                (scaled, ridge.start.theta / 10.0),
+            )
+        ]
+        steps[rule] = abs(float(ends[0] - ends[1]))
+    return Claim(
+        title="The step direction is the natural gradient",
+        says="The direction of TRPO's step is approximately F⁻¹g, the natural gradient.",
+        experiment="On FrozenLake the exact solution of TRPO's problem is known in closed form. "
+        "We compare its direction with F⁻¹g for ever smaller radii, where F is the Fisher matrix "
+        "and g the gradient. On the ridge we rescale the parameter by 10 and ask whether the "
+        "policy after a step depends on it.",
+        numbers={f"cosine_{r:.0e}": c for r, c in zip(radii, cosines, strict=True)}
+        | {"vpg_depends": steps["vpg"], "npg_depends": steps["npg"]},
+        finding=f"The cosine is {cosines[-1]:.3f} at a radius of 1 nat, {cosines[4]:.3f} at 0.01 "
+        f"and {cosines[0]:.6f} at 1e-6. After rescaling, vanilla policy gradient "
+        f"ends elsewhere (p differs by {steps['vpg']:.2f}), the natural one at the same policy "
+        f"(difference {steps['npg']:.0e}).",
+        verdict="holds when the radius is small; and it is a property of the policies, not of "
+        "their parameters",
+    )
+
+
+def fisher_measures() -> Claim:
+    """F measures how much the distribution changes."""
+    case = solved(find_mdp("FrozenLake-v1", {}))
+    family, theta = t.Tabular(), case.start.theta
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=theta.shape)
+    weights = t.state_weights(case.mdp, case.old)
+    flat = direction.reshape(-1)
+    quadratic = 0.5 * float(flat @ t.fisher(case.mdp, family, case.old) @ flat)
+    lengths, errors = np.geomspace(1e-2, 1e-1, 9), []
+    for a in lengths:
+        new = family.policy(theta + a * direction)
+        kls = [
+            float(weights @ t.row_kl(*pair))
+            for pair in ((case.old.policy, new), (new, case.old.policy))
+        ]
+        errors.append([abs(kl - a**2 * quadratic) for kl in kls] + [abs(kls[0] - kls[1])])
+    slopes = [float(np.polyfit(np.log(lengths), np.log(e), 1)[0]) for e in np.array(errors).T]
+    corridor = t.corridor()
+    start = solved(corridor).old
+    policy = np.array(start.policy)
+    policy[-1] = policy[-1][::-1]
+    flipped = t.solve(corridor, policy)
+    mean = float(t.state_weights(corridor, start) @ t.row_kl(start.policy, policy))
+    return Claim(
+        title="F measures how much the distribution changes",
+        says="The Fisher matrix F measures how much the distribution changes, not how much the "
+        "parameters change.",
+        experiment="KL(old || new) and KL(new || old) of a random step on FrozenLake, and half of "
+        "the step squared under F: does their difference vanish faster than the step squared? "
+        "(Slope 3 on doubly logarithmic axes.) Then, on the corridor, we turn the policy round in "
+        "the one state that is hardly ever visited.",
+        numbers={
+            "slope_forward": slopes[0],
+            "slope_reverse": slopes[1],
+            "slope_between": slopes[2],
+            "mean_kl": mean,
+            "old": start.eta,
+            "new": flipped.eta,
+        },
+        finding=f"The slopes are {slopes[0]:.2f} and {slopes[1]:.2f}; the two directions of KL "
+        f"part with slope {slopes[2]:.2f}. Turned round at the edge, where it went right once in "
+        f"twenty and now does nineteen times in twenty, the policy is {mean:.4f} nats away, and "
+        f"its return goes from {start.eta:.2f} to {flipped.eta:.2f}.",
+        verdict="holds to second order, for actions, averaged over old states; F is blind to what "
+        "the change does to the visits",
+    )
+
+
+def parameters_mislead() -> Claim:
+    """Large steps may do nothing, tiny ones flip the policy."""
+    before, after = np.array([[20.0, 0.0]]), np.array([[60.0, 0.0]])
+    family = t.Tabular()
+    small = float(t.row_kl(family.policy(before), family.policy(after))[0])
+    steep = t.Shared(np.array([[[0.0], [1000.0]]]))
+    ends = [steep.policy(np.array([x])) for x in (-0.003, 0.003)]
+    large = float(t.row_kl(*ends)[0])
+    return Claim(
+        title="Large steps that do nothing, tiny ones that flip the policy",
+        says="A large change of the parameters that barely affects the output is small in this "
+        "metric; a tiny one that flips the policy is large.",
+        experiment="Two policies of two actions. The first has a logit of 20, which we raise to "
+        "60. The second multiplies its parameter by 1000, and we move it from -0.003 to 0.003.",
+        numbers={
+            "small_kl": small,
+            "large_kl": large,
+            "p_before": float(ends[0][0, 1]),
+            "p_after": float(ends[1][0, 1]),
+        },
+        finding=f"A step of 40 is {small:.0e} nats. A step of 0.006 is {large:.1f} nats: it takes "
+        f"an action's probability from {ends[0][0, 1]:.2f} to {ends[1][0, 1]:.2f}.",
+        verdict="holds",
+    )
+
+
+def price() -> Claim:
+    """Fisher-vector products are the bottleneck."""
+    units = _units()
+    ppo = 10 * units["gradient"]
+    full = units["gradient"] + units["linearise"] + 10 * units["product"] + units["rescale"] + 2
+    lean = (
+        units["gradient"]
+        + 0.25 * (units["linearise"] + 5 * units["product"])
+        + units["rescale"]
+        + 2
+    )
+    critic = 10 * units["gradient"] * 0.93
+    return Claim(
+        title="The Fisher-vector products are the bottleneck",
+        says="TRPO is elegant but expensive: the Fisher-vector products are the bottleneck.",
+        experiment="The arithmetic of one update of a network 17-64-64-6 on 2048 states, counted "
+        "by the compiler in units of one forward pass: a gradient, a Fisher-vector product (a "
+        "forward-mode and a backward pass, the network linearised once), the rescaling to the "
+        "radius on all states, two tries of the line search. TRPO as in textbooks: ten products "
+        "on all states. TRPO as here: five on a random quarter. PPO: ten epochs.",
+        numbers={**units, "ppo": ppo, "trpo_textbook": full, "trpo": lean, "critic": critic},
+        finding=f"A gradient costs {units['gradient']:.1f} passes, a product "
+        f"{units['product']:.1f}. TRPO with ten products on all states: {full:.0f} passes; with "
+        f"five on a quarter: {lean:.0f}; PPO's ten epochs: {ppo:.0f}. Fitting the critic for ten "
+        f"epochs costs {critic:.0f} either way, more than the whole of the lean TRPO update.",
+        verdict="fails when the products are taken on a quarter of the states: then the critic is "
+        "the bottleneck, and TRPO's step is cheaper than PPO's",
+    )
+
+
+def _units() -> dict[str, float]:
+    """Floating-point operations of the parts of an update, in forward passes."""
+    sizes, rows = (17, 64, 64, 6), 2048
+    params = [(jnp.ones((a, b)) / a, jnp.zeros(b)) for a, b in itertools.pairwise(sizes)]
+    log_std = jnp.zeros(sizes[-1])
+    theta, unravel = ravel_pytree((params, log_std))
+    inputs, actions = Inputs(jnp.ones((rows, sizes[0])), None), jnp.ones((rows, sizes[-1]))
+
+    def policy(params, inputs):
+        layers, log_std = params
+        hidden = inputs.obs
+        for weight, bias in layers[:-1]:
+            hidden = jnp.tanh(hidden @ weight + bias)
+        mean = hidden @ layers[-1][0] + layers[-1][1]
+        return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+
+    def loss(theta):
+        return jnp.mean(policy(unravel(theta), inputs).log_prob(actions))
+
+    def product(theta, vector):
+        made = fisher_vector_product(policy, unravel(theta), inputs, jnp.ones(rows))
+        return ravel_pytree(made(unravel(vector)))[0]
+
+    def forward(theta):
+        return policy(unravel(theta), inputs).mean
+
+    def rescale(theta, vector):
+        return jax.jvp(forward, (theta,), (vector,))
+
+    def count(function, *arguments):
+        cost = jax.jit(function).lower(*arguments).compile().cost_analysis()
+        return float(cost["flops"])
+
+    one = count(forward, theta)
+    return {
+        "gradient": count(jax.grad(loss), theta) / one,
+        "linearise": 1.0,
+        "product": count(product, theta, theta) / one - 1.0,
+        "rescale": count(rescale, theta, theta) / one,
+    }
+
+
+def exact_optimisation() -> Claim:
+    """The guarantee does not need exact optimisation."""
+    certain = kept = 0
+    rng = np.random.default_rng(0)
+    family = t.Tabular()
+    for pair in random_pairs(100, gamma=0.5, seed=9):
+        logits = t.logits_of(pair.old.policy)
+        for _ in range(20):
+            noise = rng.normal(size=logits.shape)
+            size = 10.0 ** rng.uniform(-6, -2)
+            new = t.solve(pair.mdp, family.policy(logits + size * noise))
+            if t.guaranteed(pair.mdp, pair.old, new)["B6"] > pair.old.eta:
+                certain, kept = certain + 1, kept + (new.eta > pair.old.eta)
+    return Claim(
+        title="The guarantee requires exact optimisation",
+        says="TRPO's monotonic improvement guarantee requires exact optimisation of the "
+        "surrogate, so minibatches and samples have already broken it.",
+        experiment="Steps in purely random directions and of random lengths, nothing optimised at "
+        "all, on 100 random MDPs. We keep those whose bound L - C max KL happens to lie above the "
+        "old return, and look whether the return rose.",
+        numbers={"certain": float(certain), "kept": float(kept)},
+        finding=f"{certain} random steps had a bound above the old return; {kept} of them raised "
+        "the return.",
+        verdict="fails: any step that raises the bound will do. What practice breaks is the mean "
+        "for the maximum, δ for C, and estimates for advantages",
+    )
+
+
+CLAIMS = (
+    objective_drops_factors,
+    natural_direction,
+    fisher_measures,
+    parameters_mislead,
+    price,
+    exact_optimisation,
+)
