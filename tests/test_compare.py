@@ -450,6 +450,11 @@ def test_a_cell_trained_in_a_process_of_its_own_is_the_same_cell(trained, tmp_pa
     assert len(told) == 2
 
 
+def test_warnings_of_gymnasium_are_not_repeated_by_every_process(capfd):
+    side_by_side(gymnasium.make, ["CartPole-v0"], jobs=2, done=lambda *_: None)
+    assert "DeprecationWarning" not in capfd.readouterr().err
+
+
 def test_a_signal_stops_every_process():
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(ComparisonStopped):

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -55,6 +56,8 @@ def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) 
     os.setpgrp()
     # Several processes on one accelerator: none may take most of its memory beforehand.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # As everywhere but in Gymnasium, which shows its own in each process anew.
+    warnings.simplefilter("ignore", DeprecationWarning)
     threading.Thread(target=_stop_without_parent, daemon=True).start()
     try:
         outcome = _attempt(work, item)

@@ -170,8 +170,8 @@ def _check_registered(name: str, env_id: str, module: ModuleType | None) -> None
         what = f"unknown environment {env_id}{hint} (module:id imports your own module first)"
         if module:
             what = (
-                f"{env_id}: module {module.__name__} has no function {name}, and registers no "
-                f"environment of that id{hint}"
+                f"unknown environment {env_id}: module {module.__name__} has no function {name}, "
+                f"and registers no environment of that id{hint}"
             )
         raise ConfigError(what, name="UNKNOWN-ENV") from fault
 
