@@ -17,7 +17,7 @@ def plane(
 ) -> Plane:
     """The plane under one update, from the old policy to a little beyond the update or its edge."""
     reach = 1.0 if marks.broken is None else max(1.0, min(marks.broken, 3.0))
-    fractions = np.linspace(0.0, min(1.25 * reach, ray.end), POINTS)
+    fractions = np.linspace(0.0, min(1.12 * reach, ray.end), POINTS)
     solved = [t.solve(ray.mdp, ray.at(a)) for a in fractions]
     sure = [t.guaranteed(ray.mdp, ray.old, new) for new in solved]
     lines = {SHOWN[name]: np.array([row[name] for row in sure]) for name in SHOWN}

@@ -75,7 +75,7 @@ def plot_plane(plane: Plane, path: Path) -> None:
     axes.set_title(plane.title, loc="left", fontsize=13, pad=12)
     _kl_axis(axes, plane)
     axes.grid(alpha=0.2)
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
 
 
@@ -89,11 +89,16 @@ def _mark_step(axes: Axes, plane: Plane) -> None:
     axes.plot(plane.taken, got, "o", color=RETURN, markersize=7)
     axes.plot(plane.x[0], plane.eta[0], "o", color="white", markeredgecolor=RETURN, markersize=7)
     right = plane.taken > 0.5 * (plane.x[0] + plane.x[-1])
-    axes.annotate(
-        f"the step: promised {promised:.2f}, got {got:.2f}",
-        (plane.taken, 0.5 * (promised + got)), (-8 if right else 8, 0), fontsize=10,
-        textcoords="offset points", va="center", ha="right" if right else "left",
-    )  # fmt: skip
+    side = {"ha": "right" if right else "left", "textcoords": "offset points", "fontsize": 10}
+    room = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    for text, value, color, above in (
+        (f"promised {promised:.3g}", promised, PROMISE, promised >= got),
+        (f"got {got:.3g}", got, RETURN, promised < got),
+    ):
+        offset = (-8 if right else 8, 11 if above else -11)
+        axes.annotate(
+            text, (plane.taken, value), offset, va="center", color=color, bbox=room, **side
+        )
 
 
 def _kl_axis(axes: Axes, plane: Plane) -> None:
