@@ -11,17 +11,10 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from surefoot.commands import (
-    compare_command,
-    emit,
-    env_flag,
-    evaluate_command,
-    explain_command,
-    keep_programs,
-    resume_command,
-    train_command,
-)
-from surefoot.commands_laboratory import add_exact_flags, essay_command, exact_command
+from surefoot.commands.common import emit, env_flag, keep_programs
+from surefoot.commands.comparing import compare_command, explain_command
+from surefoot.commands.laboratory import add_exact_flags, essay_command, exact_command
+from surefoot.commands.training import evaluate_command, resume_command, train_command
 from surefoot.config import RULES
 from surefoot.errors import StoppedBySignal, SurefootError
 from surefoot.flags import Parser, add_settings, refuse_unknown, whole

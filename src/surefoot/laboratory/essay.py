@@ -179,8 +179,9 @@ def _paragraphs(text: str) -> str:
 def _walk(mdp: t.MDP, low: float, high: float) -> dict[str, Any]:
     """What holds at every p from `low` to `high`, for the old policy that the MDP usually has."""
     case = solved(mdp)
-    weights, grid = t.state_weights(mdp, case.old), np.linspace(low, high, 341)
-    p_old = float(case.old.policy[0, 1])
+    weights, p_old = t.state_weights(mdp, case.old), float(case.old.policy[0, 1])
+    steps = {rule: float(case.after(rule).policy[0, 1]) for rule in ("trpo", "ppo")}
+    grid = np.unique([*np.linspace(low, high, 341), p_old, *steps.values()])
     rows = []
     for p in grid:
         new = t.solve(mdp, right(float(p), mdp.num_states))
@@ -197,5 +198,4 @@ def _walk(mdp: t.MDP, low: float, high: float) -> dict[str, Any]:
         )
     names = ("p", "eta", "surrogate", "clipped", "kl", "ratio", "edge")
     columns = np.round(np.array(rows).T, 6).tolist()
-    steps = {rule: float(case.after(rule).policy[0, 1]) for rule in ("trpo", "ppo")}
     return dict(zip(names, columns, strict=True)) | {"p_old": p_old, "steps": steps}

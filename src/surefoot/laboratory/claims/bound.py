@@ -54,8 +54,9 @@ def lower_bound() -> Claim:
         finding=f"{sum(broken.values())} violations of eleven bounds in 600 pairs. At γ = 0.99 the "
         f"penalty is, in the median, {b6:,.0f} times the real gap; with the mean in place of the "
         f"maximum (Achiam et al. 2017) {b2:,.0f} times; the sharpest one here {b11:,.0f} times. "
-        f"The mixtures (a share of {mixture[1]:.4f} in the median, at γ = 0.9) gained at least what was guaranteed in all "
-        f"but {mixture[0]} cases, and in the median {mixture[2]:.1f} times as much.",
+        f"The mixtures (a share of {mixture[1]:.4f} in the median, at γ = 0.9) gained at least "
+        f"what was guaranteed in all but {mixture[0]} cases, and in the median {mixture[2]:.1f} "
+        "times as much.",
         verdict="holds; but in this form it is Schulman et al.'s of 2015. Kakade and Langford "
         "bounded mixtures of two policies, in the square of the mixing share",
         command="surefoot exact corridor trpo",

@@ -1,13 +1,12 @@
-"""What the laboratory's commands do, from their parsed options to their exit code."""
+"""`exact` and `essay`: from their parsed options to their exit code."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from surefoot.commands import emit
+from surefoot.commands.common import emit, parse_env_kwargs
 from surefoot.config import RULES
 from surefoot.errors import ConfigError, StorageError
 
@@ -58,8 +57,7 @@ def exact_command(options: argparse.Namespace) -> int:
 
     arguments = {name: getattr(options, name) for name in FAMILY}
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    if options.env_kwargs:
-        arguments |= json.loads(options.env_kwargs)
+    arguments |= parse_env_kwargs(options.env_kwargs)
     mdp = find_mdp(options.mdp, arguments, gamma=options.gamma)
     start = start_at(mdp, p_old=options.p_old, policy=_policy(options), table=options.tabular)
     rules = options.rules or ["trpo"]

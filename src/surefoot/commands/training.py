@@ -1,16 +1,16 @@
-"""What each command does, from its parsed options to its exit code."""
+"""`train`, `resume` and `evaluate`: from their parsed options to their exit code."""
 
 import argparse
 import json
-import os
 import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from surefoot.commands.common import emit, env_flag, parse_env_kwargs
 from surefoot.config import RULES, Critic, Network, Train, limits_of
-from surefoot.errors import CheckpointError, ConfigError, EnvCrashError
+from surefoot.errors import CheckpointError, ConfigError
 from surefoot.flags import given, rule_settings
 from surefoot.presets import known_rule
 
@@ -37,16 +37,6 @@ def _tables(path: str | None) -> dict[str, Any]:
     return tables
 
 
-def _env_kwargs(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if text else {}
-    except ValueError as fault:
-        raise ConfigError(f"--env-kwargs is not JSON: {fault}") from fault
-    if not isinstance(value, dict):
-        raise ConfigError("--env-kwargs must be a JSON object, such as '{\"render_mode\": null}'")
-    return value
-
-
 def _free_directory(env: str, rule: str, seed: int) -> Path:
     """`runs/ENV/RULE-seedN`, numbered on where it is used."""
     base = Path("runs") / env.replace(":", "_").replace("/", "_") / f"{rule}-seed{seed}"
@@ -55,21 +45,6 @@ def _free_directory(env: str, rule: str, seed: int) -> Path:
         count += 1
         candidate = base.with_name(f"{base.name}-{count}")
     return candidate
-
-
-def keep_programs() -> None:
-    """Have JAX keep compiled programs in the user's cache; workers inherit it.
-
-    To be called before JAX is imported. JAX keys them by program, version and machine.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(home) / "surefoot" / "programs"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-
-
-def emit(record: Mapping[str, Any]) -> None:
-    """One JSON line on standard output."""
-    print(json.dumps(record, allow_nan=False), flush=True)
 
 
 class _Listener:
@@ -128,7 +103,7 @@ def train_command(options: argparse.Namespace) -> int:
     rule = RULES[rule_name](**rule_settings(options, rule_name))
     train = Train(**given(options, "train"))
     network, critic = Network(**given(options, "network")), Critic(**given(options, "critic"))
-    kwargs = _env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
+    kwargs = parse_env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
     preset = options.preset or str(config.get("preset", "auto"))
 
     from surefoot.presets import settle
@@ -195,11 +170,6 @@ def resume_command(options: argparse.Namespace) -> int:
     return _finish(run, options, listener)
 
 
-def env_flag(env: str) -> str:
-    """What a command on a run of this environment must add, because loading imports nothing."""
-    return f" --env {shlex.quote(env)}" if ":" in env and not env.startswith("gymnax:") else ""
-
-
 def _finish(run: Any, options: argparse.Namespace, listener: _Listener) -> int:
     """Evaluate what was learned, and say how to go on from here."""
     from surefoot.progress import say
@@ -253,96 +223,3 @@ def _told(result: Mapping[str, Any], kind: str) -> str:
         f"return {mean} ± {result['return_std']:.2f} over {result['episodes']} {kind} episodes, "
         f"mean length {length}; 95 % interval of the mean {low:.2f} to {high:.2f}"
     )
-
-
-def explain_command(options: argparse.Namespace) -> int:
-    """Print what a metric is."""
-    from surefoot.metrics import METRICS, explain
-
-    if options.name is None:
-        if options.json:
-            emit({name: metric._asdict() for name, metric in METRICS.items()})
-        else:
-            print("\n".join(f"{name:28s} {metric.what}" for name, metric in METRICS.items()))
-        return 0
-    text = explain(options.name)
-    if options.json:
-        emit({"name": options.name, "text": text})
-    else:
-        print(text)
-    return 0
-
-
-def compare_command(options: argparse.Namespace) -> int:
-    """Compare rules over seeds, or finished runs."""
-    from surefoot.compare import (
-        ComparisonStopped,
-        compare,
-        read_runs,
-        table,
-        to_dict,
-        write_outputs,
-    )
-    from surefoot.progress import say
-
-    reading = _reads_runs(options)
-    out = Path(options.out or ("runs/compared" if reading else "runs/compare"))
-    if reading:
-        comparison = read_runs(options.what, options.episodes, envs=options.env or ())
-    else:
-        try:
-            comparison = compare(
-                options.what,
-                [known_rule(name) for name in options.rules or ("trpo", "ppo")],
-                seeds=options.seeds or 5,
-                out=out,
-                jobs=options.jobs or 1,
-                preset=options.preset or "auto",
-                train=Train(**given(options, "train")),
-                network=Network(**given(options, "network")),
-                critic=Critic(**given(options, "critic")),
-                episodes=options.episodes,
-                tell=say,
-            )
-        except ComparisonStopped as stop:
-            say(f"surefoot: {stop}")
-            return 128 + stop.number
-    files = write_outputs(comparison, out)
-    if options.json:
-        emit(to_dict(comparison))
-    else:
-        print(table(comparison))
-        say("written: " + ", ".join(str(file) for file in files))
-    return EnvCrashError.code if comparison.failures else 0
-
-
-def _reads_runs(options: argparse.Namespace) -> bool:
-    """Whether `compare` is to read finished runs and not to train; its flags must fit.
-
-    Raises:
-        ConfigError: where runs and environments are mixed, or a flag would be ignored.
-    """
-    for name in ("seeds", "jobs", "episodes"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if "seed" in given(options, "train"):
-        raise ConfigError(
-            "compare trains seeds 0 to N - 1: say how many with --seeds N, not --seed", name="FLAG"
-        )
-    runs = [name for name in options.what if Path(name).is_dir()]
-    if not runs:
-        return False
-    if len(runs) < len(options.what):
-        others = [name for name in options.what if name not in runs]
-        raise ConfigError(
-            f"compare reads finished runs ({runs[0]}) or trains on environments ({others[0]}), "
-            "not both at once"
-        )
-    training = [f for f in ("rules", "seeds", "jobs", "preset") if getattr(options, f) is not None]
-    for section in ("train", "network", "critic"):
-        training += [name.replace("_", "-") for name in given(options, section)]
-    if training:
-        raise ConfigError(
-            f"--{training[0]} is for training; finished runs are read as they are", name="FLAG"
-        )
-    return True

@@ -1,0 +1,45 @@
+"""What several commands share: JSON lines, arguments of environments, the cache of programs."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from surefoot.errors import ConfigError
+
+
+def keep_programs() -> None:
+    """Have JAX keep compiled programs in the user's cache; workers inherit it.
+
+    To be called before JAX is imported. JAX keys them by program, version and machine.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(home) / "surefoot" / "programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def emit(record: Mapping[str, Any]) -> None:
+    """One JSON line on standard output."""
+    print(json.dumps(record, allow_nan=False), flush=True)
+
+
+def parse_env_kwargs(text: str | None) -> dict[str, Any]:
+    """The arguments of an environment, from JSON.
+
+    Raises:
+        ConfigError: for what is no JSON object.
+    """
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError as fault:
+        raise ConfigError(f"--env-kwargs is not JSON: {fault}") from fault
+    if not isinstance(value, dict):
+        raise ConfigError("--env-kwargs must be a JSON object, such as '{\"render_mode\": null}'")
+    return value
+
+
+def env_flag(env: str) -> str:
+    """What a command on a run of this environment must add, because loading imports nothing."""
+    return f" --env {shlex.quote(env)}" if ":" in env and not env.startswith("gymnax:") else ""
