@@ -31,7 +31,7 @@ def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = N
     Raises:
         ConfigError: for an unknown name, an argument that is none, or a table that is wrong.
     """
-    given = dict(arguments) | ({} if gamma is None else {"gamma": gamma})
+    given: dict[str, Any] = dict(arguments) | ({} if gamma is None else {"gamma": gamma})
     family, _, seed = name.partition(":")
     try:
         if name in BUILT:

@@ -5,19 +5,23 @@ is the exact expectation: what the rule then does differs from its exact form on
 own approximations. On a sampled batch the noise of sampling comes on top.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from surefoot import tabular as t
-from surefoot.config import Rule, resolve
+from surefoot.config import resolve
 from surefoot.distributions import Categorical
 from surefoot.laboratory.report import Start, Update
 from surefoot.types import Batch, Inputs
 from surefoot.update import UPDATE_RULES
 
 
-def policy_fn(family: t.Family):
+def policy_fn(family: t.Family) -> Callable[[Any, Any], Any]:
     """The family's policies as the rules read them: `inputs.obs` is the state's number."""
     if isinstance(family, t.Shared):
         features = jnp.asarray(family.features)
@@ -57,39 +61,46 @@ def _batch(old: t.Solution, states: np.ndarray, actions: np.ndarray, weights: np
     )
 
 
+@dataclass
+class _Memory:
+    """What a rule carries from one update to the next."""
+
+    program: Any = None
+    state: Any = None
+    count: int = 0
+
+
 def training_update(
-    config: Rule, *, rows: int | None = None, seed: int = 0, num_updates: int = 1
+    config: Any, *, rows: int | None = None, seed: int = 0, num_updates: int = 1
 ) -> Update:
     """One rule of `update/` as an update of the laboratory, in float64.
 
     The rule's own state (Adam's moments, its count of updates) goes from one call to the next.
 
     Args:
-        config: the rule's settings; unset ones take their defaults.
+        config: the rule's settings (VPG, NPG, TRPO, PPOKL or PPO); unset ones take their defaults.
         rows: rows of a sampled batch; None takes the exact one.
         seed: of the samples and of the rule's own draws.
         num_updates: updates that schedules are spread over.
     """
-    config = resolve(config)
-    memory: dict[str, object] = {}
+    settings, memory = resolve(config), _Memory()
 
     def update(start: Start, old: t.Solution, step: t.Step) -> np.ndarray:
         with jax.enable_x64(True):
-            count = int(memory.get("count", 0))
-            if count == 0:
-                rule = UPDATE_RULES[config.name](config, policy_fn(start.family), num_updates)
-                memory["update"] = jax.jit(rule.update)
-                memory["state"] = rule.init(jnp.asarray(start.theta))
+            if memory.program is None:
+                rule = UPDATE_RULES[settings.name](settings, policy_fn(start.family), num_updates)
+                memory.program = jax.jit(rule.update)
+                memory.state = rule.init(jnp.asarray(start.theta))
             batch = (
                 exact_batch(start.mdp, old)
                 if rows is None
-                else sampled_batch(start.mdp, old, rows=rows, seed=seed + count)
+                else sampled_batch(start.mdp, old, rows=rows, seed=seed + memory.count)
             )
-            key = jax.random.fold_in(jax.random.key(seed), count)
-            theta, state, _ = memory["update"](
-                memory["state"], jnp.asarray(start.theta), batch, key
+            key = jax.random.fold_in(jax.random.key(seed), memory.count)
+            theta, memory.state, _ = memory.program(
+                memory.state, jnp.asarray(start.theta), batch, key
             )
-            memory["state"], memory["count"] = state, count + 1
+            memory.count += 1
             return np.asarray(theta)
 
     return update

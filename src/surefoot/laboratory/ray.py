@@ -1,6 +1,6 @@
 """From the old policy through the new one and beyond: what holds along the way."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -90,11 +90,12 @@ def landmarks(ray: Ray) -> Landmarks:
         if low == 0.0:
             return 0.0
         kept = lambda a: ray.realised(a) - share * ray.promised(a)  # noqa: E731
-        return float(optimize.brentq(kept, low, fractions[first], xtol=1e-14))
+        root: Any = optimize.brentq(kept, low, fractions[first], xtol=1e-14)
+        return float(root)
 
     top = int(np.argmax(realised))
     around = fractions[max(top - 1, 0)], fractions[min(top + 1, points - 1)]
-    found = optimize.minimize_scalar(
+    found: Any = optimize.minimize_scalar(
         lambda a: -ray.realised(a), bounds=around, method="bounded", options={"xatol": 1e-10}
     )
     best = float(found.x) if -found.fun >= realised[top] else float(fractions[top])

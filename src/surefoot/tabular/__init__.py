@@ -35,7 +35,7 @@ from surefoot.tabular.families import (
     one_parameter,
 )
 from surefoot.tabular.mdp import MDP, check_policy, corridor, make_mdp, random_mdp, ridge
-from surefoot.tabular.updates import EXACT, Step
+from surefoot.tabular.updates import EXACT, Step, greedy, natural_direction
 
 __all__ = [
     "BOUNDS",
@@ -56,11 +56,13 @@ __all__ = [
     "gap_bounds",
     "gap_forms",
     "gradient",
+    "greedy",
     "guaranteed",
     "logits_of",
     "make_mdp",
     "mixture_bound",
     "mixture_step",
+    "natural_direction",
     "next_states",
     "one_parameter",
     "random_mdp",

@@ -5,7 +5,7 @@ policy is sure to reach. All are computed from the whole table. From a batch not
 had: a state that old data missed may be the one that matters.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -133,7 +133,7 @@ def _entropic(p: Pair, eta: float) -> float:
     middle, width, found = 0.0, 14.0, np.inf
     for _ in range(3):
         rates = np.exp(middle + np.linspace(-width, width, 57)) / scale
-        terms = special.logsumexp(-rates[:, None] * p.lift, b=share, axis=1)
+        terms: Any = special.logsumexp(-rates[:, None] * p.lift, b=share, axis=1)
         losses = p.horizon / rates * (cost + terms)
         least = int(np.argmin(losses))
         found = min(found, float(losses[least]))

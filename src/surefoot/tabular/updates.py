@@ -6,6 +6,7 @@ stay as they are. `kl` means KL(old || new), averaged over visited states.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -98,7 +99,8 @@ def trpo(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step)
         if low < np.log(spread) - 40.0:
             # All that matters is decided: even the greedy policy is inside the radius.
             return logits_of(at(low))
-    return logits_of(at(float(optimize.brentq(excess, low, high, xtol=1e-14))))
+    root: Any = optimize.brentq(excess, low, high, xtol=1e-14)
+    return logits_of(at(float(root)))
 
 
 def penalized_rows(
@@ -219,8 +221,9 @@ def clipped_rows(old: Solution, clip_eps: float) -> Float[np.ndarray, "state act
             room = 1.0 - rows[state].sum()
             rows[state, action] += min(room, low[state, action] - rows[state, action])
     # Advantages that are all rounding move nothing.
-    still = ~(good & bad).any(axis=1) & ~(good.any(axis=1) & bad.any(axis=1))
-    return np.where(still[:, None], policy, rows)
+    rounding = 1e-13 * (1.0 + np.abs(old.q_values).max())
+    moved = np.abs(advantages).max(axis=1, keepdims=True) > rounding
+    return np.where(moved, rows, policy)
 
 
 def _scaled_within(

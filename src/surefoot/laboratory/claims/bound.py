@@ -67,7 +67,7 @@ def _mixture() -> tuple[int, float, float]:
     """Violations of the mixture bound, the median share mixed in, real over guaranteed gain."""
     broken, shares, ratios = 0, [], []
     for pair in random_pairs(200, gamma=0.9, seed=10):
-        target = t.updates.greedy(pair.old)
+        target = t.greedy(pair.old)
         share = t.mixture_step(pair.mdp, pair.old, target)
         new = t.solve(pair.mdp, (1 - share) * pair.old.policy + share * target)
         sure = t.mixture_bound(pair.mdp, pair.old, target, share) - pair.old.eta

@@ -61,9 +61,9 @@ class Solved(NamedTuple):
         return t.solve(self.mdp, self.policy(theta))
 
 
-def solved(mdp: t.MDP, **how: float) -> Solved:
+def solved(mdp: t.MDP, *, p_old: float | None = None) -> Solved:
     """The usual start of an MDP, solved."""
-    start = start_at(mdp, **how)
+    start = start_at(mdp, p_old=p_old)
     return Solved(start, t.solve(mdp, start.family.policy(start.theta)))
 
 

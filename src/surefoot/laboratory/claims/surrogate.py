@@ -91,7 +91,7 @@ def instability_has_three_causes() -> Claim:
     """Visitation is one cause of instability among three."""
     case = solved(t.corridor())
     lost = case.old.eta - case.after("vpg", learning_rate=2.0).eta
-    scaled = t.Shared(10.0 * case.start.family.features)
+    scaled = t.Shared(10.0 * t.one_parameter(case.mdp).features)
     theta = case.start.theta / 10.0
     step = t.Step(learning_rate=1.0)
     kls = []

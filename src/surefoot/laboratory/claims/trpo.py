@@ -1,6 +1,7 @@
 """The essay on TRPO: its objective, its geometry, its price."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def objective_drops_factors() -> Claim:
 def natural_direction() -> Claim:
     """The step direction is F^-1 g."""
     case = solved(find_mdp("FrozenLake-v1", {}))
-    x, _ = t.updates.natural_direction(case.mdp, case.start.family, case.old)
+    x, _ = t.natural_direction(case.mdp, case.start.family, case.old)
     radii, cosines, gains = np.geomspace(1e-6, 1.0, 7), [], []
     weights = np.sqrt(t.state_weights(case.mdp, case.old)[:, None] * case.old.policy)
     for radius in radii:
@@ -73,7 +74,7 @@ def natural_direction() -> Claim:
             (t.surrogate(case.old, natural) - base) / (t.surrogate(case.old, moved) - base)
         )
     ridge = solved(t.ridge())
-    scaled = t.Shared(10.0 * ridge.start.family.features)
+    scaled = t.Shared(10.0 * t.one_parameter(ridge.mdp).features)
     steps = {}
     for rule in ("vpg", "npg"):
         ends = [
@@ -237,7 +238,7 @@ def _units() -> dict[str, float]:
         return jax.jvp(forward, (theta,), (vector,))
 
     def count(function, *arguments):
-        cost = jax.jit(function).lower(*arguments).compile().cost_analysis()
+        cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
         return float(cost["flops"])
 
     one = count(forward, theta)
