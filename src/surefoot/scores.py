@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from surefoot.cells import score_run, stored_score
 from surefoot.config import shown
 from surefoot.envs import find_env
+from surefoot.envs.tabular import best_possible
 from surefoot.errors import ConfigError
 from surefoot.presets import settle_tables
 from surefoot.run import RunDirectory
@@ -67,6 +68,7 @@ class Comparison:
             runs of its rules; empty where nothing but the rule did.
         episodes: episodes behind each final score.
         failures: cells that have no score.
+        optima: the largest mean return any policy has, for environments whose table tells it.
     """
 
     scores: tuple[Score, ...]
@@ -74,6 +76,7 @@ class Comparison:
     differences: Mapping[str, tuple[str, ...]]
     episodes: int
     failures: tuple[Failure, ...] = ()
+    optima: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def envs(self) -> tuple[str, ...]:
@@ -95,6 +98,7 @@ class _Finished(NamedTuple):
     rule_settings: dict[str, Any]
     settings: dict[str, Any]
     circumstances: dict[str, Any]
+    optimum: float | None
 
 
 def read_runs(
@@ -139,6 +143,7 @@ def read_runs(
         curves={key: run.curve for key, run in by_seed.items()},
         differences={env: _differences([r for r in runs if r.score.env == env]) for env in names},
         episodes=episodes,
+        optima={run.score.env: run.optimum for run in runs if run.optimum is not None},
     )
 
 
@@ -179,6 +184,7 @@ def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetwo
         rule_settings,
         shared,
         {"own networks": config.get("own_networks", False)} | versions,
+        best_possible(settings.env, settings.env_kwargs),
     )
 
 

@@ -109,6 +109,9 @@ def _environment(comparison: Comparison, env: str) -> str:
         ]
         for pair in _contrasts(comparison, env)
     ]
+    if env in comparison.optima:
+        best = _number(comparison.optima[env], digits)
+        text += f"\n  {best} is the most that any policy has, even one that watches the clock"
     return text + ("\n\n" + _aligned(["pair", "beats", "difference", "interval"], pairs)) * bool(
         pairs
     )
@@ -190,6 +193,8 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         }
         pairs = [_plain(pair) for pair in _contrasts(comparison, env)]
         results[env] = {"rules": summaries, "pairs": pairs}
+        if env in comparison.optima:
+            results[env]["optimum"] = comparison.optima[env]
     return {
         "differences": {env: list(lines) for env, lines in comparison.differences.items()},
         "results": results,
@@ -233,6 +238,13 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
             for rule in comparison.rules(env)
         }
         path = out / f"curves-{folder_name(env)}.png"
-        plot_curves(curves, path, title=env, ylabel=CURVE, fewest_for_band=ENOUGH_SEEDS)
+        plot_curves(
+            curves,
+            path,
+            title=env,
+            ylabel=CURVE,
+            fewest_for_band=ENOUGH_SEEDS,
+            optimum=comparison.optima.get(env),
+        )
         written.append(path)
     return written

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from surefoot.config import OwnNetwork, Settings
-from surefoot.envs import EnvSource, find_env
+from surefoot.envs import EnvSource, find_env, imports_nothing
 from surefoot.envs.host import HostEnv, open_host_env
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
@@ -196,7 +196,7 @@ def open_run(
     named = config.get("env")
     if not isinstance(named, str):
         raise CheckpointError(f"{path}: config.json names no environment")
-    local = config.get("env_from_python", False) or (":" in named and not _ours(named))
+    local = config.get("env_from_python", False) or not imports_nothing(named)
     if env is None and local:
         raise CheckpointError(
             f"{path} was trained on {named}, which loading will not import by itself; "
@@ -263,10 +263,6 @@ def _frozen(config: dict[str, Any], directory: RunDirectory) -> Settings:
         raise CheckpointError(
             f"{directory.path / 'config.json'} is not a configuration of ours: {fault}"
         ) from fault
-
-
-def _ours(env_id: str) -> bool:
-    return env_id.startswith("gymnax:")
 
 
 def load(

@@ -42,4 +42,6 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
 
 def env_flag(env: str) -> str:
     """What a command on a run of this environment must add, because loading imports nothing."""
-    return f" --env {shlex.quote(env)}" if ":" in env and not env.startswith("gymnax:") else ""
+    from surefoot.envs import imports_nothing
+
+    return f" --env {shlex.quote(env)}" if env and not imports_nothing(env) else ""

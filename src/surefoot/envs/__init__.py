@@ -29,6 +29,13 @@ class EnvSource(NamedTuple):
     make: Callable[[], Any]
 
 
+def imports_nothing(env_id: str) -> bool:
+    """Whether making an environment by this id imports no module of the user's."""
+    prefix, _, rest = env_id.partition(":")
+    inner = rest.partition(":")[0] if ":" in rest else "random"
+    return not rest or prefix == "gymnax" or (prefix == "tabular" and inner == "random")
+
+
 def time_limit(env: gymnasium.Env) -> int | None:
     """The steps after which an episode is truncated, as a wrapper or its registration says."""
     while isinstance(env, gymnasium.Wrapper):

@@ -13,6 +13,7 @@ import numpy as np
 from surefoot.config import nearest
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.errors import ConfigError
+from surefoot.tabular.exact import LONG_ENOUGH, time_limited_optimum
 from surefoot.tabular.mdp import MDP, corridor, make_mdp, random_mdp, ridge
 from surefoot.types import EnvSpec
 
@@ -134,6 +135,20 @@ def _from_table(
 def find_tabular(name: str, env_kwargs: Mapping[str, Any]) -> JaxEnv:
     """The environment `tabular:NAME`, to be sampled."""
     return tabular_env(find_mdp(name, env_kwargs), f"tabular:{name}")
+
+
+def best_possible(env_id: str, env_kwargs: Mapping[str, Any]) -> float | None:
+    """The largest mean return of an episode that any policy has, where a table tells it.
+
+    None for other environments, and where episodes neither end nor are cut.
+    """
+    prefix, _, name = env_id.partition(":")
+    if prefix != "tabular":
+        return None
+    mdp = find_mdp(name, env_kwargs)
+    if mdp.max_steps is None and not mdp.terminal.any():
+        return None
+    return time_limited_optimum(mdp, max_steps=mdp.max_steps or LONG_ENOUGH)
 
 
 def tabular_env(mdp: MDP, env_id: str) -> JaxEnv:

@@ -9,9 +9,6 @@ from jaxtyping import Float
 from surefoot import tabular as t
 from surefoot.laboratory.report import Curve, Report, Start
 
-LONG_ENOUGH = 10_000
-"""Steps that stand for no time limit."""
-
 
 def describe(start: Start, rule: str, found: Report) -> str:
     """One update: what it promised, what it got, how far it went, and what was sure."""
@@ -74,7 +71,7 @@ def time_limited(mdp: t.MDP, policy: Float[np.ndarray, "state action"]) -> dict[
     """
     if mdp.max_steps is None and not mdp.terminal.any():
         return {}
-    steps = mdp.max_steps or LONG_ENOUGH
+    steps = mdp.max_steps or t.LONG_ENOUGH
     return {
         "time_limit": mdp.max_steps,
         "time_limited_return": t.time_limited_return(mdp, policy, max_steps=steps),

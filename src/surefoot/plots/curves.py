@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from surefoot.plots.style import blank, save, styles_of
+from surefoot.plots.style import blank, draw_optimum, save, styles_of
 
 MOST_POINTS = 100
 """Points of a line; a longer run's iterations are averaged in groups."""
@@ -63,6 +63,7 @@ def plot_curves(
     title: str = "",
     ylabel: str = "return of training episodes",
     fewest_for_band: int = 5,
+    optimum: float | None = None,
 ) -> None:
     """Draw, for each label, every run faintly, their mean, and its 95 % t interval.
 
@@ -72,6 +73,7 @@ def plot_curves(
         title: a heading; the number of seeds is added.
         ylabel: what the values are.
         fewest_for_band: runs below which no interval is drawn.
+        optimum: the most that is possible, drawn as a line.
 
     Raises:
         StorageError: where the file cannot be written.
@@ -96,6 +98,8 @@ def plot_curves(
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     figure.supxlabel(_key(counts, group, fewest_for_band), fontsize=9, color="#555555")
+    if optimum is not None:
+        draw_optimum(axes, optimum)
     if longest:
         axes.set_xlim(left=0)
         figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)

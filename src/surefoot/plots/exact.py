@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from surefoot.plots.style import blank, save, styles_of
+from surefoot.plots.style import blank, draw_optimum, save, styles_of
 
 RETURN, PROMISE, CLIPPED, TRUST = "#000000", "#D55E00", "#CC79A7", "#0072B2"
 SURE = ("#0072B2", "#009E73", "#56B4E9")
@@ -171,9 +171,8 @@ def plot_exact_curves(
         StorageError: where the file cannot be written.
     """
     figure, axes = blank()
-    axes.axhline(optimum, color="#555555", linewidth=1.2)
+    draw_optimum(axes, optimum)
     longest = max(len(curve.etas) for curve in curves) - 1
-    axes.text(longest, optimum, "optimum", color="#555555", fontsize=9, ha="right", va="bottom")
     styles = styles_of([curve.label for curve in curves])
     for curve in curves:
         axes.plot(curve.etas, label=curve.label, linewidth=2.2, **styles[curve.label])

@@ -29,6 +29,16 @@ def blank() -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def draw_optimum(axes: Axes, optimum: float) -> None:
+    """The most that is possible, as a line across the picture."""
+    axes.axhline(optimum, color="#555555", linewidth=1.2, zorder=0)
+    where = axes.get_yaxis_transform()
+    axes.text(
+        0.99, optimum, "optimum", transform=where, color="#555555", fontsize=9, ha="right",
+        va="bottom",
+    )  # fmt: skip
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a picture as PNG.
 

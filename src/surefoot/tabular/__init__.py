@@ -9,6 +9,7 @@ from surefoot.tabular.bounds import (
     mixture_step,
 )
 from surefoot.tabular.exact import (
+    LONG_ENOUGH,
     Solution,
     best_policy,
     clipped,
@@ -40,6 +41,7 @@ from surefoot.tabular.updates import EXACT, Step, greedy, natural_direction
 __all__ = [
     "BOUNDS",
     "EXACT",
+    "LONG_ENOUGH",
     "MDP",
     "Family",
     "Shared",

@@ -13,6 +13,9 @@ from surefoot.tabular.mdp import MDP, check_policy
 
 Policy = Float[np.ndarray, "state action"]
 
+LONG_ENOUGH = 10_000
+"""Steps that stand for no time limit, where episodes end by themselves."""
+
 
 class Solution(NamedTuple):
     """A policy solved: `visits` is rho, unnormalised, and sums to 1 / (1 - gamma).
