@@ -306,14 +306,14 @@ class RunDirectory:
         return kept
 
     def forget(self) -> None:
-        """Remove what a run wrote here before its first checkpoint, and nothing else."""
-        for name in ("config.json", "metrics.jsonl", "wandb-id.txt"):
+        """Remove a run that never reached a checkpoint; what else is here stays."""
+        for name in ("config.json", "metrics.jsonl", "score.json", "wandb-id.txt"):
             (self.path / name).unlink(missing_ok=True)
-        for left in (*self.path.glob(".tmp-*"), self.path / "tensorboard", self.path / "wandb"):
+        folders = (self.path / name for name in ("checkpoints", "best", "tensorboard", "wandb"))
+        for left in (*self.path.glob(".tmp-*"), *folders):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
-        for folder in ("checkpoints", "best", "."):
-            with contextlib.suppress(OSError):  # somebody else's files are there
-                (self.path / folder).rmdir()
+        with contextlib.suppress(OSError):  # somebody else's files are there
+            self.path.rmdir()
 
     def write(self, name: str, text: str) -> None:
         """Write a small file whole, or leave the old one."""
