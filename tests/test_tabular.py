@@ -201,7 +201,11 @@ def spoiled(which, index, value):
         (good(), {"gamma": float("nan")}, r"gamma is nan; give a discount in \[0, 1\)"),
         (good(), {"start": np.array([0.5, 0.4])}, r"start sums to 0.9; scale it to sum to 1"),
         (good(), {"start": np.ones(3) / 3}, r"start has shape \(3,\); give \(2,\)"),
-        (good(), {"terminal": [True]}, r"terminal has shape \(1,\); give \(2,\), one a state"),
+        (
+            good(),
+            {"terminal": np.array([True])},
+            r"terminal has shape \(1,\); give \(2,\), one a state",
+        ),
         ((np.ones((2, 2)), np.zeros((2, 2))), {}, r"transitions have shape \(2, 2\); give \[state"),
         ((good()[0], np.zeros((2, 3))), {}, r"rewards have shape \(2, 3\); give \(2, 2\)"),
     ],
@@ -236,7 +240,7 @@ def test_a_corridor_of_one_state_is_refused():
 def test_rewards_by_successor_are_averaged_and_nothing_happens_in_a_terminal_state():
     P, r = np.full((2, 2, 2), 0.5), np.zeros((2, 2, 2))
     P[0, 1], r[0, 1] = [0.25, 0.75], [4.0, 8.0]
-    mdp = t.make_mdp(P, r + 1.0, gamma=0.9, terminal=[False, True])
+    mdp = t.make_mdp(P, r + 1.0, gamma=0.9, terminal=np.array([False, True]))
     np.testing.assert_array_equal(mdp.rewards, [[1.0, 8.0], [0.0, 0.0]])
     np.testing.assert_array_equal(mdp.transitions[1], [[0.0, 1.0], [0.0, 1.0]])
     old = t.solve(mdp, going_right(mdp, 0.5))
