@@ -13,7 +13,7 @@ pytestmark = pytest.mark.core
 
 SOURCE = Path(surefoot.__file__).parent
 
-NOUNS = {"errors", "config", "types", "spaces"}
+NOUNS = {"errors", "limits", "config", "types", "spaces"}
 LADDER = [
     "distributions",
     "returns",
@@ -35,11 +35,12 @@ LAYERS = [
     {"compare", "cells", "processes", "scores", "tables", "laboratory"},
     {"cli", "commands", "__main__", "__init__"},
 ]
-PLAIN = {"config", "types", "errors"}
+PLAIN = {"limits", "config", "types", "errors"}
 # Modules beside the arrow: each may be imported from the rollout on, and knows only these.
 KNOWS = {
     **{name: NOUNS | PARTS | {"distributions"} for name in PARTS},
-    **{name: PLAIN for name in ("run", "plots", "metrics", "flags", "statistics")},
+    **{name: PLAIN for name in ("checkpoint", "plots", "metrics", "flags", "statistics")},
+    "run": PLAIN | {"checkpoint"},
     "envs": NOUNS | PARTS | {"distributions", "tabular"},
     "loggers": PLAIN | {"run"},
     "progress": PLAIN | {"metrics"},
@@ -117,7 +118,7 @@ def allowed(name):
     if name in KNOWS:
         return KNOWS[name] | {name}
     if name in LADDER:
-        return {*LADDER[: LADDER.index(name) + 1], "config", "types", "errors"}
+        return {*LADDER[: LADDER.index(name) + 1], *PLAIN}
     level = next(level for level, layer in enumerate(LAYERS) if name in layer)
     beside = set(KNOWS) if level >= 3 else set()
     return set().union(*LAYERS[: level + 1]) | beside
@@ -146,7 +147,7 @@ def test_a_package_is_imported_only_where_it_is_at_home(package):
 
 
 def test_settings_and_errors_load_without_jax():
-    for name in ("config", "errors"):
+    for name in ("config", "limits", "errors"):
         assert packages(name).isdisjoint({"jax", "jaxtyping", "numpy", "gymnasium"})
 
 

@@ -16,12 +16,11 @@ from surefoot.config import (
     Train,
     check_together,
     from_mapping,
-    limits_of,
-    nearest,
     resolve,
     unlike_defaults,
 )
 from surefoot.errors import ConfigError, SurefootError
+from surefoot.limits import limits_of, nearest
 
 pytestmark = pytest.mark.core
 

@@ -18,17 +18,16 @@ from scripted import scripted_jax
 from trees import assert_same_bits
 
 import surefoot as sf
-from surefoot.config import VPG, Critic, Network, Train
-from surefoot.errors import CheckpointError, ConfigError, StorageError
-from surefoot.run import (
+from surefoot.checkpoint import (
     Checkpoint,
-    RunDirectory,
-    finite_row,
     name_arrays,
     read_checkpoint,
     restore_arrays,
     write_checkpoint,
 )
+from surefoot.config import VPG, Critic, Network, Train
+from surefoot.errors import CheckpointError, ConfigError, StorageError
+from surefoot.run import RunDirectory, finite_row
 from surefoot.training import resume, train
 
 TREE = {

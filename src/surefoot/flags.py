@@ -5,8 +5,9 @@ import re
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from surefoot.config import RULES, Critic, Network, Train, limits_of, nearest, rules_with, shown
+from surefoot.config import RULES, Critic, Network, Train, rules_with
 from surefoot.errors import ConfigError
+from surefoot.limits import limits_of, nearest, shown
 
 PEER_FLAGS = {
     "n-envs": "num-envs",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
+from surefoot.checkpoint import Checkpoint, name_arrays
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import (
@@ -20,7 +21,7 @@ from surefoot.errors import (
     StoppedBySignal,
     SurefootError,
 )
-from surefoot.run import Checkpoint, finite_row, name_arrays
+from surefoot.run import finite_row
 from surefoot.steppers import HostStepper, JaxStepper, Stepper, chunk_length
 from surefoot.trained import Evaluator, Run
 

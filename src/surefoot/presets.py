@@ -17,12 +17,10 @@ from surefoot.config import (
     Train,
     check_together,
     from_mapping,
-    limits_of,
-    nearest,
     resolve,
-    shown,
 )
 from surefoot.errors import ConfigError
+from surefoot.limits import limits_of, nearest, shown
 
 Tables = Mapping[str, Mapping[str, Any]]
 """Settings by section: train, network, critic, rule."""

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from surefoot.cells import score_run, stored_score
-from surefoot.config import shown
 from surefoot.envs import find_env
 from surefoot.envs.tabular import best_possible
 from surefoot.errors import ConfigError
+from surefoot.limits import shown
 from surefoot.presets import settle_tables
 from surefoot.run import RunDirectory
 from surefoot.trained import OwnNetworks, load

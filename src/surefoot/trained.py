@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from surefoot.checkpoint import restore_arrays
 from surefoot.config import OwnNetwork, Settings
 from surefoot.envs import EnvSource, find_env, imports_nothing
 from surefoot.envs.host import HostEnv, open_host_env
@@ -17,7 +18,7 @@ from surefoot.learner import Learner, LoopState, make_learner
 from surefoot.networks import build
 from surefoot.policy import Policy
 from surefoot.presets import settle_tables
-from surefoot.run import RunDirectory, restore_arrays
+from surefoot.run import RunDirectory
 
 MOST_EVALUATION_ENVS = 10
 

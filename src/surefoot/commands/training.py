@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.commands.common import emit, env_flag, parse_env_kwargs
-from surefoot.config import RULES, Critic, Network, Train, limits_of
+from surefoot.config import RULES, Critic, Network, Train
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.flags import given, rule_settings
+from surefoot.limits import limits_of
 from surefoot.presets import known_rule
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from surefoot.config import nearest
 from surefoot.errors import ConfigError, EnvCrashError
+from surefoot.limits import nearest
 
 LATER = {"envpool": "EnvPool", "brax": "Brax"}
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surefoot.config import nearest
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.errors import ConfigError
+from surefoot.limits import nearest
 from surefoot.tabular.exact import LONG_ENOUGH, time_limited_optimum
 from surefoot.tabular.mdp import MDP, corridor, make_mdp, random_mdp, ridge
 from surefoot.types import EnvSpec
