@@ -15,7 +15,8 @@ import numpy as np
 from scipy import optimize, special
 
 from surefoot import tabular as t
-from surefoot.tabular.updates import clipped_rows, natural_direction
+from surefoot.tabular.rows import clipped_rows
+from surefoot.tabular.updates import natural_direction
 
 GAMMAS = (0.0, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99)
 KINDS = ("dense", "peaked", "deterministic", "ridge", "corridor")

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot import tabular as t
-from surefoot.laboratory.claims import bound, ppo, surrogate, trpo
+from surefoot.laboratory.claims import bound, ppo, region, surrogate, trpo
 from surefoot.laboratory.claims.claim import Claim, right, solved
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
     *surrogate.CLAIMS,
     *bound.CLAIMS,
+    *region.CLAIMS,
     *trpo.CLAIMS,
     *ppo.CLAIMS,
 )
