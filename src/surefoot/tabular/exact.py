@@ -53,7 +53,12 @@ def solve(mdp: MDP, policy: Policy) -> Solution:
     system = resolvent(mdp, policy)
     values = np.linalg.solve(system, np.sum(policy * mdp.rewards, axis=1))
     q_values = mdp.rewards + mdp.gamma * mdp.transitions @ values
-    advantages = np.where(mdp.terminal[:, None], 0.0, q_values - values[:, None])
+    advantages = q_values - values[:, None]
+    # A state whose advantages are all rounding has none: a rule that looks at their direction
+    # alone would take a step of full length along it.
+    largest = np.abs(advantages).max(axis=1, keepdims=True)
+    rounding = 1e-13 * (1.0 + np.abs(q_values).max())
+    advantages = np.where(mdp.terminal[:, None] | (largest <= rounding), 0.0, advantages)
     visits = np.maximum(np.linalg.solve(system.T, mdp.start), 0.0)
     return Solution(policy, values, q_values, advantages, visits, float(mdp.start @ values))
 

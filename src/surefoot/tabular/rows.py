@@ -50,10 +50,7 @@ def clipped_rows(old: Solution, clip_eps: float) -> Float[np.ndarray, "state act
         for action in np.argsort(-advantages[state]):
             room = 1.0 - rows[state].sum()
             rows[state, action] += min(room, low[state, action] - rows[state, action])
-    # Advantages that are all rounding move nothing.
-    rounding = 1e-13 * (1.0 + np.abs(old.q_values).max())
-    moved = np.abs(advantages).max(axis=1, keepdims=True) > rounding
-    return np.where(moved, rows, policy)
+    return np.where(good.any(axis=1, keepdims=True), rows, policy)
 
 
 def _scaled_within(

@@ -109,8 +109,12 @@ def _constrained(
     if np.array_equal(moved, theta):
         return theta
 
+    def reachable(theta: np.ndarray) -> Policy:
+        # A try may go so far that a probability is 0 in floats: KL must stay a number there.
+        return np.maximum(family.policy(theta), 1e-300)
+
     def kl_at(theta: np.ndarray) -> float:
-        return float(weights @ row_kl(old.policy, family.policy(theta)))
+        return float(weights @ row_kl(old.policy, reachable(theta)))
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         policy = family.policy(theta)
@@ -119,7 +123,7 @@ def _constrained(
 
     def inside(theta: np.ndarray) -> np.ndarray:
         # KL's gradient pulls back every action in the share of old to new probability.
-        policy = family.policy(theta)
+        policy = reachable(theta)
         return family.pull(policy, weights[:, None] * old.policy / policy)
 
     # Lengths in natural steps, gains and KL in what that step gives: all of order 1, so that a
@@ -177,35 +181,70 @@ def ppo(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) 
     return logits_of(np.where(visited[:, None], rows, old.policy))
 
 
+LONGEST, SHORTEST = 1e-2, 1e-12
+"""Steps of the ascent, as the largest change of a logit's difference within a state."""
+
+
 def _ascend_clipped(
     mdp: MDP, family: Shared, theta: np.ndarray, old: Solution, clip_eps: float
 ) -> np.ndarray:
-    """Follow the gradient of the clipped objective, which has kinks, in ever finer steps.
+    """Follow the steepest ascent of the clipped objective, along its kinks where it leads there.
 
-    Steps of fixed length follow the flow; where one no longer gains, it has passed a kink or the
-    top, and the length is halved. At 1e-13 of log-probability the ascent has arrived.
+    A step that gains nothing has passed a kink or the top: it is halved, and so is the distance
+    at which a kink is felt. The ascent has arrived where no step gains any more.
     """
     visits = state_weights(mdp, old)[:, None]
-    rows, length = visits * old.advantages, 1e-2
+    rows, edges = visits * old.advantages, np.where(old.advantages > 0, 1, -1) * clip_eps + 1
 
-    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        policy = family.policy(theta)
+    def objective(policy: Policy) -> float:
         ratio = policy / old.policy
-        active = np.where(rows > 0, ratio < 1 + clip_eps, ratio > 1 - clip_eps)
         held = np.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-        gain = np.sum(old.policy * np.minimum(ratio * rows, held * rows))
-        return float(gain), family.pull(policy, np.where(active, rows, 0.0))
+        return float(np.sum(old.policy * np.minimum(ratio * rows, held * rows)))
 
-    value, slope = objective(theta)
-    while length > 1e-13 and np.linalg.norm(slope) > 1e-14:
-        push = np.ptp(family.features @ slope, axis=1).max()
-        trial = theta + length / push * slope
-        trial_value, trial_slope = objective(trial)
-        if trial_value > value:
-            theta, value, slope = trial, trial_value, trial_slope
+    policy, length = family.policy(theta), LONGEST
+    value = objective(policy)
+    while length > SHORTEST:
+        ratio = policy / old.policy
+        at_kink = (np.abs(ratio - edges) <= 2 * length * ratio) & (rows != 0)
+        free = np.where(rows > 0, ratio < edges, ratio > edges) & ~at_kink
+        slope = _steepest(family, policy, np.where(free, rows, 0.0), np.where(at_kink, rows, 0.0))
+        push = float(np.ptp(family.features @ slope, axis=1).max())
+        trial = theta + (length / push if push > 0 else 0.0) * slope
+        trial_policy = family.policy(trial)
+        gained = objective(trial_policy)
+        if gained > value:
+            theta, policy, value = trial, trial_policy, gained
+            length = min(1.5 * length, LONGEST)
         else:
             length *= 0.5
     return theta
+
+
+def _steepest(
+    family: Shared,
+    policy: Policy,
+    rows: Float[np.ndarray, "state action"],
+    kinks: Float[np.ndarray, "state action"],
+) -> Float[np.ndarray, " param"]:
+    """Steepest ascent where the terms of `kinks` count on one side only.
+
+    The shortest vector among the gradients with any share, 0 to 1, of each of those terms: what
+    it points to rises on both sides, and where it vanishes nothing does.
+    """
+    slope, where = family.pull(policy, rows), np.argwhere(kinks)
+    if len(where) == 0:
+        return slope
+    one_sided = []
+    for state, action in where:
+        row = np.zeros_like(kinks)
+        row[state, action] = kinks[state, action]
+        one_sided.append(family.pull(policy, row))
+    columns = np.stack(one_sided, axis=1)
+    if len(where) == 1:
+        share = np.clip(-columns.T @ slope / max(float(np.sum(columns**2)), 1e-300), 0.0, 1.0)
+    else:
+        share = optimize.lsq_linear(columns, -slope, bounds=(0.0, 1.0), method="bvls").x
+    return slope + columns @ share
 
 
 def cpi(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:

@@ -166,7 +166,7 @@ def needs_no_guarantee() -> Claim:
     fell = by_rule["ppo"]
     benign = count = 0
     rng = np.random.default_rng(0)
-    for index in range(150):
+    for index in range(60):
         mdp = t.random_mdp(index, gamma=(0.5, 0.9, 0.95)[index % 3])
         family = t.Shared(rng.normal(size=(6, 3, 2)))
         theta = rng.normal(size=2)
@@ -177,7 +177,7 @@ def needs_no_guarantee() -> Claim:
         title="It doesn't need the guarantees",
         says="PPO doesn't have TRPO's guarantees, and doesn't need them: they were already broken "
         "in practice.",
-        experiment=f"One exact PPO update on the {total} corridors of before, and on 150 random "
+        experiment=f"One exact PPO update on the {total} corridors of before, and on 60 random "
         "MDPs whose states share two parameters. How often does the return fall, with all data "
         "and no noise? (That the broken guarantee is why PPO exists is the essay's reading; "
         "Schulman et al. 2017 give other reasons: TRPO is complicated, and does not go together "
