@@ -270,6 +270,16 @@ def test_exact_trpo_stays_inside_its_radius_where_a_state_is_never_visited(size,
     assert special.rel_entr(old.policy[0], new[0]).sum() == pytest.approx(0.1, rel=1e-6)
 
 
+@pytest.mark.parametrize(("size", "seed"), [(1, 39), (3, 158), (3, 203)])
+def test_exact_trpo_loses_nothing_near_a_deterministic_policy(size, seed):
+    rng, mdp = np.random.default_rng(seed), t.random_mdp(seed, num_states=2, gamma=0.0)
+    start = Start(mdp, t.Shared(rng.normal(size=(2, 3, size))), 5 * rng.normal(size=size))
+    old = solved(start)
+    new = start.family.policy(exact_update("trpo")(start, old, t.Step(max_kl=0.05)))
+    assert t.surrogate(old, new) >= old.eta
+    assert kl_of(start, old, new) <= 0.05 * (1 + 1e-6)
+
+
 def counting(monkeypatch, most):
     """Fail where an update asks for more gradients than an ascent of fixed steps could need."""
     pull, count = t.Shared.pull, [0]
