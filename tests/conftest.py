@@ -11,7 +11,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 from jaxtyping import install_import_hook  # noqa: E402
 
 LADDER = "distributions returns surrogate trust_region natural_gradient clip"
-CHECKED = [f"surefoot.{module}" for module in f"{LADDER} update critic normalize".split()]
+CHECKED = [f"surefoot.{module}" for module in f"{LADDER} tabular update critic normalize".split()]
 install_import_hook(CHECKED, "beartype.beartype")
 
 from functools import partial  # noqa: E402

@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surefoot import tabular
     from surefoot.config import (
         NPG,
         PPO,
@@ -67,15 +66,12 @@ __all__ = [
     "load",
     "make_train",
     "resume",
-    "tabular",
     "train",
     "train_many",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "tabular":
-        return importlib.import_module("surefoot.tabular")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'surefoot' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"surefoot.{_HOME_OF[name]}"), name)

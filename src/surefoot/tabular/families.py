@@ -1,6 +1,6 @@
 """Softmax policies on finite states: each state with its own logits, or states that share some."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from surefoot.tabular.exact import Policy, Solution, state_weights
 from surefoot.tabular.mdp import MDP
 
 
+@runtime_checkable
 class Family(Protocol):
     """A family of policies with parameters theta."""
 

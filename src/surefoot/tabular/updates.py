@@ -104,50 +104,53 @@ def trpo(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step)
 def _constrained(
     mdp: MDP, family: Shared, theta: np.ndarray, old: Solution, max_kl: float
 ) -> np.ndarray:
-    """The largest surrogate inside the radius, over shared parameters, by SLSQP."""
+    """The largest surrogate inside the radius that is found over shared parameters.
+
+    SLSQP from the natural step and from its opposite, for the surrogate may have several tops;
+    the natural step itself, shortened to the radius; and no step at all. The best one counts.
+    """
     weights, moved = state_weights(mdp, old), npg(mdp, family, theta, old, Step(max_kl=max_kl))
     if np.array_equal(moved, theta):
         return theta
+    rows = old.visits[:, None] * old.advantages
 
-    def reachable(theta: np.ndarray) -> Policy:
-        # A try may go so far that a probability is 0 in floats: KL must stay a number there.
-        return np.maximum(family.policy(theta), 1e-300)
+    def kl_at(step: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean KL after a step, and its gradient; a probability of 0 counts as a tiny one."""
+        policy = np.maximum(family.policy(theta + step), 1e-300)
+        value = float(weights @ row_kl(old.policy, policy))
+        return value, -family.pull(policy, weights[:, None] * old.policy / policy)
 
-    def kl_at(theta: np.ndarray) -> float:
-        return float(weights @ row_kl(old.policy, reachable(theta)))
+    def gain(step: np.ndarray) -> tuple[float, np.ndarray]:
+        policy = family.policy(theta + step)
+        return float(np.sum((policy - old.policy) * rows)), family.pull(policy, rows)
 
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        policy = family.policy(theta)
-        rows = old.visits[:, None] * old.advantages
-        return -float(np.sum(policy * rows)), -family.pull(policy, rows)
+    def shortened(step: np.ndarray) -> np.ndarray:
+        if kl_at(step)[0] <= max_kl:
+            return step
+        share: Any = optimize.brentq(lambda a: kl_at(a * step)[0] - max_kl, 0.0, 1.0, xtol=1e-15)
+        return share * step
 
-    def inside(theta: np.ndarray) -> np.ndarray:
-        # KL's gradient pulls back every action in the share of old to new probability.
-        policy = reachable(theta)
-        return family.pull(policy, weights[:, None] * old.policy / policy)
-
-    # Lengths in natural steps, gains and KL in what that step gives: all of order 1, so that a
-    # radius of 1e-6 is solved as well as one of 1.
-    size = np.linalg.norm(moved - theta)
-    start, gained = loss(theta)[0], loss(theta)[0] - loss(moved)[0]
-    scale = max(abs(gained), 1e-300)
-    found = optimize.minimize(
-        lambda z: (loss(theta + size * z)[0] - start) / scale,
-        (moved - theta) / size,
-        jac=lambda z: loss(theta + size * z)[1] * size / scale,
-        constraints={
-            "type": "ineq",
-            "fun": lambda z: 1.0 - kl_at(theta + size * z) / max_kl,
-            "jac": lambda z: inside(theta + size * z) * size / max_kl,
-        },
-        method="SLSQP",
-        options={"ftol": 1e-15, "maxiter": 500},
-    )
-    step = size * found.x
-    if kl_at(theta + step) > max_kl:
-        share = optimize.brentq(lambda a: kl_at(theta + a * step) - max_kl, 0.0, 1.0, xtol=1e-15)
-        step = share * step
-    return theta + step
+    natural = moved - theta
+    found = [np.zeros_like(natural), shortened(natural)]
+    # Lengths in natural steps, gains in what that step gives, KL in radii: all of order 1, so
+    # that a radius of 1e-6 is solved as well as one of 1.
+    size, scale = np.linalg.norm(natural), max(abs(gain(natural)[0]), 1e-300)
+    for sign in (1.0, -1.0):
+        end = optimize.minimize(
+            lambda z: -gain(size * z)[0] / scale,
+            sign * natural / size,
+            jac=lambda z: -gain(size * z)[1] * size / scale,
+            constraints={
+                "type": "ineq",
+                "fun": lambda z: 1.0 - kl_at(size * z)[0] / max_kl,
+                "jac": lambda z: -kl_at(size * z)[1] * size / max_kl,
+            },
+            method="SLSQP",
+            options={"ftol": 1e-15, "maxiter": 500},
+        )
+        if np.isfinite(end.x).all():
+            found.append(shortened(size * end.x))
+    return theta + max(found, key=lambda step: gain(step)[0])
 
 
 def ppo_kl(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
