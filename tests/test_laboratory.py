@@ -9,9 +9,11 @@ import pytest
 
 from surefoot import tabular as t
 from surefoot.cli import main
+from surefoot.config import PPO
 from surefoot.envs import imports_nothing
 from surefoot.envs.tabular import best_possible, find_mdp, tabular_env
 from surefoot.errors import ConfigError
+from surefoot.laboratory.practice import training_update
 from surefoot.laboratory.ray import Ray, landmarks
 from surefoot.laboratory.report import curve, exact_update, report, start_at
 
@@ -81,6 +83,10 @@ def test_the_training_rule_on_the_exact_batch_lands_where_the_closed_form_does(c
     gains = [said(capsys, "random:3", "trpo", *flags)[0]["realised_gain"] for flags in seeds]
     assert gains[0] == gains[1] != gains[2]
     (everything,) = said(capsys, "random:3", "trpo", "--batch", "exact")
+    (usual,) = said(capsys, "corridor", "ppo", "--batch", "exact")
+    assert usual["ratio_max"] < 1.1, "ten small steps: no exact rule's setting may reach the rule"
+    (faster,) = said(capsys, "corridor", "ppo", "--batch", "exact", "--learning-rate", "0.01")
+    assert faster["ratio_max"] > 1.05 * usual["ratio_max"]
     assert gains == pytest.approx([everything["realised_gain"]] * 3, rel=0.3)
     assert everything["realised_gain"] not in gains
 
@@ -132,7 +138,15 @@ def test_a_picture_is_drawn_where_it_is_asked_for(empty_directory, capsys):
         (["corridor", "--gamma", "1"], 2, "gamma is 1.0; give a discount in [0, 1)"),
         (["corridor", "--p-old", "1.5"], 2, "a probability in (0, 1)"),
         (["corridor", "--max-kl", "-1"], 2, "--max-kl must be above 0"),
-        (["corridor", "--num-states", "3"], 2, "num_states"),
+        (["corridor", "--num-states", "3"], 2, "corridor has no num_states; it has m, B, gamma"),
+        (["corridor", "--B", "-1"], 2, "a cost is 0 or more"),
+        (["random:x"], 2, "a seed is a whole number"),
+        (["random:"], 2, "a seed is a whole number"),
+        (["random:1", "--concentration", "-1"], 2, "concentration is -1"),
+        (["random:1", "--reward-density", "2"], 2, "reward_density is 2"),
+        (["random:1", "--p-old", "0.3"], 2, "has 3"),
+        (["corridor", "--max-kl", "inf"], 2, "finite"),
+        (["ended.npz"], 2, "every state is terminal"),
         (["corridor", "ppo", "trpo"], 2, "--iterations"),
         (["corridor", "cpi", "--batch", "exact"], 2, "for the rules that train"),
         (["corridor", "--batch", "many"], 2, "`exact` or a number"),
@@ -147,6 +161,8 @@ def test_wrong_input_gets_one_line(capsys, empty_directory, arguments, code, tex
     P[0, 1] = 0.9, 0.0
     np.savez(empty_directory / "bad.npz", transitions=P, rewards=np.zeros((2, 2)), gamma=0.9)
     np.savez(empty_directory / "half.npz", transitions=P)
+    ends = np.ones(2, bool)
+    np.savez(empty_directory / "ended.npz", transitions=P, rewards=np.zeros((2, 2)), terminal=ends)
     np.save(empty_directory / "wrong.npy", np.full((4, 3), 1 / 3))
     assert main(["exact", *arguments]) == code
     lines = capsys.readouterr().err.strip().splitlines()
@@ -252,6 +268,18 @@ def test_an_update_that_promises_nothing_has_no_ratio_and_no_edge():
     assert found.ratio is None
     assert found.edge_of_trust_kl is None
     assert found.realised_gain == 0
+
+
+def test_rules_may_stand_behind_flags(capsys):
+    first = said(capsys, "corridor", "ppo", "--gamma", "0.9")
+    assert said(capsys, "corridor", "--gamma", "0.9", "ppo") == first
+
+
+def test_minibatches_that_do_not_divide_an_exact_batch_are_refused():
+    start = start_at(t.corridor())
+    old = t.solve(start.mdp, start.family.policy(start.theta))
+    with pytest.raises(ConfigError, match="num_minibatches 32 does not divide the batch of 8"):
+        training_update(PPO())(start, old, t.Step())
 
 
 def test_a_given_policy_must_fit():

@@ -13,7 +13,12 @@ from typing import Any
 
 from surefoot.commands.common import emit, env_flag, keep_programs
 from surefoot.commands.comparing import compare_command, explain_command
-from surefoot.commands.laboratory import add_exact_flags, essay_command, exact_command
+from surefoot.commands.laboratory import (
+    EXACT_RULES,
+    add_exact_flags,
+    essay_command,
+    exact_command,
+)
 from surefoot.commands.training import evaluate_command, resume_command, train_command
 from surefoot.config import RULES
 from surefoot.errors import StoppedBySignal, SurefootError
@@ -170,6 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "train" and options.rule is None and extra[:1] and extra[0] in RULES:
             # argparse takes an optional position only where it stands beside the first one.
             options.rule = extra.pop(0)
+        if options.command == "exact":
+            # So too a list of positions that a flag cuts in two.
+            while extra[:1] and extra[0] in EXACT_RULES:
+                options.rules.append(extra.pop(0))
         refuse_unknown(options.parser, extra)
         keep_programs()
         with _quiet_warnings():

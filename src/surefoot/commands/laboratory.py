@@ -1,6 +1,7 @@
 """`exact` and `essay`: from their parsed options to their exit code."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from surefoot.commands.common import emit, parse_env_kwargs
 from surefoot.config import RULES
 from surefoot.errors import ConfigError, StorageError
 
+EXACT_RULES = (*RULES, "cpi", "pi")
 FAMILY = ("m", "B", "stay", "num_states", "num_actions", "concentration", "reward_density")
 """Flags that are parameters of a family of MDPs."""
 
@@ -33,7 +35,9 @@ def add_exact_flags(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--max-kl", type=float, help="radius of npg and trpo, nats (default 0.01)")
     step.add_argument("--clip-eps", type=float, help="ppo's clip range (default 0.2)")
     step.add_argument("--kl-coef", type=float, help="ppo-kl's weight on mean KL (default 1)")
-    step.add_argument("--learning-rate", type=float, help="vpg's step (default 1)")
+    step.add_argument(
+        "--learning-rate", type=float, help="vpg: step along the gradient (default 1)"
+    )
     step.add_argument(
         "--batch",
         metavar="exact|N",
@@ -85,8 +89,9 @@ def _step(options: argparse.Namespace) -> Any:
     names = [field.name for field in fields(Step)]
     given = {name: getattr(options, name) for name in names}
     for name, value in given.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} must be above 0 and finite, got {value}")
     return Step(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -104,7 +109,9 @@ def _update(options: argparse.Namespace, rule: str, step: Any) -> Any:
         raise ConfigError(f"--batch is `exact` or a number of rows, got {options.batch}")
     kind = RULES[rule]
     known = {field.name for field in fields(kind)}
-    given = {name: value for name, value in vars(step).items() if name in known}
+    # The rule's own defaults but for what was asked for: they are what is looked at.
+    given = {field.name: getattr(options, field.name) for field in fields(step)}
+    given = {name: value for name, value in given.items() if name in known and value is not None}
     if "num_minibatches" in known:
         given["num_minibatches"] = 1
     rows = None if options.batch == "exact" else int(options.batch)
@@ -190,6 +197,8 @@ def essay_command(options: argparse.Namespace) -> int:
         judged.append(each)
         if options.json:
             emit(as_record(each))
+        elif out:
+            print(f"{each.number}. {each.claim.title}: {each.claim.verdict}", flush=True)
         else:
             print(as_text(each) + "\n", flush=True)
     if out:

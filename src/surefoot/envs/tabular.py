@@ -1,6 +1,7 @@
 """Tables of finite MDPs: from an id, from Gymnasium, from a file; and as an environment."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,29 @@ def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = N
         ConfigError: for an unknown name, an argument that is none, or a table that is wrong.
     """
     given: dict[str, Any] = dict(arguments) | ({} if gamma is None else {"gamma": gamma})
-    family, _, seed = name.partition(":")
-    try:
-        if name in BUILT:
-            return BUILT[name](**given)
-        if family == "random" and (not seed or seed.isdigit()):
-            return random_mdp(int(seed or 0), **given)
-    except TypeError as fault:
-        raise ConfigError(f"{name}: {fault}", name="MDP") from fault
+    family, colon, seed = name.partition(":")
+    if name in BUILT:
+        return BUILT[name](**_known(name, BUILT[name], given))
+    if family == "random":
+        if bool(colon) != seed.isdigit():
+            raise ConfigError(f"{name}: a seed is a whole number, as in random:3", name="MDP")
+        return random_mdp(int(seed or 0), **_known(name, random_mdp, given))
     if name.endswith(".npz"):
         return _from_file(Path(name), gamma)
     return _from_gymnasium(name, arguments, 0.99 if gamma is None else gamma)
+
+
+def _known(name: str, family: Callable[..., MDP], given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, where the family has them all."""
+    known = [
+        key
+        for key, kind in inspect.signature(family).parameters.items()
+        if kind.default is not kind.empty
+    ]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{name} has no {key}; it has {', '.join(known)}", name="MDP")
+    return given
 
 
 def _from_file(path: Path, gamma: float | None) -> MDP:
@@ -51,8 +64,12 @@ def _from_file(path: Path, gamma: float | None) -> MDP:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as fault:
-        raise ConfigError(f"{path} cannot be read as an MDP: {fault}", name="MDP") from fault
+    except OSError as fault:
+        raise ConfigError(
+            f"{path} cannot be read: {fault.strerror or fault}", name="MDP"
+        ) from fault
+    except ValueError as fault:
+        raise ConfigError(f"{path} is no file of np.savez: {fault}", name="MDP") from fault
     missing = {"transitions", "rewards"} - set(arrays)
     if missing:
         raise ConfigError(

@@ -16,6 +16,7 @@ import numpy as np
 from surefoot import tabular as t
 from surefoot.laboratory.claims import bound, ppo, region, surrogate, trpo
 from surefoot.laboratory.claims.claim import Claim, right, solved
+from surefoot.laboratory.ray import Ray, landmarks
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
     *surrogate.CLAIMS,
@@ -28,15 +29,21 @@ CLAIMS: tuple[Callable[[], Claim], ...] = (
 
 PRIMER = """\
 An **environment** is in some state s. An **action** a is taken, a **reward** is paid, the state
-changes, and so on. A **policy** π(a|s) is a rule for acting: the probability of each action in each
-state. Rewards to come count less: one that is t steps away is multiplied by γᵗ, with a discount γ
-below 1. The **return** η(π) is the discounted sum of rewards that a policy collects on average; it
-is what we want to be large.
+changes, and so on; the probabilities of all this are known here (such an environment is called a
+finite MDP). A **policy** π(a|s) is a rule for acting: the probability of each action in each state.
+Rewards to come count less: one that is t steps away is multiplied by γᵗ, with a discount γ below 1;
+1/(1-γ), the sum of all these weights, is called the horizon. The **return** η(π) is the discounted
+sum of rewards that a policy collects on average; it is what we want to be large.
 
 Three quantities describe a policy. V(s) is the return from state s on. The **advantage** A(s, a) is
 how much better it is to take a now, and to follow the policy after that, than to follow it at once;
 it averages to 0 over the policy's own actions. ρ(s) says **how often** a state is visited, a visit
-after t steps counting γᵗ.
+after t steps counting γᵗ; it sums to the horizon.
+
+A policy has **parameters** θ. For two actions one number will do: θ is the log-odds of the second
+action, whose probability is p = 1 / (1 + exp(-θ)). For more, each action has such a number, its
+logit, and its probability is in proportion to exp(logit). Where each state has parameters of its
+own we say so; where all states share them, moving one state moves the others.
 
 Everything below is about one question. We have data of an old policy π and want a better one, π'.
 The data tells us A and ρ of the *old* policy. So we look at the **surrogate**
@@ -44,20 +51,39 @@ The data tells us A and ρ of the *old* policy. So we look at the **surrogate**
 L(π') = η(π) + Σₛ ρ(s) Σₐ π'(a|s) A(s, a)
 
 and take a step that makes it large. But what the new policy really returns is the same sum with
-*its own* visits ρ' in the place of ρ. How far can we go before that matters?
+*its own* visits ρ' in the place of ρ (claim 4 checks this). How far can we go before that matters?
 
-Distance between policies is measured by the **Kullback-Leibler divergence**
+Distance between policies is measured by the **Kullback-Leibler divergence** of a state,
 KL(π ‖ π') = Σₐ π(a|s) log(π(a|s) / π'(a|s)), in nats: 0 for equal policies, 0.01 for very similar
-ones, 1 for quite different ones. **Total variation** (TV) is the largest difference between the
-probabilities that they give to any set of actions.
+ones, 1 for quite different ones. The mean KL is its mean over the states that the old policy
+visits, in the proportion of ρ; the largest is that of the worst state. **Total variation** (TV) is
+the largest difference between the probabilities that two policies give to any set of actions. The
+**Fisher matrix** F turns a small step x of the parameters into KL: mean KL is about half of xᵀFx.
 
 Four rules for choosing the step appear. *Vanilla policy gradient* follows the gradient of L for
 some length. The *natural gradient* does the same in a geometry in which lengths are KL. *TRPO*
 maximises L among policies whose mean KL from the old one is at most δ. *PPO* maximises a clipped L,
-which stops rewarding an action once its probability has changed by a factor of 1 ± ε, with ε = 0.2.
+which stops rewarding an action once the ratio of its new to its old probability has passed 1 ± ε,
+with ε = 0.2. An **exact** update is what a rule does with all the data and with its problem solved:
+nothing is sampled, and a maximum is followed until it is reached. The rules that train in practice
+approximate this with samples and a few hundred small steps.
 
-All numbers are exact: they come from solving small environments, not from sampling them. Only where
-it is said is a sample involved.
+The trials use a few environments: the corridor and the ridge, described where they appear;
+FrozenLake, a slippery grid with holes and one goal; and **random** environments, whose transitions
+and rewards are drawn by lot, with 5 states and 3 actions where nothing else is said, and pairs of
+random policies on them, from almost equal to unrelated. Random environments are benign: what fails
+on them fails everywhere, what holds on them need not hold elsewhere.
+
+Numbers are exact, but for rounding: they come from solving small environments, not from sampling
+them. Only where it is said is a sample involved. A verdict is *holds*, *holds when* something is
+given, or *fails*.
+"""
+
+UNTRIED = """\
+Sentences of the essay that no computation can judge, or none here does: that approximate theory
+frees one to use whatever works; that PPO runs on any framework and parallelises trivially; that it
+was made because the guarantee was broken (the paper gives other reasons); that TRPO is elegant; and
+that many people use PPO without understanding it.
 """
 
 
@@ -143,7 +169,10 @@ def as_page(judged: Sequence[Judged]) -> str:
         sections = "\n".join(_section(each, Path(folder)) for each in judged)
     walks = {"corridor": _walk(t.corridor(), 0.02, 0.28), "ridge": _walk(t.ridge(), 0.02, 0.42)}
     return template.substitute(
-        claims=sections, primer=_paragraphs(PRIMER), data=json.dumps(walks, allow_nan=False)
+        claims=sections,
+        primer=_paragraphs(PRIMER),
+        untried=_paragraphs(UNTRIED),
+        data=json.dumps(walks, allow_nan=False),
     )
 
 
@@ -199,4 +228,9 @@ def _walk(mdp: t.MDP, low: float, high: float) -> dict[str, Any]:
         )
     names = ("p", "eta", "surrogate", "clipped", "kl", "ratio", "edge")
     columns = np.round(np.array(rows).T, 6).tolist()
-    return dict(zip(names, columns, strict=True)) | {"p_old": p_old, "steps": steps}
+    ray = Ray(mdp, case.old, case.after("trpo").policy)
+    half = landmarks(ray).half
+    last = {"corridor": "at the edge", "ridge": "on the crest"}[mdp.name]
+    more = {"p_old": p_old, "steps": steps, "last": last}
+    more["half"] = None if half is None else float(ray.at(half)[0, 1])
+    return dict(zip(names, columns, strict=True)) | more

@@ -7,8 +7,8 @@ from surefoot.laboratory.ray import Landmarks, Ray
 from surefoot.laboratory.report import Report, Start
 from surefoot.plots import Plane
 
-SHOWN = {"B6": "sure by Schulman 2015", "B10": "sure by mean KL, √H", "B11": "sure, entropic"}
-"""The guarantees that are drawn: the essay's, and the two sharpest that old data could give."""
+SHOWN = {"B6": "guaranteed: B6, Schulman 2015", "B10": "guaranteed: B10", "B11": "guaranteed: B11"}
+"""The guarantees that are drawn: the essay's, and two that are sharp for small steps."""
 POINTS = 401
 
 

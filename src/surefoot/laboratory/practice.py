@@ -16,6 +16,7 @@ import numpy as np
 from surefoot import tabular as t
 from surefoot.config import resolve
 from surefoot.distributions import Categorical
+from surefoot.errors import ConfigError
 from surefoot.laboratory.report import Start, Update
 from surefoot.types import Batch, Inputs
 from surefoot.update import UPDATE_RULES
@@ -87,6 +88,11 @@ def training_update(
 
     def update(start: Start, old: t.Solution, step: t.Step) -> np.ndarray:
         with jax.enable_x64(True):
+            parts, count = getattr(settings, "num_minibatches", 1), rows or old.policy.size
+            if count % parts:
+                raise ConfigError(
+                    f"num_minibatches {parts} does not divide the batch of {count} rows; give 1"
+                )
             if memory.program is None:
                 rule = UPDATE_RULES[settings.name](settings, policy_fn(start.family), num_updates)
                 memory.program = jax.jit(rule.update)
@@ -106,19 +112,18 @@ def training_update(
     return update
 
 
-def sampled_natural_gains(
+def sampled_gains(
     mdp: t.MDP, *, rows: int, repeats: int, max_kl: float, seed: int = 0
 ) -> tuple[float, float, float]:
-    """What natural steps from samples promise on them, promise on all data, and gain; means.
+    """What gradient steps from samples promise on them, promise on all data, and gain; means.
 
-    States and actions are sampled under the uniform policy, advantages and the Fisher matrix are
-    exact, and each step has the same quadratic KL: what is lost first is the noise of which rows
+    States and actions are sampled under the uniform policy, advantages are exact, and each step
+    has the same quadratic KL: what is lost first is the noise of which rows
     were drawn, and what is lost then is the shift of visits.
     """
     family, theta = t.Tabular(), np.zeros((mdp.num_states, mdp.num_actions))
     old = t.solve(mdp, family.policy(theta))
     fisher = t.fisher(mdp, family, old)
-    inverse = np.linalg.pinv(fisher, rcond=1e-10, hermitian=True)
     law = (t.state_weights(mdp, old)[:, None] * old.policy).reshape(-1)
     visited = old.visits[~mdp.terminal].sum()
     rng = np.random.default_rng(seed)
@@ -126,9 +131,8 @@ def sampled_natural_gains(
     for _ in range(repeats):
         share = rng.multinomial(rows, law / law.sum()).reshape(old.policy.shape) / rows
         gradient = family.pull(old.policy, share * old.advantages / old.policy).reshape(-1)
-        x = inverse @ gradient
-        curvature = x @ fisher @ x
-        step = np.sqrt(2 * max_kl / curvature) * x if curvature > 0 else 0 * x
+        curvature = gradient @ fisher @ gradient
+        step = np.sqrt(2 * max_kl / curvature) * gradient if curvature > 0 else 0 * gradient
         new = family.policy(theta + step.reshape(theta.shape))
         promised = visited * np.sum(share * (new / old.policy - 1) * old.advantages)
         everywhere = t.surrogate(old, new) - old.eta

@@ -60,10 +60,12 @@ def start_at(
         return Start(mdp, t.Tabular(), np.zeros((mdp.num_states, mdp.num_actions)))
     p = shared if p_old is None else p_old
     assert p is not None
-    if mdp.num_actions != 2 or not 0.0 < p < 1.0:
+    if not 0.0 < p < 1.0:
+        raise ConfigError(f"p_old {p}: give a probability in (0, 1)")
+    if mdp.num_actions != 2:
         raise ConfigError(
-            f"p_old {p}: a probability in (0, 1) of the second of two actions; {mdp.name} has "
-            f"{mdp.num_actions} actions"
+            f"p_old is the probability of the second of two actions; {mdp.name} has "
+            f"{mdp.num_actions}"
         )
     logit = np.log(p) - np.log1p(-p)
     if shared is None or table:

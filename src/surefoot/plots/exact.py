@@ -135,8 +135,9 @@ def plot_lines(
     title: str,
     log: bool = False,
     dots: Sequence[tuple[float, float]] = (),
+    ylim: tuple[float, float] | None = None,
 ) -> None:
-    """Draw lines, on logarithmic axes where `log`, and dots on them.
+    """Draw lines, on logarithmic axes where `log`, and dots on them, from and to `ylim`.
 
     Raises:
         StorageError: where the file cannot be written.
@@ -149,6 +150,8 @@ def plot_lines(
     if log:
         axes.set(xscale="log", yscale="log")
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    if ylim:
+        axes.set_ylim(*ylim)
     axes.set_title(title, loc="left", fontsize=13)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

@@ -80,6 +80,8 @@ def make_mdp(
     ends = np.zeros(num_states, bool) if terminal is None else np.array(terminal, bool)
     if ends.shape != (num_states,):
         raise _wrong(name, f"terminal has shape {ends.shape}", f"give ({num_states},), one a state")
+    if ends.all():
+        raise _wrong(name, "every state is terminal", "leave one in which something happens")
     P[ends], P[ends, :, ends] = 0.0, 1.0
     _check_rows(name, "transitions", P, "scale each row P(. | state, action) to sum to 1")
     if r.shape == P.shape:
@@ -134,6 +136,7 @@ def ridge(*, B: float = 2.0, gamma: float = 0.95) -> MDP:
     In state 0 action 0 (left) stays and action 1 (right) goes to state 1, the crest. There left
     pays 1 and right costs `B`; both go back. Meant for a policy that shares P(right).
     """
+    _check_cost("ridge", B)
     P = np.zeros((2, 2, 2))
     P[0, 0, 0] = P[0, 1, 1] = P[1, :, 0] = 1.0
     return make_mdp(P, np.array([[0.0, 0.0], [1.0, -B]]), gamma=gamma, name="ridge")
@@ -148,6 +151,7 @@ def corridor(*, m: int = 4, B: float = 200.0, gamma: float = 0.95, stay: bool = 
     """
     if m < 2:
         raise _wrong("corridor", f"m is {m}", "a corridor has at least 2 states")
+    _check_cost("corridor", B)
     P, r = np.zeros((m, 2, m)), np.zeros((m, 2))
     for state in range(m):
         P[state, 0, state if stay else 0] = 1.0
@@ -155,6 +159,11 @@ def corridor(*, m: int = 4, B: float = 200.0, gamma: float = 0.95, stay: bool = 
         P[state, 1, 0 if last else state + 1] = 1.0
         r[state, 1] = -B if last else 1.0
     return make_mdp(P, r, gamma=gamma, name="corridor")
+
+
+def _check_cost(name: str, B: float) -> None:
+    if not B >= 0:
+        raise _wrong(name, f"B is {B}", "a cost is 0 or more")
 
 
 def random_mdp(
@@ -171,6 +180,14 @@ def random_mdp(
     `concentration` 0 gives deterministic transitions, small numbers give few likely successors.
     `reward_density` is the share of (s, a) that pay at all; 0 gives an MDP without rewards.
     """
+    for what, value, most in (
+        ("concentration", concentration, np.inf),
+        ("reward_density", reward_density, 1.0),
+    ):
+        if not 0 <= value <= most:
+            raise _wrong(f"random:{seed}", f"{what} is {value}", f"give 0 to {most:g}")
+    if min(num_states, num_actions) < 1:
+        raise _wrong(f"random:{seed}", "it has no state or no action", "give 1 or more of each")
     rng = np.random.default_rng(seed)
     shape = (num_states, num_actions)
     if concentration == 0:

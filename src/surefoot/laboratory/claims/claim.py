@@ -110,11 +110,15 @@ def corridor_family() -> Iterator[Solved]:
 
 
 @cache
-def corridors_that_fell() -> tuple[int, dict[str, int]]:
-    """How many corridors there are, and in how many one exact update lowered the return."""
-    count, fell = 0, {"trpo": 0, "ppo": 0}
+def corridors_that_fell() -> tuple[int, dict[str, int], dict[str, float]]:
+    """How many corridors there are, in how many one exact update lowered the return, median KL."""
+    fell: dict[str, int] = {"trpo": 0, "ppo": 0}
+    kls: dict[str, list[float]] = {"trpo": [], "ppo": []}
     for case in corridor_family():
-        count += 1
+        weights = t.state_weights(case.mdp, case.old)
         for rule in fell:
-            fell[rule] += case.after(rule, max_kl=0.01).eta < case.old.eta - 1e-9
-    return count, fell
+            new = case.after(rule, max_kl=0.01)
+            fell[rule] += new.eta < case.old.eta - 1e-9
+            kls[rule].append(float(weights @ t.row_kl(case.old.policy, new.policy)))
+    middle = {rule: float(np.median(found)) for rule, found in kls.items()}
+    return len(kls["ppo"]), fell, middle
