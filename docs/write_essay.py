@@ -11,8 +11,8 @@ An essay, "From TRPO to PPO", says what policy optimisation is about: a surrogat
 plane to the truth, a bound that says how far it can be trusted, a rule that respects the bound and
 a rule that clips instead. Here its claims, as far as they can be computed, are tried on
 environments small enough to be solved, and judged. Every number on this page comes from
-`surefoot essay`; a test holds them together. `surefoot essay --out page` writes the same as one HTML
-page, in which two of the pictures can be dragged.
+`surefoot essay`; a test holds them together. `surefoot essay --out page` writes the same as one
+HTML page, in which two of the pictures can be dragged.
 
 ## What you need to know
 
