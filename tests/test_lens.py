@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from surefoot import tabular as t
-from surefoot.lens import mean_by_env, realised_gain
+from surefoot.config import NPG, resolve
+from surefoot.distributions import Categorical
+from surefoot.lens import cross_fit, mean_by_env, realised_gain
+from surefoot.types import Batch, Inputs
+from surefoot.update import UPDATE_RULES
 
 
 def sampled_td(mdp, solution, critic, *, num_envs, rows, rng):
@@ -49,6 +53,55 @@ def test_a_good_critic_makes_the_interval_narrow_and_no_critic_moves_the_mean():
         widths.append(float(found.high - found.low))
         assert abs(float(found.mean) - (new.eta - old.eta)) < 2 * widths[-1]
     assert widths[1] > 3 * widths[0]
+
+
+def test_noise_promises_in_sample_and_not_across_halves():
+    """A bandit of 200 states without any true advantage, and one with."""
+    num_states, rng = 200, np.random.default_rng(0)
+    theta = jnp.zeros((num_states, 2))
+
+    def policy_fn(theta, inputs):
+        return Categorical(theta[inputs.obs])
+
+    rule = UPDATE_RULES["npg"](
+        resolve(NPG(advantage_norm="none", fisher_fraction=1.0)), policy_fn, 1
+    )
+
+    @jax.jit
+    def look(batch):
+        def update(half):
+            return rule.update(rule.init(theta), theta, half, jax.random.key(0))[0]
+
+        first = jnp.arange(800) % 2 == 0
+        return cross_fit(update, policy_fn, theta, batch, first, horizon=10.0)
+
+    def mean_of(signal):
+        found = []
+        for _ in range(60):
+            obs, actions = rng.integers(num_states, size=800), rng.integers(2, size=800)
+            advantages = signal * (2.0 * actions - 1.0) + rng.normal(size=800)
+            zeros, ones = jnp.zeros(800), jnp.ones(800)
+            batch = Batch(
+                Inputs(jnp.asarray(obs), None),
+                jnp.asarray(actions),
+                zeros,
+                jnp.asarray(advantages, jnp.float32),
+                zeros,
+                zeros,
+                ones,
+                jnp.asarray(2.0),
+            )
+            look_at = look(batch)
+            found.append(
+                [float(look_at[f"lens/{name}_promise"]) for name in ("insample", "crossfit")]
+            )
+        return np.mean(found, axis=0), np.std(found, axis=0) / 60**0.5
+
+    (insample, across), (_, error) = mean_of(0.0)
+    assert insample > 20 * error
+    assert abs(across) < 3 * error
+    (insample, across), (_, error) = mean_of(1.0)
+    assert insample > across > 5 * error
 
 
 def test_one_environment_has_a_gain_and_no_interval():

@@ -16,7 +16,7 @@ from surefoot.critic import critic_loss, explained_variance, fit_critic, start_c
 from surefoot.diagnostics import diagnose
 from surefoot.distributions import kl
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.lens import Watch, judge, mean_by_env
+from surefoot.lens import Watch, cross_fit, judge, mean_by_env
 from surefoot.networks import ActorCritic
 from surefoot.normalize import (
     RunningStats,
@@ -70,6 +70,9 @@ class Learner(NamedTuple):
 
     `init(seed) -> LoopState`; `learn(state, rollout, episodes) -> (state, metrics)`;
     `iterate(state) -> (state, metrics)` collects as well, and is None in host runs.
+    `examine(state, rollout) -> metrics` is the lens's dearer part, for the update that `learn`
+    makes of the same state and rollout; `foresee(state)` collects that rollout itself, and is None
+    in host runs.
     """
 
     spec: EnvSpec
@@ -77,6 +80,8 @@ class Learner(NamedTuple):
     init: Callable[[Any], LoopState]
     learn: Callable[[LoopState, Rollout, Episodes], tuple[LoopState, Metrics]]
     iterate: Callable[[LoopState], tuple[LoopState, Metrics]] | None
+    examine: Callable[[LoopState, Rollout], Metrics]
+    foresee: Callable[[LoopState], Metrics] | None
 
 
 def horizon_of(settings: Settings, spec: EnvSpec) -> float:
@@ -320,12 +325,34 @@ def make_learner(
         )
         return state, metrics
 
-    if env is None:
-        return Learner(spec, actor, init, learn, None)
+    def examine(state: LoopState, rollout: Rollout) -> Metrics:
+        rewards, _, _, scale = _scale_rewards(
+            settings, state.return_stats, state.returns_so_far, rollout
+        )
+        batch = make_batch(settings, actor, state.params, state.obs_stats, rollout, rewards, scale)
+        key = run_key(state.seed, state.iteration, Purpose.LENS)
 
-    def iterate(state: LoopState) -> tuple[LoopState, Metrics]:
+        def updated(batch: Batch) -> Params:
+            params = state.params if joint else state.params["policy"]
+            new, *_ = rule.update(state.rule, params, batch, key)
+            return new["policy"] if joint else new
+
+        envs = jnp.broadcast_to(jnp.arange(settings.train.num_envs), rollout.valid.shape)
+        return cross_fit(
+            updated,
+            network.policy,
+            state.params["policy"],
+            batch,
+            envs.reshape(-1) % 2 == 0,
+            horizon=horizon_of(settings, spec),
+        )
+
+    if env is None:
+        return Learner(spec, actor, init, learn, None, examine, None)
+
+    def collect(state: LoopState) -> tuple[EnvLoop, Rollout, Episodes]:
         assert state.env is not None
-        loop, rollout, episodes = collect_jax(
+        return collect_jax(
             env,
             actor,
             settings,
@@ -335,9 +362,14 @@ def make_learner(
             seed=state.seed,
             iteration=state.iteration,
         )
+
+    def iterate(state: LoopState) -> tuple[LoopState, Metrics]:
+        loop, rollout, episodes = collect(state)
         return learn(state._replace(env=loop), rollout, episodes)
 
-    return Learner(spec, actor, init, learn, iterate)
+    return Learner(
+        spec, actor, init, learn, iterate, examine, lambda state: examine(state, collect(state)[1])
+    )
 
 
 def _normalization_kl(

@@ -1,18 +1,23 @@
-"""What an update really gained, from the rollout that follows it and no other data.
+"""What an update really gained, from the rollout that follows it, and how much was ever there.
 
 The critic of before the update stays frozen as a yardstick. Under any function B of the state the
 mean of r + gamma B(s') - B(s) over a policy's states, times the horizon, is its return less B at
 the start; so the difference of two such means, before and after an update, is what the update
 gained, whatever B is. A B near the values only makes it less noisy.
+
+How much of a promise is signal is asked of halves of the data: an update made from one half is
+scored on the other.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 from scipy import stats
 
-from surefoot.types import Params
+from surefoot.surrogate import promised_gain
+from surefoot.types import Batch, Inputs, Params
 
 
 class Watch(NamedTuple):
@@ -76,6 +81,49 @@ def realised_gain(
     error = jnp.std(differences, ddof=1) / num_envs**0.5
     half = float(stats.t.ppf(0.975, num_envs - 1)) * error
     return Gain(mean, mean - half, mean + half)
+
+
+def cross_fit(
+    update: Callable[[Batch], Params],
+    policy_fn: Callable[[Params, Inputs], Any],
+    old_params: Params,
+    batch: Batch,
+    first: Bool[Array, " batch"],
+    *,
+    horizon: float,
+) -> dict[str, Array]:
+    """The promise of an update made from half of the data, scored on both halves; means of two.
+
+    Scored on the half that it was fitted to, a promise holds noise; on the other half it holds
+    only what is there in both. The halves must not share an episode.
+
+    Args:
+        update: the rule's update of `old_params` on a batch, as new policy parameters.
+        policy_fn: the policy.
+        old_params: the policy that collected the batch.
+        batch: rows with raw advantages.
+        first: which rows are in the first half.
+        horizon: 1 / (1 - gamma).
+
+    Source: the sample splitting of Chernozhukov et al. 2018, arXiv:1608.00060, section 1.
+    """
+    old = policy_fn(old_params, batch.inputs).log_prob(batch.actions)
+    halves = [jnp.where(rows, batch.weights, 0.0) for rows in (first, ~first)]
+
+    def scored(fitted: Float[Array, " batch"], other: Float[Array, " batch"]):
+        new_params = update(batch._replace(weights=fitted))
+        new = policy_fn(new_params, batch.inputs).log_prob(batch.actions)
+        scale = horizon * batch.return_scale
+        return tuple(
+            scale * promised_gain(new, old, batch.advantages, weights)
+            for weights in (fitted, other)
+        )
+
+    (own_a, other_a), (own_b, other_b) = scored(*halves), scored(*reversed(halves))
+    return {
+        "lens/insample_promise": 0.5 * (own_a + own_b),
+        "lens/crossfit_promise": 0.5 * (other_a + other_b),
+    }
 
 
 def judge(watch: Watch, after: Float[Array, " env"], *, horizon: float) -> dict[str, Array]:

@@ -101,6 +101,20 @@ METRICS: dict[str, Metric] = {
         "above 0",
         "see surrogate/promised_gain.",
     ),
+    "lens/insample_promise": Metric(
+        "discounted reward",
+        "Every lens_every iterations: what the surrogate promises for an update made from half of "
+        "the environments, scored on that half; mean of the two halves.",
+        "not far above lens/crossfit_promise",
+        "far above it, updates follow noise: more steps a batch, more damping, or fewer epochs.",
+    ),
+    "lens/crossfit_promise": Metric(
+        "discounted reward",
+        "The same updates scored on the other half of the environments, which they never saw: what "
+        "is left is signal. Noisy for one update; look at the mean of several.",
+        "above 0",
+        "0 or below on average: updates are noise; more steps a batch, or a smaller radius.",
+    ),
     "lens/realised_gain": Metric(
         "discounted reward",
         "What the update before this row's rollout really gained: horizon x the change of the mean "
