@@ -28,7 +28,7 @@ PARTS = {"networks", "heads", "normalize", "envs", "presets"}
 LAYERS = [
     NOUNS,
     set(LADDER),
-    {"update", "critic", "diagnostics"},
+    {"update", "critic", "diagnostics", "lens"},
     {"rollout", "rollout_host"},
     {"learner", "evaluation", "policy"},
     {"trained", "steppers", "loop", "training", "many"},

@@ -14,12 +14,14 @@ from trees import assert_same_bits, same_bits
 
 from surefoot.config import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
 from surefoot.diagnostics import diagnose
+from surefoot.distributions import Categorical
 from surefoot.envs.host import HostEnv
-from surefoot.learner import make_batch, make_learner
+from surefoot.learner import make_batch, make_learner, state_values
 from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.rollout import collect_jax
 from surefoot.rollout_host import HostCollector
+from surefoot.types import Batch, Inputs
 
 NUM_ENVS, NUM_STEPS = 2, 16
 RULES_HERE = {
@@ -103,13 +105,43 @@ on_the_host = pytest.mark.parametrize("kind", HOST)
 def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(rule, kind):
     given = lesson(rule, kind)
     state, metrics = given.learn(given.state, given.rollout, given.episodes)
-    assert [name for name, value in metrics.items() if not np.isfinite(value)] == []
+    unknown = [name for name, value in metrics.items() if not np.isfinite(value)]
+    assert [name for name in unknown if not name.startswith("lens/")] == []
+    assert len(unknown) == 4, "there was no update before the first one to judge"
     for part in ("policy", "critic"):
         assert not same_bits(state.params[part], given.state.params[part]), part
     assert metrics["policy/kl_mean"] > 0
     assert metrics["update/finite"] == 1
     assert state.iteration == 1
     assert metrics["policy/staleness"] < 1e-5
+
+
+@every_rule
+@pytest.mark.parametrize("kind", ["box", "jax"])
+def test_the_realised_gain_is_the_change_of_the_mean_td_error_under_the_frozen_critic(rule, kind):
+    given = lesson(rule, kind)
+    state, first = given.learn(given.state, given.rollout, given.episodes)
+    later = given.rollout._replace(rewards=given.rollout.rewards + 0.5)
+    _, second = given.learn(state, later, given.episodes)
+    gamma, scale = given.settings.train.gamma, float(first["normalize/return_scale"])
+    means = []
+    for rollout in (given.rollout, later):
+        values, next_values = (
+            scale * np.asarray(v, np.float64)
+            for v in state_values(
+                given.learner.actor, given.state.params, given.state.obs_stats, rollout
+            )
+        )
+        onwards = np.where(rollout.terminated, 0.0, next_values)
+        errors = rollout.rewards + gamma * onwards - values
+        means.append(np.sum(errors * rollout.valid, 0) / rollout.valid.sum(0))
+    gains = (means[1] - means[0]) / (1 - gamma)
+    half = 12.706 * gains.std(ddof=1) / 2**0.5
+    assert second["lens/promised_gain"] == first["surrogate/promised_gain"]
+    np.testing.assert_allclose(second["lens/realised_gain"], gains.mean(), rtol=1e-4)
+    np.testing.assert_allclose(gains.mean(), 0.5 / (1 - gamma), rtol=1e-9)
+    for name, end in (("low", gains.mean() - half), ("high", gains.mean() + half)):
+        np.testing.assert_allclose(second[f"lens/realised_{name}"], end, rtol=1e-3, atol=1e-2)
 
 
 def spoil(rollout, what):
@@ -163,6 +195,45 @@ def test_the_ratio_is_exactly_one_on_the_full_batch_before_the_first_step(kind):
         assert unmoved[name] == 1.0, name
     for name in ("policy/kl_mean", "policy/tv_mean", "surrogate/promised_gain"):
         assert unmoved[name] == 0.0, name
+
+
+@pytest.mark.core
+def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row_by_row():
+    rng, rows = np.random.default_rng(0), 400
+    old, new = rng.normal(size=(2, rows, 3))
+    new[:4] += 4.0
+    new = np.where(np.arange(rows)[:, None] < 4, new, old + 0.3 * new)
+    actions, weights = rng.integers(3, size=rows), rng.integers(0, 2, size=rows).astype(float)
+    weights[:4] = 1.0
+    advantages = rng.normal(size=rows)
+    batch = Batch(
+        Inputs(jnp.arange(rows), None),
+        jnp.asarray(actions),
+        jnp.zeros(rows),
+        jnp.asarray(advantages, jnp.float32),
+        jnp.zeros(rows),
+        jnp.zeros(rows),
+        jnp.asarray(weights, jnp.float32),
+        jnp.ones(()),
+    )
+    found = diagnose(
+        lambda logits, inputs: Categorical(logits[inputs.obs]),
+        *(jnp.asarray(x, jnp.float32) for x in (old, new)),
+        batch,
+        horizon=1.0,
+    )
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (old, new))
+    kls, counted = np.sum(p * np.log(p / q), 1), weights > 0
+    worst = kls >= np.quantile(kls[counted], 0.99)
+    share = np.sum((kls * weights)[worst]) / np.sum(kls * weights)
+    np.testing.assert_allclose(found["policy/kl_worst_share"], share, rtol=1e-4)
+    ratio = (q / p)[np.arange(rows), actions]
+    hurt = np.where(advantages > 0, ratio < 0.8, ratio > 1.2)
+    expected = np.sum(hurt * weights) / weights.sum()
+    assert 0.05 < expected < 0.6
+    np.testing.assert_allclose(found["policy/unprotected_fraction"], expected, rtol=1e-5)
+    outside = np.sum((np.abs(ratio - 1) > 0.2) * weights) / weights.sum()
+    np.testing.assert_allclose(found["policy/clip_fraction"], outside, rtol=1e-5)
 
 
 def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted():

@@ -589,9 +589,11 @@ def test_many_seeds_in_one_program_equal_one_run_each(whole, many):
     for together, single in zip(many, alone, strict=True):
         assert together.settings == single.settings
         for row, expected in zip(timeless(together.rows[:2]), timeless(single.rows), strict=False):
-            assert set(row) == set(expected)
-            for name, value in expected.items():
-                assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+            # What costs more than the rest is looked at between dispatches, of one run at a time.
+            dearer = {"lens/insample_promise", "lens/crossfit_promise"}
+            assert set(row) == set(expected) - dearer
+            for name in row:
+                assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
     assert not same_bits(many[0].state.params, many[1].state.params)
 
 
@@ -643,3 +645,15 @@ def test_a_rule_may_be_given_by_its_name_alone():
 def test_settings_of_another_kind_are_answered_with_how_to_write_them(begin, how, message):
     with pytest.raises(ConfigError, match=message):
         begin(scripted_jax(), **how)
+
+
+@both_worlds
+def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, world):
+    looked = train(**arguments(world, lens_every=4), seed=3)
+    blind = train(**arguments(world, lens_every=0), seed=3)
+    assert_same_bits(looked.state, blind.state)
+    name = "lens/crossfit_promise"
+    assert [row["iteration"] for row in looked.rows if name in row] == [1, 5, 9, 13]
+    assert not any(name in row for row in blind.rows)
+    assert [row["iteration"] for row in whole(world).rows if name in row] == [1]
+    assert all("lens/realised_gain" in row for row in blind.rows[1:])

@@ -65,6 +65,9 @@ class Train:
     )
     keep_checkpoints: int = setting(3, "newest checkpoints kept beside the best one", low=1)
     dispatch: int = setting(10, "iterations of a JAX-native run per call of its program", low=1)
+    lens_every: int = setting(
+        50, "iterations between two cross-fits of the promise; 0: never", low=0
+    )
     max_refusals: int = setting(10, "non-finite updates in a row that stop the run", low=1)
     info_keys: tuple[str, ...] = setting((), "keys of the last info to log under episode/")
 

@@ -42,10 +42,18 @@ def diagnose(
     promise = promised_gain(log_probs, old_log_probs, batch.advantages, weights)
     stale = jnp.abs(batch.old_log_probs - old_log_probs)
     second_moment = weighted_mean(ratio**2, weights)
+    kl_p99 = jnp.nanquantile(jnp.where(counted, rows, jnp.nan), 0.99)
+    total = weighted_mean(rows, weights)
+    # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
+    hurt = ((batch.advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
+        (batch.advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
+    )
     return {
         "surrogate/promised_gain": horizon * promise * batch.return_scale,
-        "policy/kl_mean": weighted_mean(rows, weights),
-        "policy/kl_p99": jnp.nanquantile(jnp.where(counted, rows, jnp.nan), 0.99),
+        "policy/kl_mean": total,
+        "policy/kl_p99": kl_p99,
+        "policy/kl_worst_share": weighted_mean(jnp.where(rows >= kl_p99, rows, 0.0), weights)
+        / jnp.where(total > 0, total, 1.0),
         "policy/kl_worst_state": jnp.max(jnp.where(counted, rows, 0.0)),
         "policy/kl_reverse_mean": weighted_mean(kl(new, old), weights),
         "policy/tv_mean": weighted_mean(variation, weights),
@@ -55,6 +63,7 @@ def diagnose(
         "policy/clip_fraction": weighted_mean(
             (jnp.abs(ratio - 1.0) > CLIP_REFERENCE).astype(ratio.dtype), weights
         ),
+        "policy/unprotected_fraction": weighted_mean(hurt.astype(ratio.dtype), weights),
         "policy/ess_fraction": weighted_mean(ratio, weights) ** 2 / second_moment,
         "policy/entropy_old": weighted_mean(old.entropy(), weights),
         "policy/entropy": weighted_mean(new.entropy(), weights),

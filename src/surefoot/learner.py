@@ -16,6 +16,7 @@ from surefoot.critic import critic_loss, explained_variance, fit_critic, start_c
 from surefoot.diagnostics import diagnose
 from surefoot.distributions import kl
 from surefoot.envs.jax_native import JaxEnv
+from surefoot.lens import Watch, cross_fit, judge, mean_by_env
 from surefoot.networks import ActorCritic
 from surefoot.normalize import (
     RunningStats,
@@ -25,7 +26,7 @@ from surefoot.normalize import (
     start_obs_stats,
     start_stats,
 )
-from surefoot.returns import discounted_returns, generalized_advantage_estimation
+from surefoot.returns import discounted_returns, generalized_advantage_estimation, td_errors
 from surefoot.rollout import (
     Actor,
     EnvLoop,
@@ -47,7 +48,8 @@ class LoopState(NamedTuple):
     """Everything that decides what comes next in a run, as one tree of arrays.
 
     `returns_so_far` are the discounted returns of the open episodes, for the reward scale;
-    `refusals` counts the non-finite updates in a row. `env` is None in host runs.
+    `refusals` counts the non-finite updates in a row. `watch` is what the lens keeps of the last
+    update. `env` is None in host runs.
     """
 
     seed: Int[Array, ""]
@@ -59,6 +61,7 @@ class LoopState(NamedTuple):
     return_stats: RunningStats
     returns_so_far: Float[Array, " env"]
     refusals: Int[Array, ""]
+    watch: Watch
     env: EnvLoop | None
 
 
@@ -67,6 +70,9 @@ class Learner(NamedTuple):
 
     `init(seed) -> LoopState`; `learn(state, rollout, episodes) -> (state, metrics)`;
     `iterate(state) -> (state, metrics)` collects as well, and is None in host runs.
+    `examine(state, rollout) -> metrics` is the lens's dearer part, for the update that `learn`
+    makes of the same state and rollout; `foresee(state)` collects that rollout itself, and is None
+    in host runs.
     """
 
     spec: EnvSpec
@@ -74,6 +80,8 @@ class Learner(NamedTuple):
     init: Callable[[Any], LoopState]
     learn: Callable[[LoopState, Rollout, Episodes], tuple[LoopState, Metrics]]
     iterate: Callable[[LoopState], tuple[LoopState, Metrics]] | None
+    examine: Callable[[LoopState, Rollout], Metrics]
+    foresee: Callable[[LoopState], Metrics] | None
 
 
 def horizon_of(settings: Settings, spec: EnvSpec) -> float:
@@ -99,6 +107,38 @@ def _scale_rewards(
     return jnp.clip(rewards / scale, -bound, bound), stats, so_far, scale
 
 
+def state_values(
+    actor: Actor, params: dict[str, Params], obs_stats: Any, rollout: Rollout
+) -> tuple[Float[Array, "time env"], Float[Array, "time env"]]:
+    """The critic's V of each row's state and of its true successor, read before any reset."""
+    # The value of an unmasked observation: a mask belongs to the action, not to the state.
+    values = actor.network.value(params, actor.inputs(obs_stats, rollout.obs, None))
+    final = actor.network.value(params, actor.inputs(obs_stats, rollout.final_obs, None))
+    successors = values[1:].reshape(-1).at[rollout.final_rows].set(final, mode="drop")
+    next_values = jnp.where(rollout.truncated, successors.reshape(values[1:].shape), values[1:])
+    return values[:-1], next_values
+
+
+def td_means(
+    settings: Settings,
+    actor: Actor,
+    params: dict[str, Params],
+    obs_stats: Any,
+    return_scale: Float[Array, ""],
+    rollout: Rollout,
+) -> Float[Array, " env"]:
+    """Mean TD error of each environment's rows under a critic, in the environment's own units."""
+    values, next_values = state_values(actor, params, obs_stats, rollout)
+    errors = td_errors(
+        rollout.rewards,
+        return_scale * values,
+        return_scale * next_values,
+        rollout.terminated,
+        gamma=settings.train.gamma,
+    )
+    return mean_by_env(errors, rollout.valid)
+
+
 def make_batch(
     settings: Settings,
     actor: Actor,
@@ -109,14 +149,10 @@ def make_batch(
     return_scale: Float[Array, ""],
 ) -> Batch:
     """Rows with advantages and value targets, true successors behind every time limit."""
-    # The value of an unmasked observation: a mask belongs to the action, not to the state.
-    values = actor.network.value(params, actor.inputs(obs_stats, rollout.obs, None))
-    final = actor.network.value(params, actor.inputs(obs_stats, rollout.final_obs, None))
-    successors = values[1:].reshape(-1).at[rollout.final_rows].set(final, mode="drop")
-    next_values = jnp.where(rollout.truncated, successors.reshape(values[1:].shape), values[1:])
+    values, next_values = state_values(actor, params, obs_stats, rollout)
     advantages = generalized_advantage_estimation(
         rewards,
-        values[:-1],
+        values,
         next_values,
         rollout.terminated,
         rollout.truncated,
@@ -131,8 +167,8 @@ def make_batch(
         actions=jax.tree.map(flatten, rollout.actions),
         old_log_probs=flatten(rollout.log_probs),
         advantages=flatten(advantages),
-        values=flatten(values[:-1]),
-        value_targets=flatten(values[:-1] + advantages),
+        values=flatten(values),
+        value_targets=flatten(values + advantages),
         weights=flatten(rollout.valid).astype(advantages.dtype),
         return_scale=return_scale,
     )
@@ -186,16 +222,25 @@ def make_learner(
             normalised = (False,) * len(normalised)
         num_envs = settings.train.num_envs
         start = run_key(seed, 0, Purpose.RESET)
+        obs_stats = start_obs_stats(example_obs(spec.observation_space), normalised)
         return LoopState(
             seed=seed,
             iteration=jnp.int32(0),
             params=params,
             rule=rule.init(params if joint else params["policy"]),
             critic=None if joint else start_critic(settings.critic, params["critic"]),
-            obs_stats=start_obs_stats(example_obs(spec.observation_space), normalised),
+            obs_stats=obs_stats,
             return_stats=start_stats(()),
             returns_so_far=jnp.zeros(num_envs),
             refusals=jnp.int32(0),
+            watch=Watch(
+                params,
+                obs_stats,
+                jnp.ones(()),
+                jnp.zeros(num_envs),
+                jnp.zeros(()),
+                jnp.array(False),
+            ),
             env=None if env is None else start_jax_envs(env, num_envs, start),
         )
 
@@ -236,15 +281,18 @@ def make_learner(
         obs_stats = merge_obs_stats(
             state.obs_stats, jax.tree.map(lambda leaf: leaf[:-1], rollout.obs), rollout.valid
         )
+        horizon, watch = horizon_of(settings, spec), state.watch
+        diagnosis = diagnose(
+            network.policy, state.params["policy"], params["policy"], batch, horizon=horizon
+        )
+        after = td_means(
+            settings, actor, watch.params, watch.obs_stats, watch.return_scale, rollout
+        )
+        before = td_means(settings, actor, state.params, state.obs_stats, scale, rollout)
         metrics = (
             info
-            | diagnose(
-                network.policy,
-                state.params["policy"],
-                params["policy"],
-                batch,
-                horizon=horizon_of(settings, spec),
-            )
+            | diagnosis
+            | judge(watch, after, horizon=horizon)
             | episode_metrics(episodes)
             | {
                 "critic/explained_variance": explained_variance(
@@ -266,15 +314,45 @@ def make_learner(
             return_stats=return_stats,
             returns_so_far=so_far,
             refusals=metrics["update/refusals"],
+            watch=Watch(
+                state.params,
+                state.obs_stats,
+                scale,
+                before,
+                diagnosis["surrogate/promised_gain"],
+                jnp.array(True),
+            ),
         )
         return state, metrics
 
-    if env is None:
-        return Learner(spec, actor, init, learn, None)
+    def examine(state: LoopState, rollout: Rollout) -> Metrics:
+        rewards, _, _, scale = _scale_rewards(
+            settings, state.return_stats, state.returns_so_far, rollout
+        )
+        batch = make_batch(settings, actor, state.params, state.obs_stats, rollout, rewards, scale)
+        key = run_key(state.seed, state.iteration, Purpose.LENS)
 
-    def iterate(state: LoopState) -> tuple[LoopState, Metrics]:
+        def updated(batch: Batch) -> Params:
+            params = state.params if joint else state.params["policy"]
+            new, *_ = rule.update(state.rule, params, batch, key)
+            return new["policy"] if joint else new
+
+        envs = jnp.broadcast_to(jnp.arange(settings.train.num_envs), rollout.valid.shape)
+        return cross_fit(
+            updated,
+            network.policy,
+            state.params["policy"],
+            batch,
+            envs.reshape(-1) % 2 == 0,
+            horizon=horizon_of(settings, spec),
+        )
+
+    if env is None:
+        return Learner(spec, actor, init, learn, None, examine, None)
+
+    def collect(state: LoopState) -> tuple[EnvLoop, Rollout, Episodes]:
         assert state.env is not None
-        loop, rollout, episodes = collect_jax(
+        return collect_jax(
             env,
             actor,
             settings,
@@ -284,9 +362,14 @@ def make_learner(
             seed=state.seed,
             iteration=state.iteration,
         )
+
+    def iterate(state: LoopState) -> tuple[LoopState, Metrics]:
+        loop, rollout, episodes = collect(state)
         return learn(state._replace(env=loop), rollout, episodes)
 
-    return Learner(spec, actor, init, learn, iterate)
+    return Learner(
+        spec, actor, init, learn, iterate, examine, lambda state: examine(state, collect(state)[1])
+    )
 
 
 def _normalization_kl(

@@ -94,6 +94,49 @@ METRICS: dict[str, Metric] = {
         "it flatters, for it is scored on its own data: where returns do not follow it, take more "
         "steps per batch, a smaller radius or more damping.",
     ),
+    "lens/promised_gain": Metric(
+        "discounted reward",
+        "What the surrogate promised for the update before this row's rollout: that row's "
+        "surrogate/promised_gain, beside lens/realised_gain of the same update.",
+        "above 0",
+        "see surrogate/promised_gain.",
+    ),
+    "lens/insample_promise": Metric(
+        "discounted reward",
+        "Every lens_every iterations: what the surrogate promises for an update made from half of "
+        "the environments, scored on that half; mean of the two halves.",
+        "not far above lens/crossfit_promise",
+        "far above it, updates follow noise: more steps a batch, more damping, or fewer epochs.",
+    ),
+    "lens/crossfit_promise": Metric(
+        "discounted reward",
+        "The same updates scored on the other half of the environments, which they never saw: what "
+        "is left is signal. Noisy for one update; look at the mean of several.",
+        "above 0",
+        "0 or below on average: updates are noise; more steps a batch, or a smaller radius.",
+    ),
+    "lens/realised_gain": Metric(
+        "discounted reward",
+        "What the update before this row's rollout really gained: horizon x the change of the mean "
+        "TD error, from the rollout it learned from to the one after it, under the critic of "
+        "before it. No extra steps; noisy for a single update, so look at the mean of many.",
+        "on average above 0 and not far below lens/promised_gain",
+        "below half the promise on average: a smaller radius where KL is large, more steps a batch "
+        "where it is not.",
+    ),
+    "lens/realised_low": Metric(
+        "discounted reward",
+        "Lower end of the 95 % interval of lens/realised_gain: Student's over environments, so "
+        "there is none with one environment.",
+        "closer to the gain with more environments or steps",
+        _NO_REMEDY,
+    ),
+    "lens/realised_high": Metric(
+        "discounted reward",
+        "Upper end of the 95 % interval of lens/realised_gain.",
+        "above 0",
+        "below 0: the update did harm; a run of such rows is a collapse on its way.",
+    ),
     "policy/kl_mean": Metric(
         "nats",
         "Mean over the batch of KL(old || new), exact.",
@@ -106,6 +149,13 @@ METRICS: dict[str, Metric] = {
         "within 20 times the mean",
         "far above the mean, a few states jump under cover of the average: a smaller step, or a "
         "wider network.",
+    ),
+    "policy/kl_worst_share": Metric(
+        "share",
+        "Share of the batch's KL that its worst 1 % of states hold.",
+        "0.01 (all states move alike) to 0.2",
+        "above: few states jump while the mean stays small; a smaller radius or clip range, or a "
+        "look at what the observations there have in common.",
     ),
     "policy/kl_worst_state": Metric(
         "nats",
@@ -148,6 +198,13 @@ METRICS: dict[str, Metric] = {
         "Share of rows whose ratio is outside 1 ± 0.2, for every rule alike.",
         "0.05 to 0.3",
         "above 0.5 the later epochs do nothing: fewer epochs or a smaller step size.",
+    ),
+    "policy/unprotected_fraction": Metric(
+        "share",
+        "Rows whose ratio left 0.8 to 1.2 in the direction that hurts: less of a good action, or "
+        "more of a bad one. There the clip keeps the full gradient.",
+        "below 0.1, and below policy/clip_fraction",
+        "above: states drag each other along; smaller steps, fewer epochs or a wider network.",
     ),
     "policy/ess_fraction": Metric(
         "share",

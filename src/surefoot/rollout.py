@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     UPDATE = 4
     CRITIC = 5
     EVALUATION = 6
+    LENS = 7
 
 
 def run_key(seed: Any, iteration: Any, purpose: Purpose) -> Key[Array, ""]:

@@ -1,5 +1,6 @@
 """How a run moves on by one chunk of iterations, on the host or inside one program."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -59,6 +60,7 @@ class HostStepper:
         self._env, self._settings = env, settings
         self._collector = HostCollector(env, learner.actor, settings)
         self._learn = Compiled(learner.learn, "the update", compiling)
+        self._examine = Compiled(learner.examine, "the lens", compiling)
         self._notice, self._warm = compiling, False
 
     def reset(self, iteration: int) -> None:
@@ -67,15 +69,18 @@ class HostStepper:
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """One rollout and one update."""
-        compiled, warming = self._learn.seconds, self._warm_up(state)
+        compiled, warming = self._compile_seconds(), self._warm_up(state)
         started = time.monotonic()
         host = self._collector.collect(
             state.params["policy"], state.obs_stats, int(state.iteration)
         )
         before = time.monotonic()
+        examined = {}
+        if is_looked_at(self._settings, int(state.iteration), 1):
+            examined = jax.device_get(self._examine(state, host.rollout))
         state, metrics = self._learn(state, host.rollout, host.episodes)
-        metrics = jax.device_get(metrics)
-        compiling = self._learn.seconds - compiled
+        metrics = jax.device_get(metrics) | examined
+        compiling = self._compile_seconds() - compiled
         now = time.monotonic()
         row = metrics | _info_means(host.infos, self._settings.train.info_keys)
         row |= {
@@ -86,6 +91,9 @@ class HostStepper:
             "time/iteration": now - started - compiling,
         }
         return state, [row]
+
+    def _compile_seconds(self) -> float:
+        return self._learn.seconds + self._examine.seconds
 
     def _warm_up(self, state: LoopState) -> float:
         """Compile what acting needs before the first rollout; the seconds that took."""
@@ -118,27 +126,43 @@ class JaxStepper:
         self._iterations = settings.num_iterations
         self._chunk = chunk_length(settings)
         self._run = Compiled(chunk_of(learner, self._chunk), "the whole iteration", compiling)
+        assert learner.foresee is not None
+        self._foresee = Compiled(learner.foresee, "the lens", compiling)
+        self._settings = settings
 
     def reset(self, iteration: int) -> None:
         """Nothing: the environments' states are part of the loop's."""
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
-        compiled, started = self._run.seconds, time.monotonic()
+        compiled, started = self._run.seconds + self._foresee.seconds, time.monotonic()
         count = min(self._chunk, self._iterations - int(state.iteration))
+        examined = {}
+        if is_looked_at(self._settings, int(state.iteration), self._chunk):
+            examined = jax.device_get(self._foresee(state))
         state, metrics = self._run(state, jnp.int32(count))
         metrics = jax.device_get(metrics)
-        compiling = self._run.seconds - compiled
+        compiling = self._run.seconds + self._foresee.seconds - compiled
         seconds = (time.monotonic() - started - compiling) / count
         rows = [
             {name: values[i] for name, values in metrics.items()}
             | {"time/iteration": seconds, "time/compile": compiling if i == 0 else 0.0}
             for i in range(count)
         ]
+        rows[0] |= examined
         return state, rows
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def is_looked_at(settings: Settings, iteration: int, chunk: int) -> bool:
+    """Whether the lens looks at the update of this iteration, the first of a chunk.
+
+    Halves without a common episode need two environments.
+    """
+    every = math.ceil(settings.train.lens_every / chunk) * chunk
+    return every > 0 and settings.train.num_envs > 1 and iteration % every == 0
 
 
 def chunk_length(settings: Settings) -> int:
