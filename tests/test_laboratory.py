@@ -148,6 +148,12 @@ def test_a_picture_is_drawn_where_it_is_asked_for(empty_directory, capsys):
         (["corridor", "--max-kl", "inf"], 2, "finite"),
         (["ended.npz"], 2, "every state is terminal"),
         (["corridor", "ppo", "trpo"], 2, "--iterations"),
+        (["corridor", "ppo", "--max-kl", "0.1"], 2, "--max-kl is read by npg, trpo, not ppo"),
+        (["corridor", "trpo", "--learning-rate", "1"], 2, "is read by vpg, not trpo"),
+        (["corridor", "--seed", "1"], 2, "--batch N samples"),
+        (["corridor", "--batch", "9", "--seed", "-1"], 2, "at least 0"),
+        (["bad.npz", "--m", "3"], 2, "it takes no m"),
+        (["ridge", "--policy", "half.npy", "--p-old", "0.2"], 2, "give one of them"),
         (["corridor", "cpi", "--batch", "exact"], 2, "for the rules that train"),
         (["corridor", "--batch", "many"], 2, "`exact` or a number"),
         (["missing.npz"], 2, "cannot be read"),
@@ -164,6 +170,7 @@ def test_wrong_input_gets_one_line(capsys, empty_directory, arguments, code, tex
     ends = np.ones(2, bool)
     np.savez(empty_directory / "ended.npz", transitions=P, rewards=np.zeros((2, 2)), terminal=ends)
     np.save(empty_directory / "wrong.npy", np.full((4, 3), 1 / 3))
+    np.save(empty_directory / "half.npy", np.full((2, 2), 0.5))
     assert main(["exact", *arguments]) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
@@ -250,6 +257,12 @@ def test_landmarks_are_where_they_say():
     assert ray.realised(marks.broken) == pytest.approx(0.0, abs=1e-9)
     for other in (0.98, 1.02):
         assert ray.realised(marks.best) > ray.realised(other * marks.best)
+
+
+def test_an_edge_of_trust_is_found_however_far_the_update_goes_beyond_it(capsys):
+    for rate in ("3", "3000"):
+        (found,) = said(capsys, "corridor", "vpg", "--learning-rate", rate)
+        assert found["edge_of_trust_kl"] == pytest.approx(0.0368, abs=5e-5)
 
 
 def test_a_ray_to_a_policy_that_rules_actions_out_is_a_mixture_and_ends_there():

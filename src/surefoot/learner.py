@@ -16,7 +16,7 @@ from surefoot.critic import critic_loss, explained_variance, fit_critic, start_c
 from surefoot.diagnostics import diagnose
 from surefoot.distributions import kl
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.lens import Watch, cross_fit, judge, mean_by_env
+from surefoot.lens import Watch, cross_fit, judge, mean_by_env, start_watch
 from surefoot.networks import ActorCritic
 from surefoot.normalize import (
     RunningStats,
@@ -233,14 +233,7 @@ def make_learner(
             return_stats=start_stats(()),
             returns_so_far=jnp.zeros(num_envs),
             refusals=jnp.int32(0),
-            watch=Watch(
-                params,
-                obs_stats,
-                jnp.ones(()),
-                jnp.zeros(num_envs),
-                jnp.zeros(()),
-                jnp.array(False),
-            ),
+            watch=start_watch(params, obs_stats, num_envs),
             env=None if env is None else start_jax_envs(env, num_envs, start),
         )
 
@@ -265,11 +258,17 @@ def make_learner(
         params = {"policy": policy, "critic": critic}
         return params, rule_state, critic_state, info | critic_info
 
-    def learn(state: LoopState, rollout: Rollout, episodes: Episodes):
+    def rows_of(state: LoopState, rollout: Rollout):
+        """The batch, and the statistics of returns that scaled its rewards."""
         rewards, return_stats, so_far, scale = _scale_rewards(
             settings, state.return_stats, state.returns_so_far, rollout
         )
         batch = make_batch(settings, actor, state.params, state.obs_stats, rollout, rewards, scale)
+        return batch, return_stats, so_far
+
+    def learn(state: LoopState, rollout: Rollout, episodes: Episodes):
+        batch, return_stats, so_far = rows_of(state, rollout)
+        scale = batch.return_scale
         *new, info = update(state, batch)
         # A refused update leaves parameters and optimisers as they were, bit for bit. Rewards
         # are asked too: an infinite one is clipped to an ordinary one.
@@ -326,10 +325,7 @@ def make_learner(
         return state, metrics
 
     def examine(state: LoopState, rollout: Rollout) -> Metrics:
-        rewards, _, _, scale = _scale_rewards(
-            settings, state.return_stats, state.returns_so_far, rollout
-        )
-        batch = make_batch(settings, actor, state.params, state.obs_stats, rollout, rewards, scale)
+        batch, *_ = rows_of(state, rollout)
         key = run_key(state.seed, state.iteration, Purpose.LENS)
 
         def updated(batch: Batch) -> Params:

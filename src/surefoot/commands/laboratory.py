@@ -10,6 +10,7 @@ from typing import Any
 from surefoot.commands.common import emit, parse_env_kwargs
 from surefoot.config import RULES
 from surefoot.errors import ConfigError, StorageError
+from surefoot.limits import limits_of
 
 EXACT_RULES = (*RULES, "cpi", "pi")
 FAMILY = ("m", "B", "stay", "num_states", "num_actions", "concentration", "reward_density")
@@ -43,7 +44,7 @@ def add_exact_flags(parser: argparse.ArgumentParser) -> None:
         metavar="exact|N",
         help="the rule that trains elsewhere, on the exact batch or on N sampled rows",
     )
-    step.add_argument("--seed", type=int, default=0, help="of --batch N")
+    step.add_argument("--seed", type=int, help="of --batch N (default 0)")
     family = parser.add_argument_group("families")
     family.add_argument("--m", type=int, help="corridor: states (default 4)")
     family.add_argument("--B", type=float, help="corridor, ridge: cost of the edge (200; 2)")
@@ -65,11 +66,34 @@ def exact_command(options: argparse.Namespace) -> int:
     mdp = find_mdp(options.mdp, arguments, gamma=options.gamma)
     start = start_at(mdp, p_old=options.p_old, policy=_policy(options), table=options.tabular)
     rules = options.rules or ["trpo"]
+    _refuse_idle_flags(options, rules)
     if options.iterations is not None:
         return _curves(options, start, rules)
     if len(rules) > 1:
         raise ConfigError("several rules are compared over updates: add --iterations N")
     return _one_update(options, start, rules[0])
+
+
+USED_BY = {"max_kl": ("npg", "trpo"), "kl_coef": ("ppo-kl",), "learning_rate": ("vpg",)}
+"""Which exact rules read a setting; `clip_eps` also draws ppo's objective beside any rule."""
+
+
+def _refuse_idle_flags(options: argparse.Namespace, rules: Sequence[str]) -> None:
+    """Refuse a flag that nothing would read.
+
+    Raises:
+        ConfigError: names it, and the rules that do.
+    """
+    for name, users in USED_BY.items():
+        if options.batch is not None:
+            users = [rule for rule, kind in RULES.items() if name in limits_of(kind)]
+        if getattr(options, name) is not None and not set(users) & set(rules):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is read by {', '.join(users)}, not {rules[0]}", name="FLAG")
+    if options.seed is not None and options.batch in (None, "exact"):
+        raise ConfigError("--seed is of the rows that --batch N samples", name="FLAG")
+    if options.seed is not None and options.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {options.seed}")
 
 
 def _policy(options: argparse.Namespace) -> Any:
@@ -116,7 +140,7 @@ def _update(options: argparse.Namespace, rule: str, step: Any) -> Any:
         given["num_minibatches"] = 1
     rows = None if options.batch == "exact" else int(options.batch)
     count = options.iterations or 1
-    return training_update(kind(**given), rows=rows, seed=options.seed, num_updates=count)
+    return training_update(kind(**given), rows=rows, seed=options.seed or 0, num_updates=count)
 
 
 def _one_update(options: argparse.Namespace, start: Any, rule: str) -> int:

@@ -42,6 +42,8 @@ def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = N
             raise ConfigError(f"{name}: a seed is a whole number, as in random:3", name="MDP")
         return random_mdp(int(seed or 0), **_known(name, random_mdp, given))
     if name.endswith(".npz"):
+        if arguments:
+            raise ConfigError(f"{name} is a table; it takes no {next(iter(arguments))}", name="MDP")
         return _from_file(Path(name), gamma)
     return _from_gymnasium(name, arguments, 0.99 if gamma is None else gamma)
 

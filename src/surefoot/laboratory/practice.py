@@ -118,8 +118,8 @@ def sampled_gains(
     """What gradient steps from samples promise on them, promise on all data, and gain; means.
 
     States and actions are sampled under the uniform policy, advantages are exact, and each step
-    has the same quadratic KL: what is lost first is the noise of which rows
-    were drawn, and what is lost then is the shift of visits.
+    has the same quadratic KL: what is lost first is the noise of which rows were drawn, and what
+    is lost then is the shift of visits.
     """
     family, theta = t.Tabular(), np.zeros((mdp.num_states, mdp.num_actions))
     old = t.solve(mdp, family.policy(theta))

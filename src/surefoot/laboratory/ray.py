@@ -77,7 +77,7 @@ def landmarks(ray: Ray) -> Landmarks:
     The first crossing counts: what comes back later is luck.
     """
     points = 240 if ray.mdp.num_states <= 200 else 48
-    fractions = np.geomspace(1e-4 * ray.end, ray.end, points)
+    fractions = np.geomspace(1e-6, ray.end, points)
     promised = np.array([ray.promised(a) for a in fractions])
     realised = np.array([ray.realised(a) for a in fractions])
 
@@ -86,11 +86,10 @@ def landmarks(ray: Ray) -> Landmarks:
         if len(below) == 0 or promised[0] <= 0:
             return None
         first = int(below[0])
-        low = 0.0 if first == 0 else float(fractions[first - 1])
-        if low == 0.0:
-            return 0.0
+        if first == 0:
+            return float(fractions[0])
         kept = lambda a: ray.realised(a) - share * ray.promised(a)  # noqa: E731
-        root: Any = optimize.brentq(kept, low, fractions[first], xtol=1e-14)
+        root: Any = optimize.brentq(kept, *fractions[first - 1 : first + 1], xtol=1e-14)
         return float(root)
 
     top = int(np.argmax(realised))

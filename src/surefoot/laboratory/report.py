@@ -1,13 +1,15 @@
 """One exact update, with everything that can be said about it; and many in a row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from surefoot import tabular as t
+from surefoot.clip import adapt_kl_coef
 from surefoot.errors import ConfigError
 from surefoot.laboratory.ray import Landmarks, Ray, landmarks
 
@@ -50,9 +52,11 @@ def start_at(
     The ridge and the corridor share one parameter, 0.1 and 0.05 of going right, unless `table`.
 
     Raises:
-        ConfigError: for a probability outside (0, 1), or where there are more actions than two.
+        ConfigError: for a probability outside (0, 1), more actions than two, or two starts.
     """
-    shared = {"ridge": 0.1, "corridor": 0.05}.get(mdp.name) if policy is None else None
+    shared = {"ridge": 0.1, "corridor": 0.05}.get(mdp.name)
+    if policy is not None and p_old is not None:
+        raise ConfigError("a policy and p_old both say where to start: give one of them")
     if policy is not None:
         t.check_policy(mdp, policy)
         return Start(mdp, t.Tabular(), t.logits_of(policy))
@@ -165,9 +169,9 @@ def _finite(number: float) -> float | None:
 
 
 class Curve(NamedTuple):
-    """Returns over updates, the start first, and the policy at the end.
+    """Exact returns over updates, the start first, and the policy at the end.
 
-    `etas` are exact; `limited` are undiscounted, of episodes cut at the time limit, or None.
+    `promised` is the surrogate's gain of each update, `kls` the mean KL(old || new) it went.
     """
 
     rule: str
@@ -190,14 +194,9 @@ def curve(start: Start, rule: str, update: Update, step: t.Step, *, iterations: 
         promised.append(t.surrogate(solution, policy) - solution.eta)
         kls.append(kl)
         if rule == "ppo-kl":
-            factor = 2.0 if kl > 1.5 * TARGET_KL else 0.5 if kl < TARGET_KL / 1.5 else 1.0
-            step = replace(step, kl_coef=min(max(step.kl_coef * factor, 1e-4), 1e4))
+            adapted = adapt_kl_coef(jnp.asarray(step.kl_coef), jnp.asarray(kl), target_kl=TARGET_KL)
+            step = replace(step, kl_coef=float(adapted))
         start = start._replace(theta=theta)
         solution = t.solve(start.mdp, policy)
         weights = t.state_weights(start.mdp, solution)
     return Curve(rule, [*etas, solution.eta], promised, kls, solution.policy)
-
-
-def curves(start: Start, rules: Sequence[str], step: t.Step, *, iterations: int) -> list[Curve]:
-    """A curve for each rule, from the same start."""
-    return [curve(start, rule, exact_update(rule), step, iterations=iterations) for rule in rules]

@@ -45,9 +45,7 @@ def vpg(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) 
     return theta + step.learning_rate * gradient(mdp, family, old)
 
 
-def natural_direction(
-    mdp: MDP, family: Family, old: Solution
-) -> tuple[np.ndarray, Float[np.ndarray, ""] | float]:
+def natural_direction(mdp: MDP, family: Family, old: Solution) -> tuple[np.ndarray, float]:
     """F⁺g, and xᵀFx of it; in a table it is H A(s, a) in every visited state.
 
     Source: Kakade 2001, "A natural policy gradient", theorem 1.
@@ -116,7 +114,7 @@ def _constrained(
 
     def kl_at(step: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean KL after a step, and its gradient; a probability of 0 counts as a tiny one."""
-        policy = np.maximum(family.policy(theta + step), 1e-300)
+        policy = _never_zero(family.policy(theta + step))
         value = float(weights @ row_kl(old.policy, policy))
         return value, -family.pull(policy, weights[:, None] * old.policy / policy)
 
@@ -153,6 +151,11 @@ def _constrained(
     return theta + max(found, key=lambda step: gain(step)[0])
 
 
+def _never_zero(policy: Policy) -> Policy:
+    """A try may go so far that a probability is 0 in floats; KL stays a number there."""
+    return np.maximum(policy, 1e-300)
+
+
 def ppo_kl(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Step) -> np.ndarray:
     """The largest mean advantage less kl_coef times mean KL(old || new).
 
@@ -163,7 +166,7 @@ def ppo_kl(mdp: MDP, family: Family, theta: np.ndarray, old: Solution, step: Ste
         return logits_of(penalized_rows(old, step.kl_coef, weights > 0))
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        policy = family.policy(theta)
+        policy = _never_zero(family.policy(theta))
         rows = weights[:, None] * (old.advantages + step.kl_coef * old.policy / policy)
         kl_mean = float(weights @ row_kl(old.policy, policy))
         gain = float(weights @ np.sum(policy * old.advantages, axis=1))
