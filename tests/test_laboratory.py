@@ -260,7 +260,7 @@ def test_landmarks_are_where_they_say():
 
 
 def test_an_edge_of_trust_is_found_however_far_the_update_goes_beyond_it(capsys):
-    for rate in ("3", "3000"):
+    for rate in ("3", "300", "3000"):
         (found,) = said(capsys, "corridor", "vpg", "--learning-rate", rate)
         assert found["edge_of_trust_kl"] == pytest.approx(0.0368, abs=5e-5)
 
