@@ -1,0 +1,188 @@
+"""Training by chunks as one program for all runs that differ in numbers only.
+
+Step sizes, radii, clip ranges and the scale of rewards are arguments of the program (dials), one
+value a run, so that healthy and planted runs share a compilation and a fault can be switched on
+in the middle of a run by turning a dial. Everything else (widths, epochs, batch) is part of the
+program.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from surefoot.config import RULES, Critic, Network, Settings, Train
+from surefoot.envs import find_env
+from surefoot.envs.jax_native import JaxEnv
+from surefoot.learner import Learner, LoopState, make_learner
+from surefoot.networks import build
+from surefoot.presets import settle
+
+CHUNK = 10
+"""Iterations of one call; the dearer figures of the lens are taken at the first of them."""
+
+DIALS = {
+    "rule": (
+        "learning_rate",
+        "learning_rate_end",
+        "clip_eps",
+        "clip_eps_end",
+        "max_kl",
+        "max_kl_end",
+    ),
+    "critic": ("learning_rate", "learning_rate_end"),
+    "train": ("gae_lambda",),
+}
+REWARD_SCALE = "env.reward_scale"
+PLACEHOLDER = 1e-3
+
+Dials = Mapping[str, Float[Array, " run"]]
+
+
+def settings_of(env_id: str, rule: str, tables: Mapping[str, Any]) -> Settings:
+    """Every setting of a run: `tables` over the preset over the defaults."""
+    tables = {section: dict(table) for section, table in tables.items() if section != "env"}
+    return settle(env_id, RULES[rule](), Train(), Network(), Critic(), tables=tables)
+
+
+def split_dials(settings: Settings) -> tuple[Settings, dict[str, float]]:
+    """Settings with a placeholder in every dial, and the dials' values by `section.name`."""
+    values, plain = {}, settings
+    for section, names in DIALS.items():
+        config = getattr(settings, section)
+        held = [name for name in names if hasattr(config, name)]
+        values |= {f"{section}.{name}": float(getattr(config, name)) for name in held}
+        plain = replace(plain, **{section: replace(config, **dict.fromkeys(held, PLACEHOLDER))})
+    return plain, values
+
+
+def with_dials(plain: Settings, dials: Mapping[str, Any]) -> Settings:
+    """The settings of one run, its dials being traced numbers."""
+    for section in DIALS:
+        turned = {
+            name.removeprefix(f"{section}."): value
+            for name, value in dials.items()
+            if name.startswith(f"{section}.")
+        }
+        plain = replace(plain, **{section: replace(getattr(plain, section), **turned)})
+    return plain
+
+
+def scale_rewards(env: JaxEnv, scale: Float[Array, ""]) -> JaxEnv:
+    """The same environment, its rewards in other units."""
+
+    def step(key, state, action):
+        result = env.step(key, state, action)
+        return result._replace(reward=scale * result.reward)
+
+    return env._replace(step=step)
+
+
+@cache
+def opened(env_id: str) -> JaxEnv:
+    """A JAX-native environment by its id."""
+    return find_env(env_id, {}).make()
+
+
+def learner_of(plain: Settings, dials: Mapping[str, Any]) -> Learner:
+    """The pure functions of one run with these dials."""
+    env = opened(plain.env)
+    network = build(env.spec, plain.network)
+    scaled = scale_rewards(env, dials[REWARD_SCALE])
+    return make_learner(with_dials(plain, dials), env.spec, network, scaled)
+
+
+Start = Callable[[Any, Dials], LoopState]
+Advance = Callable[[LoopState, Dials], tuple[LoopState, dict[str, Array], dict[str, Array]]]
+_PROGRAMS: dict[str, tuple[Start, Advance]] = {}
+
+
+def programs_of(plain: Settings) -> tuple[Start, Advance]:
+    """`start(seeds, dials) -> states`, `advance(states, dials) -> (states, rows, looks)`.
+
+    Leading axis: runs. `rows` have a second axis of the chunk's iterations; `looks` are the
+    dearer figures of the chunk's first update.
+    """
+    key = json.dumps(plain.to_dict(), sort_keys=True)
+    if key in _PROGRAMS:
+        return _PROGRAMS[key]
+    opened(plain.env)  # its spaces are read on the host, so not while a program is traced
+
+    def start(seed, dials):
+        return learner_of(plain, dials).init(seed)
+
+    def advance(state, dials):
+        learner = learner_of(plain, dials)
+        assert learner.iterate is not None
+        assert learner.foresee is not None
+        looks = learner.foresee(state)
+        iterate = learner.iterate
+        state, rows = jax.lax.scan(lambda state, _: iterate(state), state, None, length=CHUNK)
+        return state, rows, looks
+
+    _PROGRAMS[key] = (jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance)))
+    return _PROGRAMS[key]
+
+
+def stack_dials(runs: Sequence[Mapping[str, float]]) -> Dials:
+    """One array a dial out of one number a run."""
+    return {name: jnp.asarray([run[name] for run in runs], jnp.float32) for name in runs[0]}
+
+
+def train_chunks(
+    phases: Sequence[tuple[int, Sequence[Settings], Sequence[float]]], seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Train runs side by side through the phases of a cell.
+
+    Args:
+        phases: chunks of each phase, the settings of every run in it, and its scale of rewards.
+        seeds: one a run.
+
+    Returns:
+        Metrics by name, `[run, iteration]`; NaN where a figure was not taken. Returns of episodes
+        are in the environment's own units, whatever the scale.
+    """
+    states, gathered = None, []
+    for chunks, settings, scales in phases:
+        split = [split_dials(one) for one in settings]
+        plain = split[0][0]
+        if any(other != plain for other, _ in split):
+            raise ValueError("runs of one cell may differ in their dials only")
+        dials = stack_dials(
+            [
+                values | {REWARD_SCALE: scale}
+                for (_, values), scale in zip(split, scales, strict=True)
+            ]
+        )
+        start, advance = programs_of(plain)
+        if states is None:
+            states = start(jnp.asarray(seeds, jnp.uint32), dials)
+        for _ in range(chunks):
+            states, rows, looks = advance(states, dials)
+            gathered.append(_chunk(jax.device_get(rows), jax.device_get(looks), np.asarray(scales)))
+    return _joined(gathered)
+
+
+def _chunk(
+    rows: Mapping[str, np.ndarray], looks: Mapping[str, np.ndarray], scales: np.ndarray
+) -> dict[str, np.ndarray]:
+    metrics = {name: np.asarray(values, np.float32) for name, values in rows.items()}
+    for name in ("episode/return_mean", "episode/return_min", "episode/return_max"):
+        metrics[name] = metrics[name] / scales[:, None].astype(np.float32)
+    shape = metrics["policy/kl_mean"].shape
+    for name, values in looks.items():
+        metrics[name] = np.full(shape, np.nan, np.float32)
+        metrics[name][:, 0] = values
+    return metrics
+
+
+def _joined(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    names = sorted(set().union(*chunks))
+    empty = np.full(chunks[0]["policy/kl_mean"].shape, np.nan, np.float32)
+    return {name: np.concatenate([c.get(name, empty) for c in chunks], 1) for name in names}
