@@ -115,6 +115,13 @@ def noise_share(window: Window) -> float:
     return 1.0 - ratio(float(np.mean(crossfit)), float(np.mean(insample)))
 
 
+def crossfit_negative(window: Window) -> float:
+    """How far the cross-fit promise lies below 0 with its whole interval, in in-sample promises."""
+    return ratio(
+        -newest(window, "lens/crossfit_high"), newest(window, "lens/insample_promise"), 1e-9
+    )
+
+
 def critic_fall(window: Window) -> float:
     """What explained variance lost against its median over the rows before."""
     earlier = window.get("critic/explained_variance", np.zeros(0))[:-1]
@@ -217,7 +224,7 @@ CONDITIONS: dict[str, Condition] = {
         "smoothed share of signal, negated", _newest("lens/signal_share", -1)
     ),
     "crossfit-negative": Condition(
-        "upper end of the cross-fit promise, negated", _newest("lens/crossfit_high", -1.0)
+        "upper end of the cross-fit promise over the in-sample one, negated", crossfit_negative
     ),
     "cosine": Condition(
         "expected cosine of two gradients, negated", _newest("lens/expected_cosine", -1.0)

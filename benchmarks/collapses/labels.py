@@ -7,8 +7,9 @@ environment's span, the distance between a random policy and a good one; before 
 nothing to lose. Its *loss* at t is what it fell below its best so far, as a share of what it had
 gained, so that returns may be negative.
 
-- **collapsed**: it learned, and its loss then stayed at half or more for `LASTING` iterations,
-  or until the run's end, if that came after three. Its *quarter point* is where the fall that ended
+- **collapsed**: it learned, its loss then reached half, and from there on it was half or more in
+  the mean of `LASTING` iterations (or of those up to the run's end, `SHORTEST` at least): a fall
+  that lasts. That iteration is its *half point*. Its *quarter point* is where the fall that ended
   there began to show: the last iteration, not after the half point, at which the loss rose from
   below a quarter to a quarter or more.
 - **faltered**: it learned and lost a quarter at some iteration, but did not collapse.
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-WINDOW, LASTING, SHORTEST = 3, 5, 3
+WINDOW, LASTING, SHORTEST = 3, 10, 5
 LEARNED, QUARTER, HALF = 0.4, 0.25, 0.5
 
 
@@ -80,7 +81,7 @@ def label(returns: np.ndarray, *, span: float, start: float | None = None) -> La
     below = np.nan_to_num(loss, nan=0.0)
     quarters = np.flatnonzero(below >= QUARTER)
     first = int(quarters[0]) if quarters.size else None
-    half = _lasting(below >= HALF)
+    half = _lasting(below)
     if half is None:
         return Label("steady" if first is None else "faltered", None, None, first)
     before = np.flatnonzero(below[: half + 1] < QUARTER)
@@ -88,10 +89,10 @@ def label(returns: np.ndarray, *, span: float, start: float | None = None) -> La
     return Label("collapsed", quarter, half, first)
 
 
-def _lasting(lost: np.ndarray) -> int | None:
-    """Where the first stretch begins that lasts, or runs into the end."""
-    for t in np.flatnonzero(lost):
-        stretch = lost[t : t + LASTING]
-        if stretch.all() and len(stretch) >= SHORTEST:
+def _lasting(loss: np.ndarray) -> int | None:
+    """Where the loss first reaches half and then is half on average."""
+    for t in np.flatnonzero(loss >= HALF):
+        stretch = loss[t : t + LASTING]
+        if len(stretch) >= SHORTEST and np.mean(stretch) >= HALF:
             return int(t)
     return None

@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from benchmarks.collapses.cells import CHUNK, DIALS, Cell, Tables
 from surefoot.config import RULES, Critic, Network, Settings, Train
 from surefoot.envs import find_env
 from surefoot.envs.jax_native import JaxEnv
@@ -24,31 +25,37 @@ from surefoot.learner import Learner, LoopState, make_learner
 from surefoot.networks import build
 from surefoot.presets import settle
 
-CHUNK = 10
-"""Iterations of one call; the dearer figures of the lens are taken at the first of them."""
-
-DIALS = {
-    "rule": (
-        "learning_rate",
-        "learning_rate_end",
-        "clip_eps",
-        "clip_eps_end",
-        "max_kl",
-        "max_kl_end",
-    ),
-    "critic": ("learning_rate", "learning_rate_end"),
-    "train": ("gae_lambda",),
-}
 REWARD_SCALE = "env.reward_scale"
 PLACEHOLDER = 1e-3
 
 Dials = Mapping[str, Float[Array, " run"]]
 
 
-def settings_of(env_id: str, rule: str, tables: Mapping[str, Any]) -> Settings:
+def settings_of(env_id: str, rule: str, tables: Tables) -> Settings:
     """Every setting of a run: `tables` over the preset over the defaults."""
     tables = {section: dict(table) for section, table in tables.items() if section != "env"}
     return settle(env_id, RULES[rule](), Train(), Network(), Critic(), tables=tables)
+
+
+class Phase(NamedTuple):
+    """A stretch of training: its chunks, and the settings and scale of rewards of every run."""
+
+    chunks: int
+    settings: Sequence[Settings]
+    reward_scales: Sequence[float]
+
+
+def phases_of(cell: Cell) -> list[Phase]:
+    """What the runs of a cell go through."""
+    return [
+        Phase(
+            chunks,
+            [settings_of(cell.env, cell.rule, tables) for tables in runs],
+            [tables.get("env", {}).get("reward_scale", 1.0) for tables in runs],
+        )
+        for chunks, runs in zip(cell.chunks, (cell.before, cell.after), strict=True)
+        if runs
+    ]
 
 
 def split_dials(settings: Settings) -> tuple[Settings, dict[str, float]]:
@@ -135,13 +142,11 @@ def stack_dials(runs: Sequence[Mapping[str, float]]) -> Dials:
     return {name: jnp.asarray([run[name] for run in runs], jnp.float32) for name in runs[0]}
 
 
-def train_chunks(
-    phases: Sequence[tuple[int, Sequence[Settings], Sequence[float]]], seeds: Sequence[int]
-) -> dict[str, np.ndarray]:
+def train_chunks(phases: Sequence[Phase], seeds: Sequence[int]) -> dict[str, np.ndarray]:
     """Train runs side by side through the phases of a cell.
 
     Args:
-        phases: chunks of each phase, the settings of every run in it, and its scale of rewards.
+        phases: one after the other.
         seeds: one a run.
 
     Returns:

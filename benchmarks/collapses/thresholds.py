@@ -16,12 +16,16 @@ FALSE_ALARMS, MARGIN, WORTH = 0.01, 1.1, 0.02
 
 
 class Judged(NamedTuple):
-    """One run: its label's fate, where the fault was planted, its quarter point, its scores."""
+    """One run: its label's fate, where the fault was planted, its quarter point, its scores.
+
+    `where` is its environment, rule and fault, for tables.
+    """
 
     fate: str
     planted: int | None
     quarter: int | None
     scores: Mapping[str, np.ndarray]
+    where: tuple[str, str, str] = ("", "", "")
 
     @property
     def healthy(self) -> bool:
