@@ -16,7 +16,7 @@ from benchmarks.collapses.cells import (
 )
 from benchmarks.collapses.conditions import CONDITIONS, LOOKBACK, WARMUP, scores_of
 from benchmarks.collapses.driver import fingerprint, load
-from benchmarks.collapses.labels import label, smooth
+from benchmarks.collapses.labels import USUAL, Curve, label, smooth
 from benchmarks.collapses.programs import phases_of, split_dials, with_dials
 from benchmarks.collapses.thresholds import (
     Judged,
@@ -37,8 +37,12 @@ def curve(*levels):
     return np.concatenate([RISE, *(np.full(10, float(level)) for level in levels)])
 
 
-def fate_of(returns, **how):
-    return label(returns, **{"span": 100.0, "start": 0.0} | how)
+def curve_of(returns, steps=USUAL):
+    return Curve(np.asarray(returns), np.ones(len(returns)), np.full(len(returns), steps))
+
+
+def fate_of(returns, steps=USUAL, **how):
+    return label(curve_of(returns, steps), **{"span": 100.0, "start": 0.0} | how)
 
 
 def test_a_lasting_loss_of_half_the_gain_is_a_collapse():
@@ -74,7 +78,7 @@ def test_the_quarter_point_is_where_the_fall_that_lasted_began():
 
 def test_a_fall_that_flickers_is_a_collapse_if_it_is_half_on_average():
     returns = curve(100, 0, 0)
-    returns[[33, 37, 41, 45]] = 100.0
+    returns[[34, 38, 42, 46]] = 100.0
     assert fate_of(returns).fate == "collapsed"
 
 
@@ -87,7 +91,22 @@ def test_a_fate_depends_on_neither_unit_nor_zero_of_the_return(unit, zero):
 
 def test_iterations_without_an_episode_carry_the_last_returns_on():
     returns = np.array([np.nan, 1.0, np.nan, 3.0, 5.0, 7.0])
-    np.testing.assert_allclose(smooth(returns), [np.nan, 1.0, 1.0, 2.0, 3.0, 5.0])
+    np.testing.assert_allclose(smooth(curve_of(returns)), [np.nan, 1.0, 1.0, 2.0, 4.0, 5.0])
+    nothing = np.array([2.0, np.nan, np.nan, np.nan, np.nan, 4.0])
+    np.testing.assert_allclose(smooth(curve_of(nothing)), [2.0, 2.0, 2.0, 2.0, 2.0, 4.0])
+
+
+def test_every_episode_of_the_window_counts_alike():
+    curve = Curve(np.array([1.0, 4.0, np.nan]), np.array([3.0, 1.0, 0.0]), np.full(3, USUAL))
+    np.testing.assert_allclose(smooth(curve), [1.0, 1.75, 1.75])
+
+
+def test_smaller_batches_are_smoothed_over_more_iterations_and_fare_alike():
+    returns = curve(100, 100, 30)
+    spread = np.repeat(returns, 4)
+    assert fate_of(spread, USUAL // 4).fate == fate_of(returns).fate == "collapsed"
+    noise = np.tile([0.0, 100.0, 100.0, 100.0], 40)
+    assert fate_of(np.concatenate([np.repeat(RISE, 4), noise]), USUAL // 4).fate == "steady"
 
 
 def run_of(fate, *, planted=None, quarter=None, **scores):

@@ -181,7 +181,7 @@ def healthy_cells(env_id: str) -> list[Cell]:
     few = {"rule": {"num_epochs": 4, "num_minibatches": 8}}
     small = {"train": {"num_steps": 64}, "rule": {"num_minibatches": 8}}
     large = {"train": {"num_envs": 16}}
-    relu = {"network": {"hidden": (128, 128), "activation": "relu"}}
+    relu = {"network": {"hidden": (32, 32), "activation": "relu"}}
     return [
         _healthy(env_id, env, "ppo", "ppo"),
         _healthy(env_id, env, "ppo-rates", "ppo", _rates(rate, wide)),

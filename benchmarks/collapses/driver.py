@@ -37,7 +37,7 @@ def load(cell: Cell, out: Path) -> dict[str, np.ndarray] | None:
     with np.load(path) as stored:
         if str(stored["fingerprint"]) != fingerprint(cell):
             return None
-        return {name: stored[name] for name in stored.files if "/" in name}
+        return {name: stored[name] for name in stored.files if name != "fingerprint"}
 
 
 def estimate(cells: Sequence[Cell]) -> float:

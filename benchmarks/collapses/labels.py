@@ -1,17 +1,17 @@
 """What a collapse is, from a curve of returns alone.
 
-The return of an iteration is smoothed as the mean of the last `WINDOW` iterations that ended an
-episode. What a run has gained at iteration t is its best smoothed return so far, less its return
-at the start (the first smoothed value). A run has *learned* once it gained `LEARNED` of the
-environment's span, the distance between a random policy and a good one; before that there is
-nothing to lose. Its *loss* at t is what it fell below its best so far, as a share of what it had
-gained, so that returns may be negative.
+The return of an iteration is smoothed as the mean over all episodes that ended within the last
+`WINDOW` environment steps, three iterations of the usual batch; small batches do not make it
+noisier. What a run has *gained* at an iteration is its best smoothed return so far, less a random
+policy's. It has *learned* once it gained `LEARNED` of the environment's span, the distance between
+a random policy and a good one; before that there is nothing to lose. Its *loss* is what it fell
+below its best so far, as a share of what it had gained, so that returns may be negative.
 
 - **collapsed**: it learned, its loss then reached half, and from there on it was half or more in
-  the mean of `LASTING` iterations (or of those up to the run's end, `SHORTEST` at least): a fall
-  that lasts. That iteration is its *half point*. Its *quarter point* is where the fall that ended
-  there began to show: the last iteration, not after the half point, at which the loss rose from
-  below a quarter to a quarter or more.
+  the mean of `LASTING` steps (or of those up to the run's end, `SHORTEST` at least): a fall that
+  lasts. That iteration is its *half point*. Its *quarter point* is where the fall that ended there
+  began to show: the last iteration, not after the half point, at which the loss rose from below a
+  quarter to a quarter or more.
 - **faltered**: it learned and lost a quarter at some iteration, but did not collapse.
 - **steady**: it learned and never lost a quarter.
 - **unlearned**: it never learned.
@@ -23,8 +23,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-WINDOW, LASTING, SHORTEST = 3, 10, 5
+USUAL = 2048
+WINDOW, LASTING, SHORTEST = 3 * USUAL, 9 * USUAL, 5 * USUAL
 LEARNED, QUARTER, HALF = 0.4, 0.25, 0.5
+
+
+class Curve(NamedTuple):
+    """A run's returns, iteration by iteration.
+
+    `returns` are means over the `counts` episodes that ended in an iteration, NaN where none did;
+    `steps` are the environment steps that the iteration took.
+    """
+
+    returns: np.ndarray
+    counts: np.ndarray
+    steps: np.ndarray
 
 
 class Label(NamedTuple):
@@ -39,49 +52,48 @@ class Label(NamedTuple):
     first_quarter: int | None
 
 
-def smooth(returns: np.ndarray) -> np.ndarray:
-    """Mean of the last `WINDOW` returns that there are, carried on where no episode ended.
+def smooth(curve: Curve) -> np.ndarray:
+    """Mean return of the episodes of the last `WINDOW` steps, carried on where none ended.
 
     Iterations before the first ended episode are NaN.
     """
-    smoothed, recent = np.full(len(returns), np.nan), []
-    for t, value in enumerate(returns):
-        if np.isfinite(value):
-            recent = [*recent, float(value)][-WINDOW:]
-        if recent:
-            smoothed[t] = np.mean(recent)
+    ended = np.where(np.isfinite(curve.returns), curve.counts, 0.0)
+    totals = np.where(ended > 0, ended * np.nan_to_num(curve.returns), 0.0)
+    progress, smoothed = np.cumsum(curve.steps), np.full(len(ended), np.nan)
+    for t, first in enumerate(np.searchsorted(progress, progress - WINDOW, side="right")):
+        count = np.sum(ended[first : t + 1])
+        if count > 0:
+            smoothed[t] = np.sum(totals[first : t + 1]) / count
+        elif t > 0:
+            smoothed[t] = smoothed[t - 1]
     return smoothed
 
 
-def losses(returns: np.ndarray, *, span: float, start: float | None = None) -> np.ndarray:
+def losses(curve: Curve, *, span: float, start: float) -> np.ndarray:
     """Share of what was gained that is lost, per iteration; NaN before the run has learned.
 
     Args:
-        returns: mean return of the episodes that ended in each iteration, NaN where none did.
-        span: return of a good policy less that of a random one, in the same units.
-        start: the level gains are counted from; None: the first smoothed return.
+        curve: the run's returns.
+        span: return of a good policy less that of a random one.
+        start: return of a random policy, from which gains are counted.
     """
-    smoothed = smooth(returns)
-    known = np.flatnonzero(np.isfinite(smoothed))
-    if not known.size:
-        return smoothed
-    level = smoothed[known[0]] if start is None else start
-    filled = np.where(np.isfinite(smoothed), smoothed, level)
+    smoothed = smooth(curve)
+    filled = np.where(np.isfinite(smoothed), smoothed, start)
     best = np.maximum.accumulate(filled)
-    gained = best - level
+    gained = best - start
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(gained >= LEARNED * span, (best - filled) / gained, np.nan)
 
 
-def label(returns: np.ndarray, *, span: float, start: float | None = None) -> Label:
+def label(curve: Curve, *, span: float, start: float) -> Label:
     """The fate of one run; see the module for what the words mean."""
-    loss = losses(returns, span=span, start=start)
+    loss = losses(curve, span=span, start=start)
     if not np.isfinite(loss).any():
         return Label("unlearned", None, None, None)
     below = np.nan_to_num(loss, nan=0.0)
     quarters = np.flatnonzero(below >= QUARTER)
     first = int(quarters[0]) if quarters.size else None
-    half = _lasting(below)
+    half = _lasting(below, curve.steps)
     if half is None:
         return Label("steady" if first is None else "faltered", None, None, first)
     before = np.flatnonzero(below[: half + 1] < QUARTER)
@@ -89,10 +101,12 @@ def label(returns: np.ndarray, *, span: float, start: float | None = None) -> La
     return Label("collapsed", quarter, half, first)
 
 
-def _lasting(loss: np.ndarray) -> int | None:
+def _lasting(loss: np.ndarray, steps: np.ndarray) -> int | None:
     """Where the loss first reaches half and then is half on average."""
+    progress = np.cumsum(steps)
     for t in np.flatnonzero(loss >= HALF):
-        stretch = loss[t : t + LASTING]
-        if len(stretch) >= SHORTEST and np.mean(stretch) >= HALF:
+        begun = progress[t] - steps[t]
+        end = np.searchsorted(progress, begun + LASTING, side="right")
+        if progress[end - 1] - begun >= SHORTEST and np.mean(loss[t:end]) >= HALF:
             return int(t)
     return None

@@ -13,7 +13,7 @@ from scipy import stats
 from benchmarks.collapses.cells import ENVS, Cell
 from benchmarks.collapses.conditions import CONDITIONS, scores_of
 from benchmarks.collapses.driver import load
-from benchmarks.collapses.labels import Label, label, smooth
+from benchmarks.collapses.labels import Curve, Label, label, smooth
 from benchmarks.collapses.thresholds import Judged, Scored, choose, fit, score, tally
 
 YARDSTICK = "returns"
@@ -22,13 +22,17 @@ FINAL = 10
 """Iterations whose mean return is a run's final one."""
 
 
+def curves_of(metrics: Mapping[str, np.ndarray]) -> list[Curve]:
+    """The returns of each run of a cell."""
+    names = ("episode/return_mean", "episode/count", "env_steps")
+    return [Curve(*run) for run in zip(*(metrics[name] for name in names), strict=True)]
+
+
 def labels_of(cell: Cell, metrics: Mapping[str, np.ndarray]) -> list[Label]:
     """The fate of each run of a cell."""
     env = ENVS[cell.env]
-    return [
-        label(returns, span=env.good - env.random, start=env.random)
-        for returns in metrics["episode/return_mean"]
-    ]
+    span = env.good - env.random
+    return [label(curve, span=span, start=env.random) for curve in curves_of(metrics)]
 
 
 def judged(cells: Sequence[Cell], out: Path) -> dict[str, list[Judged]]:
@@ -187,7 +191,7 @@ def _relative_gains(
 ) -> np.ndarray:
     """Change of the final return, as a share of the plain run's gain over a random policy."""
     finals = [
-        np.array([np.nanmean(smooth(run)[-FINAL:]) for run in metrics["episode/return_mean"]])
+        np.array([np.nanmean(smooth(curve)[-FINAL:]) for curve in curves_of(metrics)])
         for metrics in (plain, varied)
     ]
     gained = np.maximum(finals[0] - ENVS[cell.env].random, 1e-9)
