@@ -1,5 +1,6 @@
 """The planted-collapse suite: what counts as a collapse, and how warnings are fitted and scored."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import surefoot as sf
 from benchmarks.collapses.cells import (
     ENVS,
     TRAINING_ENVS,
@@ -17,7 +19,14 @@ from benchmarks.collapses.cells import (
 from benchmarks.collapses.conditions import CONDITIONS, LOOKBACK, WARMUP, scores_of
 from benchmarks.collapses.driver import fingerprint, load
 from benchmarks.collapses.labels import USUAL, Curve, label, smooth
-from benchmarks.collapses.programs import phases_of, split_dials, with_dials
+from benchmarks.collapses.programs import (
+    Phase,
+    phases_of,
+    settings_of,
+    split_dials,
+    train_chunks,
+    with_dials,
+)
 from benchmarks.collapses.thresholds import (
     Judged,
     choose,
@@ -296,3 +305,50 @@ def test_a_stored_cell_of_other_settings_is_trained_again(tmp_path):
     np.savez(path, fingerprint=np.array(fingerprint(cell)), **{"policy/kl_mean": kl})
     assert load(cell, tmp_path) is not None
     assert load(cell._replace(seeds=(1,)), tmp_path) is None
+
+
+SMALL = {
+    "train": {"num_envs": 4, "num_steps": 20, "steps": 20 * 80},
+    "rule": {"num_epochs": 1, "num_minibatches": 2, "learning_rate": 0.01},
+    "network": {"hidden": (8,)},
+    "critic": {"num_epochs": 1, "num_minibatches": 2},
+}
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_those_of_the_library_and_a_dial_turns_from_its_row_on():
+    env, seeds = "gymnax:Catch-bsuite", (3, 4)
+    settings = settings_of(env, "ppo", SMALL)
+    louder = replace(settings, rule=replace(settings.rule, learning_rate=0.1))
+    kept = Phase(1, [settings, settings], [1.0, 1.0])
+    turned = kept._replace(settings=[settings, louder])
+    metrics = train_chunks([kept, turned], seeds)
+    runs = sf.train_many(
+        env,
+        settings.rule,
+        seeds=seeds,
+        train=settings.train,
+        network=settings.network,
+        critic=settings.critic,
+    )
+    for name in ("policy/kl_mean", "episode/return_mean", "critic/explained_variance"):
+        own = [[row.get(name, np.nan) for row in run.rows] for run in runs]
+        np.testing.assert_allclose(metrics[name][0], own[0], rtol=1e-3, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(metrics[name][1, :10], own[1][:10], rtol=1e-3, atol=1e-6)
+    assert metrics["policy/kl_mean"][1, 10] > 5 * runs[1].rows[10]["policy/kl_mean"]
+    looked = np.isfinite(metrics["lens/crossfit_promise"])
+    assert looked[:, [0, 10]].all()
+    assert looked.sum() == 4
+
+
+@pytest.mark.slow
+def test_a_scale_of_rewards_is_undone_in_the_returns_that_are_told():
+    settings = settings_of("gymnax:Catch-bsuite", "ppo", SMALL)
+    plain, scaled = Phase(1, [settings] * 2, [1.0] * 2), Phase(1, [settings] * 2, [50.0] * 2)
+    metrics = train_chunks([plain, scaled], (3, 4))
+    assert np.isnan(metrics["episode/return_mean"][:, 10:14]).all()
+    assert (metrics["episode/count"][:, 10:14] == 0).all()
+    assert np.nanmax(np.abs(metrics["episode/return_mean"])) <= 1.0
+    later, before = slice(15, 20), slice(1, 10)
+    kept = metrics["normalize/return_scale"]
+    assert (kept[:, later] > 3 * kept[:, before].max()).all()

@@ -223,6 +223,11 @@ def planted_cells(env_id: str) -> list[Cell]:
     radius = {"rule": _constant("max_kl", 0.01)}
     deep = {"network": {"hidden": (64,) * 5}}
     unclipped = {"rule": _constant("clip_eps", 100.0)}
+    shared = {
+        "train": {"return_norm": False},
+        "network": {"shared_torso": True},
+        "critic": {"joint": True},
+    }
     tiny = {
         "train": {"num_steps": 16},
         "rule": {"num_minibatches": 8},
@@ -237,6 +242,7 @@ def planted_cells(env_id: str) -> list[Cell]:
         pairs = [v for v in values for _ in range(RUNS // len(values))]
         return [{"rule": _constant("max_kl", v)} for v in pairs]
 
+    scales = [{"env": {"reward_scale": s}} for s in (30.0, 100.0, 300.0, 1000.0) for _ in "ab"]
     return [
         _planted(env_id, "step", "ppo", steady, {}, rates(rate, 30, 60, 100, 200)),
         _planted(env_id, "clip", "ppo", steady, unclipped, rates(rate, 5, 10, 20, 40)),
@@ -253,6 +259,7 @@ def planted_cells(env_id: str) -> list[Cell]:
         _planted(env_id, "deep", "ppo", _merged(deep, steady), {}, rates(rate, 10, 20, 30, 60)),
         _planted(env_id, "vanilla", "vpg", vanilla, {}, rates(5e-3, 5, 10, 20, 40)),
         _planted(env_id, "natural", "npg", radius, {}, radii(0.1, 0.3, 1.0, 2.0)),
+        _planted(env_id, "scale", "ppo", _merged(shared, steady), {}, scales),
         _planted(
             env_id,
             "penalty",

@@ -27,6 +27,8 @@ from surefoot.presets import settle
 
 REWARD_SCALE = "env.reward_scale"
 PLACEHOLDER = 1e-3
+STRADDLING = 4
+"""Iterations after which no open episode is older than a change: time limits are 1000 or less."""
 
 Dials = Mapping[str, Float[Array, " run"]]
 
@@ -151,40 +153,50 @@ def train_chunks(phases: Sequence[Phase], seeds: Sequence[int]) -> dict[str, np.
 
     Returns:
         Metrics by name, `[run, iteration]`; NaN where a figure was not taken. Returns of episodes
-        are in the environment's own units, whatever the scale.
+        are in the environment's own units, whatever the scale; where the scale changes, the rows
+        whose episodes may have seen both scales are told to have ended none.
     """
-    states, gathered = None, []
-    for chunks, settings, scales in phases:
-        split = [split_dials(one) for one in settings]
-        plain = split[0][0]
-        if any(other != plain for other, _ in split):
-            raise ValueError("runs of one cell may differ in their dials only")
-        dials = stack_dials(
-            [
-                values | {REWARD_SCALE: scale}
-                for (_, values), scale in zip(split, scales, strict=True)
-            ]
-        )
-        start, advance = programs_of(plain)
+    states, gathered, scales = None, [], phases[0].reward_scales
+    for phase in phases:
+        start, advance, dials = _set_up(phase)
         if states is None:
             states = start(jnp.asarray(seeds, jnp.uint32), dials)
-        for _ in range(chunks):
+        for chunk in range(phase.chunks):
             states, rows, looks = advance(states, dials)
-            gathered.append(_chunk(jax.device_get(rows), jax.device_get(looks), np.asarray(scales)))
+            metrics = _chunk(jax.device_get(rows), jax.device_get(looks))
+            _unscale(metrics, np.asarray(phase.reward_scales, np.float32))
+            if chunk == 0 and phase.reward_scales != scales:
+                metrics["episode/count"][:, :STRADDLING] = 0.0
+                metrics["episode/return_mean"][:, :STRADDLING] = np.nan
+            gathered.append(metrics)
+        scales = phase.reward_scales
     return _joined(gathered)
 
 
+def _set_up(phase: Phase) -> tuple[Start, Advance, Dials]:
+    split = [split_dials(one) for one in phase.settings]
+    plain = split[0][0]
+    if any(other != plain for other, _ in split):
+        raise ValueError("runs of one cell may differ in their dials only")
+    scaled = zip((values for _, values in split), phase.reward_scales, strict=True)
+    dials = stack_dials([values | {REWARD_SCALE: scale} for values, scale in scaled])
+    return *programs_of(plain), dials
+
+
 def _chunk(
-    rows: Mapping[str, np.ndarray], looks: Mapping[str, np.ndarray], scales: np.ndarray
+    rows: Mapping[str, np.ndarray], looks: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    metrics = {name: np.asarray(values, np.float32) for name, values in rows.items()}
-    for name in ("episode/return_mean", "episode/return_min", "episode/return_max"):
-        metrics[name] = metrics[name] / scales[:, None].astype(np.float32)
-    shape = metrics["policy/kl_mean"].shape
+    """One chunk's metrics; the dearer figures stand in its first row."""
+    metrics = {name: np.array(values, np.float32) for name, values in rows.items()}
     for name, values in looks.items():
-        metrics[name] = np.full(shape, np.nan, np.float32)
+        metrics[name] = np.full(metrics["policy/kl_mean"].shape, np.nan, np.float32)
         metrics[name][:, 0] = values
     return metrics
+
+
+def _unscale(metrics: dict[str, np.ndarray], scales: np.ndarray) -> None:
+    for name in ("episode/return_mean", "episode/return_min", "episode/return_max"):
+        metrics[name] = metrics[name] / scales[:, None]
 
 
 def _joined(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
