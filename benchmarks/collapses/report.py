@@ -71,7 +71,19 @@ def report_thresholds(cells: Sequence[Cell], out: Path, results: Path) -> None:
         "union_held_out_by_fault": _broken_down(parts["held-out"], union, 2),
     }
     (results / "collapses.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
+    _print(summary)
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    """The union and what it achieves, a line each."""
+    for name, threshold in summary["thresholds"].items():
+        print(f"{name:20} at {threshold:<10} {CONDITIONS[name].says}")
+    for part, told in summary["union"].items():
+        hits, false = told["hits"], told["false_alarms"]
+        print(f"{part}: {dict(summary['runs'][part])}")
+        print(f"  announced {hits['count']} of {hits['of']}, 95 % {hits['interval']}")
+        print(f"  false alarms {false['count']} of {false['of']}, 95 % {false['interval']}")
+        print(f"  updates ahead, quartiles {told['lead_quartiles']}")
 
 
 def _kind(run: Judged) -> str:
@@ -88,7 +100,7 @@ def _told(scored: Scored) -> dict[str, Any]:
     return {
         "hits": shown(scored.hits),
         "false_alarms": shown(scored.false_alarms),
-        "lead_quartiles": scored.leads,
+        "lead_quartiles": [lead if np.isfinite(lead) else None for lead in scored.leads],
     }
 
 
@@ -116,7 +128,7 @@ def _candidate_row(
                 f"{prefix}_{what}_high": round(counted.high, 3),
             }
         quartiles = zip(("q1", "median", "q3"), scored.leads, strict=True)
-        row |= {f"{prefix}_lead_{which}": value for which, value in quartiles}
+        row |= {f"{prefix}_lead_{which}": f"{value:g}" for which, value in quartiles}
     return row
 
 
