@@ -112,7 +112,7 @@ def _undialled(tables: Tables) -> str:
         {
             section: {key: value for key, value in table.items() if key not in dials}
             for section, table in tables.items()
-            if section != "env"
+            if section != "env" and not set(table) <= dials
         }
     )
 
@@ -141,8 +141,8 @@ def _cell(name: str, env_id: str, rule: str, fault: str, **parts: Any) -> Cell:
 def _healthy(env_id: str, env: Env, name: str, rule: str, *layers: Any) -> Cell:
     """A cell with nothing planted; of `layers`, a list has one table of dials a run."""
     batch = _batch(_merged(*(layer for layer in layers if not isinstance(layer, list))))
-    chunks = max(2, round((env.chunks + 1) * BATCH / batch))
-    run = {"train": {"steps": chunks * CHUNK * batch}}
+    chunks = max(2, round(env.chunks * BATCH / batch))
+    run = {"train": {"steps": env.chunks * CHUNK * BATCH}}
     runs = [
         _merged(
             env.tables, run, *(layer[i] if isinstance(layer, list) else layer for layer in layers)
@@ -202,8 +202,10 @@ def _planted(
 ) -> Cell:
     """A cell that turns to `after`, and to one table of dials a run, once it has learned."""
     env = ENVS[env_id]
-    long = {"train": {"steps": 1000 * BATCH}}
-    start = _merged(env.tables, long, before)
+    # Schedules are constant here, so the length of the run decides nothing: the healthy cells'
+    # shares their programs.
+    run = {"train": {"steps": env.chunks * CHUNK * BATCH}}
+    start = _merged(env.tables, run, before)
     chunks = (env.chunks, max(3, round(3 * BATCH / _batch(_merged(start, after)) / 4)))
     return _cell(
         f"{fault}-{rule}",
@@ -252,7 +254,7 @@ def planted_cells(env_id: str) -> list[Cell]:
             "epochs",
             "ppo",
             steady,
-            {"rule": {"num_epochs": 50}},
+            {"rule": {"num_epochs": 30}},
             rates(rate, 5, 10, 20, 40),
         ),
         _planted(env_id, "batch", "ppo", steady, tiny, rates(rate, 5, 10, 30, 60)),
