@@ -248,7 +248,7 @@ def planted_cells(env_id: str) -> list[Cell]:
     return [
         _planted(env_id, "step", "ppo", steady, {}, rates(rate, 30, 60, 100, 200)),
         _planted(env_id, "clip", "ppo", steady, unclipped, rates(rate, 5, 10, 20, 40)),
-        _planted(env_id, "radius", "trpo", radius, {}, radii(0.3, 1.0, 2.0, 4.0)),
+        _planted(env_id, "radius", "trpo", radius, {}, radii(1.0, 3.0, 10.0, 30.0)),
         _planted(
             env_id,
             "epochs",
@@ -259,8 +259,8 @@ def planted_cells(env_id: str) -> list[Cell]:
         ),
         _planted(env_id, "batch", "ppo", steady, tiny, rates(rate, 5, 10, 30, 60)),
         _planted(env_id, "deep", "ppo", _merged(deep, steady), {}, rates(rate, 10, 20, 30, 60)),
-        _planted(env_id, "vanilla", "vpg", vanilla, {}, rates(5e-3, 5, 10, 20, 40)),
-        _planted(env_id, "natural", "npg", radius, {}, radii(0.1, 0.3, 1.0, 2.0)),
+        _planted(env_id, "vanilla", "vpg", vanilla, {}, rates(5e-3, 20, 40, 80, 160)),
+        _planted(env_id, "natural", "npg", radius, {}, radii(1.0, 3.0, 10.0, 30.0)),
         _planted(env_id, "scale", "ppo", _merged(shared, steady), {}, scales),
         _planted(
             env_id,
@@ -268,7 +268,7 @@ def planted_cells(env_id: str) -> list[Cell]:
             "ppo-kl",
             steady,
             {"rule": {"target_kl": 1.0}},
-            rates(rate, 10, 20, 30, 60),
+            rates(rate, 30, 60, 100, 200),
         ),
     ]
 
