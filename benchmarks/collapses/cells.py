@@ -52,7 +52,6 @@ ENVS = {
     "gymnax:Acrobot-v1": Env(-500.0, -85.0, 3, 3e-4),
     "gymnax:FrozenLake-misc": Env(0.015, 0.6, 5, 1e-3),
     "gymnax:PointRobot-misc": Env(0.3, 2.5, 4, 1e-3),
-    "gymnax:MountainCarContinuous-v0": Env(-40.0, 92.0, 4, 3e-4),
 }
 TRAINING_ENVS = ("gymnax:CartPole-v1", "gymnax:Catch-bsuite", "gymnax:Pendulum-v1")
 TRAINING_FAULTS = ("step", "clip", "radius")
@@ -190,7 +189,9 @@ def healthy_cells(env_id: str) -> list[Cell]:
         _healthy(env_id, env, "ppo-large-batch", "ppo", large, _rates(rate, wide)),
         _healthy(env_id, env, "ppo-relu", "ppo", relu, _rates(rate, narrow)),
         _healthy(env_id, env, "ppo-kl", "ppo-kl", _rates(rate, wide)),
+        _healthy(env_id, env, "ppo-again", "ppo"),
         _healthy(env_id, env, "trpo", "trpo"),
+        _healthy(env_id, env, "trpo-again", "trpo"),
         _healthy(env_id, env, "trpo-radii", "trpo", _radii(radii)),
         _healthy(env_id, env, "npg-radii", "npg", _radii(radii)),
         _healthy(env_id, env, "vpg-rates", "vpg", _rates(5e-3, [0.5, 1, 2, 3] * 2)),
