@@ -179,15 +179,11 @@ def healthy_cells(env_id: str) -> list[Cell]:
     radii = [0.005, 0.01, 0.03, 0.05, 0.005, 0.01, 0.02, 0.03]
     few = {"rule": {"num_epochs": 4, "num_minibatches": 8}}
     small = {"train": {"num_steps": 64}, "rule": {"num_minibatches": 8}}
-    large = {"train": {"num_envs": 16}}
-    relu = {"network": {"hidden": (32, 32), "activation": "relu"}}
     return [
         _healthy(env_id, env, "ppo", "ppo"),
         _healthy(env_id, env, "ppo-rates", "ppo", _rates(rate, wide)),
         _healthy(env_id, env, "ppo-few-epochs", "ppo", few, _rates(rate, [1, 2, 3, 4] * 2)),
         _healthy(env_id, env, "ppo-small-batch", "ppo", small, _rates(rate, narrow)),
-        _healthy(env_id, env, "ppo-large-batch", "ppo", large, _rates(rate, wide)),
-        _healthy(env_id, env, "ppo-relu", "ppo", relu, _rates(rate, narrow)),
         _healthy(env_id, env, "ppo-kl", "ppo-kl", _rates(rate, wide)),
         _healthy(env_id, env, "ppo-again", "ppo"),
         _healthy(env_id, env, "trpo", "trpo"),
@@ -291,8 +287,9 @@ def varied(cell: Cell, variant: str) -> Cell:
 
 
 def all_cells() -> list[Cell]:
-    """The whole suite, without a remedy."""
-    return [cell for env in ENVS for cell in (*healthy_cells(env), *planted_cells(env))]
+    """The whole suite, without a remedy: no fault of one part on an environment of the other."""
+    cells = [cell for env in ENVS for cell in (*healthy_cells(env), *planted_cells(env))]
+    return [cell for cell in cells if cell.part != "mixed"]
 
 
 def quick_cells() -> list[Cell]:
