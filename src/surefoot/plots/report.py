@@ -27,7 +27,8 @@ _LEGEND, _AXIS = 0.42, 0.6
 class Trace(NamedTuple):
     """One figure over steps: a line, or separate points where `points`.
 
-    `low` and `high` are a band around a line, and bars on points.
+    `low` and `high` are a band around a line, and bars on points. `mark` is for a line of one
+    point.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Trace(NamedTuple):
     high: Float[np.ndarray, " point"] | None = None
     dash: str = "solid"
     points: bool = False
+    mark: str = "o"
 
 
 class Panel(NamedTuple):
@@ -74,7 +76,7 @@ def draw_panels(panels: Sequence[Panel], last_step: float, raised: Sequence[Rais
         _share_steps(axes, last_step, last=index == len(panels) - 1)
         if index == 0:
             _mark(axes, raised)
-        _legend(axes)
+        _legend(axes, [trace.label for trace in panel.traces])
         top -= panel.height
     return _svg(figure)
 
@@ -133,7 +135,10 @@ def _draw_line(axes: Axes, trace: Trace) -> None:
         label=trace.label,
         linestyle=trace.dash,
         linewidth=1.8,
-        marker="o" if len(trace.steps) == 1 else None,
+        marker=trace.mark if len(trace.steps) == 1 else None,
+        markersize=12 if trace.mark == "*" else 6,
+        markeredgecolor="#000000" if trace.mark == "*" else trace.color,
+        zorder=4 if trace.mark == "*" else 2,
     )
 
 
@@ -176,8 +181,11 @@ def _mark(axes: Axes, raised: Sequence[Raised]) -> None:
             )  # fmt: skip
 
 
-def _legend(axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(axes: Axes, order: Sequence[str]) -> None:
+    """Above the axes, traces in their own order and marks behind them."""
+    found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels = [*order, *(label for label in found if label not in order)]
+    handles = [found[label] for label in labels]
     if handles:
         axes.legend(
             handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.02), ncols=len(handles),

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 from surefoot.errors import CheckpointError
 from surefoot.presets import frozen_settings
 from surefoot.report.appendix import newest_probe, probe_section, settings_section
+from surefoot.report.critic import critic_section
+from surefoot.report.distance import distance_section, guard_section
 from surefoot.report.figures import Score, score, totals
 from surefoot.report.gains import cumulative, lies_section, promise_section
 from surefoot.report.learning import beside_best, ended_at, learning_section, warnings_section
 from surefoot.report.page import as_page
 from surefoot.report.section import Facts, Section
-from surefoot.report.steps import critic_section, distance_section, guard_section, solver_section
+from surefoot.report.solver import solver_section
 from surefoot.report.table import table_of
 from surefoot.run import RunDirectory
 
@@ -115,8 +117,10 @@ def _where_it_ended(found: Score | None) -> str:
 
 def _look_at(sections: Sequence[Section]) -> str:
     """The one thing to look at: the worst section, the first of several."""
+    # A warning is calibrated on other runs and names its remedy: it goes first.
+    ordered = sorted(sections, key=lambda each: each.name != "warnings")
     for level in ("red", "amber"):
-        for section in sections:
+        for section in ordered:
             if section.level == level:
                 advice = section.advice.split(". ")[0].rstrip(".")
                 return f"Look first at “{section.title}” below: {advice}."

@@ -103,11 +103,8 @@ def settings_section(facts: Facts, commands: Sequence[tuple[str, str]]) -> Secti
         f"<p>{escape(what)}</p><pre>{escape(command)}</pre>" for what, command in commands
     )
     tables = facts.settings.to_dict()
-    tables["run"] = {
-        key: tables.pop(key) for key in ("env", "env_kwargs", "preset") if key in tables
-    }
-    for key in ("observation_space", "action_space"):
-        tables["run"][key] = facts.config.get(key, "not recorded")
+    about = ("env", "env_kwargs", "preset", "observation_space", "action_space")
+    tables["run"] = {key: facts.config.get(key, "not recorded") for key in about}
     versions = facts.config.get("versions")
     tables["versions"] = versions if isinstance(versions, Mapping) else {}
     extra += "<h3>All settings</h3><div class='settings'>"

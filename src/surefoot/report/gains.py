@@ -3,7 +3,7 @@
 import numpy as np
 
 from surefoot.plots.report import Panel, Trace
-from surefoot.report.figures import Totals
+from surefoot.report.figures import Totals, totals
 from surefoot.report.section import (
     BAD,
     GOT,
@@ -20,7 +20,7 @@ from surefoot.report.section import (
     trace,
     traces,
 )
-from surefoot.report.table import column, missing, newest, recent, starts_of
+from surefoot.report.table import column, missing, newest, newest_tenth, recent, starts_of
 
 MUCH_NOISE = 0.2
 """Signal share below which an update's own promise is five times too large."""
@@ -33,8 +33,12 @@ _NOISE_REMEDY = (
     "fewer epochs, or a better critic."
 )
 _SHIFT_REMEDY = (
-    "The signal itself does not come true: the new policy visits other states than the data shows. "
-    "A smaller step: a smaller radius (--max-kl), step size or clip range."
+    "A smaller step (radius, step size or clip range), for the signal itself does not come true: "
+    "the new policy visits other states than the data shows."
+)
+_EITHER = (
+    "A probe (`surefoot probe`) can tell whether noise or moved visits took more than half of the "
+    "promise: for noise more steps a batch helps, for moved visits a smaller step."
 )
 
 
@@ -52,10 +56,10 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         "Before each update surefoot asks the data what the new policy will gain: the promise. The "
         "rollout after it shows what it did gain. Both are summed here over all updates. The "
         "promise is scored on the data that the update was fitted to, so it flatters; the part "
-        "that holds on data the update did not see is called signal. Why this is not the learning "
-        f"curve: here a reward 100 steps away counts {told(weight)} (the discount is "
-        f"{told(train.gamma)}), and the mean is over the states that training visits, not over "
-        "starts of episodes; the learning curve counts whole episodes, undiscounted. "
+        "that holds on data the update did not see is called signal.\n\n"
+        f"Why this is not the learning curve: here a reward 100 steps away counts {told(weight)} "
+        f"(the discount is {told(train.gamma)}), and the mean is over the states that training visits, not over "
+        "starts of episodes; the learning curve counts whole episodes, undiscounted.\n\n"
         + _interval_said(found, train.num_envs)
     )
     starts = starts_of(len(found.steps))
@@ -73,9 +77,30 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         lines.insert(1, signal._replace(dash=(0, (6, 2))))
     panel = Panel("discounted reward,\nsum over updates", lines, levels=((0.0, ""),), height=2.9)
     finding, level, advice = _judged(found)
+    late, harm = _newest(facts)
+    finding += late
+    if harm and level == "green":
+        level, advice = "amber", harm
     if found.signal is None:
         finding += " lens/signal_share is not logged in this run, so noise is not told apart."
     return Section(name, title, level, finding, advice, meaning, (panel,))
+
+
+def _newest(facts: Facts) -> tuple[str, str]:
+    """What the newest tenth of the updates promised and realised, and advice where it did harm."""
+    late = totals(newest_tenth(facts.table), facts.settings.train.num_envs)
+    if late is None or len(late.steps) < 2:
+        return "", ""
+    realised = float(late.realised[-1])
+    interval, harm = "", ""
+    if late.half is not None:
+        low, high = realised - float(late.half[-1]), realised + float(late.half[-1])
+        interval = between("95 % interval", low, high)
+        harm = "The newest updates did harm in sum. " + _SHIFT_REMEDY if high < 0 else ""
+    signal = "" if late.signal is None else f" (of it {told(float(late.signal[-1]))} signal)"
+    promised = f"{told(float(late.promised[-1]))}{signal}"
+    said = f" The newest tenth of the updates promised {promised} and realised {told(realised)}"
+    return f"{said}{interval}.", harm
 
 
 def _interval_said(found: Totals, num_envs: int) -> str:
@@ -103,19 +128,22 @@ def _judged(found: Totals) -> tuple[str, str, str]:
             "A promise of nothing or less: is the step size 0, the reward constant?",
         )
     ratio, low, high = true
-    interval = between("95 % interval", low, high)
+    interval = ""
+    if low is not None and high is not None:
+        interval = f" (95 % interval {percent(low)} to {percent(high)})"
     whole = "" if share is None else f", {percent(share)} is signal; of the signal"
     said = (
-        f"Of what the updates promised on their own batch{whole} {told(ratio)} came true{interval}."
+        f"Of what the updates promised on their own batch{whole} {percent(ratio)} came "
+        f"true{interval}."
     )
     if low is not None and high is not None and low <= 0 <= high:
         said += " The interval holds 0: this run alone cannot tell its gain from none."
     if high is not None and high < 0:
-        return said, "amber", "The updates did harm in sum. " + _SHIFT_REMEDY
+        return said, "amber", "Updates did more harm than good. " + _SHIFT_REMEDY
     if share is not None and share < MUCH_NOISE:
         return said, "amber", _NOISE_REMEDY
     if ratio < HALF_KEPT and (high is None or high < 1.0):
-        return said, "amber", _SHIFT_REMEDY if share is not None else _NOISE_REMEDY
+        return said, "amber", _SHIFT_REMEDY if share is not None else _EITHER
     return said, "green", ""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from surefoot.plots.report import Panel, Trace
 from surefoot.report.figures import Score, evaluation_half
 from surefoot.report.section import (
+    BAD,
     GOT,
     SIGNAL,
     Facts,
@@ -52,7 +53,9 @@ def learning_section(facts: Facts, found: Score | None) -> Section:
         height=2.9,
     )
     if found.best_step < facts.last_step:
-        panel = panel._replace(levels=((found.best, "best"),))
+        star = Trace("best", np.array([found.best_step]), np.array([found.best]), BAD)
+        star = star._replace(mark="*", dash="none")
+        panel = panel._replace(traces=(*panel.traces, star))
     return Section("learning", title, level, finding, advice, _MEANING, panels(panel))
 
 
@@ -108,7 +111,8 @@ def _judged(found: Score) -> tuple[str, str, str]:
     text = f"From {told(found.start)} at first; {ended_at(found)}, {beside_best(found)}."
     sure = found.interval is None or found.interval[1] < found.best
     if found.lost > LOST_A_QUARTER and sure:
-        worse = f" It has lost {100 * found.lost:.0f} % of what it had learned."
+        share = f"{100 * found.lost:.0f} % of what" if found.lost < 1 else "all that"
+        worse = f" It has lost {share} it had learned."
         advice = (
             "Let the radius or the step size fall over the run (max_kl_end, learning_rate_end) or "
             "make it smaller; the pictures below show what came before the loss. "

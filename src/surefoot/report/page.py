@@ -1,6 +1,7 @@
 """A report as one HTML page: nothing in it is fetched, and no script is needed to read it."""
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -27,7 +28,7 @@ def as_page(facts: Facts, verdict: Sequence[str], sections: Sequence[Section]) -
         title=escape(f"{settings.rule.name} on {settings.env}"),
         state="" if facts.finished else '<span class="state">not finished</span>',
         run=escape(str(facts.path)),
-        verdict="".join(f"<p>{escape(sentence)}</p>" for sentence in verdict),
+        verdict="".join(f"<p>{_text(sentence)}</p>" for sentence in verdict),
         contents="".join(_link(section) for section in sections),
         sections="\n".join(_section(section, facts, raised) for section in sections),
     )
@@ -45,18 +46,24 @@ def _link(section: Section) -> str:
 def _section(section: Section, facts: Facts, raised: Sequence[Raised]) -> str:
     level = _LEVELS[section.level]
     picture = _picture(section, facts, raised)
-    caption = f"<p class='finding'>{escape(section.finding)}</p>"
+    caption = f"<p class='finding'>{_text(section.finding)}</p>"
     if picture:
         caption = (
             f"<figure><img alt='{escape(section.finding, quote=True)}' src='{picture}'>"
-            f"<figcaption class='finding'>{escape(section.finding)}</figcaption></figure>"
+            f"<figcaption class='finding'>{_text(section.finding)}</figcaption></figure>"
         )
-    advice = f"<p class='advice {level}'>{escape(section.advice)}</p>" if section.advice else ""
-    meaning = f"<p class='meaning'>{escape(section.meaning)}</p>" if section.meaning else ""
+    advice = f"<p class='advice {level}'>{_text(section.advice)}</p>" if section.advice else ""
+    paragraphs = section.meaning.split("\n\n") if section.meaning else ()
+    meaning = "".join(f"<p class='meaning'>{_text(part)}</p>" for part in paragraphs)
     heading = f"<h2><span class='dot {level}'></span>{escape(section.title)}</h2>"
     return (
         f"<section id='{section.name}'>{heading}{caption}{advice}{meaning}{section.extra}</section>"
     )
+
+
+def _text(words: str) -> str:
+    """Words as HTML; what stands between backquotes is to be typed."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words))
 
 
 def _picture(section: Section, facts: Facts, raised: Sequence[Raised]) -> str:

@@ -77,7 +77,7 @@ def left_out(name: str, title: str, facts: Facts, keys: Sequence[str], why: str 
     made = facts.config.get("versions")
     version = made.get("surefoot") if isinstance(made, Mapping) else None
     by = f"this run was made by {version}" if version else "this run does not say its version"
-    reason = why or f"surefoot logs it from {LENS_SINCE} on, and {by}"
+    reason = why or f"surefoot logs this from {LENS_SINCE} on; {by}"
     listed = ", ".join(keys)
     return Section(
         name, title, "", f"Left out: no row of this run has {listed} ({reason}).", "", ""

@@ -70,9 +70,18 @@ def missing(table: Table, *keys: str) -> list[str]:
 def recent(values: Float[np.ndarray, " row"]) -> float | None:
     """Mean of the newest tenth of the finite values, five at least; None where there are none."""
     finite = values[np.isfinite(values)]
-    if not len(finite):
-        return None
-    return float(np.mean(finite[-max(5, math.ceil(len(finite) / 10)) :]))
+    return float(np.mean(finite[-_tenth(len(finite)) :])) if len(finite) else None
+
+
+def newest_tenth(table: Table) -> Table:
+    """The newest tenth of the rows, five at least."""
+    start = -_tenth(len(table.steps))
+    columns = {key: values[start:] for key, values in table.columns.items()}
+    return Table(table.iterations[start:], table.steps[start:], columns, table.warnings[start:])
+
+
+def _tenth(length: int) -> int:
+    return max(5, math.ceil(length / 10))
 
 
 def starts_of(length: int) -> Int[np.ndarray, " group"]:
