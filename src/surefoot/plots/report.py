@@ -19,6 +19,8 @@ from surefoot.plots.style import WIDTH
 LEVEL_COLORS = {"red": "#D55E00", "amber": "#E69F00", "green": "#009E73"}
 LEVEL_MARKS = {"red": "v", "amber": "d", "green": "o"}
 OTHER_COLOR, OTHER_MARK = "#555555", "s"
+PLACES = 300
+"""Marks that find room beside each other along the steps."""
 _LEFT, _RIGHT = 0.11, 0.985
 _LEGEND, _AXIS = 0.42, 0.6
 """Inches above each panel for its legend, and below the last one for its axis."""
@@ -75,7 +77,7 @@ def draw_panels(panels: Sequence[Panel], last_step: float, raised: Sequence[Rais
         _draw(axes, panel)
         _share_steps(axes, last_step, last=index == len(panels) - 1)
         if index == 0:
-            _mark(axes, raised)
+            _mark(axes, raised, last_step)
         _legend(axes, [trace.label for trace in panel.traces])
         top -= panel.height
     return _svg(figure)
@@ -90,7 +92,9 @@ def draw_timeline(raised: Sequence[Raised], last_step: float) -> str:
     axes = figure.add_axes((_LEFT, _AXIS / total, _RIGHT - _LEFT, height / total))
     for row, each in enumerate(reversed(raised)):
         color = LEVEL_COLORS.get(each.level, OTHER_COLOR)
-        axes.vlines(each.steps, row + 0.08, row + 0.5, color=color, linewidth=1.8)
+        axes.vlines(
+            _apart(each.steps, last_step), row + 0.08, row + 0.5, color=color, linewidth=1.8
+        )
         axes.text(0.0, row + 0.56, each.name, color=color, fontsize=8, va="bottom")
         axes.axhline(row, color="#dddddd", linewidth=0.8)
     axes.set_ylim(0, len(raised) + 0.1)
@@ -98,6 +102,12 @@ def draw_timeline(raised: Sequence[Raised], last_step: float) -> str:
     axes.spines[["top", "right", "left"]].set_visible(False)
     _share_steps(axes, last_step, last=True)
     return _svg(figure)
+
+
+def _apart(steps: Num[np.ndarray, " time"], last_step: float) -> Num[np.ndarray, " time"]:
+    """The first of all steps that would be drawn in one place, so that a page stays small."""
+    _, first = np.unique(np.floor(steps / max(last_step, 1) * PLACES), return_index=True)
+    return steps[first]
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -163,17 +173,17 @@ def _draw_points(axes: Axes, trace: Trace) -> None:
 def _share_steps(axes: Axes, last_step: float, *, last: bool) -> None:
     axes.set_xlim(0, max(last_step, 1) * 1.01)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.tick_params(labelbottom=last)
+    axes.tick_params(labelbottom=last, labelsize=8)
     if last:
         axes.set_xlabel("environment steps", fontsize=9)
 
 
-def _mark(axes: Axes, raised: Sequence[Raised]) -> None:
+def _mark(axes: Axes, raised: Sequence[Raised], last_step: float) -> None:
     """A mark on the upper edge for each time that a warning was raised, worst level on top."""
     for order, level in enumerate(("green", "amber", "red")):
         steps = [each.steps for each in raised if each.level == level]
         if steps:
-            where = np.unique(np.concatenate(steps))
+            where = _apart(np.concatenate(steps), last_step)
             axes.plot(
                 where, np.ones(len(where)), LEVEL_MARKS[level], color=LEVEL_COLORS[level],
                 transform=axes.get_xaxis_transform(), clip_on=False, markersize=6,

@@ -103,9 +103,9 @@ def what_was_trained(facts: Facts) -> str:
         f"{made} (seed {settings.train.seed})"
     )
     if facts.finished:
-        return f"{text}, all of its {done} updates."
+        return f"{text}, all of its {done:,} updates."
     planned = settings.num_iterations
-    return f"{text}: {done} of {planned} updates; it is still going on, or was stopped."
+    return f"{text}: {done:,} of {planned:,} updates; it is still going on, or was stopped."
 
 
 def _where_it_ended(found: Score | None) -> str:

@@ -26,9 +26,9 @@ def critic_section(facts: Facts) -> Section:
     meaning = (
         "The critic foresees what each state is worth; promises rest on it. Explained variance: 1 "
         "is perfect, 0 no better than one number for all states, below 0 worse (cut at -1). On its "
-        "own targets it flatters; on fresh returns it does not. Where all returns are equal it means "
-        "nothing. The expected cosine says how far the gradients of two batches would agree: below "
-        "0.1 updates are mostly noise."
+        "own targets it flatters; on fresh returns it does not. Where all returns are equal it "
+        "means nothing. The expected cosine says how far the gradients of two batches would "
+        "agree: below 0.1 updates are mostly noise."
     )
     keys = ("critic/explained_variance", "lens/explained_variance")
     absent = missing(table, *keys)

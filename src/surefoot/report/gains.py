@@ -58,9 +58,9 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         "promise is scored on the data that the update was fitted to, so it flatters; the part "
         "that holds on data the update did not see is called signal.\n\n"
         f"Why this is not the learning curve: here a reward 100 steps away counts {told(weight)} "
-        f"(the discount is {told(train.gamma)}), and the mean is over the states that training visits, not over "
-        "starts of episodes; the learning curve counts whole episodes, undiscounted.\n\n"
-        + _interval_said(found, train.num_envs)
+        f"(the discount is {told(train.gamma)}), and the mean is over the states that training "
+        "visits, not over starts of episodes; the learning curve counts whole episodes, "
+        "undiscounted.\n\n" + _interval_said(found, train.num_envs)
     )
     starts = starts_of(len(found.steps))
     at = newest(found.steps, starts)

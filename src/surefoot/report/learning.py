@@ -28,7 +28,7 @@ _MEANING = (
     "A return is the total reward of one episode, as the environment pays it. Training episodes "
     "are those that the policy learned from, with sampled actions; the band reaches from the "
     "lowest to the highest of them. Evaluations are fresh episodes without sampling; their bars "
-    "are 95 % intervals of the mean."
+    "are 95 % intervals of the mean. Marks above the picture are warnings."
 )
 
 
@@ -46,7 +46,7 @@ def learning_section(facts: Facts, found: Score | None) -> Section:
             _MEANING,
         )
     finding, level, advice = _judged(found)
-    training = trace(facts.table, "episode/return_mean", "training episodes, mean", SIGNAL)
+    training = trace(facts.table, "episode/return_mean", "training episodes", SIGNAL)
     panel = Panel(
         "return",
         traces(_with_extremes(facts, training), _evaluations(facts)),
@@ -79,9 +79,7 @@ def _evaluations(facts: Facts) -> Trace | None:
     # Evaluations are rare by design; of very many, every so many are shown and the last.
     where = np.flatnonzero(here)
     where = where[np.unique(np.append(starts_of(len(where)), len(where) - 1))]
-    made = Trace(
-        f"evaluations of {episodes} episodes", facts.table.steps[where], values[where], GOT
-    )
+    made = Trace("evaluations", facts.table.steps[where], values[where], GOT)
     if half is not None and np.isfinite(half[where]).all():
         made = made._replace(low=(values - half)[where], high=(values + half)[where])
     return made._replace(points=True)
@@ -132,8 +130,8 @@ def warnings_section(facts: Facts) -> Section:
     """Which warnings were raised, when, and what to do about each."""
     name, title = "warnings", "Warnings"
     meaning = (
-        "Each row is one warning, each tick an update at which it was raised. Red ones announced a "
-        "loss in tests, amber ones are worth a look, green ones say that the run can do more."
+        "Each row is one warning, each tick an update at which it was raised. Red asks for action, "
+        "amber for a look, and green says that the run could do more."
     )
     found = raised_warnings(facts)
     if not found:
