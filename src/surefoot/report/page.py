@@ -9,6 +9,7 @@ from string import Template
 
 from surefoot.plots.report import Raised, draw_panels, draw_timeline
 from surefoot.report.section import Facts, Section, raised_warnings
+from surefoot.report.table import group_size
 
 _LEVELS = {"red": "act", "amber": "look", "green": "well", "": ""}
 _SPOKEN = {
@@ -23,11 +24,12 @@ def as_page(facts: Facts, verdict: Sequence[str], sections: Sequence[Section]) -
     """The page's text."""
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     settings = facts.settings
-    raised = raised_warnings(facts)
+    raised, size = raised_warnings(facts), group_size(len(facts.table.steps))
     return template.substitute(
         title=escape(f"{settings.rule.name} on {settings.env}"),
         state="" if facts.finished else '<span class="state">not finished</span>',
         run=escape(str(facts.path)),
+        grouped=f"; a point of a curve stands for {size} updates" if size > 1 else "",
         verdict="".join(f"<p>{_text(sentence)}</p>" for sentence in verdict),
         contents="".join(_link(section) for section in sections),
         sections="\n".join(_section(section, facts, raised) for section in sections),

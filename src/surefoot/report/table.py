@@ -86,7 +86,12 @@ def _tenth(length: int) -> int:
 
 def starts_of(length: int) -> Int[np.ndarray, " group"]:
     """Where the groups of equal size begin into which so many rows are taken together."""
-    return np.arange(0, length, max(1, math.ceil(length / MOST_POINTS)))
+    return np.arange(0, length, group_size(length))
+
+
+def group_size(length: int) -> int:
+    """How many of so many rows are one point of a trace."""
+    return max(1, math.ceil(length / MOST_POINTS))
 
 
 Reduction = Callable[
