@@ -28,9 +28,9 @@ PARTS = {"networks", "heads", "normalize", "envs", "presets"}
 LAYERS = [
     NOUNS,
     set(LADDER),
-    {"update", "critic", "diagnostics", "lens"},
+    {"update", "critic", "diagnostics", "lens", "guard"},
     {"rollout", "rollout_host"},
-    {"learner", "evaluation", "policy"},
+    {"experience", "loop_state", "iteration", "learner", "evaluation", "policy"},
     {"trained", "steppers", "loop", "training", "many"},
     {"compare", "cells", "processes", "scores", "tables", "laboratory", "report"},
     {"cli", "commands", "__main__", "__init__"},
@@ -39,7 +39,7 @@ PLAIN = {"limits", "config", "types", "errors"}
 # Modules beside the arrow: each may be imported from the rollout on, and knows only these.
 KNOWS = {
     **{name: NOUNS | PARTS | {"distributions"} for name in PARTS},
-    **{name: PLAIN for name in ("checkpoint", "plots", "metrics", "flags", "statistics")},
+    **{name: PLAIN for name in ("alarms", "checkpoint", "plots", "metrics", "flags", "statistics")},
     "run": PLAIN | {"checkpoint"},
     "envs": NOUNS | PARTS | {"distributions", "tabular"},
     "loggers": PLAIN | {"run"},

@@ -31,7 +31,8 @@ from surefoot.envs import find_env
 from surefoot.envs.host import HostEnv, open_host_env
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from surefoot.evaluation import evaluate_host, evaluate_jax
-from surefoot.learner import make_batch, make_learner
+from surefoot.experience import make_batch
+from surefoot.learner import make_learner
 from surefoot.networks import build
 from surefoot.normalize import RunningStats
 from surefoot.presets import settle

@@ -16,7 +16,8 @@ from surefoot.config import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, 
 from surefoot.diagnostics import diagnose
 from surefoot.distributions import Categorical
 from surefoot.envs.host import HostEnv
-from surefoot.learner import make_batch, make_learner, state_values
+from surefoot.experience import make_batch, state_values
+from surefoot.learner import make_learner
 from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.rollout import collect_jax
@@ -106,7 +107,8 @@ def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(rule, ki
     given = lesson(rule, kind)
     state, metrics = given.learn(given.state, given.rollout, given.episodes)
     unknown = [name for name, value in metrics.items() if not np.isfinite(value)]
-    assert [name for name in unknown if not name.startswith("lens/")] == []
+    # The lens needs a rollout more, and a batch may have no action better or worse than expected.
+    assert [n for n in unknown if not n.startswith(("lens/", "policy/log_ratio"))] == []
     assert len(unknown) == 4, "there was no update before the first one to judge"
     for part in ("policy", "critic"):
         assert not same_bits(state.params[part], given.state.params[part]), part

@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from surefoot.config import VPG, Critic, Network, OwnNetwork, Train
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv, JaxStep
-from surefoot.learner import make_batch, make_learner
+from surefoot.experience import make_batch
+from surefoot.learner import make_learner
 from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.rollout import collect_jax, start_jax_envs

@@ -66,7 +66,22 @@ class Train:
     keep_checkpoints: int = setting(3, "newest checkpoints kept beside the best one", low=1)
     dispatch: int = setting(10, "iterations of a JAX-native run per call of its program", low=1)
     lens_every: int = setting(
-        50, "iterations between two cross-fits of the promise; 0: never", low=0
+        50,
+        "iterations between two looks of the lens's dearer part (cross-fit, shift of visits, "
+        "gradient noise); 0: never",
+        low=0,
+    )
+    probe_every: int = setting(
+        0, "steps between two updates that are kept for a probe; 0: only those in trouble", low=0
+    )
+    guard: bool = setting(
+        False, "walk steps back into guard_kl, and take none while the lens sees no hope"
+    )
+    guard_kl: float = setting(
+        0.05, "guard: largest mean KL(old || new) of a step, in nats", **_POSITIVE
+    )
+    guard_worst_kl: float = setting(
+        1.0, "guard: largest KL(old || new) of any state of the batch, in nats", **_POSITIVE
     )
     max_refusals: int = setting(10, "non-finite updates in a row that stop the run", low=1)
     info_keys: tuple[str, ...] = setting((), "keys of the last info to log under episode/")
@@ -164,6 +179,11 @@ class TRPO:
         0.01, "largest mean KL(old || new) a step may reach, in nats", **_POSITIVE
     )
     max_kl_end: float = setting(None, "radius at the end of the run; unset: constant", **_POSITIVE)
+    radius: str = setting(
+        "schedule",
+        "from max_kl to max_kl_end, or from max_kl on where the lens sees the most gain",
+        choices=("schedule", "adaptive"),
+    )
     damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
     cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
     cg_tolerance: float = setting(
@@ -356,6 +376,7 @@ def check_together(settings: Settings) -> None:
             f"{rule.name}: {what} needs a rule that descends a loss ({', '.join(DESCENDING)}); "
             f"{rule.name} takes one step of its own on the policy alone"
         )
+    _refuse_idle(settings)
     if settings.network.shared_torso and not critic.joint:
         raise ConfigError("network: shared_torso needs --critic-joint: one descent for both")
     parts = {"num_minibatches": getattr(rule, "num_minibatches", 1)}
@@ -368,6 +389,15 @@ def check_together(settings: Settings) -> None:
                 f"(num_envs {settings.train.num_envs} x num_steps {settings.train.num_steps}); "
                 f"nearest that do: {_nearest_divisors(batch, count)}"
             )
+
+
+def _refuse_idle(settings: Settings) -> None:
+    """Refuse a guard's radii without a guard: they would not be read."""
+    limits = limits_of(settings.train)
+    for name in () if settings.train.guard else ("guard_kl", "guard_worst_kl"):
+        if getattr(settings.train, name) != limits[name].default:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"train: {name} is read with a guard only: add --guard to --{flag}")
 
 
 def _nearest_divisors(batch: int, count: int) -> str:

@@ -42,7 +42,9 @@ def diagnose(
     promise = promised_gain(log_probs, old_log_probs, batch.advantages, weights)
     stale = jnp.abs(batch.old_log_probs - old_log_probs)
     second_moment = weighted_mean(ratio**2, weights)
-    kl_p99 = jnp.nanquantile(jnp.where(counted, rows, jnp.nan), 0.99)
+    kl_median, kl_p99 = jnp.nanquantile(
+        jnp.where(counted, rows, jnp.nan), jnp.array([0.5, 0.99], rows.dtype)
+    )
     total = weighted_mean(rows, weights)
     # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
     hurt = ((batch.advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
@@ -51,6 +53,7 @@ def diagnose(
     return {
         "surrogate/promised_gain": horizon * promise * batch.return_scale,
         "policy/kl_mean": total,
+        "policy/kl_median": kl_median,
         "policy/kl_p99": kl_p99,
         "policy/kl_worst_share": weighted_mean(jnp.where(rows >= kl_p99, rows, 0.0), weights)
         / jnp.where(total > 0, total, 1.0),
@@ -63,9 +66,23 @@ def diagnose(
         "policy/clip_fraction": weighted_mean(
             (jnp.abs(ratio - 1.0) > CLIP_REFERENCE).astype(ratio.dtype), weights
         ),
+        **_log_ratios(log_probs - old_log_probs, batch.advantages, counted),
         "policy/unprotected_fraction": weighted_mean(hurt.astype(ratio.dtype), weights),
         "policy/ess_fraction": weighted_mean(ratio, weights) ** 2 / second_moment,
         "policy/entropy_old": weighted_mean(old.entropy(), weights),
         "policy/entropy": weighted_mean(new.entropy(), weights),
         "policy/staleness": jnp.max(jnp.where(counted, stale, 0.0)),
     }
+
+
+def _log_ratios(
+    log_ratio: Float[Array, " batch"], advantages: Float[Array, " batch"], counted: Any
+) -> dict[str, Float[Array, ""]]:
+    """Quantiles of log(new / old) of the actions that were better and worse than expected."""
+    found = {}
+    for name, rows in (("good", advantages > 0), ("bad", advantages < 0)):
+        of_sign = jnp.where(counted & rows, log_ratio, jnp.nan)
+        low, middle, high = jnp.nanquantile(of_sign, jnp.array([0.1, 0.5, 0.9], log_ratio.dtype))
+        prefix = f"policy/log_ratio_{name}"
+        found |= {f"{prefix}_p10": low, f"{prefix}_p50": middle, f"{prefix}_p90": high}
+    return found

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
+from surefoot.alarms import Watchman
 from surefoot.checkpoint import Checkpoint, name_arrays
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
@@ -21,6 +22,7 @@ from surefoot.errors import (
     StoppedBySignal,
     SurefootError,
 )
+from surefoot.loop_state import LoopState
 from surefoot.run import finite_row
 from surefoot.steppers import HostStepper, JaxStepper, Stepper, chunk_length
 from surefoot.trained import Evaluator, Run
@@ -28,6 +30,8 @@ from surefoot.trained import Evaluator, Run
 EPISODES_PER_CHECKPOINT = 10
 """Fewest episode limits between two scheduled checkpoints of a run that resets at them."""
 DEFAULT_EPISODE_LIMIT = 1000
+MOST_PINNED = 40
+"""Checkpoints that are kept for probes of updates in trouble, two an update."""
 
 
 class Plan(NamedTuple):
@@ -37,6 +41,7 @@ class Plan(NamedTuple):
     chunk: int
     checkpoint_every: int
     evaluate_every: int
+    probe_every: int
     cut_share: float
 
 
@@ -94,7 +99,10 @@ def make_plan(run: Run) -> Plan:
     resets = not spec.jax_native and train.reset_at_checkpoints and every < iterations
     evaluate = math.ceil(math.ceil(train.eval_every / batch) / chunk) * chunk
     share = min(1.0, limit / (every * train.num_steps)) if resets else 0.0
-    return Plan(iterations, chunk, every, evaluate, share)
+    # Where a reset makes the batch repeatable, an update that is kept for a probe follows one.
+    unit = every if resets else chunk
+    probe = math.ceil(math.ceil(train.probe_every / batch) / unit) * unit
+    return Plan(iterations, chunk, every, evaluate, probe, share)
 
 
 class _Signals:
@@ -127,11 +135,26 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
+class _Point(NamedTuple):
+    """A state that the run has been in."""
+
+    state: LoopState
+    env_steps: int
+    exact: bool
+
+
 def _save(run: Run, *, exact: bool, folder: str = "checkpoints") -> None:
+    keep = 1 if folder == "best" else run.settings.train.keep_checkpoints
+    _save_point(run, _Point(run.state, run.env_steps, exact), folder, keep)
+
+
+def _save_point(run: Run, point: _Point, folder: str, keep: int) -> None:
     if run.directory is None:
         return
-    checkpoint = Checkpoint(name_arrays(run.state), run.iteration, run.env_steps, exact, versions())
-    keep = 1 if folder == "best" else run.settings.train.keep_checkpoints
+    state = point.state
+    checkpoint = Checkpoint(
+        name_arrays(state), int(state.iteration), point.env_steps, point.exact, versions()
+    )
     run.directory.save(checkpoint, keep=keep, folder=folder)
 
 
@@ -167,6 +190,8 @@ class _Loop:
         self._best = max(
             (row.get("eval/return_mean", -math.inf) for row in run.rows), default=-math.inf
         )
+        self._watchman = Watchman(run.rows)
+        self._before = self._point()
 
     def go(self) -> Run:
         """Iterate until the plan is done, `on_update` says stop, or a signal comes."""
@@ -209,6 +234,7 @@ class _Loop:
     def _advance(self) -> list[dict[str, Any]]:
         """One chunk; its rows."""
         run, before = self._run, self._run.iteration
+        self._before = self._point()
         run.state, metrics = self._stepper.advance(run.state)
         rows = []
         for offset, values in enumerate(metrics):
@@ -235,13 +261,34 @@ class _Loop:
     def _tell(self, rows: list[dict[str, Any]]) -> bool:
         """Write the rows and show them; whether `on_update` asks to stop."""
         run, stop = self._run, False
+        in_trouble = False
         for row in rows:
+            raised = self._watchman.see(row)
+            in_trouble |= self._watchman.newly_red or self._watchman.newly_lost
+            if raised:
+                row["warnings"] = " ".join(raised)
             if run.directory:
                 run.directory.append(row)
             self._listener.row(row)
             stop = bool(self._on_update and self._on_update(row)) or stop
             _check_finite(run, row)
+        if in_trouble:
+            self._pin(self._before, self._point())
         return stop
+
+    def _point(self) -> _Point:
+        """Where the run stands; a host run is repeatable only right after a scheduled reset."""
+        run = self._run
+        reset = self._resets and run.iteration % self._plan.checkpoint_every == 0
+        exact = self._always_exact or reset or run.iteration == 0
+        return _Point(run.state, run.env_steps, exact)
+
+    def _pin(self, *points: _Point) -> None:
+        """Keep states for probes, until there are enough."""
+        directory = self._run.directory
+        if directory and len(directory.checkpoints("kept")) < MOST_PINNED:
+            for point in points:
+                _save_point(self._run, point, "kept", MOST_PINNED + 2)
 
     def _store(self, *, stopping: bool) -> None:
         """Checkpoint where one is scheduled, or where the run is about to stop."""
@@ -249,13 +296,20 @@ class _Loop:
         if not self._is_due(self._plan.checkpoint_every):
             if stopping:
                 _save(run, exact=self._always_exact)
+            self._store_for_probe()
             return
         if self._resets:
             zeros = jnp.zeros_like(run.state.returns_so_far)
             run.state = run.state._replace(returns_so_far=zeros)
         _save(run, exact=self._always_exact or self._resets)
+        self._store_for_probe()
         if self._resets and not run.finished:
             self._stepper.reset(run.iteration)
+
+    def _store_for_probe(self) -> None:
+        every = self._plan.probe_every
+        if every and self._run.iteration % every == 0:
+            self._pin(self._point())
 
 
 def drive(

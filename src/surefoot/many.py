@@ -10,7 +10,8 @@ import numpy as np
 from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
 from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError
-from surefoot.learner import Learner, LoopState, make_learner
+from surefoot.learner import Learner, make_learner
+from surefoot.loop_state import LoopState
 from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.run import finite_row

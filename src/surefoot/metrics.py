@@ -104,7 +104,8 @@ METRICS: dict[str, Metric] = {
     "lens/insample_promise": Metric(
         "discounted reward",
         "Every lens_every iterations: what the surrogate promises for an update made from half of "
-        "the environments, scored on that half; mean of the two halves.",
+        "the environments (of the episodes, where there is one), scored on that half; mean of the "
+        "two halves.",
         "not far above lens/crossfit_promise",
         "far above it, updates follow noise: more steps a batch, more damping, or fewer epochs.",
     ),
@@ -114,6 +115,100 @@ METRICS: dict[str, Metric] = {
         "is left is signal. Noisy for one update; look at the mean of several.",
         "above 0",
         "0 or below on average: updates are noise; more steps a batch, or a smaller radius.",
+    ),
+    "lens/crossfit_low": Metric(
+        "discounted reward",
+        "Lower end of the 95 % interval of lens/crossfit_promise: how well the other half tells "
+        "what these two updates are worth.",
+        "any",
+        _NO_REMEDY,
+    ),
+    "lens/crossfit_high": Metric(
+        "discounted reward",
+        "Upper end of the 95 % interval of lens/crossfit_promise.",
+        "above 0",
+        "below 0: what the update learned from one half does harm on the other.",
+    ),
+    "lens/signal_share": Metric(
+        "share",
+        "lens/crossfit_promise over lens/insample_promise, both smoothed over updates: the part of "
+        "a promise that is signal and not noise.",
+        "above 0.5 early in a run, above 0.2 later",
+        "near 0, updates follow noise: more steps a batch, fewer epochs, more damping, or a "
+        "smaller step.",
+    ),
+    "lens/filtered_ratio": Metric(
+        "share",
+        "How much of the signal in the last update's promise came true, filtered over all updates "
+        "so far by a model in which the gap grows with the square of the step. Before the first "
+        "cross-fit the whole promise is taken for signal.",
+        "0.5 to 1",
+        "below 0.5, states shift under the step: a smaller radius or clip range; near 1, a larger "
+        "step would gain more.",
+    ),
+    "lens/filtered_low": Metric(
+        "share", "Lower end of the filter's 95 % band of lens/filtered_ratio.", "any", _NO_REMEDY
+    ),
+    "lens/filtered_high": Metric(
+        "share", "Upper end of the filter's 95 % band of lens/filtered_ratio.", "any", _NO_REMEDY
+    ),
+    "lens/visitation_shift": Metric(
+        "probability",
+        "Every lens_every iterations: at least how far the states moved from the last rollout to "
+        "this one, in total variation, by a classifier judged on environments it never saw. 0 "
+        "where it cannot tell them apart.",
+        "below 0.2, or no more than lens/visitation_null",
+        "above 0.5 and above its null, the surrogate counts states that are gone: a smaller step.",
+    ),
+    "lens/visitation_null": Metric(
+        "probability",
+        "The same classifier, the last rollout's earlier half against its later one: what it says "
+        "where the policy did not change.",
+        "near 0",
+        "where it is large, states move with the time in the episode: a shift of this size is no "
+        "update's doing. More environments, or longer rollouts.",
+    ),
+    "lens/noise_scale": Metric(
+        "rows",
+        "Every lens_every iterations: rows at which the gradient's noise equals its signal, from "
+        "how the environments' own gradients differ. Not logged where no signal is found.",
+        "at most a few batches",
+        "far above the batch, gradients are noise: more steps a batch.",
+    ),
+    "lens/expected_cosine": Metric(
+        "cosine",
+        "Cosine to be expected between the gradients of two independent batches of this size; 0 "
+        "where no signal is found.",
+        "above 0.1",
+        "below, updates are mostly noise: more steps a batch, or a smaller step.",
+    ),
+    "lens/explained_variance": Metric(
+        "share",
+        "Part of the discounted returns of this rollout that V explains, which was fitted to "
+        "earlier ones; critic/explained_variance is asked of targets that V itself is part of.",
+        "above 0",
+        "below 0, V is worse than a constant there: more critic epochs, a wider critic, or a "
+        "smaller critic learning rate. It means nothing where all returns are equal.",
+    ),
+    "guard/fraction": Metric(
+        "share",
+        "Share of the rule's step that the guard kept; 1: the whole step was inside.",
+        "1 on most updates",
+        "mostly below 1: the rule itself goes too far; a smaller step size or fewer epochs.",
+    ),
+    "guard/refused": Metric(
+        "0 or 1",
+        "Whether the guard took no step, because the mean of the last ten lens/crossfit_promise "
+        "is negative beyond its interval.",
+        "0",
+        "1 again and again: the data holds no signal that the rule finds; more steps a batch.",
+    ),
+    "warnings": Metric(
+        "names",
+        "Names of the warnings raised at this iteration; `surefoot explain NAME` says what each "
+        "rests on and what to do.",
+        "absent",
+        "see each warning's own remedy.",
     ),
     "lens/realised_gain": Metric(
         "discounted reward",
@@ -142,6 +237,12 @@ METRICS: dict[str, Metric] = {
         "Mean over the batch of KL(old || new), exact.",
         "0.002 to 0.05; with trpo at most max_kl",
         "above: a smaller step size, fewer epochs, or a target_kl; near 0: a larger step.",
+    ),
+    "policy/kl_median": Metric(
+        "nats",
+        "KL(old || new) that half of the states stay below.",
+        "near policy/kl_mean",
+        "far below the mean, a few states do all the moving: see policy/kl_worst_share.",
     ),
     "policy/kl_p99": Metric(
         "nats",
@@ -198,6 +299,42 @@ METRICS: dict[str, Metric] = {
         "Share of rows whose ratio is outside 1 ± 0.2, for every rule alike.",
         "0.05 to 0.3",
         "above 0.5 the later epochs do nothing: fewer epochs or a smaller step size.",
+    ),
+    "policy/log_ratio_good_p10": Metric(
+        "nats",
+        "Of the rows with a positive advantage: log(new / old) that a tenth of them stay below.",
+        "above -0.2",
+        "far below 0, good actions are made rarer: states drag each other along; a smaller step.",
+    ),
+    "policy/log_ratio_good_p50": Metric(
+        "nats",
+        "Of the rows with a positive advantage: the median of log(new / old).",
+        "above 0",
+        "at 0 or below, the step does not do what its advantages say: a smaller step.",
+    ),
+    "policy/log_ratio_good_p90": Metric(
+        "nats",
+        "Of the rows with a positive advantage: log(new / old) that nine tenths stay below.",
+        "below 0.5",
+        "above, single actions are grasped at: a smaller step or fewer epochs.",
+    ),
+    "policy/log_ratio_bad_p10": Metric(
+        "nats",
+        "Of the rows with a negative advantage: log(new / old) that a tenth of them stay below.",
+        "above -1",
+        "far below, actions are given up after one look: a smaller step or fewer epochs.",
+    ),
+    "policy/log_ratio_bad_p50": Metric(
+        "nats",
+        "Of the rows with a negative advantage: the median of log(new / old).",
+        "below 0",
+        "at 0 or above, the step does not do what its advantages say: a smaller step.",
+    ),
+    "policy/log_ratio_bad_p90": Metric(
+        "nats",
+        "Of the rows with a negative advantage: log(new / old) that nine tenths stay below.",
+        "below 0.2",
+        "far above 0, bad actions are made commoner: states drag each other along; a smaller step.",
     ),
     "policy/unprotected_fraction": Metric(
         "share",

@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     CRITIC = 5
     EVALUATION = 6
     LENS = 7
+    STATES = 8
+    SHIFT = 9
 
 
 def run_key(seed: Any, iteration: Any, purpose: Purpose) -> Key[Array, ""]:

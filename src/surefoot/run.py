@@ -93,7 +93,7 @@ class RunDirectory:
         Checkpoints of later steps are set aside as `left-step-*`: they are of a course that is
         not followed. What a kill left half written goes too.
         """
-        for folder in ("checkpoints", "best"):
+        for folder in ("checkpoints", "best", "kept"):
             for later in self.checkpoints(folder):
                 if int(later.name.removeprefix("step-")) > env_steps:
                     aside = later.with_name(f"left-{later.name}")
@@ -110,7 +110,8 @@ class RunDirectory:
         """Remove a run that never reached a checkpoint; what else is here stays."""
         for name in ("config.json", "metrics.jsonl", "score.json", "wandb-id.txt"):
             (self.path / name).unlink(missing_ok=True)
-        folders = (self.path / name for name in ("checkpoints", "best", "tensorboard", "wandb"))
+        kept = ("checkpoints", "best", "kept", "tensorboard", "wandb")
+        folders = (self.path / name for name in kept)
         for left in (*self.path.glob(".tmp-*"), *folders):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
         with contextlib.suppress(OSError):  # somebody else's files are there

@@ -172,3 +172,17 @@ def full_mask(space: spaces.Space, leading: tuple[int, ...]) -> PyTree:
         return tuple(full_mask(part, leading) for part in space.spaces)
     size = mask_size(space)
     return jnp.ones((*leading, size), bool) if size else None
+
+
+def obs_features(space: spaces.Space, obs: PyTree, *, most: int) -> Any:
+    """An observation as one vector, images flattened; of more than `most` numbers, some of them.
+
+    Which ones is drawn once for all by the count, so that two rollouts give the same.
+    """
+    flat, images = flatten_obs(space, obs)
+    leading = flat.shape[:-1]
+    whole = jnp.concatenate([flat, *(image.reshape(*leading, -1) for image in images)], axis=-1)
+    size = whole.shape[-1]
+    if size <= most:
+        return whole
+    return whole[..., np.sort(np.random.default_rng(0).permutation(size)[:most])]

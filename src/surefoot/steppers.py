@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from surefoot.config import Settings
 from surefoot.envs.host import HostEnv
-from surefoot.learner import Learner, LoopState
+from surefoot.learner import Learner
+from surefoot.loop_state import LoopState
 from surefoot.rollout_host import HostCollector
 
 Notice = Callable[[str], None]
@@ -77,7 +78,8 @@ class HostStepper:
         before = time.monotonic()
         examined = {}
         if is_looked_at(self._settings, int(state.iteration), 1):
-            examined = jax.device_get(self._examine(state, host.rollout))
+            state, found = self._examine(state, host.rollout)
+            examined = jax.device_get(found)
         state, metrics = self._learn(state, host.rollout, host.episodes)
         metrics = jax.device_get(metrics) | examined
         compiling = self._compile_seconds() - compiled
@@ -139,7 +141,8 @@ class JaxStepper:
         count = min(self._chunk, self._iterations - int(state.iteration))
         examined = {}
         if is_looked_at(self._settings, int(state.iteration), self._chunk):
-            examined = jax.device_get(self._foresee(state))
+            state, found = self._foresee(state)
+            examined = jax.device_get(found)
         state, metrics = self._run(state, jnp.int32(count))
         metrics = jax.device_get(metrics)
         compiling = self._run.seconds + self._foresee.seconds - compiled
@@ -157,12 +160,9 @@ class JaxStepper:
 
 
 def is_looked_at(settings: Settings, iteration: int, chunk: int) -> bool:
-    """Whether the lens looks at the update of this iteration, the first of a chunk.
-
-    Halves without a common episode need two environments.
-    """
+    """Whether the lens looks at the update of this iteration, the first of a chunk."""
     every = math.ceil(settings.train.lens_every / chunk) * chunk
-    return every > 0 and settings.train.num_envs > 1 and iteration % every == 0
+    return every > 0 and iteration % every == 0
 
 
 def chunk_length(settings: Settings) -> int:

@@ -14,7 +14,8 @@ from surefoot.envs.host import HostEnv, open_host_env
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.evaluation import Evaluation, evaluate_host, evaluate_jax
-from surefoot.learner import Learner, LoopState, make_learner
+from surefoot.learner import Learner, make_learner
+from surefoot.loop_state import LoopState
 from surefoot.networks import build
 from surefoot.policy import Policy
 from surefoot.presets import frozen_settings

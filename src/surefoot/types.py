@@ -85,10 +85,13 @@ class UpdateRule(NamedTuple):
 
     `init(params) -> state`; `update(state, params, batch, key) -> (params, state, info)`, where
     `info` maps metric names under `update/` to scalars. The update count lives in the state.
+    `steer(state, radius) -> state` tells a rule whose radius follows the lens which mean KL would
+    gain most; it is None for the others.
     """
 
     init: Callable[[Params], Any]
     update: Callable[[Any, Params, Batch, Key[Array, ""]], tuple[Params, Any, dict[str, Array]]]
+    steer: Callable[[Any, Float[Array, ""]], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ from surefoot.update.npg import natural_step, objective, reference, report_step
 
 AIM = 0.9
 """Share of the radius the full step aims at: at 1 half of all full steps miss by a hair."""
+MOST_CHANGE = 2.0
+"""Largest factor between two adaptive radii: one probe is right in the median, not in the tails."""
+RADII = (1e-6, 1.0)
+"""Bounds of an adaptive radius, in nats."""
 
 
 def trpo(
@@ -24,14 +28,24 @@ def trpo(
 ) -> UpdateRule:
     """Maximise the surrogate within mean KL(old || new) <= max_kl.
 
-    Where no try of the line search passes, the parameters come back bit for bit.
+    Where no try of the line search passes, the parameters come back bit for bit. An adaptive
+    radius starts at `max_kl` and goes where `steer` tells it.
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C.
     """
     radius_at = optax.linear_schedule(config.max_kl, config.max_kl_end, num_updates)
+    adaptive = config.radius == "adaptive"
+
+    def init(params):
+        start = {"radius": jnp.asarray(config.max_kl)} if adaptive else {}
+        return {"count": jnp.int32(0), **start}
+
+    def steer(state, radius):
+        held = jnp.clip(radius, state["radius"] / MOST_CHANGE, state["radius"] * MOST_CHANGE)
+        return {**state, "radius": jnp.clip(held, *RADII)}
 
     def update(state, params, batch, key):
-        radius = jnp.asarray(radius_at(state["count"]))
+        radius = state["radius"] if adaptive else jnp.asarray(radius_at(state["count"]))
         old, batch = reference(config, policy_fn, params, batch)
         natural = natural_step(config, policy_fn, params, batch, key, radius=AIM * radius)
         old_objective = objective(config, old, batch)
@@ -59,6 +73,6 @@ def trpo(
             "update/backtracks": step.tries - 1,
             "update/kl_full_step": step.full_kl,
         }
-        return params, {"count": state["count"] + 1}, info
+        return params, {**state, "count": state["count"] + 1}, info
 
-    return UpdateRule(lambda params: {"count": jnp.int32(0)}, update)
+    return UpdateRule(init, update, steer if adaptive else None)

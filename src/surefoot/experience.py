@@ -1,0 +1,174 @@
+"""A rollout as rows to learn from: scaled rewards, values, advantages; and what it tells."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from surefoot.config import Settings
+from surefoot.critic import explained_variance
+from surefoot.distributions import kl
+from surefoot.lens.groups import GroupSums, sum_by_group
+from surefoot.normalize import RunningStats, merge_stats, standard_deviation
+from surefoot.returns import discounted_returns, generalized_advantage_estimation, td_errors
+from surefoot.rollout import Actor
+from surefoot.surrogate import weighted_mean
+from surefoot.types import Batch, EnvSpec, Episodes, Inputs, Params, Rollout
+
+Metrics = dict[str, Array]
+
+
+def horizon_of(settings: Settings, spec: EnvSpec) -> float:
+    """Steps over which a gain per step adds up: 1 / (1 - gamma), or the time limit at gamma 1."""
+    gamma = settings.train.gamma
+    if gamma < 1.0:
+        return 1.0 / (1.0 - gamma)
+    return float(spec.max_episode_steps or 1)
+
+
+def scale_rewards(
+    settings: Settings, stats: RunningStats, so_far: Float[Array, " env"], rollout: Rollout
+) -> tuple[Float[Array, "time env"], RunningStats, Float[Array, " env"], Float[Array, ""]]:
+    """Rewards over the running std of the discounted return, this rollout's rewards included."""
+    rewards = jnp.where(rollout.valid, rollout.rewards, 0.0)
+    ended = rollout.terminated | rollout.truncated
+    totals, so_far = discounted_returns(rewards, so_far, ended, gamma=settings.train.gamma)
+    stats = merge_stats(stats, totals.reshape(-1), rollout.valid.reshape(-1).astype(totals.dtype))
+    if not settings.train.return_norm:
+        return rewards, stats, so_far, jnp.ones(())
+    scale = standard_deviation(stats)
+    bound = settings.train.reward_clip
+    return jnp.clip(rewards / scale, -bound, bound), stats, so_far, scale
+
+
+def state_values(
+    actor: Actor, params: dict[str, Params], obs_stats: Any, rollout: Rollout
+) -> tuple[Float[Array, "time env"], Float[Array, "time env"]]:
+    """The critic's V of each row's state and of its true successor, read before any reset."""
+    # The value of an unmasked observation: a mask belongs to the action, not to the state.
+    values = actor.network.value(params, actor.inputs(obs_stats, rollout.obs, None))
+    final = actor.network.value(params, actor.inputs(obs_stats, rollout.final_obs, None))
+    successors = values[1:].reshape(-1).at[rollout.final_rows].set(final, mode="drop")
+    next_values = jnp.where(rollout.truncated, successors.reshape(values[1:].shape), values[1:])
+    return values[:-1], next_values
+
+
+def td_sums(
+    settings: Settings,
+    values: tuple[Float[Array, "time env"], Float[Array, "time env"]],
+    return_scale: Float[Array, ""],
+    rollout: Rollout,
+    groups: Int[Array, "time env"],
+    count: int,
+) -> GroupSums:
+    """TD errors of each group's rows under a critic, in the environment's own units.
+
+    Args:
+        settings: of the run.
+        values: that critic's `state_values`.
+        return_scale: what the rewards were divided by when it was fitted.
+        rollout: whose rewards count as the environment gave them.
+        groups: the independent group of each row.
+        count: how many groups there are at most.
+    """
+    here, after = values
+    errors = td_errors(
+        rollout.rewards,
+        return_scale * here,
+        return_scale * after,
+        rollout.terminated,
+        gamma=settings.train.gamma,
+    )
+    return sum_by_group(errors, rollout.valid, groups, count)
+
+
+def make_batch(
+    settings: Settings,
+    actor: Actor,
+    params: dict[str, Params],
+    obs_stats: Any,
+    rollout: Rollout,
+    rewards: Float[Array, "time env"],
+    return_scale: Float[Array, ""],
+) -> Batch:
+    """Rows with advantages and value targets, true successors behind every time limit."""
+    values = state_values(actor, params, obs_stats, rollout)
+    advantages = _advantages(settings, rollout, rewards, values, settings.train.gae_lambda)
+    flatten = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
+    obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
+    inputs = actor.inputs(obs_stats, obs, rollout.action_mask)
+    return Batch(
+        inputs=Inputs(*jax.tree.map(flatten, tuple(inputs))),
+        actions=jax.tree.map(flatten, rollout.actions),
+        old_log_probs=flatten(rollout.log_probs),
+        advantages=flatten(advantages),
+        values=flatten(values[0]),
+        value_targets=flatten(values[0] + advantages),
+        weights=flatten(rollout.valid).astype(advantages.dtype),
+        return_scale=return_scale,
+    )
+
+
+def _advantages(
+    settings: Settings,
+    rollout: Rollout,
+    rewards: Float[Array, "time env"],
+    values: tuple[Float[Array, "time env"], Float[Array, "time env"]],
+    gae_lambda: float,
+) -> Float[Array, "time env"]:
+    return generalized_advantage_estimation(
+        rewards,
+        *values,
+        rollout.terminated,
+        rollout.truncated,
+        gamma=settings.train.gamma,
+        gae_lambda=gae_lambda,
+    )
+
+
+def fresh_explained_variance(
+    settings: Settings,
+    rollout: Rollout,
+    rewards: Float[Array, "time env"],
+    values: tuple[Float[Array, "time env"], Float[Array, "time env"]],
+) -> Float[Array, ""]:
+    """How much of the discounted returns that followed V explains, on rows it was not fitted to.
+
+    The returns are the rewards themselves, to the end of the episode or of the rollout; V stands
+    only for what comes after a rollout's end or a time limit.
+    """
+    monte_carlo = _advantages(settings, rollout, rewards, values, 1.0)
+    weights = rollout.valid.reshape(-1).astype(monte_carlo.dtype)
+    here = values[0].reshape(-1)
+    return explained_variance(here, here + monte_carlo.reshape(-1), weights)
+
+
+def episode_metrics(episodes: Episodes) -> Metrics:
+    """Count, mean, least and greatest return, mean length of the episodes that ended."""
+    count = jnp.sum(episodes.ended)
+    share = episodes.ended / jnp.maximum(count, 1)
+    nothing = jnp.where(count > 0, 0.0, jnp.nan)
+    return {
+        "episode/count": count,
+        "episode/return_mean": jnp.sum(episodes.returns * share) + nothing,
+        "episode/return_min": jnp.min(jnp.where(episodes.ended, episodes.returns, jnp.inf))
+        + nothing,
+        "episode/return_max": jnp.max(jnp.where(episodes.ended, episodes.returns, -jnp.inf))
+        + nothing,
+        "episode/length_mean": jnp.sum(episodes.lengths * share) + nothing,
+    }
+
+
+def normalization_kl(
+    actor: Actor, policy: Params, stats: Any, next_stats: Any, rollout: Rollout
+) -> Float[Array, ""]:
+    """Mean KL of the new policy that the next statistics alone cause, in nats."""
+    obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
+    before, after = (
+        actor.network.policy(policy, actor.inputs(each, obs, rollout.action_mask))
+        for each in (stats, next_stats)
+    )
+    return weighted_mean(
+        kl(before, after).reshape(-1), rollout.valid.reshape(-1).astype(jnp.zeros(()).dtype)
+    )

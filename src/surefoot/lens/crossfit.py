@@ -1,0 +1,72 @@
+"""How much of a promise is signal, asked of halves of the data.
+
+Scored on the half that it was fitted to, a promise holds noise; on the other half it holds only
+what is there in both.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from surefoot.lens.groups import Estimate, combine, mean_of, sum_by_group
+from surefoot.surrogate import counted, likelihood_ratio
+from surefoot.types import Batch, Inputs, Params
+
+
+class CrossFit(NamedTuple):
+    """Promises of an update made from half of the data, in the environment's units.
+
+    `insample` is scored on that half, `across` on the other one; both are means over the halves.
+    """
+
+    insample: Float[Array, ""]
+    across: Estimate
+
+
+def cross_fit(
+    update: Callable[[Batch], Params],
+    policy_fn: Callable[[Params, Inputs], Any],
+    old_params: Params,
+    batch: Batch,
+    groups: Int[Array, " batch"],
+    count: int,
+    *,
+    horizon: float,
+) -> CrossFit:
+    """Make the update from each half of the groups, and score it on both.
+
+    The error of `across` is that of scoring: it is about what these two updates are worth, not
+    about what other halves would have made.
+
+    Args:
+        update: the rule's update of `old_params` on a batch, as new policy parameters.
+        policy_fn: the policy.
+        old_params: the policy that collected the batch.
+        batch: rows with raw advantages.
+        groups: the independent group of each row; even ones are the first half.
+        count: how many groups there are at most.
+        horizon: 1 / (1 - gamma).
+
+    Source: the sample splitting of Chernozhukov et al. 2018, arXiv:1608.00060, section 1.
+    """
+    old = policy_fn(old_params, batch.inputs).log_prob(batch.actions)
+    advantages = counted(batch.advantages, batch.weights)
+    first = groups % 2 == 0
+    halves = [jnp.where(rows, batch.weights, 0.0) for rows in (first, ~first)]
+
+    def scored(
+        fitted: Float[Array, " batch"], other: Float[Array, " batch"]
+    ) -> tuple[Estimate, Estimate]:
+        new_params = update(batch._replace(weights=fitted))
+        new = policy_fn(new_params, batch.inputs).log_prob(batch.actions)
+        gains = horizon * batch.return_scale * (likelihood_ratio(new, old) - 1.0) * advantages
+        own, across = (
+            mean_of(sum_by_group(gains, weights, groups, count)) for weights in (fitted, other)
+        )
+        return own, across
+
+    (own_a, across_a), (own_b, across_b) = scored(*halves), scored(*reversed(halves))
+    insample = combine(own_a, own_b, 0.5, 0.5).mean
+    return CrossFit(insample, combine(across_a, across_b, 0.5, 0.5))

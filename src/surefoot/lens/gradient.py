@@ -1,0 +1,81 @@
+"""How much of a batch's gradient is noise, from how the groups' own gradients differ."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int
+
+from surefoot.surrogate import surrogate
+from surefoot.types import Batch, Inputs, Params
+
+
+class GradientNoise(NamedTuple):
+    """`noise_scale`: rows at which noise and signal are equal, infinite where no signal is found.
+
+    `cosine`: that between the gradients of two independent batches of this size, in [0, 1]; about
+    the square of that between a batch's gradient and the true one.
+    """
+
+    noise_scale: Float[Array, ""]
+    cosine: Float[Array, ""]
+
+
+def gradient_noise(
+    policy_fn: Callable[[Params, Inputs], Any],
+    params: Params,
+    parts: Callable[[Int[Array, ""]], Batch],
+    count: int,
+) -> GradientNoise:
+    """Noise of the surrogate's gradient at `params`, groups being the independent units.
+
+    From the norms of the gradients of one group and of all: unbiased estimates of |g|² and of the
+    trace of one row's covariance, rows of a group that go together counted as such. NaN with
+    fewer than two groups.
+
+    Args:
+        policy_fn: the policy.
+        params: the policy that collected the rows.
+        parts: the rows of a group, by its number; advantages less their mean over all groups.
+        count: how many groups there are at most.
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1.
+    """
+    flat, unravel = ravel_pytree(params)
+
+    def gradient_of(batch: Batch) -> tuple[Float[Array, " param"], Float[Array, ""]]:
+        old = policy_fn(params, batch.inputs).log_prob(batch.actions)
+
+        def objective(x: Float[Array, " param"]) -> Float[Array, ""]:
+            new = policy_fn(unravel(x), batch.inputs).log_prob(batch.actions)
+            return surrogate(new, old, batch.advantages, batch.weights)
+
+        return jax.grad(objective)(flat), jnp.sum(batch.weights)
+
+    def add(carry: Any, group: Int[Array, ""]) -> tuple[Any, None]:
+        gradient, weight = gradient_of(parts(group))
+        total, squares, used, rows = carry
+        squares = squares + jnp.sum(gradient**2) * (weight > 0)
+        return (total + weight * gradient, squares, used + (weight > 0), rows + weight), None
+
+    zero = jnp.zeros(())
+    start = (jnp.zeros_like(flat), zero, jnp.int32(0), zero)
+    (total, squares, used, rows), _ = jax.lax.scan(add, start, jnp.arange(count))
+    whole = jnp.sum((total / jnp.where(rows > 0, rows, 1.0)) ** 2)
+    return _noise_of(squares / jnp.maximum(used, 1), whole, rows, used)
+
+
+def _noise_of(
+    small: Float[Array, ""], whole: Float[Array, ""], rows: Float[Array, ""], used: Int[Array, ""]
+) -> GradientNoise:
+    """From the mean squared norm of a group's gradient and that of all rows together."""
+    per_group = rows / jnp.maximum(used, 1)
+    squared = (rows * whole - per_group * small) / jnp.maximum(rows - per_group, 1e-30)
+    trace = (small - whole) / jnp.maximum(1.0 / per_group - 1.0 / rows, 1e-30)
+    enough = jnp.where(used > 1, 0.0, jnp.nan)
+    signal = squared > 0
+    scale = jnp.where(signal, jnp.maximum(trace, 0.0) / jnp.where(signal, squared, 1.0), jnp.inf)
+    cosine = jnp.where(signal, 1.0 / (1.0 + scale / jnp.where(rows > 0, rows, 1.0)), 0.0)
+    return GradientNoise(scale + enough, cosine + enough)

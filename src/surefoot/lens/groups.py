@@ -1,0 +1,117 @@
+"""Which rows of a rollout are independent of which, and means whose error that decides.
+
+Rows of one episode resemble each other. With several environments each is a group; with one, its
+episodes are dealt in turn to a few groups.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from scipy import stats
+
+from surefoot.types import Rollout
+
+EPISODE_GROUPS = 8
+"""Groups that the episodes of a single environment are dealt to."""
+
+_QUANTILES = stats.t.ppf(0.975, np.arange(1, 201))
+
+
+def num_groups(num_envs: int) -> int:
+    """How many independent groups a rollout has at most."""
+    return num_envs if num_envs > 1 else EPISODE_GROUPS
+
+
+def groups_of(rollout: Rollout) -> Int[Array, "time env"]:
+    """The group of each row: its environment, or its episode in turn where there is only one."""
+    num_steps, num_envs = rollout.rewards.shape
+    if num_envs > 1:
+        return jnp.broadcast_to(jnp.arange(num_envs), (num_steps, num_envs))
+    ended = rollout.terminated | rollout.truncated
+    before = jnp.cumsum(ended, axis=0) - ended
+    return (before % EPISODE_GROUPS).astype(jnp.int32)
+
+
+class GroupSums(NamedTuple):
+    """Sum of a row's value, and the weight of the rows, in each group."""
+
+    totals: Float[Array, " group"]
+    weights: Float[Array, " group"]
+
+
+def sum_by_group(
+    values: Float[Array, "..."],
+    weights: Float[Array, "..."] | Bool[Array, "..."],
+    groups: Int[Array, "..."],
+    count: int,
+) -> GroupSums:
+    """Weighted sums of each group's rows; a row of weight 0 adds nothing, whatever its value."""
+    flat = weights.reshape(-1).astype(values.dtype)
+    rows = jnp.where(flat > 0, values.reshape(-1), 0.0) * flat
+    index = groups.reshape(-1)
+    return GroupSums(
+        jax.ops.segment_sum(rows, index, count), jax.ops.segment_sum(flat, index, count)
+    )
+
+
+class Estimate(NamedTuple):
+    """A mean, the variance of its error, and the degrees of freedom behind that variance.
+
+    With fewer than two groups the variance is NaN.
+    """
+
+    mean: Float[Array, ""]
+    variance: Float[Array, ""]
+    freedom: Float[Array, ""]
+
+
+def mean_of(sums: GroupSums) -> Estimate:
+    """Mean over all rows, its error judged by how the groups differ.
+
+    Source: Cochran 1977, "Sampling techniques", eq. 6.13 (the ratio estimator), with groups as
+    the sampled units.
+    """
+    weight = jnp.sum(sums.weights)
+    mean = jnp.sum(sums.totals) / jnp.where(weight > 0, weight, 1.0)
+    used = jnp.sum(sums.weights > 0)
+    residuals = sums.totals - mean * sums.weights
+    spread = jnp.sum(residuals**2) / jnp.where(weight > 0, weight, 1.0) ** 2
+    freedom = jnp.maximum(used - 1, 1)
+    variance = jnp.where(used > 1, spread * used / freedom, jnp.nan)
+    return Estimate(mean, variance, freedom.astype(mean.dtype))
+
+
+def mean_by_group(sums: GroupSums) -> Float[Array, " group"]:
+    """Mean of each group's rows; 0 where it has none."""
+    return sums.totals / jnp.where(sums.weights > 0, sums.weights, 1.0)
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval; the ends are NaN where there is none."""
+
+    mean: Float[Array, ""]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+
+
+def interval(estimate: Estimate) -> Interval:
+    """Student's 95 % interval of an estimate; degrees of freedom are rounded down."""
+    freedom = jnp.clip(jnp.floor(estimate.freedom), 1, len(_QUANTILES)).astype(jnp.int32)
+    quantiles = jnp.asarray(_QUANTILES, estimate.mean.dtype)
+    half = quantiles[freedom - 1] * jnp.sqrt(estimate.variance)
+    return Interval(estimate.mean, estimate.mean - half, estimate.mean + half)
+
+
+def combine(a: Estimate, b: Estimate, weight_a: float, weight_b: float) -> Estimate:
+    """weight_a x a + weight_b x b of two independent estimates.
+
+    Source: Satterthwaite 1946 and Welch 1947, for the degrees of freedom.
+    """
+    part_a, part_b = weight_a**2 * a.variance, weight_b**2 * b.variance
+    variance = part_a + part_b
+    spread = part_a**2 / a.freedom + part_b**2 / b.freedom
+    freedom = jnp.where(spread > 0, variance**2 / jnp.where(spread > 0, spread, 1.0), a.freedom)
+    return Estimate(weight_a * a.mean + weight_b * b.mean, variance, freedom)
