@@ -1,8 +1,6 @@
 """`report`: from its parsed options to its exit code."""
 
 import argparse
-import importlib
-import importlib.util
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ def report_command(options: argparse.Namespace) -> int:
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {target} must end in .html: it is the page to write")
     commands = _commands(path, RunDirectory(path).config)
-    made = report(path, commands=commands, alarms=_alarms())
+    made = report(path, commands=commands)
     with storage(target.parent, "writing"):
         target.parent.mkdir(parents=True, exist_ok=True)
     RunDirectory(target.parent).write(target.name, made.page)
@@ -53,10 +51,3 @@ def _commands(path: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("See where the promise of its newest update breaks:", f"surefoot probe {quoted}{flag}"),
         ("Play its policy:", f"surefoot evaluate {quoted} --episodes 100{flag}"),
     ]
-
-
-def _alarms() -> Mapping[str, Any]:
-    """The known warnings by name."""
-    if importlib.util.find_spec("surefoot.alarms") is None:
-        return {}
-    return importlib.import_module("surefoot.alarms").ALARMS

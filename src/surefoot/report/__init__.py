@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from surefoot.alarms import ALARMS
 from surefoot.errors import CheckpointError
 from surefoot.presets import frozen_settings
 from surefoot.report.appendix import newest_probe, probe_section, settings_section
@@ -31,7 +32,10 @@ class Report(NamedTuple):
 
 
 def report(
-    path: Path, *, commands: Sequence[tuple[str, str]] = (), alarms: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    commands: Sequence[tuple[str, str]] = (),
+    alarms: Mapping[str, Any] = ALARMS,
 ) -> Report:
     """The report of a run directory; nothing is written.
 
@@ -54,7 +58,7 @@ def report(
             "begun",
             name="NO-ROWS",
         )
-    facts = Facts(path, settings, config, table, alarms or {})
+    facts = Facts(path, settings, config, table, alarms)
     found = score(table, settings.train.eval_episodes)
     sums = totals(table, settings.train.num_envs)
     guard = guard_section(facts)
@@ -119,11 +123,12 @@ def _look_at(sections: Sequence[Section]) -> str:
     """The one thing to look at: the worst section, the first of several."""
     # A warning is calibrated on other runs and names its remedy: it goes first.
     ordered = sorted(sections, key=lambda each: each.name != "warnings")
-    for level in ("red", "amber"):
+    said = {"red": "Look first at", "amber": "Nothing asks for action; worth a look is"}
+    for level, words in said.items():
         for section in ordered:
             if section.level == level:
                 advice = section.advice.split(". ")[0].rstrip(".")
-                return f"Look first at “{section.title}” below: {advice}."
+                return f"{words} “{section.title}” below: {advice}."
     return "Nothing below asks for attention."
 
 

@@ -61,7 +61,10 @@ def probe_section(probe: Probe | None) -> Section:
         )
     number = probe.record.get("update", probe.name.removeprefix("update-").lstrip("0"))
     said = [f"Update {number} was probed with fresh episodes of the old and the new policy."]
-    said += [v for k, v in probe.record.items() if k in _TOLD and isinstance(v, str)]
+    verdict = probe.record.get("verdict")
+    said += [
+        each for each in (verdict if isinstance(verdict, list) else [verdict]) if _is_text(each)
+    ]
     if probe.picture is None:
         extra = (
             "<p>Its picture is not in this page; look into the run's folder probe/ for "
@@ -73,7 +76,7 @@ def probe_section(probe: Probe | None) -> Section:
     rows = "".join(
         f"<tr><td>{escape(str(key))}</td><td>{escape(_cell(value))}</td></tr>"
         for key, value in probe.record.items()
-        if isinstance(value, int | float | str) and key not in _TOLD
+        if isinstance(value, int | float | str) and key != "verdict"
     )
     meaning = (
         "Left, what the update promised on its own batch, what it promised on fresh data of the "
@@ -83,7 +86,8 @@ def probe_section(probe: Probe | None) -> Section:
     return Section(name, title, "", " ".join(said), "", meaning, extra=extra + _table(rows))
 
 
-_TOLD = ("verdict", "text")
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _cell(value: float | str) -> str:

@@ -41,7 +41,7 @@ def critic_section(facts: Facts) -> Section:
                 trace(table, keys[0], "on its own targets", BAD),
                 trace(table, keys[1], "on fresh returns", GOT),
             ),
-            (0.5, 1.0),
+            (0.0, 1.0),
             ((0.0, "no better than a constant"),),
             ylim=(_lowest(table, keys), 1.05),
         ),

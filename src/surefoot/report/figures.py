@@ -101,7 +101,7 @@ class Totals(NamedTuple):
         promised: by the surrogate, on the batch that it was fitted to.
         signal: the part of it that held on data the update had not seen, or None.
         realised: what the next rollouts showed.
-        half: half of the 95 % interval of `realised`; None with one environment.
+        half: half of the 95 % interval of `realised`; None where a gain has no interval.
     """
 
     steps: Float[np.ndarray, " update"]
@@ -145,7 +145,7 @@ def totals(table: Table, num_envs: int) -> Totals | None:
         signal = np.cumsum(promised[known] * np.clip(shares[known], 0.0, 1.0))
     halves = 0.5 * (column(table, "lens/realised_high") - column(table, "lens/realised_low"))
     half = None
-    if num_envs > 1 and np.isfinite(halves[known]).all():
+    if np.isfinite(halves[known]).all():
         half = half_of_sums(realised[known], halves[known], num_envs)
     return Totals(
         table.steps[known], np.cumsum(promised[known]), signal, np.cumsum(realised[known]), half
@@ -178,13 +178,23 @@ def half_of_sums(
     Source: the variance of a first-order moving average; the estimate is von Neumann's 1941 ratio
     of squared differences to variance.
     """
-    quantile = float(stats.t.ppf(0.975, num_envs - 1))
-    variance = float(np.mean((halves / quantile) ** 2))
-    correlation = -0.5
-    if len(gains) > 2 and variance > 0:
-        found = 1.0 - float(np.mean(np.diff(gains) ** 2)) / (2.0 * variance)
-        correlation = float(np.clip(found + math.sqrt(3.0 / len(gains)), -0.5, 0.0))
+    correlation, variances = -0.5, (halves / _quantile(num_envs)) ** 2
+    pairs = float(np.sum(variances[1:] + variances[:-1]))
+    if len(gains) > 2 and pairs > 0:
+        # Few large variances among small ones know as little as few updates.
+        count = float(np.sum(variances)) ** 2 / float(np.sum(variances**2))
+        found = 1.0 - float(np.sum(np.diff(gains) ** 2)) / pairs
+        correlation = float(np.clip(found + math.sqrt(3.0 / count), -0.5, 0.0))
     neighbours = np.append(0.0, np.cumsum(halves[1:] * halves[:-1]))
     squares = np.cumsum(halves**2) + 2.0 * correlation * neighbours
     least = 0.5 * (halves[0] ** 2 + halves**2)
     return np.sqrt(np.maximum(squares, least))
+
+
+def _quantile(num_envs: int) -> float:
+    """Student's quantile behind a gain's interval.
+
+    With one environment the groups are its episodes, eight on either side of an update: sixteen
+    less two degrees of freedom at most.
+    """
+    return float(stats.t.ppf(0.975, num_envs - 1 if num_envs > 1 else 14))

@@ -60,7 +60,7 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         f"Why this is not the learning curve: here a reward 100 steps away counts {told(weight)} "
         f"(the discount is {told(train.gamma)}), and the mean is over the states that training "
         "visits, not over starts of episodes; the learning curve counts whole episodes, "
-        "undiscounted.\n\n" + _interval_said(found, train.num_envs)
+        "undiscounted.\n\n" + _interval_said(found)
     )
     starts = starts_of(len(found.steps))
     at = newest(found.steps, starts)
@@ -97,18 +97,20 @@ def _newest(facts: Facts) -> tuple[str, str]:
         low, high = realised - float(late.half[-1]), realised + float(late.half[-1])
         interval = between("95 % interval", low, high)
         harm = "The newest updates did harm in sum. " + _SHIFT_REMEDY if high < 0 else ""
-    signal = "" if late.signal is None else f" (of it {told(float(late.signal[-1]))} signal)"
-    promised = f"{told(float(late.promised[-1]))}{signal}"
+    promised = told(float(late.promised[-1]))
+    if late.signal is not None and late.promised[-1] > 0:
+        promised += f" (of it {told(float(late.signal[-1]))} signal)"
     said = f" The newest tenth of the updates promised {promised} and realised {told(realised)}"
     return f"{said}{interval}.", harm
 
 
-def _interval_said(found: Totals, num_envs: int) -> str:
+def _interval_said(found: Totals) -> str:
     """What the band is, or why there is none."""
-    if num_envs < 2:
-        return "One environment gives no interval: intervals compare environments."
     if found.half is None:
-        return "Rows without an interval of their own leave the sum without one."
+        return (
+            "There is no interval here: some updates have none of their own, for it compares "
+            "environments, or the episodes of a rollout where there is one environment."
+        )
     return (
         "The band is a 95 % interval. Successive gains share a rollout with opposite sign, so most "
         "of their noise cancels in the sum and adding it up would mislead; how much cancels is "
@@ -171,10 +173,16 @@ def lies_section(facts: Facts) -> Section:
     shift = trace(table, keys[2], "visits moved, at least", PROMISED, how=dots)
     null = trace(table, "lens/visitation_null", "the same, old against old", BAD,
                  how={**dots, "dash": (0, (2, 2))})  # fmt: skip
+    highest = max((float(np.max(each.values)) for each in traces(shift, null)), default=0.0)
     shown = panels(
         Panel("share of the promise", traces(share), (MUCH_NOISE, 1.0), ylim=(-0.02, 1.05)),
         Panel("ratio", traces(ratio), (HALF_KEPT, 1.5), ((1.0, "all came true"), (0.0, "nothing"))),
-        Panel("total variation", traces(shift, null), ylim=(-0.02, None)),
+        Panel(
+            "total variation",
+            traces(shift, null),
+            (0.0, MOVED),
+            ylim=(-0.02, None if highest > MOVED else 0.3),
+        ),
     )
     finding, advice = _lies_told(facts)
     if absent:
@@ -202,8 +210,9 @@ def _lies_told(facts: Facts) -> tuple[str, str]:
     shift = recent(column(table, "lens/visitation_shift"))
     null = recent(column(table, "lens/visitation_null"))
     if shift is not None:
-        beside = "" if null is None else f" beside {told(null)} for data that did not move"
-        said.append(f"the visits of one update moved by at least {told(shift)}{beside}")
+        beside = "" if null is None else f" (data that did not move: {told(null)})"
+        moved = f"by at least {told(shift)}" if shift > 0 else "by too little to be told"
+        said.append(f"visits moved {moved} in one update{beside}")
         if shift - (null or 0.0) > MOVED and not advice:
             advice.append("The visits move far in one update. A smaller radius would keep closer.")
     return "In the newest tenth of the run " + ", ".join(said) + ".", " ".join(advice)

@@ -52,7 +52,7 @@ def learning_section(facts: Facts, found: Score | None) -> Section:
         traces(_with_extremes(facts, training), _evaluations(facts)),
         height=2.9,
     )
-    if found.best_step < facts.last_step:
+    if found.final < found.best:
         star = Trace("best", np.array([found.best_step]), np.array([found.best]), BAD)
         star = star._replace(mark="*", dash="none")
         panel = panel._replace(traces=(*panel.traces, star))
@@ -130,7 +130,8 @@ def warnings_section(facts: Facts) -> Section:
     """Which warnings were raised, when, and what to do about each."""
     name, title = "warnings", "Warnings"
     meaning = (
-        "Each row is one warning, each tick an update at which it was raised. Red asks for action, "
+        "A run asks itself at every update, and an older one is asked now. Each row is one warning, "
+        "each tick an update at which it was raised. Red asks for action, "
         "amber for a look, and green says that the run could do more."
     )
     found = raised_warnings(facts)

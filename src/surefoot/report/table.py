@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from surefoot.alarms import Watchman
+
 MOST_POINTS = 200
 """Points of a trace; a longer run's rows are taken together in groups."""
 
@@ -27,19 +29,38 @@ class Table(NamedTuple):
     warnings: tuple[tuple[str, ...], ...]
 
 
+def figures_of(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that say where they stand, each with its finite numbers and its warnings alone."""
+    kept = []
+    for row in rows:
+        if _is_figure(row.get("env_steps")):
+            figures = {key: value for key, value in row.items() if _is_figure(value)}
+            if isinstance(row.get("warnings"), str):
+                figures["warnings"] = row["warnings"]
+            kept.append(figures)
+    return kept
+
+
 def table_of(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """The rows that say where they stand, as columns; what is no finite number is missing."""
-    kept = [row for row in rows if _is_figure(row.get("env_steps"))]
+    """Rows as columns; what is no finite number is missing.
+
+    A run in which no warning is recorded may be older than they are: its rows are asked again.
+    """
+    kept = figures_of(rows)
     columns: dict[str, Float[np.ndarray, " row"]] = {}
     for index, row in enumerate(kept):
         for key, value in row.items():
-            if _is_figure(value):
+            if key != "warnings":
                 columns.setdefault(key, np.full(len(kept), np.nan))[index] = value
+    warnings = tuple(tuple(dict.fromkeys(row.get("warnings", "").split())) for row in kept)
+    if not any(warnings):
+        watchman = Watchman()
+        warnings = tuple(tuple(watchman.see(row)) for row in kept)
     return Table(
         np.array([row["iteration"] for row in kept], int),
         np.array([row["env_steps"] for row in kept], float),
         columns,
-        tuple(_names(row.get("warnings")) for row in kept),
+        warnings,
     )
 
 
@@ -50,10 +71,6 @@ def _is_figure(value: Any) -> bool:
         return math.isfinite(float(value))
     except OverflowError:  # JSON's integers have no end
         return False
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(value.split())) if isinstance(value, str) else ()
 
 
 def column(table: Table, key: str) -> Float[np.ndarray, " row"]:
@@ -68,9 +85,15 @@ def missing(table: Table, *keys: str) -> list[str]:
 
 
 def recent(values: Float[np.ndarray, " row"]) -> float | None:
-    """Mean of the newest tenth of the finite values, five at least; None where there are none."""
-    finite = values[np.isfinite(values)]
-    return float(np.mean(finite[-_tenth(len(finite)) :])) if len(finite) else None
+    """Mean over the newest tenth of the rows, five at least, or else the newest value before them.
+
+    None where there is no finite value.
+    """
+    finite = np.flatnonzero(np.isfinite(values))
+    if not len(finite):
+        return None
+    late = finite[finite >= len(values) - _tenth(len(values))]
+    return float(np.mean(values[late if len(late) else finite[-1:]]))
 
 
 def newest_tenth(table: Table) -> Table:
