@@ -436,10 +436,13 @@ def test_the_newest_probe_is_in_the_page_and_a_damaged_one_is_no_fault(tmp_path,
     path = write_run(tmp_path / "run", rows_of_a_run(3))
     folder = path / "probe"
     folder.mkdir()
-    (folder / "update-000002.json").write_text('{"update": 2, "verdict": "Noise is the larger."}')
+    record = {"update": [{"fraction": 0.0}], "pairs": 40, "verdict": ["So.", "Noise is larger."]}
+    (folder / "update-000002.json").write_text(json.dumps(record))
     (folder / "update-000002.png").write_bytes(PNG)
     probed = report(path)
-    assert finding(probed, "probe").endswith("Noise is the larger.")
+    assert finding(probed, "probe").startswith("Update 2 was probed")
+    assert finding(probed, "probe").endswith("So. Noise is larger.")
+    assert "<td>pairs</td><td>40</td>" in probed.page
     assert base64.b64encode(PNG).decode() in probed.page
     (folder / "update-000002.json").write_text('{"update": NaN')
     (folder / "update-000002.png").write_bytes(b"not a picture")

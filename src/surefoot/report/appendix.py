@@ -59,12 +59,11 @@ def probe_section(probe: Probe | None) -> Section:
             "A probe plays fresh episodes along one update and shows where its promise breaks; the "
             "command is at the end of this page.",
         )
-    number = probe.record.get("update", probe.name.removeprefix("update-").lstrip("0"))
+    number = probe.name.removeprefix("update-").lstrip("0")
     said = [f"Update {number} was probed with fresh episodes of the old and the new policy."]
     verdict = probe.record.get("verdict")
-    said += [
-        each for each in (verdict if isinstance(verdict, list) else [verdict]) if _is_text(each)
-    ]
+    sentences = verdict if isinstance(verdict, list) else [verdict]
+    said += [each for each in sentences if isinstance(each, str)]
     if probe.picture is None:
         extra = (
             "<p>Its picture is not in this page; look into the run's folder probe/ for "
@@ -84,10 +83,6 @@ def probe_section(probe: Probe | None) -> Section:
         "the same along the update, before and beyond the step that was taken."
     )
     return Section(name, title, "", " ".join(said), "", meaning, extra=extra + _table(rows))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _cell(value: float | str) -> str:

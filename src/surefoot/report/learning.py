@@ -130,9 +130,9 @@ def warnings_section(facts: Facts) -> Section:
     """Which warnings were raised, when, and what to do about each."""
     name, title = "warnings", "Warnings"
     meaning = (
-        "A run asks itself at every update, and an older one is asked now. Each row is one warning, "
-        "each tick an update at which it was raised. Red asks for action, "
-        "amber for a look, and green says that the run could do more."
+        "A run asks itself at every update, and an older one is asked now. Each row is one "
+        "warning, each tick an update at which it was raised. Red asks for action, amber for a "
+        "look, and green says that the run could do more."
     )
     found = raised_warnings(facts)
     if not found:
