@@ -10,13 +10,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs_to_report import rows_of_a_run, write_run
 
 import surefoot.report
+from surefoot import tabular as t
 from surefoot.cli import main
 from surefoot.errors import CheckpointError, ConfigError
+from surefoot.lens.gain import gain_by_group, total_gain
+from surefoot.lens.groups import GroupSums, interval
 from surefoot.metrics import METRICS
 from surefoot.report import report
 from surefoot.report.appendix import newest_probe
@@ -188,6 +193,56 @@ def test_the_interval_of_a_sum_of_gains_covers_it_whether_critics_change_or_not(
         naive.append(half[-1] <= (1 + 1e-9) * (halves**2).sum() ** 0.5)
     assert np.mean(covered) >= 0.93
     assert np.mean(naive) == 1.0
+
+
+@pytest.mark.parametrize("changing", [0.0, 0.3, 1.0])
+def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
+    """Sampled on a finite MDP along ten exact updates, under critics that err anew each time."""
+    mdp, rng, covered = t.random_mdp(5, gamma=0.9), np.random.default_rng(0), []
+    policies, theta = [], np.zeros((6, 3))
+    for _ in range(11):
+        policies.append(t.solve(mdp, t.Tabular().policy(theta)))
+        theta = theta + 0.1 * policies[-1].advantages
+    exact = policies[-1].eta - policies[0].eta
+    interval_of = jax.jit(lambda gained: interval(total_gain(gained)))
+    for _ in range(500):
+        critics = [each.values + changing * rng.normal(size=6) for each in policies]
+        gained, before = jnp.zeros(8), None
+        for k, solution in enumerate(policies):
+            errors = sampled_td(mdp, solution, critics[max(k - 1, 0) : k + 1], rng=rng)
+            if before is not None:
+                gained = gained + gain_by_group(before, errors[0], horizon=mdp.horizon)
+            before = errors[-1]
+        found = interval_of(gained)
+        covered.append(float(found.low) <= exact <= float(found.high))
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def sampled_td(mdp, solution, critics, *, rng, num_envs=8, rows=100):
+    """Sums of TD errors of each environment's rows, under each of some critics."""
+    law = (1 - mdp.gamma) * solution.visits[:, None] * solution.policy
+    pairs = rng.choice(law.size, size=(num_envs, rows), p=law.reshape(-1) / law.sum())
+    states, actions = np.divmod(pairs, mdp.num_actions)
+    reach = np.cumsum(mdp.transitions, axis=-1)[states, actions]
+    after = np.sum(rng.random((num_envs, rows, 1)) > reach, axis=-1).clip(max=mdp.num_states - 1)
+    return [
+        GroupSums(
+            (mdp.rewards[states, actions] + mdp.gamma * critic[after] - critic[states]).sum(axis=1),
+            np.full(num_envs, rows),
+        )
+        for critic in critics
+    ]
+
+
+def test_a_run_that_kept_its_own_interval_is_reported_with_it():
+    table = gains_table()
+    rows = np.arange(4.0)
+    more = {"lens/total_low": 0.0 - rows, "lens/total_high": 0.0 + rows}
+    kept = table._replace(
+        columns=table.columns | {k: np.append(np.nan, v[1:]) for k, v in more.items()}
+    )
+    np.testing.assert_array_equal(totals(kept, 8).half, [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(totals(kept, 8, whole=False).half, totals(table, 8).half)
 
 
 def test_the_interval_of_one_gain_is_its_own():

@@ -132,8 +132,11 @@ class Totals(NamedTuple):
         return ratio, ratio - width, ratio + width
 
 
-def totals(table: Table, num_envs: int) -> Totals | None:
-    """Sums over the updates whose promise and gain are both known; None where there are none."""
+def totals(table: Table, num_envs: int, *, whole: bool = True) -> Totals | None:
+    """Sums over the updates whose promise and gain are both known; None where there are none.
+
+    The interval is the run's own where it has one, which holds for the sum over the `whole` run.
+    """
     promised, realised = column(table, "lens/promised_gain"), column(table, "lens/realised_gain")
     known = np.isfinite(promised) & np.isfinite(realised)
     if not known.any():
@@ -143,13 +146,19 @@ def totals(table: Table, num_envs: int) -> Totals | None:
     signal = None
     if np.isfinite(shares).any():
         signal = np.cumsum(promised[known] * np.clip(shares[known], 0.0, 1.0))
-    halves = 0.5 * (column(table, "lens/realised_high") - column(table, "lens/realised_low"))
-    half = None
-    if np.isfinite(halves[known]).all():
-        half = half_of_sums(realised[known], halves[known], num_envs)
+    halves, half = _halves(table, "realised")[known], _halves(table, "total")[known]
+    if not whole or not np.isfinite(half).all():
+        half = None
+    if half is None and np.isfinite(halves).all():
+        half = half_of_sums(realised[known], halves, num_envs)
     return Totals(
         table.steps[known], np.cumsum(promised[known]), signal, np.cumsum(realised[known]), half
     )
+
+
+def _halves(table: Table, name: str) -> Float[np.ndarray, " row"]:
+    """Half of the width of a gain's interval."""
+    return 0.5 * (column(table, f"lens/{name}_high") - column(table, f"lens/{name}_low"))
 
 
 def _filled(values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
@@ -164,8 +173,9 @@ def _filled(values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
 def half_of_sums(
     gains: Float[np.ndarray, " update"], halves: Float[np.ndarray, " update"], num_envs: int
 ) -> Float[np.ndarray, " update"]:
-    """Half of the 95 % interval of each sum of gains, from the gains' own half-widths.
+    """Half of the 95 % interval of each sum of gains, from the gains' own half-widths alone.
 
+    For runs that did not keep each environment's own sum, and for a part of a run.
     Two successive gains share a rollout, with opposite sign: what made the first look large makes
     the second look small. Were the critic always the same, all but the first and the newest
     rollout would cancel; were it a new one each time, little would. Adding variances as if gains

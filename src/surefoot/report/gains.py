@@ -88,7 +88,7 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
 
 def _newest(facts: Facts) -> tuple[str, str]:
     """What the newest tenth of the updates promised and realised, and advice where it did harm."""
-    late = totals(newest_tenth(facts.table), facts.settings.train.num_envs)
+    late = totals(newest_tenth(facts.table), facts.settings.train.num_envs, whole=False)
     if late is None or len(late.steps) < 2:
         return "", ""
     realised = float(late.realised[-1])
@@ -113,8 +113,8 @@ def _interval_said(found: Totals) -> str:
         )
     return (
         "The band is a 95 % interval. Successive gains share a rollout with opposite sign, so most "
-        "of their noise cancels in the sum and adding it up would mislead; how much cancels is "
-        "estimated from the run, on the wide side."
+        "of their noise cancels in the sum and adding it up would mislead: the interval is of the "
+        "environments' own sums, or where a run did not keep them, estimated on the wide side."
     )
 
 
