@@ -26,6 +26,7 @@ from surefoot.metrics import METRICS
 from surefoot.report import report
 from surefoot.report.appendix import newest_probe
 from surefoot.report.figures import half_of_sums, score, totals
+from surefoot.report.gains import _discount_said
 from surefoot.report.section import told, trace
 from surefoot.report.table import (
     column,
@@ -441,6 +442,28 @@ def test_a_run_in_which_no_episode_ended_is_reported(tmp_path):
     assert (
         made.summary["verdict"][1] == "No episode has ended, so nothing can be said of its return."
     )
+
+
+def test_a_run_that_unlearns_and_promises_noise_is_told_so(tmp_path):
+    rows = rows_of_a_run(20, rule="ppo")
+    for k, row in enumerate(rows):
+        row |= {"lens/signal_share": 0.0, "episode/return_mean": 20.0 if k == 0 else 9.0}
+        row |= {"update/gradient_norm": 0.0 if k > 2 else 1.0}
+        if "eval/return_mean" in row:
+            row |= {"eval/return_mean": 9.0, "eval/return_std": 1.0}
+    made = report(write_run(tmp_path / "run", rows, rule={"name": "ppo"}))
+    assert finding(made, "learning").endswith("That is below what the first policy got.")
+    assert level(made, "learning") == "red"
+    assert "none of it is signal" in finding(made, "promise")
+    assert level(made, "solver") == level(made, "promise") == "amber"
+
+
+@pytest.mark.parametrize(
+    ("gamma", "said"),
+    [(0.99, "100 steps away counts 0.366"), (0.9, "10 steps away counts 0.349"), (1.0, "in full")],
+)
+def test_what_the_discount_does_is_said_by_an_example(gamma, said):
+    assert said in _discount_said(gamma)
 
 
 def test_one_row_and_one_environment_are_enough(tmp_path):

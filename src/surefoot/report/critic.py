@@ -62,7 +62,8 @@ def critic_section(facts: Facts) -> Section:
     )
     own, fresh = (recent(column(table, key)) for key in keys)
     judged = own if fresh is None else fresh
-    said = f"In the newest tenth of the run explained variance is {told(judged or 0.0)} "
+    said = "In the newest tenth of the run, or when last known, explained variance is "
+    said += f"{told(judged or 0.0)} "
     said += "on its own targets" if fresh is None else "on fresh returns"
     advice = []
     if judged is not None and judged < 0.0:

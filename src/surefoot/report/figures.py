@@ -68,8 +68,11 @@ def score(table: Table, episodes: int) -> Score | None:
     final, best = float(values[where[-1]]), where[np.argmax(values[where])]
     width = math.nan if half is None else float(half[where[-1]])
     interval = (final - width, final + width) if math.isfinite(width) else None
-    start = float(smooth[0] if len(smooth) else values[where[0]])
-    return Score(True, start, final, interval, float(values[best]), float(table.steps[best]))
+    returns = column(table, "episode/return_mean")
+    started = np.append(returns[np.isfinite(returns)], values[where])
+    return Score(
+        True, float(started[0]), final, interval, float(values[best]), float(table.steps[best])
+    )
 
 
 def _training(

@@ -50,17 +50,14 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         why = "the run has one row, and a gain is known one rollout later"
         one = why if len(facts.table.steps) < 2 else ""
         return left_out(name, title, facts, missing(facts.table, *keys) or keys, one)
-    train = facts.settings.train
-    weight = train.gamma**100
     meaning = (
         "Before each update surefoot asks the data what the new policy will gain: the promise. The "
         "rollout after it shows what it did gain. Both are summed here over all updates. The "
         "promise is scored on the data that the update was fitted to, so it flatters; the part "
         "that holds on data the update did not see is called signal.\n\n"
-        f"Why this is not the learning curve: here a reward 100 steps away counts {told(weight)} "
-        f"(the discount is {told(train.gamma)}), and the mean is over the states that training "
-        "visits, not over starts of episodes; the learning curve counts whole episodes, "
-        "undiscounted.\n\n" + _interval_said(found)
+        f"Why this is not the learning curve: here {_discount_said(facts.settings.train.gamma)}, "
+        "and the mean is over the states that training visits, not over starts of episodes; the "
+        "learning curve counts whole episodes, undiscounted.\n\n" + _interval_said(found)
     )
     starts = starts_of(len(found.steps))
     at = newest(found.steps, starts)
@@ -104,6 +101,14 @@ def _newest(facts: Facts) -> tuple[str, str]:
     return f"{said}{interval}.", harm
 
 
+def _discount_said(gamma: float) -> str:
+    """What the discount does, by an example."""
+    if gamma >= 1.0:
+        return "a reward counts in full however far away it is"
+    steps = max(1, round(1.0 / (1.0 - gamma)))
+    return f"a reward {steps:,} steps away counts {told(gamma**steps)} (the discount is {gamma:g})"
+
+
 def _interval_said(found: Totals) -> str:
     """What the band is, or why there is none."""
     if found.half is None:
@@ -122,13 +127,11 @@ def _judged(found: Totals) -> tuple[str, str, str]:
     """Finding, level and advice."""
     share, true = found.signal_share, found.came_true()
     if true is None:
-        said = f"The updates promised {told(float(found.promised[-1]))} in all and "
-        said += f"{told(float(found.realised[-1]))} was realised: there is no share to tell."
-        return (
-            said,
-            "amber",
-            "A promise of nothing or less: is the step size 0, the reward constant?",
-        )
+        said = f"The updates promised {told(float(found.promised[-1]))} in all, "
+        said += "" if share is None else "none of it is signal, "
+        said += f"and {told(float(found.realised[-1]))} was realised."
+        advice = "Is the step size 0, or the reward constant? Nothing was promised."
+        return said, "amber", advice if share is None else _NOISE_REMEDY
     ratio, low, high = true
     interval = ""
     if low is not None and high is not None:
@@ -161,7 +164,7 @@ def lies_section(facts: Facts) -> Section:
         "signal share is what is left of the promise on data it did not see, 1 is all. Moved "
         "visits: the new policy reaches states that the old data weighs wrongly; the ratio of "
         "realised to signal tells, 1 is all and below one half the step is too long. It is "
-        "filtered over many updates, for one update alone is too noisy. Below, how far the visited "
+        "filtered over many updates, for one update alone is too noisy (cut at -0.6 and 1.6). Below, how far the visited "
         "states moved from one rollout to the next, by what a classifier can tell at least, beside "
         "what it tells of data that did not move (null)."
     )
@@ -176,7 +179,13 @@ def lies_section(facts: Facts) -> Section:
     highest = max((float(np.max(each.values)) for each in traces(shift, null)), default=0.0)
     shown = panels(
         Panel("share of the promise", traces(share), (MUCH_NOISE, 1.0), ylim=(-0.02, 1.05)),
-        Panel("ratio", traces(ratio), (HALF_KEPT, 1.5), ((1.0, "all came true"), (0.0, "nothing"))),
+        Panel(
+            "ratio",
+            traces(ratio),
+            (HALF_KEPT, 1.5),
+            ((1.0, "all came true"), (0.0, "nothing")),
+            ylim=(-0.6, 1.6),
+        ),
         Panel(
             "total variation",
             traces(shift, null),
@@ -215,7 +224,9 @@ def _lies_told(facts: Facts) -> tuple[str, str]:
         said.append(f"visits moved {moved} in one update{beside}")
         if shift - (null or 0.0) > MOVED and not advice:
             advice.append("The visits move far in one update. A smaller radius would keep closer.")
-    return "In the newest tenth of the run " + ", ".join(said) + ".", " ".join(advice)
+    return "In the newest tenth of the run, or when last known, " + ", ".join(said) + ".", " ".join(
+        advice
+    )
 
 
 def cumulative(found: Totals) -> dict[str, float | None]:

@@ -100,7 +100,8 @@ def beside_best(found: Score) -> str:
     """Final beside best, in words."""
     if found.final >= found.best:
         return "which is its best"
-    best = f"its best was {told(found.best)} after {found.best_step:,.0f} steps"
+    what = "its best was" if found.evaluated else "those of its best tenth returned"
+    best = f"{what} {told(found.best)} after {found.best_step:,.0f} steps"
     return best + " (the best of several noisy values flatters)"
 
 
@@ -117,6 +118,12 @@ def _judged(found: Score) -> tuple[str, str, str]:
         )
         kept = "`surefoot evaluate RUN --best` plays the best policy, which is kept."
         return text + worse, "red", advice + kept * found.evaluated
+    if found.best <= found.start and found.interval and found.interval[1] < found.start:
+        advice = (
+            "It has unlearned what it began with: start again with a smaller step (max_kl, "
+            "learning_rate), fewer epochs, or --guard."
+        )
+        return text + " That is below what the first policy got.", "red", advice
     if found.best <= found.start:
         advice = (
             "Nothing has been learned yet: see below whether the promises hold signal, and give "

@@ -19,6 +19,8 @@ from surefoot.report.section import (
 from surefoot.report.table import Table, column, missing, recent
 
 NATURAL = ("npg", "trpo")
+VANISHED = 1e-9
+"""Norm of a gradient that moves nothing."""
 
 
 def solver_section(facts: Facts) -> Section:
@@ -128,6 +130,9 @@ def _descent(facts: Facts) -> Section:
         said += f" and {told(ran)} of {planned} epochs run"
         if ran < 0.5 * planned:
             advice = "target_kl stops most of the epochs: a smaller step size, or fewer epochs."
-    if norm == 0.0:
-        advice = "The gradient is 0: advantages do not vary. Is the reward constant?"
+    if norm is not None and norm < VANISHED:
+        advice = (
+            "The gradient has vanished: the policy no longer varies its actions (start again with "
+            "a smaller step size, or ent_coef above 0), or the reward is constant."
+        )
     return Section(name, title, "amber" if advice else "green", said + ".", advice, meaning, shown)
