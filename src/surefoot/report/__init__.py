@@ -4,6 +4,8 @@ Only `config.json`, `metrics.jsonl` and the folder `probe/` of the run are read;
 neither opened nor imported.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,18 +76,10 @@ def report(
         *([guard] if guard else []),
         settings_section(facts, commands),
     ]
-    verdict = (what_was_trained(facts), _where_it_ended(found), _look_at(sections))
-    summary = {
-        "env": settings.env,
-        "rule": settings.rule.name,
-        "seed": settings.train.seed,
-        "env_steps": int(facts.last_step),
-        "iterations": int(table.iterations[-1]),
-        "planned_iterations": settings.num_iterations,
-        "finished": facts.finished,
+    verdict = (_what_was_trained(facts), _where_it_ended(found), _look_at(sections))
+    summary = _about(facts) | {
         "score": found._asdict() if found else None,
         "gains": cumulative(sums) if sums else None,
-        "warnings": _counted(facts),
         "verdict": list(verdict),
         "sections": {
             each.name: {"level": each.level, "finding": each.finding} for each in sections
@@ -94,7 +88,22 @@ def report(
     return Report(as_page(facts, verdict, sections), summary)
 
 
-def what_was_trained(facts: Facts) -> str:
+def _about(facts: Facts) -> dict[str, Any]:
+    """What the run is and how far it is, for programs."""
+    settings, names = facts.settings, itertools.chain(*facts.table.warnings)
+    return {
+        "env": settings.env,
+        "rule": settings.rule.name,
+        "seed": settings.train.seed,
+        "env_steps": int(facts.last_step),
+        "iterations": int(facts.table.iterations[-1]),
+        "planned_iterations": settings.num_iterations,
+        "finished": facts.finished,
+        "warnings": dict(Counter(names)),
+    }
+
+
+def _what_was_trained(facts: Facts) -> str:
     """Rule, environment and amount, in a sentence."""
     settings, done = facts.settings, int(facts.table.iterations[-1])
     made = (
@@ -130,11 +139,3 @@ def _look_at(sections: Sequence[Section]) -> str:
                 advice = section.advice.split(". ")[0].rstrip(".")
                 return f"{words} “{section.title}” below: {advice}."
     return "Nothing below asks for attention."
-
-
-def _counted(facts: Facts) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for names in facts.table.warnings:
-        for name in names:
-            counts[name] = counts.get(name, 0) + 1
-    return counts

@@ -164,9 +164,9 @@ def lies_section(facts: Facts) -> Section:
         "signal share is what is left of the promise on data it did not see, 1 is all. Moved "
         "visits: the new policy reaches states that the old data weighs wrongly; the ratio of "
         "realised to signal tells, 1 is all and below one half the step is too long. It is "
-        "filtered over many updates, for one update alone is too noisy (cut at -0.6 and 1.6). Below, how far the visited "
-        "states moved from one rollout to the next, by what a classifier can tell at least, beside "
-        "what it tells of data that did not move (null)."
+        "filtered over many updates, for one update alone is too noisy (cut at -0.6 and 1.6). "
+        "Below, how far the visited states moved from one rollout to the next, by what a "
+        "classifier can tell at least, beside what it tells of data that did not move."
     )
     table = facts.table
     share = trace(table, keys[0], "signal share (noise takes the rest)", SIGNAL)
