@@ -23,11 +23,14 @@ from surefoot.errors import CheckpointError, ConfigError
 from surefoot.lens.gain import gain_by_group, total_gain
 from surefoot.lens.groups import GroupSums, interval
 from surefoot.metrics import METRICS
+from surefoot.presets import settle_tables
 from surefoot.report import report
 from surefoot.report.appendix import newest_probe
+from surefoot.report.distance import distance_section
 from surefoot.report.figures import half_of_sums, score, totals
 from surefoot.report.gains import _discount_said
-from surefoot.report.section import told, trace
+from surefoot.report.learning import learning_section
+from surefoot.report.section import Facts, told, trace
 from surefoot.report.table import (
     column,
     largest,
@@ -282,6 +285,20 @@ def test_without_evaluations_the_score_is_the_mean_of_a_tenth_of_the_training_ep
 )
 def test_a_figure_has_the_digits_that_a_person_reads(value, said):
     assert told(value) == said
+
+
+def test_pictures_of_a_long_run_keep_the_worst_state_and_the_extreme_episodes(tmp_path):
+    rows = rows_of_a_run(1000)
+    path = write_run(tmp_path / "run", rows)
+    config = json.loads((path / "config.json").read_text())
+    facts = Facts(path, settle_tables(config), config, table_of(rows), ALARMS)
+    worst, *_ = distance_section(facts).panels[0].traces
+    assert worst.values.max() == max(row["policy/kl_worst_state"] for row in rows)
+    (panel,) = learning_section(facts, score(facts.table, 20)).panels
+    training = panel.traces[0]
+    assert training.low.min() == min(row["episode/return_min"] for row in rows)
+    assert training.high.max() == max(row["episode/return_max"] for row in rows)
+    assert all(len(each.steps) <= 200 for each in panel.traces)
 
 
 # The page
