@@ -5,11 +5,20 @@ import contextlib
 import jax
 
 
-@contextlib.contextmanager
 def quickly_built():
     """Programs that run briefly are built fast and run slowly."""
+    return _optimizations(disabled=True)
+
+
+def well_built():
+    """Programs that run long are built slowly and run fast."""
+    return _optimizations(disabled=False)
+
+
+@contextlib.contextmanager
+def _optimizations(*, disabled):
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", disabled)
     try:
         yield
     finally:

@@ -18,6 +18,8 @@ from scripted import LIMIT, Scripted, make_scripted, return_of, scripted_jax, sh
 from trees import assert_same_bits, same_bits
 
 import surefoot as sf
+from surefoot.alarms import Alarm
+from surefoot.checkpoint import read_checkpoint
 from surefoot.compare import compare
 from surefoot.config import PPO, VPG, Critic, Network, Train
 from surefoot.errors import (
@@ -651,9 +653,50 @@ def test_settings_of_another_kind_are_answered_with_how_to_write_them(begin, how
 def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, world):
     looked = train(**arguments(world, lens_every=4), seed=3)
     blind = train(**arguments(world, lens_every=0), seed=3)
-    assert_same_bits(looked.state, blind.state)
+    # What the lens knows of cross-fits is all that differs.
+    unlooked = looked.state.watch._replace(ratio=blind.state.watch.ratio)
+    assert_same_bits(looked.state._replace(watch=unlooked), blind.state)
     name = "lens/crossfit_promise"
     assert [row["iteration"] for row in looked.rows if name in row] == [1, 5, 9, 13]
     assert not any(name in row for row in blind.rows)
     assert [row["iteration"] for row in whole(world).rows if name in row] == [1]
     assert all("lens/realised_gain" in row for row in blind.rows[1:])
+
+
+ALARMING = {
+    "every-third": Alarm("red", "", "", "iteration", lambda rows: rows[-1]["iteration"] % 3 == 0),
+}
+
+
+@both_worlds
+def test_both_sides_of_updates_that_raised_a_red_warning_are_kept(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("surefoot.alarms.ALARMS", ALARMING)
+    given = arguments(world)
+    run = train(**given | {"steps": 8 * BATCH}, seed=3, out=tmp_path / "run")
+    assert [row["iteration"] for row in run.rows if "warnings" in row] == [3, 6]
+    assert {row["warnings"] for row in run.rows if "warnings" in row} == {"every-third"}
+    kept = [read_checkpoint(path) for path in run.directory.checkpoints("kept")]
+    # A JAX-native run moves in chunks of two, and can be taken up anywhere; a host run only right
+    # after a reset.
+    sides = {"host": [2, 3, 5, 6], "jax": [2, 4, 6]}[world]
+    monkeypatch.undo()
+    assert [point.iteration for point in kept] == sides
+    assert {point.exact for point in kept} == {world == "jax"}
+    if world == "host":
+        before, after = kept[0].arrays, kept[1].arrays
+        for name in before:
+            if name.startswith("params/"):
+                np.testing.assert_array_equal(before[name], after[f"watch/{name}"])
+
+
+def test_updates_are_kept_for_probes_right_after_resets(tmp_path):
+    run = train(**arguments("host", probe_every=1), seed=3, out=tmp_path / "run")
+    kept = [read_checkpoint(path) for path in run.directory.checkpoints("kept")]
+    assert [point.iteration for point in kept] == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
+    assert all(point.exact for point in kept)
+    left = resume(tmp_path / "run", env=ENVS["host"])
+    assert left.finished
+
+
+def test_nothing_is_kept_where_nothing_went_wrong(whole):
+    assert whole("host").directory.checkpoints("kept") == []

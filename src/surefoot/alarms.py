@@ -5,6 +5,7 @@ Each looks at the newest rows alone, so that it costs nothing and can be asked o
 of `benchmarks/collapses`; docs/lens.md has the table of what they caught and what they missed.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ LOOK_BACK = 20
 SMOOTH = 5
 """Rows over which a return is averaged before it is called a loss."""
 LOST_SHARE = 0.25
+CLEAR = 4.0
+"""Standard errors that a gain or a fall of the return must exceed."""
+RETURN = "episode/return_mean"
 
 
 class Alarm(NamedTuple):
@@ -70,21 +74,33 @@ ALARMS: dict[str, Alarm] = {
 """Every warning that a run can raise, by name."""
 
 
-class Return(NamedTuple):
-    """What is known of a run's return: its first level, the best so far, and the newest.
+class Loss:
+    """Tells when a quarter of what a run had gained is lost again, noise aside.
 
-    All three are means over `SMOOTH` rows in which an episode ended.
+    The return is averaged over `SMOOTH` rows in which episodes ended. Its noise is judged by how
+    successive rows differ: a gain or a fall within `CLEAR` standard errors is none.
     """
 
-    first: float
-    best: float
-    newest: float
+    def __init__(self) -> None:
+        self._newest: deque[float] = deque(maxlen=SMOOTH)
+        self._first, self._best = math.nan, -math.inf
+        self._squares, self._pairs = 0.0, 0
+        self.is_lost = False
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether a quarter of what had been gained since the first level is gone."""
-        gained = self.best - self.first
-        return gained > 0 and self.best - self.newest >= LOST_SHARE * gained
+    def see(self, value: float) -> None:
+        """Take in the mean return of one row."""
+        if self._newest:
+            self._squares += (value - self._newest[-1]) ** 2
+            self._pairs += 1
+        self._newest.append(value)
+        if len(self._newest) < SMOOTH:
+            return
+        mean = _mean(self._newest)
+        self._first = mean if math.isnan(self._first) else self._first
+        self._best = max(self._best, mean)
+        gained, fallen = self._best - self._first, self._best - mean
+        clear = CLEAR * math.sqrt(self._squares / (2.0 * self._pairs) / SMOOTH)
+        self.is_lost = gained > clear and fallen > max(clear, LOST_SHARE * gained)
 
 
 class Watchman:
@@ -97,10 +113,9 @@ class Watchman:
 
     def __init__(self, rows: Iterable[Row] = ()):
         self._rows: deque[Row] = deque(maxlen=LOOK_BACK)
-        self._returns: deque[float] = deque(maxlen=SMOOTH)
-        self._first, self._best = None, -float("inf")
+        self._loss = Loss()
         self._red: set[str] = set()
-        self._was_lost = self.newly_red = self.newly_lost = False
+        self.newly_red = self.newly_lost = False
         for row in rows:
             self.see(row)
 
@@ -111,18 +126,8 @@ class Watchman:
         raised = [name for name, alarm in ALARMS.items() if alarm.holds(rows)]
         red = {name for name in raised if ALARMS[name].level == "red"}
         self.newly_red, self._red = bool(red - self._red), red
-        lost = self._is_lost(row)
-        self.newly_lost, self._was_lost = lost and not self._was_lost, lost
+        was_lost = self._loss.is_lost
+        if RETURN in row:
+            self._loss.see(row[RETURN])
+        self.newly_lost = self._loss.is_lost and not was_lost
         return raised
-
-    def _is_lost(self, row: Row) -> bool:
-        if "episode/return_mean" not in row:
-            return self._was_lost
-        self._returns.append(row["episode/return_mean"])
-        if len(self._returns) < SMOOTH:
-            return False
-        newest = _mean(self._returns)
-        if self._first is None:
-            self._first = newest
-        self._best = max(self._best, newest)
-        return Return(self._first, self._best, newest).is_lost

@@ -67,15 +67,32 @@ def gradient_noise(
     return _noise_of(squares / jnp.maximum(used, 1), whole, rows, used)
 
 
+class Norms(NamedTuple):
+    """Unbiased estimates of |g|², of the true gradient, and of the trace of a row's covariance."""
+
+    squared: Float[Array, ""]
+    trace: Float[Array, ""]
+
+
+def unbiased_norms(
+    small: Float[Array, ""], whole: Float[Array, ""], per_group: Float[Array, ""], rows: Any
+) -> Norms:
+    """From the mean squared norm of the gradients of `per_group` rows, and of that of all `rows`.
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. A.2 and A.3.
+    """
+    squared = (rows * whole - per_group * small) / jnp.maximum(rows - per_group, 1e-30)
+    trace = (small - whole) / jnp.maximum(1.0 / per_group - 1.0 / rows, 1e-30)
+    return Norms(squared, trace)
+
+
 def _noise_of(
     small: Float[Array, ""], whole: Float[Array, ""], rows: Float[Array, ""], used: Int[Array, ""]
 ) -> GradientNoise:
-    """From the mean squared norm of a group's gradient and that of all rows together."""
-    per_group = rows / jnp.maximum(used, 1)
-    squared = (rows * whole - per_group * small) / jnp.maximum(rows - per_group, 1e-30)
-    trace = (small - whole) / jnp.maximum(1.0 / per_group - 1.0 / rows, 1e-30)
+    norms = unbiased_norms(small, whole, rows / jnp.maximum(used, 1), rows)
     enough = jnp.where(used > 1, 0.0, jnp.nan)
-    signal = squared > 0
-    scale = jnp.where(signal, jnp.maximum(trace, 0.0) / jnp.where(signal, squared, 1.0), jnp.inf)
+    signal = norms.squared > 0
+    scale = jnp.maximum(norms.trace, 0.0) / jnp.where(signal, norms.squared, 1.0)
+    scale = jnp.where(signal, scale, jnp.inf)
     cosine = jnp.where(signal, 1.0 / (1.0 + scale / jnp.where(rows > 0, rows, 1.0)), 0.0)
     return GradientNoise(scale + enough, cosine + enough)

@@ -1,0 +1,1 @@
+"""Experiments of ours: long, seeded, and not part of the library."""

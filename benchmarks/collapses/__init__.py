@@ -1,0 +1,1 @@
+"""Runs planted to collapse, and healthy ones beside them, to calibrate warnings and remedies."""

@@ -1,0 +1,205 @@
+"""Training by chunks as one program for all runs that differ in numbers only.
+
+Step sizes, radii, clip ranges and the scale of rewards are arguments of the program (dials), one
+value a run, so that healthy and planted runs share a compilation and a fault can be switched on
+in the middle of a run by turning a dial. Everything else (widths, epochs, batch) is part of the
+program.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from benchmarks.collapses.cells import CHUNK, DIALS, Cell, Tables
+from surefoot.config import RULES, Critic, Network, Settings, Train
+from surefoot.envs import find_env
+from surefoot.envs.jax_native import JaxEnv
+from surefoot.learner import Learner, LoopState, make_learner
+from surefoot.networks import build
+from surefoot.presets import settle
+
+REWARD_SCALE = "env.reward_scale"
+PLACEHOLDER = 1e-3
+STRADDLING = 4
+"""Iterations after which no open episode is older than a change: time limits are 1000 or less."""
+
+Dials = Mapping[str, Float[Array, " run"]]
+
+
+def settings_of(env_id: str, rule: str, tables: Tables) -> Settings:
+    """Every setting of a run: `tables` over the preset over the defaults."""
+    tables = {section: dict(table) for section, table in tables.items() if section != "env"}
+    return settle(env_id, RULES[rule](), Train(), Network(), Critic(), tables=tables)
+
+
+class Phase(NamedTuple):
+    """A stretch of training: its chunks, and the settings and scale of rewards of every run."""
+
+    chunks: int
+    settings: Sequence[Settings]
+    reward_scales: Sequence[float]
+
+
+def phases_of(cell: Cell) -> list[Phase]:
+    """What the runs of a cell go through."""
+    return [
+        Phase(
+            chunks,
+            [settings_of(cell.env, cell.rule, tables) for tables in runs],
+            [tables.get("env", {}).get("reward_scale", 1.0) for tables in runs],
+        )
+        for chunks, runs in zip(cell.chunks, (cell.before, cell.after), strict=True)
+        if runs
+    ]
+
+
+def split_dials(settings: Settings) -> tuple[Settings, dict[str, float]]:
+    """Settings with a placeholder in every dial, and the dials' values by `section.name`."""
+    values, plain = {}, settings
+    for section, names in DIALS.items():
+        config = getattr(settings, section)
+        held = [name for name in names if hasattr(config, name)]
+        values |= {f"{section}.{name}": float(getattr(config, name)) for name in held}
+        plain = replace(plain, **{section: replace(config, **dict.fromkeys(held, PLACEHOLDER))})
+    return plain, values
+
+
+def with_dials(plain: Settings, dials: Mapping[str, Any]) -> Settings:
+    """The settings of one run, its dials being traced numbers."""
+    for section in DIALS:
+        turned = {
+            name.removeprefix(f"{section}."): value
+            for name, value in dials.items()
+            if name.startswith(f"{section}.")
+        }
+        plain = replace(plain, **{section: replace(getattr(plain, section), **turned)})
+    return plain
+
+
+def scale_rewards(env: JaxEnv, scale: Float[Array, ""]) -> JaxEnv:
+    """The same environment, its rewards in other units."""
+
+    def step(key, state, action):
+        result = env.step(key, state, action)
+        return result._replace(reward=scale * result.reward)
+
+    return env._replace(step=step)
+
+
+@cache
+def opened(env_id: str) -> JaxEnv:
+    """A JAX-native environment by its id."""
+    return find_env(env_id, {}).make()
+
+
+def learner_of(plain: Settings, dials: Mapping[str, Any]) -> Learner:
+    """The pure functions of one run with these dials."""
+    env = opened(plain.env)
+    network = build(env.spec, plain.network)
+    scaled = scale_rewards(env, dials[REWARD_SCALE])
+    return make_learner(with_dials(plain, dials), env.spec, network, scaled)
+
+
+Start = Callable[[Any, Dials], LoopState]
+Advance = Callable[[LoopState, Dials], tuple[LoopState, dict[str, Array], dict[str, Array]]]
+_PROGRAMS: dict[str, tuple[Start, Advance]] = {}
+
+
+def programs_of(plain: Settings) -> tuple[Start, Advance]:
+    """`start(seeds, dials) -> states`, `advance(states, dials) -> (states, rows, looks)`.
+
+    Leading axis: runs. `rows` have a second axis of the chunk's iterations; `looks` are the
+    dearer figures of the chunk's first update.
+    """
+    key = json.dumps(plain.to_dict(), sort_keys=True)
+    if key in _PROGRAMS:
+        return _PROGRAMS[key]
+    opened(plain.env)  # its spaces are read on the host, so not while a program is traced
+
+    def start(seed, dials):
+        return learner_of(plain, dials).init(seed)
+
+    def advance(state, dials):
+        learner = learner_of(plain, dials)
+        assert learner.iterate is not None
+        assert learner.foresee is not None
+        looks = learner.foresee(state)
+        iterate = learner.iterate
+        state, rows = jax.lax.scan(lambda state, _: iterate(state), state, None, length=CHUNK)
+        return state, rows, looks
+
+    _PROGRAMS[key] = (jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance)))
+    return _PROGRAMS[key]
+
+
+def stack_dials(runs: Sequence[Mapping[str, float]]) -> Dials:
+    """One array a dial out of one number a run."""
+    return {name: jnp.asarray([run[name] for run in runs], jnp.float32) for name in runs[0]}
+
+
+def train_chunks(phases: Sequence[Phase], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """Train runs side by side through the phases of a cell.
+
+    Args:
+        phases: one after the other.
+        seeds: one a run.
+
+    Returns:
+        Metrics by name, `[run, iteration]`; NaN where a figure was not taken. Returns of episodes
+        are in the environment's own units, whatever the scale; where the scale changes, the rows
+        whose episodes may have seen both scales are told to have ended none.
+    """
+    states, gathered, scales = None, [], phases[0].reward_scales
+    for phase in phases:
+        start, advance, dials = _set_up(phase)
+        if states is None:
+            states = start(jnp.asarray(seeds, jnp.uint32), dials)
+        for chunk in range(phase.chunks):
+            states, rows, looks = advance(states, dials)
+            metrics = _chunk(jax.device_get(rows), jax.device_get(looks))
+            _unscale(metrics, np.asarray(phase.reward_scales, np.float32))
+            if chunk == 0 and phase.reward_scales != scales:
+                metrics["episode/count"][:, :STRADDLING] = 0.0
+                metrics["episode/return_mean"][:, :STRADDLING] = np.nan
+            gathered.append(metrics)
+        scales = phase.reward_scales
+    return _joined(gathered)
+
+
+def _set_up(phase: Phase) -> tuple[Start, Advance, Dials]:
+    split = [split_dials(one) for one in phase.settings]
+    plain = split[0][0]
+    if any(other != plain for other, _ in split):
+        raise ValueError("runs of one cell may differ in their dials only")
+    scaled = zip((values for _, values in split), phase.reward_scales, strict=True)
+    dials = stack_dials([values | {REWARD_SCALE: scale} for values, scale in scaled])
+    return *programs_of(plain), dials
+
+
+def _chunk(
+    rows: Mapping[str, np.ndarray], looks: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """One chunk's metrics; the dearer figures stand in its first row."""
+    metrics = {name: np.array(values, np.float32) for name, values in rows.items()}
+    for name, values in looks.items():
+        metrics[name] = np.full(metrics["policy/kl_mean"].shape, np.nan, np.float32)
+        metrics[name][:, 0] = values
+    return metrics
+
+
+def _unscale(metrics: dict[str, np.ndarray], scales: np.ndarray) -> None:
+    for name in ("episode/return_mean", "episode/return_min", "episode/return_max"):
+        metrics[name] = metrics[name] / scales[:, None]
+
+
+def _joined(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    names = sorted(set().union(*chunks))
+    empty = np.full(chunks[0]["policy/kl_mean"].shape, np.nan, np.float32)
+    return {name: np.concatenate([c.get(name, empty) for c in chunks], 1) for name in names}
