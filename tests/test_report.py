@@ -461,6 +461,16 @@ def test_a_run_in_which_no_episode_ended_is_reported(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("end", "told"), [(15.0, "red"), (180.0, "green")])
+def test_without_evaluations_a_fall_counts_beyond_the_noise_of_the_rows(tmp_path, end, told):
+    rng, rows = np.random.default_rng(0), rows_of_a_run(60)
+    for k, row in enumerate(rows):
+        row["episode/return_mean"] = (4.0 * k if k < 50 else end) + 5.0 * rng.normal()
+        for key in [key for key in row if key.startswith("eval/")]:
+            del row[key]
+    assert level(report(write_run(tmp_path / "run", rows)), "learning") == told
+
+
 def test_a_run_that_unlearns_and_promises_noise_is_told_so(tmp_path):
     rows = rows_of_a_run(20, rule="ppo")
     for k, row in enumerate(rows):

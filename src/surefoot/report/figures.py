@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from surefoot.alarms import Loss
 from surefoot.report.table import Table, column
 
 WINDOWS = 10
@@ -73,6 +74,16 @@ def score(table: Table, episodes: int) -> Score | None:
     return Score(
         True, float(started[0]), final, interval, float(values[best]), float(table.steps[best])
     )
+
+
+def has_fallen(table: Table, found: Score) -> bool:
+    """Whether the end is below the best beyond noise: its interval, or how rows differ."""
+    if found.evaluated:
+        return found.interval is None or found.interval[1] < found.best
+    loss, returns = Loss(), column(table, "episode/return_mean")
+    for value in returns[np.isfinite(returns)]:
+        loss.see(float(value))
+    return loss.is_lost
 
 
 def _training(

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 
 from surefoot.plots.report import Panel, Trace
-from surefoot.report.figures import Score, evaluation_half
+from surefoot.report.figures import Score, evaluation_half, has_fallen
 from surefoot.report.section import (
     BAD,
     GOT,
@@ -45,7 +45,7 @@ def learning_section(facts: Facts, found: Score | None) -> Section:
             "evaluations (--eval-every) play whole episodes in any case.",
             _MEANING,
         )
-    finding, level, advice = _judged(found)
+    finding, level, advice = _judged(found, has_fallen(facts.table, found))
     training = trace(facts.table, "episode/return_mean", "training episodes", SIGNAL)
     panel = Panel(
         "return",
@@ -105,11 +105,10 @@ def beside_best(found: Score) -> str:
     return best + " (the best of several noisy values flatters)"
 
 
-def _judged(found: Score) -> tuple[str, str, str]:
+def _judged(found: Score, fallen: bool) -> tuple[str, str, str]:
     """Finding, level and advice."""
     text = f"From {told(found.start)} at first; {ended_at(found)}, {beside_best(found)}."
-    sure = found.interval is None or found.interval[1] < found.best
-    if found.lost > LOST_A_QUARTER and sure:
+    if found.lost > LOST_A_QUARTER and fallen:
         share = f"{100 * found.lost:.0f} % of what" if found.lost < 1 else "all that"
         worse = f" It has lost {share} it had learned."
         advice = (
