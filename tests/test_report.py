@@ -22,6 +22,7 @@ from surefoot.cli import main
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.lens.gain import gain_by_group, total_gain
 from surefoot.lens.groups import GroupSums, interval
+from surefoot.lens.watch import judge, start_watch
 from surefoot.metrics import METRICS
 from surefoot.presets import settle_tables
 from surefoot.report import report
@@ -222,6 +223,23 @@ def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
+def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_none():
+    rng, ones, realised = np.random.default_rng(0), jnp.ones(4), 0.0
+    watch = start_watch({}, (), num_groups=4, num_rows=1, num_features=1)
+    for k in range(4):
+        after = GroupSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones)
+        _, gained, told = judge(watch, after, horizon=10.0, paired=True)
+        if k == 0:
+            assert np.isnan(told["lens/total_gain"])
+        else:
+            realised += float(told["lens/realised_gain"])
+            assert float(told["lens/total_gain"]) == pytest.approx(realised, rel=1e-4)
+        watch = watch._replace(td=after, gained=gained, ready=jnp.array(True))
+    assert np.isnan(judge(watch, after, horizon=10.0, paired=False)[2]["lens/total_gain"])
+    bad = GroupSums(jnp.full(4, jnp.nan), ones)
+    np.testing.assert_array_equal(judge(watch, bad, horizon=10.0, paired=True)[1], watch.gained)
+
+
 def sampled_td(mdp, solution, critics, *, rng, num_envs=8, rows=100):
     """Sums of TD errors of each environment's rows, under each of some critics."""
     law = (1 - mdp.gamma) * solution.visits[:, None] * solution.policy
@@ -416,7 +434,8 @@ def test_nothing_that_a_run_names_is_imported(tmp_path, monkeypatch, capsys):
     assert main(["report", "run"]) == 0
     assert not (tmp_path / "it-ran").exists()
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "surefoot probe run --env hostile:Env-v0" in page
+    for command in ("resume run", "probe run", "evaluate run --episodes 100"):
+        assert f"surefoot {command} --env hostile:Env-v0" in page
 
 
 # Runs of every kind
