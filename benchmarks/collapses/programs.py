@@ -130,7 +130,7 @@ def programs_of(plain: Settings) -> tuple[Start, Advance]:
         learner = learner_of(plain, dials)
         assert learner.iterate is not None
         assert learner.foresee is not None
-        looks = learner.foresee(state)
+        state, looks = learner.foresee(state)
         iterate = learner.iterate
         state, rows = jax.lax.scan(lambda state, _: iterate(state), state, None, length=CHUNK)
         return state, rows, looks
