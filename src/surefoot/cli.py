@@ -1,4 +1,4 @@
-"""The command line: train, resume, evaluate, explain and compare."""
+"""The command line: train, resume, evaluate, report, explain and compare."""
 
 import argparse
 import contextlib
@@ -19,6 +19,7 @@ from surefoot.commands.laboratory import (
     essay_command,
     exact_command,
 )
+from surefoot.commands.reporting import report_command
 from surefoot.commands.training import evaluate_command, resume_command, train_command
 from surefoot.config import RULES
 from surefoot.errors import StoppedBySignal, SurefootError
@@ -75,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--best", action="store_true", help="the best evaluation's policy")
     evaluate.add_argument("--seed", type=whole, help="seed of the episodes")
     evaluate.add_argument("--env", help="the environment again, where it is a module of your own")
+
+    report = command("report", "Write one page that shows how a run went.", report_command)
+    report.add_argument("path", metavar="RUN")
+    report.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
 
     explain = command("explain", "Say what a metric is and when it is healthy.", explain_command)
     explain.add_argument("name", nargs="?", metavar="METRIC")

@@ -152,7 +152,7 @@ def learn_from(
         return td_sums(settings, values, scale, rollout, rows.groups, parts.num_groups)
 
     judged_by = state_values(parts.actor, watch.params, watch.obs_stats, rollout)
-    ratio, judged = judge(
+    ratio, gained, judged = judge(
         watch,
         td_of(judged_by, watch.return_scale),
         horizon=horizon,
@@ -205,6 +205,7 @@ def learn_from(
             kl=diagnosis["policy/kl_mean"],
             states=_states_of(parts, state, rollout, rows),
             ratio=ratio,
+            gained=gained,
             ready=jnp.array(True),
         ),
         promises=promises,

@@ -232,6 +232,26 @@ METRICS: dict[str, Metric] = {
         "above 0",
         "below 0: the update did harm; a run of such rows is a collapse on its way.",
     ),
+    "lens/total_gain": Metric(
+        "discounted reward",
+        "What all updates so far gained together: the sum of lens/realised_gain. Not logged with "
+        "one environment.",
+        "rising",
+        "standing still while promises go on: see lens/signal_share and lens/filtered_ratio.",
+    ),
+    "lens/total_low": Metric(
+        "discounted reward",
+        "Lower end of the 95 % interval of lens/total_gain: Student's over the environments' own "
+        "sums, in which the noise that successive gains share cancels.",
+        "above 0",
+        "below 0: this run alone cannot tell its gain from none.",
+    ),
+    "lens/total_high": Metric(
+        "discounted reward",
+        "Upper end of the 95 % interval of lens/total_gain.",
+        "above 0",
+        "below 0: the updates did harm in sum.",
+    ),
     "policy/kl_mean": Metric(
         "nats",
         "Mean over the batch of KL(old || new), exact.",

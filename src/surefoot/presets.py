@@ -6,6 +6,7 @@ class defaults of each library for theirs.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config import (
@@ -19,7 +20,7 @@ from surefoot.config import (
     from_mapping,
     resolve,
 )
-from surefoot.errors import ConfigError
+from surefoot.errors import CheckpointError, ConfigError
 from surefoot.limits import limits_of, nearest, shown
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -311,3 +312,18 @@ def settle_tables(config: Mapping[str, Any]) -> Settings:
         tables={key: config.get(key, {}) for key in keys},
         env_kwargs=config.get("env_kwargs", {}),
     )
+
+
+def frozen_settings(config: Mapping[str, Any], file: Path) -> Settings:
+    """The settings of a run, from a `config.json` that may hold anything.
+
+    Raises:
+        ConfigError: for settings that are wrong.
+        CheckpointError: for what holds no settings at all.
+    """
+    try:
+        return settle_tables(config)
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise CheckpointError(f"{file} is not a configuration of ours: {fault}") from fault

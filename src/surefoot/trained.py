@@ -18,7 +18,7 @@ from surefoot.learner import Learner, make_learner
 from surefoot.loop_state import LoopState
 from surefoot.networks import build
 from surefoot.policy import Policy
-from surefoot.presets import settle_tables
+from surefoot.presets import frozen_settings
 from surefoot.run import RunDirectory
 
 MOST_EVALUATION_ENVS = 10
@@ -210,7 +210,7 @@ def open_run(
             f"{path} was trained with a network of your own; give it again (network=...)",
             name="NAME-NETWORK",
         )
-    settings = _frozen(config, directory)
+    settings = frozen_settings(config, directory.path / "config.json")
     by_id = env is None or isinstance(env, str)
     source = find_env(named if env is None else env, settings.env_kwargs if by_id else {})
     checkpoint = directory.newest(exact=exact, folder=folder)
@@ -253,18 +253,6 @@ def _check_spaces(run: Run, config: dict[str, Any], path: str | Path) -> None:
             "trained on",
             name="OTHER-ENV",
         )
-
-
-def _frozen(config: dict[str, Any], directory: RunDirectory) -> Settings:
-    """The settings of a run, from a file that may hold anything."""
-    try:
-        return settle_tables(config)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError, AttributeError) as fault:
-        raise CheckpointError(
-            f"{directory.path / 'config.json'} is not a configuration of ours: {fault}"
-        ) from fault
 
 
 def load(

@@ -7,8 +7,24 @@ gained, whatever B is. A B near the values only makes it less noisy.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from surefoot.lens.groups import Estimate, GroupSums, combine, mean_by_group, mean_of
+
+
+def gain_by_group(before: GroupSums, after: GroupSums, *, horizon: float) -> Float[Array, " group"]:
+    """What an update gained in each environment: horizon x the change of its mean TD error."""
+    return horizon * (mean_by_group(after) - mean_by_group(before))
+
+
+def total_gain(gained: Float[Array, " group"]) -> Estimate:
+    """The mean of what each environment gained over all updates.
+
+    Two successive gains share a rollout with opposite sign, so the intervals of single gains do
+    not tell how well their sum is known; how the environments' own sums differ does, whatever
+    cancels in them.
+    """
+    return mean_of(GroupSums(gained, jnp.ones_like(gained)))
 
 
 def realised_gain(
@@ -27,5 +43,4 @@ def realised_gain(
     """
     if not paired:
         return combine(mean_of(after), mean_of(before), horizon, -horizon)
-    difference = horizon * (mean_by_group(after) - mean_by_group(before))
-    return mean_of(GroupSums(difference, jnp.ones_like(difference)))
+    return total_gain(gain_by_group(before, after, horizon=horizon))

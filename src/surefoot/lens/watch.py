@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from surefoot.lens.crossfit import CrossFit
-from surefoot.lens.gain import realised_gain
+from surefoot.lens.gain import gain_by_group, realised_gain, total_gain
 from surefoot.lens.gradient import gradient_noise
 from surefoot.lens.groups import GroupSums, interval
 from surefoot.lens.ratio import (
@@ -32,7 +32,8 @@ class Watch(NamedTuple):
     `params`, `obs_stats` and `return_scale` are those under which the critic's values were read
     before the update; `td` are the TD errors of its rows then, and `promised` and `kl` what the
     surrogate promised and how far the policy went, all in the environment's units and in nats.
-    `states` are some of the states it learned from. `ready` is False before the first update.
+    `states` are some of the states it learned from. `gained` is what each group gained over all
+    updates that were judged. `ready` is False before the first update.
     """
 
     params: Params
@@ -43,6 +44,7 @@ class Watch(NamedTuple):
     kl: Float[Array, ""]
     states: States
     ratio: RatioFilter
+    gained: Float[Array, " group"]
     ready: Bool[Array, ""]
 
 
@@ -54,14 +56,23 @@ def start_watch(
     sums = GroupSums(jnp.zeros(num_groups), jnp.zeros(num_groups))
     states = no_states(num_rows, num_features)
     return Watch(
-        params, obs_stats, jnp.ones(()), sums, zero, zero, states, start_filter(), jnp.array(False)
+        params=params,
+        obs_stats=obs_stats,
+        return_scale=jnp.ones(()),
+        td=sums,
+        promised=zero,
+        kl=zero,
+        states=states,
+        ratio=start_filter(),
+        gained=jnp.zeros(num_groups),
+        ready=jnp.array(False),
     )
 
 
 def judge(
     watch: Watch, after: GroupSums, *, horizon: float, paired: bool
-) -> tuple[RatioFilter, dict[str, Array]]:
-    """Judge the update before this rollout: the filter that has taken it in, and the figures.
+) -> tuple[RatioFilter, Float[Array, " group"], dict[str, Array]]:
+    """Judge the update before this rollout: the filter and sums with it, and the figures.
 
     Args:
         watch: what was kept of that update.
@@ -77,16 +88,29 @@ def judge(
     # A policy that did not move has promised nothing to be kept.
     moved = unknown + jnp.where(watch.kl > 0, 0.0, jnp.nan)
     seen = interval(gain)
-    return ratio, {
-        "lens/promised_gain": watch.promised + unknown,
-        "lens/realised_gain": seen.mean,
-        "lens/realised_low": seen.low,
-        "lens/realised_high": seen.high,
-        "lens/filtered_ratio": kept + moved,
-        "lens/filtered_low": kept - 1.96 * deviation + moved,
-        "lens/filtered_high": kept + 1.96 * deviation + moved,
-        "lens/signal_share": signal_share(ratio),
-    }
+    change = gain_by_group(watch.td, after, horizon=horizon)
+    # One reward that is not finite must not spoil the sums of a whole run.
+    gained = watch.gained + jnp.where(watch.ready & jnp.isfinite(change), change, 0.0)
+    # Episodes of one rollout are no pairs of those of the next.
+    total = interval(total_gain(gained))
+    unpaired = unknown if paired else jnp.nan
+    return (
+        ratio,
+        gained,
+        {
+            "lens/promised_gain": watch.promised + unknown,
+            "lens/realised_gain": seen.mean,
+            "lens/realised_low": seen.low,
+            "lens/realised_high": seen.high,
+            "lens/total_gain": total.mean + unpaired,
+            "lens/total_low": total.low + unpaired,
+            "lens/total_high": total.high + unpaired,
+            "lens/filtered_ratio": kept + moved,
+            "lens/filtered_low": kept - 1.96 * deviation + moved,
+            "lens/filtered_high": kept + 1.96 * deviation + moved,
+            "lens/signal_share": signal_share(ratio),
+        },
+    )
 
 
 def report_cross_fit(fit: CrossFit) -> dict[str, Array]:
