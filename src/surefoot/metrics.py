@@ -156,7 +156,7 @@ METRICS: dict[str, Metric] = {
         "probability",
         "Every lens_every iterations: at least how far the states moved from the last rollout to "
         "this one, in total variation, by a classifier judged on environments it never saw. 0 "
-        "where it cannot tell them apart.",
+        "where it cannot tell.",
         "below 0.2, or no more than lens/visitation_null",
         "above 0.5 and above its null, the surrogate counts states that are gone: a smaller step.",
     ),
@@ -221,8 +221,8 @@ METRICS: dict[str, Metric] = {
     ),
     "lens/realised_low": Metric(
         "discounted reward",
-        "Lower end of the 95 % interval of lens/realised_gain: Student's over environments, so "
-        "there is none with one environment.",
+        "Lower end of the 95 % interval of lens/realised_gain: Student's over environments, or "
+        "over episodes where there is one environment.",
         "closer to the gain with more environments or steps",
         _NO_REMEDY,
     ),
@@ -322,7 +322,7 @@ METRICS: dict[str, Metric] = {
     ),
     "policy/log_ratio_good_p10": Metric(
         "nats",
-        "Of the rows with a positive advantage: log(new / old) that a tenth of them stay below.",
+        "Of the rows with a positive advantage: log(new / old) that a tenth stay below.",
         "above -0.2",
         "far below 0, good actions are made rarer: states drag each other along; a smaller step.",
     ),
@@ -340,7 +340,7 @@ METRICS: dict[str, Metric] = {
     ),
     "policy/log_ratio_bad_p10": Metric(
         "nats",
-        "Of the rows with a negative advantage: log(new / old) that a tenth of them stay below.",
+        "Of the rows with a negative advantage: log(new / old) that a tenth stay below.",
         "above -1",
         "far below, actions are given up after one look: a smaller step or fewer epochs.",
     ),

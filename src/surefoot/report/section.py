@@ -20,7 +20,7 @@ GOT, PROMISED, SIGNAL, GOOD, BAD, EXTRA = (
     "#CC79A7",
 )
 """One colour for one meaning, on the whole page."""
-LENS_SINCE = "0.2.0"
+LENS_SINCE = "0.1.0"
 """The version from which on a run logs the lens's figures."""
 
 
