@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("path", metavar="RUN")
     report.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
 
-    explain = command("explain", "Say what a metric is and when it is healthy.", explain_command)
-    explain.add_argument("name", nargs="?", metavar="METRIC")
+    explain = command("explain", "Say what a metric or a warning is, and what to do.", explain_command)
+    explain.add_argument("name", nargs="?", metavar="NAME")
 
     compare = command(
         "compare", "Train rules over seeds and compare them, or runs.", compare_command

@@ -1,6 +1,7 @@
 """Every metric that a run logs, each said once: what it is, its healthy range, what to do."""
 
 import difflib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from surefoot.errors import ConfigError
@@ -517,8 +518,8 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def explain(name: str) -> str:
-    """What a metric is, in a few lines of text.
+def explain(name: str, others: Iterable[str] = ()) -> str:
+    """What a metric is, in a few lines of text; `others` are names that an error may suggest.
 
     Raises:
         ConfigError: for an unknown name, with the nearest known ones.
@@ -529,10 +530,11 @@ def explain(name: str) -> str:
             "episodes that ended, where --info-keys names it."
         )
     if name not in METRICS:
-        matches = [key for key in METRICS if name.lower() in key]
-        matches = matches or difflib.get_close_matches(name, METRICS, n=3, cutoff=0.4)
+        known = [*METRICS, *others]
+        matches = [key for key in known if name.lower() in key]
+        matches = matches or difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(matches[:4])}?" if matches else ""
-        raise ConfigError(f"no metric {name}{hint} (`surefoot explain` lists them all)")
+        raise ConfigError(f"no metric or warning {name}{hint} (`surefoot explain` lists them all)")
     metric = METRICS[name]
     return (
         f"{name}  [{metric.unit}]\n  {metric.what}\n  healthy: {metric.healthy}\n"

@@ -11,16 +11,21 @@ from surefoot.presets import known_rule
 
 
 def explain_command(options: argparse.Namespace) -> int:
-    """Print what a metric is."""
+    """Print what a metric or a warning is."""
+    from surefoot.alarms import ALARMS, explain_alarm
     from surefoot.metrics import METRICS, explain
 
     if options.name is None:
         if options.json:
-            emit({name: metric._asdict() for name, metric in METRICS.items()})
+            alarms = {name: alarm.told() for name, alarm in ALARMS.items()}
+            emit({name: metric._asdict() for name, metric in METRICS.items()} | alarms)
         else:
-            print("\n".join(f"{name:28s} {metric.what}" for name, metric in METRICS.items()))
+            lines = [f"{name:28s} {metric.what}" for name, metric in METRICS.items()]
+            lines += [f"{name:28s} {alarm.level}: {alarm.what}" for name, alarm in ALARMS.items()]
+            print("\n".join(lines))
         return 0
-    text = explain(options.name)
+    alarming = options.name in ALARMS
+    text = explain_alarm(options.name) if alarming else explain(options.name, ALARMS)
     if options.json:
         emit({"name": options.name, "text": text})
     else:
