@@ -36,7 +36,7 @@ from surefoot.lens.ratio import (
     start_filter,
     take_in_cross_fit,
 )
-from surefoot.lens.shift import MOST_STATES, sample_states, visitation_shift
+from surefoot.lens.shift import NUM_STATES, sample_states, visitation_shift
 from surefoot.types import Batch, Inputs, Rollout
 from surefoot.update import UPDATE_RULES
 
@@ -299,7 +299,7 @@ def test_states_that_change_with_time_show_in_the_null_too():
 def test_states_without_a_second_group_cannot_be_told_apart_on_held_out_ones():
     rows = jnp.zeros((8, 1, 1))
     states = sample_states(rows, jnp.zeros((8, 1), int), jnp.ones((8, 1), bool), jax.random.key(0))
-    assert len(states.groups) == min(8, MOST_STATES)
+    assert len(states.groups) == NUM_STATES
     assert np.isnan(visitation_shift(states, states, jax.random.key(0)).bound)
 
 

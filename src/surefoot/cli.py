@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("path", metavar="RUN")
     report.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
 
-    explain = command("explain", "Say what a metric or a warning is, and what to do.", explain_command)
+    explain = command(
+        "explain", "Say what a metric or a warning is, and what to do.", explain_command
+    )
     explain.add_argument("name", nargs="?", metavar="NAME")
 
     compare = command(

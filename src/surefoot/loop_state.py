@@ -114,7 +114,6 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
             params,
             obs_stats,
             num_groups=parts.num_groups,
-            num_rows=settings.batch_size,
             num_features=features.shape[-1],
         ),
         promises=jnp.full(REMEMBERED if settings.train.guard else 0, jnp.nan),

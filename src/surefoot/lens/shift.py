@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from surefoot.natural_gradient import conjugate_gradient
 from surefoot.surrogate import weighted_mean
 
-MOST_STATES = 512
-"""States of one rollout that are kept to be told from the next one's."""
+NUM_STATES = 512
+"""States of one rollout that are kept to be told from the next one's, whatever its size."""
 WIDTH = 64
 """Random features of the classifier, beside the state's own where they are no more than these."""
 RIDGE = 1e-2
@@ -35,11 +35,10 @@ class States(NamedTuple):
     valid: Bool[Array, " state"]
 
 
-def no_states(num_rows: int, num_features: int) -> States:
+def no_states(num_features: int) -> States:
     """States of no rollout yet."""
-    size = min(num_rows, MOST_STATES)
-    no = jnp.zeros(size, bool)
-    return States(jnp.zeros((size, num_features)), jnp.zeros(size, jnp.int32), no, no)
+    no = jnp.zeros(NUM_STATES, bool)
+    return States(jnp.zeros((NUM_STATES, num_features)), jnp.zeros(NUM_STATES, jnp.int32), no, no)
 
 
 def sample_states(
@@ -48,10 +47,9 @@ def sample_states(
     valid: Bool[Array, "time env"],
     key: Key[Array, ""],
 ) -> States:
-    """At most `MOST_STATES` states of a rollout, drawn at random with replacement."""
+    """`NUM_STATES` states of a rollout, drawn at random with replacement."""
     num_steps, num_envs = valid.shape
-    size = min(valid.size, MOST_STATES)
-    rows = jax.random.randint(key, (size,), 0, valid.size)
+    rows = jax.random.randint(key, (NUM_STATES,), 0, valid.size)
     real, drawn = valid.reshape(-1)[rows], features.reshape(valid.size, -1)[rows]
     drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
     late = rows // num_envs >= num_steps // 2

@@ -48,13 +48,11 @@ class Watch(NamedTuple):
     ready: Bool[Array, ""]
 
 
-def start_watch(
-    params: Params, obs_stats: Any, *, num_groups: int, num_rows: int, num_features: int
-) -> Watch:
+def start_watch(params: Params, obs_stats: Any, *, num_groups: int, num_features: int) -> Watch:
     """Nothing to judge yet."""
     zero = jnp.zeros(())
     sums = GroupSums(jnp.zeros(num_groups), jnp.zeros(num_groups))
-    states = no_states(num_rows, num_features)
+    states = no_states(num_features)
     return Watch(
         params=params,
         obs_stats=obs_stats,
