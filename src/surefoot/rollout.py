@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     CRITIC = 5
     EVALUATION = 6
     LENS = 7
+    PROBE = 10
 
 
 def run_key(seed: Any, iteration: Any, purpose: Purpose) -> Key[Array, ""]:

@@ -1,0 +1,300 @@
+"""Which update of a run is probed, and how its two policies and its batch are had again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from surefoot.checkpoint import (
+    LARGEST_JSON,
+    name_arrays,
+    read_checkpoint,
+    read_file,
+    restore_arrays,
+    strict_json,
+)
+from surefoot.envs.host import HostEnv
+from surefoot.envs.jax_native import JaxEnv
+from surefoot.errors import CheckpointError, ConfigError
+from surefoot.learner import LoopState
+from surefoot.loop import make_plan, versions
+from surefoot.rollout import collect_jax
+from surefoot.rollout_host import HostCollector
+from surefoot.run import RunDirectory
+from surefoot.steppers import HostStepper, chunk_length, chunk_of
+from surefoot.trained import Run
+from surefoot.types import Params, Rollout
+
+FOLDERS = ("checkpoints", "kept", "best")
+
+
+class Stored(NamedTuple):
+    """A kept checkpoint, as its counters say; `exact` is whether its rollout comes again."""
+
+    path: Path
+    iteration: int
+    exact: bool
+
+
+class OwnBatch(NamedTuple):
+    """The rollout an update learned from, and how old each environment's episode was before it."""
+
+    rollout: Rollout
+    ages: Int[np.ndarray, " env"]
+
+
+class Update(NamedTuple):
+    """One update of a run: its two policies, and the critic of before it.
+
+    `obs_stats` and `return_scale` are those it was made with. `batch` is None where it is gone.
+    """
+
+    iteration: int
+    old: Params
+    new: Params
+    before: Params
+    obs_stats: Any
+    return_scale: float
+    batch: OwnBatch | None
+    source: str
+
+
+def find_stored(directory: RunDirectory, *, jax_native: bool) -> list[Stored]:
+    """Every checkpoint of a run, wherever it is kept, oldest first.
+
+    Raises:
+        CheckpointError: where there is none.
+    """
+    found = []
+    for path in (path for folder in FOLDERS for path in directory.checkpoints(folder)):
+        state = strict_json(read_file(path / "state.json", LARGEST_JSON), path / "state.json")
+        try:
+            found.append(Stored(path, int(state["iteration"]), jax_native or bool(state["exact"])))
+        except (KeyError, TypeError, ValueError) as fault:
+            raise CheckpointError(f"{path / 'state.json'} is not one of ours: {fault}") from fault
+    if not found:
+        raise CheckpointError(
+            f"{directory.path} has no checkpoint: a probe needs one beside an update",
+            name="NO-CHECKPOINT",
+        )
+    return sorted(found, key=lambda each: each.iteration)
+
+
+class Finder:
+    """Restores updates of one run, whose environments are open."""
+
+    def __init__(self, run: Run, opened: JaxEnv | HostEnv, *, say: Callable[[str], None]):
+        assert run.directory is not None
+        self._run, self._opened, self._say = run, opened, say
+        self._directory = run.directory
+        self._start = jax.jit(run.learner.init)
+        self.stored = find_stored(run.directory, jax_native=isinstance(opened, JaxEnv))
+        rows = run.directory.rows()
+        self.done = max((row["iteration"] for row in rows), default=self.stored[-1].iteration)
+
+    def newest(self) -> int:
+        """The newest update that the run made and that can be probed as it is."""
+        kept = {each.iteration for each in self.stored}
+        known = {k for each in kept for k in (each, each + 1) if 1 <= k <= self.done}
+        if not known:
+            raise ConfigError(f"{self._directory.path} has made no update yet", name="UPDATE")
+        return max(known)
+
+    def find(self, iteration: int | None, *, replay: bool) -> Update:
+        """The update of one iteration, by the best of what is kept.
+
+        Raises:
+            ConfigError: for an iteration that the run never made.
+            CheckpointError: where nothing around it is kept, and how to rebuild it.
+        """
+        wanted = self.newest() if iteration is None else iteration
+        if not 1 <= wanted <= self.done:
+            raise ConfigError(
+                f"--update {wanted}: {self._directory.path} made updates 1 to {self.done}",
+                name="UPDATE",
+            )
+        before = [each for each in self.stored if each.iteration == wanted - 1]
+        after = [each for each in self.stored if each.iteration == wanted]
+        exact = [each for each in before if each.exact]
+        if exact or wanted == 1:
+            state = self._restore(exact[0]) if exact else self._begin()
+            return self._again(wanted, state, after, self._versions_differ(exact))
+        if after:
+            return self._kept(wanted, self._restore(after[0]))
+        if before:
+            return self._alike(wanted, self._restore(before[0]))
+        return self._replayed(wanted, replay=replay)
+
+    def _begin(self) -> LoopState:
+        return self._start(self._run.settings.train.seed)
+
+    def _restore(self, stored: Stored) -> LoopState:
+        checkpoint = read_checkpoint(stored.path)
+        template = jax.eval_shape(self._start, self._run.settings.train.seed)
+        state = restore_arrays(template, checkpoint.arrays, str(stored.path))
+        if isinstance(self._opened, HostEnv):
+            state = state._replace(returns_so_far=jnp.zeros_like(state.returns_so_far))
+        return state
+
+    def _versions_differ(self, stored: list[Stored]) -> bool:
+        written = read_checkpoint(stored[0].path).versions if stored else None
+        return written is not None and written != versions()
+
+    def _again(
+        self, iteration: int, state: LoopState, after: list[Stored], other_versions: bool
+    ) -> Update:
+        """The rollout collected and the update made once more."""
+        batch = self._collect(state)
+        made = self._advance(state)
+        source = "its batch was collected again and the update made again"
+        if after:
+            kept = self._restore(after[0])
+            same = _equal(made.params, kept.params)
+            source += (
+                ", equal to the kept one to the bit"
+                if same
+                else "; they differ from the kept one in bits: another machine or other versions?"
+            )
+        elif other_versions:
+            source += "; other versions than the run's, so bits may differ"
+        else:
+            source += ", bit for bit on the versions that the run was made with"
+        return _update(iteration, made, batch, source)
+
+    def _kept(self, iteration: int, state: LoopState) -> Update:
+        if not bool(state.watch.ready):
+            raise CheckpointError(f"the checkpoint of iteration {iteration} holds no update")
+        source = "both policies are the run's own; its batch is gone, so its promise is as recorded"
+        hint = max((e.iteration + 1 for e in self.stored if e.exact and e.iteration < self.done),
+                   default=None)  # fmt: skip
+        if hint is not None:
+            source += f" (--update {hint} has its batch)"
+        return _update(iteration, state, None, source)
+
+    def _alike(self, iteration: int, state: LoopState) -> Update:
+        batch = self._collect(state)
+        source = (
+            "an update like the run's: from the policy before it, on a fresh batch, because the "
+            "checkpoint was stored in the middle of episodes"
+        )
+        return _update(iteration, self._advance(state), batch, source)
+
+    def _replayed(self, wanted: int, *, replay: bool) -> Update:
+        """The update after all iterations since the last exact checkpoint before it."""
+        earlier = [each for each in self.stored if each.exact and each.iteration < wanted]
+        first = earlier[-1].iteration if earlier else 0
+        count = wanted - 1 - first
+        cost = f"{count} iterations, {count * self._run.settings.batch_size:,} steps"
+        if not replay:
+            listed = ", ".join(map(str, sorted({each.iteration for each in self.stored})))
+            raise CheckpointError(
+                f"update {wanted} was never kept; checkpoints are kept after iterations {listed}; "
+                f"--replay rebuilds it from iteration {first}: {cost} again",
+                name="NEVER-KEPT",
+            )
+        self._say(f"replaying from iteration {first}: {cost}")
+        state = self._restore(earlier[-1]) if earlier else self._begin()
+        other = self._versions_differ(earlier[-1:])
+        state = self._advance(state, count)
+        found = self._again(wanted, state, [], other)
+        return found._replace(source=f"replayed from iteration {first}; {found.source}")
+
+    def _collect(self, state: LoopState) -> OwnBatch:
+        run, iteration = self._run, int(state.iteration)
+        actor, settings = run.learner.actor, run.settings
+        if isinstance(self._opened, HostEnv):
+            collector = HostCollector(self._opened, actor, settings)
+            collector.reset(iteration)
+            found = collector.collect(state.params["policy"], state.obs_stats, iteration)
+            return OwnBatch(found.rollout, np.zeros(settings.train.num_envs, np.int32))
+        env: JaxEnv = self._opened
+
+        @jax.jit
+        def collect(state):
+            return collect_jax(
+                env, actor, settings, state.params["policy"], state.obs_stats, state.env,
+                seed=state.seed, iteration=state.iteration,
+            )[1]  # fmt: skip
+
+        assert state.env is not None
+        return OwnBatch(jax.device_get(collect(state)), np.asarray(state.env.lengths))
+
+    def _advance(self, state: LoopState, count: int = 1) -> LoopState:
+        """The state after so many iterations, by the programs that the run was trained with."""
+        run = self._run
+        if isinstance(self._opened, HostEnv):
+            return self._advance_host(self._opened, state, count)
+        chunk = chunk_length(run.settings)
+        program = jax.jit(chunk_of(run.learner, chunk))
+        while count > 0:
+            state, _ = program(state, jnp.int32(min(count, chunk)))
+            count -= chunk
+        return state
+
+    def _advance_host(self, env: HostEnv, state: LoopState, count: int) -> LoopState:
+        run, nothing = self._run, lambda what: None
+        plan = make_plan(run)
+        stepper = HostStepper(env, run.learner, run.settings, nothing)
+        stepper.reset(int(state.iteration))
+        for _ in range(count):
+            state, _ = stepper.advance(state)
+            due = int(state.iteration) % plan.checkpoint_every == 0
+            if due and run.settings.train.reset_at_checkpoints:
+                # As the run did where it stored a scheduled checkpoint.
+                state = state._replace(returns_so_far=jnp.zeros_like(state.returns_so_far))
+                stepper.reset(int(state.iteration))
+        return state
+
+
+def _equal(first: Any, second: Any) -> bool:
+    ours, theirs = name_arrays(first), name_arrays(second)
+    return all(np.array_equal(array, theirs[name]) for name, array in ours.items())
+
+
+def _update(iteration: int, state: LoopState, batch: OwnBatch | None, source: str) -> Update:
+    """The update that led to a state, whose watch has what was before it."""
+    watch = state.watch
+    old, new = watch.params["policy"], state.params["policy"]
+    if _equal(old, new):
+        raise ConfigError(
+            f"update {iteration} changed nothing: its step was refused, there is nothing to probe",
+            name="NO-STEP",
+        )
+    scale = float(watch.return_scale)
+    return Update(iteration, old, new, watch.params, watch.obs_stats, scale, batch, source)
+
+
+def episode_times(
+    rollout: Rollout, ages: Int[np.ndarray, " env"]
+) -> tuple[Int[np.ndarray, "time env"], Int[np.ndarray, "time env"]]:
+    """Each row's step in its episode, and a number for each episode of a rollout."""
+    ended = np.asarray(rollout.terminated | rollout.truncated)
+    valid = np.asarray(rollout.valid)
+    steps, episodes = np.zeros(ended.shape, np.int64), np.zeros(ended.shape, np.int64)
+    age, episode = ages.astype(np.int64), np.arange(len(ages))
+    for t in range(len(ended)):
+        steps[t], episodes[t] = age, episode
+        age = np.where(ended[t], 0, age + valid[t])
+        fresh = np.cumsum(ended[t]) + episode.max()
+        episode = np.where(ended[t], fresh, episode)
+    return steps, episodes
+
+
+def td_parts(
+    rollout: Rollout, value: Callable[[Any], Float[np.ndarray, " row"]]
+) -> tuple[Float[np.ndarray, "time env"], Float[np.ndarray, "time env"]]:
+    """The critic's value of each row's state and of its true successor, read before any reset."""
+    shape = np.shape(rollout.rewards)
+    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), rollout.obs)
+    values = value(flat).reshape(shape[0] + 1, shape[1])
+    successors = values[1:].reshape(-1).copy()
+    rows = np.asarray(rollout.final_rows)
+    inside = rows < successors.size
+    if inside.any():
+        successors[rows[inside]] = value(jax.tree.map(np.asarray, rollout.final_obs))[inside]
+    next_values = np.where(rollout.truncated, successors.reshape(shape), values[1:])
+    return values[:-1], next_values
