@@ -30,9 +30,9 @@ class Comparison(NamedTuple):
     and r log r - r + 1, which is never negative and has the right mean.
     """
 
-    ratio: Float[np.ndarray, " row"]
-    kl: Float[np.ndarray, " row"]
-    reverse_kl: Float[np.ndarray, " row"]
+    ratio: Float[np.ndarray | Array, " row"]
+    kl: Float[np.ndarray | Array, " row"]
+    reverse_kl: Float[np.ndarray | Array, " row"]
 
 
 class Judge(NamedTuple):
@@ -85,9 +85,7 @@ def in_blocks(function: Callable[..., Any], trees: tuple[PyTree, ...]) -> PyTree
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
 
 
-def from_log_probs(
-    old: Float[np.ndarray, " row"], new: Float[np.ndarray, " row"]
-) -> Comparison:
+def from_log_probs(old: Float[np.ndarray, " row"], new: Float[np.ndarray, " row"]) -> Comparison:
     """A comparison from the log-probabilities of the old policy's own actions."""
     # As everywhere here the ratio is held where a float32 would overflow.
     log_ratio = np.clip(np.asarray(new, np.float64) - np.asarray(old, np.float64), -80.0, 80.0)
@@ -95,9 +93,7 @@ def from_log_probs(
     return Comparison(ratio, ratio - 1.0 - log_ratio, ratio * log_ratio - ratio + 1.0)
 
 
-def judge_networks(
-    actor: Actor, params: PyTree, obs_stats: Any, return_scale: float
-) -> Judge:
+def judge_networks(actor: Actor, params: PyTree, obs_stats: Any, return_scale: float) -> Judge:
     """The judge of a run's policies: exact divergences, and the critic frozen in `params`."""
 
     @jax.jit
@@ -158,9 +154,7 @@ def network_player(
     return HostPlayer(env, spec, act_host, gamma=gamma, limit=limit, seed=seed)
 
 
-def judge_callables(
-    value: Callable[[Any], Any] | None, *, jax_native: bool
-) -> Judge:
+def judge_callables(value: Callable[[Any], Any] | None, *, jax_native: bool) -> Judge:
     """The judge of anybody's policies: divergences from the samples."""
     if not jax_native:
         return Judge(

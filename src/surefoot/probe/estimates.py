@@ -15,6 +15,10 @@ TOLERANCE = 0.25
 """The half-width, as a share of the promise, at which a ratio is worth having."""
 
 
+FEWEST_FREE = 8
+"""Fewest degrees of freedom that a regression is believed with."""
+
+
 class Estimate(NamedTuple):
     """A figure and its 95 % interval; the interval is None where there is none."""
 
@@ -44,6 +48,43 @@ def mean_interval(values: Float[np.ndarray, " episode"]) -> Estimate:
 
 def _quantile(count: int) -> float:
     return float(stats.t.ppf(LEVEL, count - 1))
+
+
+def double_sample(
+    values: Float[np.ndarray, " episode"], known: Float[np.ndarray, "more figure"]
+) -> Estimate:
+    """The mean of a figure known of the first episodes, by figures that are known of more.
+
+    What the first episodes' known figures differ from all episodes' tells how unlike these the
+    first ones are; by least squares the mean is corrected for that. Where a fraction of an update
+    was played on a tenth of the episodes of the whole, this counts the other nine.
+
+    Args:
+        values: of the first episodes.
+        known: figures of all episodes, those first.
+
+    Source: Cochran 1977, Sampling Techniques, section 12.6 (double sampling for regression).
+    """
+    few, (many, size) = len(values), known.shape
+    freedom = few - 1 - size
+    if freedom < FEWEST_FREE or many <= few:
+        return mean_interval(values)
+    centred = known[:few] - known[:few].mean(axis=0)
+    inverse = np.linalg.pinv(centred.T @ centred)
+    slope = inverse @ centred.T @ (values - values.mean())
+    away = known.mean(axis=0) - known[:few].mean(axis=0)
+    # Twins that acted alike differ by nothing, others by much: the spread is not the same in all
+    # episodes, and what the line leaves of each counts by itself, as if it had been left out.
+    rest = values - values.mean() - centred @ slope
+    leverage = 1 / few + np.sum(centred @ inverse * centred, axis=1)
+    rest /= np.maximum(1.0 - leverage, 1 / few)
+    share = 1 / few + centred @ inverse @ away
+    variance = float(np.sum((share * rest) ** 2))
+    scatter = np.atleast_2d(np.cov(known.T, ddof=1))
+    variance += float(slope @ scatter @ slope) / many
+    mean = float(values.mean() + slope @ away)
+    half = float(stats.t.ppf(LEVEL, freedom)) * variance**0.5
+    return Estimate(mean, mean - half, mean + half)
 
 
 class Ratio(NamedTuple):
@@ -109,10 +150,8 @@ class Edge(NamedTuple):
     gone: float | None
 
 
-def find_edge(
-    fractions: Float[np.ndarray, " point"], kept: list[Float[np.ndarray, " episode"]]
-) -> Edge:
-    """The edge of trust, from gain less half the promise of each episode at each fraction.
+def find_edge(fractions: Float[np.ndarray, " point"], kept: list[Estimate]) -> Edge:
+    """The edge of trust, from the gain less half the promise at each fraction.
 
     Near the old policy both are small and their difference is noise: a fraction counts as beyond
     the edge only where its interval says so, and the edge lies between the last fraction before it
@@ -120,22 +159,21 @@ def find_edge(
 
     Args:
         fractions: above 0, rising.
-        kept: gain - promise / 2 of each episode, to be divided by the fraction here.
+        kept: gain - promise / 2 at each.
     """
-    scaled = [mean_interval(rows / at) for rows, at in zip(kept, fractions, strict=True)]
-    above = [i for i, each in enumerate(scaled) if each.above]
-    below = [i for i, each in enumerate(scaled) if each.below]
+    above = [i for i, each in enumerate(kept) if each.above]
+    below = [i for i, each in enumerate(kept) if each.below]
     if not below:
         return Edge(None, float(fractions[above[-1]]) if above else None, None)
     gone = below[0]
     before = [i for i in above if i < gone]
     sure = float(fractions[before[-1]]) if before else None
-    low = max((i for i in range(gone) if scaled[i].mean > 0.0), default=None)
+    low = max((i for i in range(gone) if kept[i].mean > 0.0), default=None)
     if low is None:
         # Already gone at the nearest fraction: where before it, nothing says.
         return Edge(float(fractions[0]) if gone == 0 else None, sure, float(fractions[gone]))
-    high = low + 1
-    left, right = scaled[low].mean, scaled[high].mean
+    # Both grow with the step from nothing: over the step their difference is nearly straight.
+    left, right = (kept[i].mean / fractions[i] for i in (low, low + 1))
     share = left / (left - right)
-    place = fractions[low] + share * (fractions[high] - fractions[low])
+    place = fractions[low] + share * (fractions[low + 1] - fractions[low])
     return Edge(float(place), sure, float(fractions[gone]))

@@ -15,7 +15,7 @@ from surefoot.rollout import Purpose, env_seeds
 from surefoot.spaces import obs_arrays, own_dtype
 from surefoot.types import EnvSpec
 
-GROUP = 16
+GROUP = 32
 """Environments that step side by side around one call of the policy."""
 SEED_CHECK_STEPS = 10
 
@@ -62,7 +62,8 @@ class HostPlayer:
             sent = own_dtype(self._spec.action_space, sent)
             if keep:
                 past = jax.tree.map(np.copy, (obs, masks))
-                kept.append(Trace(*past, jax.tree.map(np.asarray, actions), np.zeros(self.group)))
+                taken = jax.tree.map(np.asarray, actions)
+                kept.append(Trace(past[0], past[1], taken, np.zeros(self.group)))
             for row in np.flatnonzero(running):
                 reward, done, cut = self._step(int(row), sent, obs, masks, t)
                 returns[row] += self._gamma**t * reward
@@ -89,10 +90,12 @@ class HostPlayer:
                 raise crashed(self._spec.env_id, f"reset(seed={seed})", fault) from fault
             seen = obs_arrays(space, first)
             if obs is None:
-                size = self.group
-                obs = jax.tree.map(lambda leaf: np.zeros((size, *leaf.shape), leaf.dtype), seen)
+                obs = jax.tree.map(self._empty, seen)
             self._note(row, obs, masks, seen, info)
         return obs, masks
+
+    def _empty(self, leaf: np.ndarray) -> np.ndarray:
+        return np.zeros((self.group, *leaf.shape), leaf.dtype)
 
     def _step(
         self, row: int, sent: PyTree, obs: PyTree, masks: PyTree | None, t: int

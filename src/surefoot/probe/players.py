@@ -1,9 +1,9 @@
 """Paired episodes: policies that meet the same fate, step by step, as long as they act alike.
 
-Every random number belongs to an episode and a step of it, and to no policy. So episode 7 of the new
-policy starts where episode 7 of the old one did, meets the same chances and draws its actions from
-the same noise; what differs between the two is what the policies do. Differences of returns over
-such pairs vary much less than differences of independent episodes.
+Every random number belongs to an episode and a step of it, and to no policy. So episode 7 of the
+new policy starts where episode 7 of the old one did, meets the same chances and draws its actions
+from the same noise; what differs between the two is what the policies do. Differences of returns
+over such pairs vary much less than differences of independent episodes.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ MOST_JAX_EPISODES, TRACE_BYTES = 512, 64 * 2**20
 
 
 class Trace(NamedTuple):
-    """What the episodes of one policy went through, `[time, episode]`; rows past an end are noise."""
+    """What one policy's episodes went through, `[time, episode]`; past an end it means nothing."""
 
     obs: PyTree
     action_mask: PyTree | None
     actions: PyTree
-    rewards: Float[np.ndarray, "time episode"]
+    rewards: Float[np.ndarray | Array, "time episode"]
 
 
 class Played(NamedTuple):
@@ -38,9 +38,9 @@ class Played(NamedTuple):
     the horizon; an episode that did not terminate goes on from `last_obs`. `lengths` are steps.
     """
 
-    returns: Float[np.ndarray, " episode"]
-    lengths: Int[np.ndarray, " episode"]
-    terminated: Bool[np.ndarray, " episode"]
+    returns: Float[np.ndarray | Array, " episode"]
+    lengths: Int[np.ndarray | Array, " episode"]
+    terminated: Bool[np.ndarray | Array, " episode"]
     last_obs: PyTree
     trace: Trace | None
 
@@ -146,7 +146,7 @@ def _play(
     state, obs = jax.vmap(env.reset)(fate(0)[:, 1])
     trace = None
     if keep:
-        mask, action, step = jax.eval_shape(row, 0, state, obs)
+        mask, action, _ = jax.eval_shape(row, 0, state, obs)
         like = Trace(obs, mask, action, jnp.zeros(group))
         empty = lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype)  # noqa: E731
         trace = jax.tree.map(empty, like)

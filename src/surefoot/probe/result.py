@@ -15,7 +15,7 @@ from surefoot.probe.estimates import (
     ratio_interval,
 )
 from surefoot.probe.scoring import Scores, certificates, in_sample, mean_kl
-from surefoot.probe.sweep import NEW, OLD, Findings, Place
+from surefoot.probe.sweep import NEW, OLD, SHARES, Findings, Place
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ def conclude(findings: Findings, origin: Origin) -> Probe:
     needed = None
     if ratio is None and count > 1:
         pairs = pairs_needed(gains, promise)
-        needed = Needed(pairs, int(np.ceil(pairs * findings.steps_per_pair / _ends_share(findings))))
+        steps = pairs * findings.steps_per_pair / _ends_share(findings)
+        needed = Needed(pairs, int(np.ceil(steps)))
     points = _points(findings, "update", origin, mass)
     return Probe(
         title=origin.title,
@@ -224,8 +225,6 @@ def _from(number: float, estimate: Estimate) -> Estimate:
 
 
 def _ends_share(findings: Findings) -> float:
-    from surefoot.probe.sweep import SHARES
-
     return SHARES["ends"] if len(findings.along("update")) > 1 else 1.0
 
 
@@ -242,7 +241,7 @@ def _points(findings: Findings, direction: str, origin: Origin, mass: float) -> 
                 fresh=mean_interval(scores.promise),
                 clipped=mean_interval(scores.clipped),
                 in_sample=None if batch is None else in_sample(batch, mass),
-                realised=mean_interval(findings.gains(place)) if played > 1 else None,
+                realised=findings.realised(place) if played > 1 else None,
                 pairs=played,
                 certificates=certificates(scores, gamma=setting.gamma, horizon=setting.horizon),
             )

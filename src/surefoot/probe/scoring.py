@@ -157,11 +157,22 @@ def score(judge: Judge, old: Any, new: Any, rows: OldRows, *, clip_eps: float) -
 
 def join(first: Scores, second: Scores) -> Scores:
     """The scores of two lots of episodes."""
-    sums = (np.concatenate(pair) for pair in zip(first[:5], second[:5], strict=True))
+    sums = [np.concatenate(pair) for pair in zip(first[:5], second[:5], strict=True)]
     worst = (max(first.worst[0], second.worst[0]), max(first.worst[1], second.worst[1]))
     enough = len(first.rows) >= BOUND_ROWS
     rows = first.rows if enough else np.concatenate([first.rows, second.rows])
-    return Scores(*sums, worst, rows)
+    return Scores._make([*sums, worst, rows])
+
+
+def join_rows(lots: list[OldRows]) -> OldRows:
+    """The rows of several lots of episodes."""
+    offsets = np.cumsum([0, *(lot.num_groups for lot in lots)])
+    moved = [
+        lot._replace(group=lot.group + offset, num_groups=0)
+        for lot, offset in zip(lots, offsets[:-1], strict=True)
+    ]
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(lot[:-1] for lot in moved))
+    return OldRows._make([*whole, int(offsets[-1])])
 
 
 def mean_kl(scores: Scores) -> Estimate:
@@ -217,7 +228,7 @@ def _entropic(
     cost: float,
     horizon: float,
 ) -> float:
-    """min over λ of (H / λ) (K + log E exp(-λ lift)); any λ bounds, so a grid will do."""
+    """Min over λ of (H / λ) (K + log E exp(-λ lift)); any λ bounds, so a grid will do."""
     scale = float(np.abs(lift).max())
     if scale == 0.0 or not np.isfinite(cost):
         return 0.0 if scale == 0.0 else np.inf
@@ -230,5 +241,3 @@ def _entropic(
         )
         losses.append(horizon / rate * (cost + moment))
     return float(min(losses))
-
-

@@ -1,5 +1,6 @@
 """The plan of a probe: which policies play how many episodes, within a budget of steps."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,19 +8,22 @@ import numpy as np
 from jaxtyping import Float
 
 from surefoot.errors import ConfigError
-from surefoot.probe.contenders import Judge
-from surefoot.probe.estimates import Edge, find_edge
+from surefoot.probe.contenders import ROWS, Judge
+from surefoot.probe.estimates import Edge, Estimate, double_sample, find_edge
 from surefoot.probe.players import Player
-from surefoot.probe.scoring import OldRows, Scores, discounted, join, old_rows, score
+from surefoot.probe.scoring import OldRows, Scores, discounted, join, join_rows, old_rows, score
 
 FRACTIONS = (0.25, 0.5, 1.5, 2.0, 3.0, 5.0)
 """Where along the update policies are played besides its two ends."""
-RANDOM_FRACTIONS = (1.0, 2.0, 3.0)
+RANDOM_FRACTIONS = (1.0, 3.0)
 """Where along the random direction, in multiples of what has the update's mean KL."""
 BETWEEN = 3
 """Fractions between two neighbours that are scored on old data, for free, and may be refined."""
 SHARES = {"ends": 0.5, "line": 0.75, "edge": 0.85}
 """Shares of the budget that are spent when the two ends, the line and its edge are done."""
+
+FIRST_STEPS = 20_000
+"""Most steps before old data is scored, whose rows are held in memory until then."""
 
 Place = tuple[str, float]
 """A policy of the probe: `update` or `random`, and a fraction of that direction."""
@@ -68,6 +72,8 @@ class Findings:
             for place in places:
                 self._play(place, self.count(place), count)
             self._say(self.steps)
+        if self._scored:
+            self._score_rows()
 
     def count(self, place: Place) -> int:
         """Episodes played there."""
@@ -76,14 +82,12 @@ class Findings:
     def score_at(self, places: Sequence[Place]) -> None:
         """From here on old episodes are scored at these places, those in memory at once."""
         self._scored = tuple(places)
-        for rows in self._rows:
-            self._score(rows)
-        self._rows = []
+        self._score_rows()
 
     @property
     def rows(self) -> OldRows:
         """The rows of the first old episodes, while they are in memory."""
-        return self._rows[0]
+        return join_rows(self._rows)
 
     def _next_count(self, places: Sequence[Place], until: float, most: int | None) -> int:
         known = [steps / count for steps, count in self._lengths.values()]
@@ -117,15 +121,16 @@ class Findings:
         self.steps += int(played.lengths.sum())
         if not old:
             return
-        rows = old_rows(
-            played, setting.judge, gamma=setting.gamma, gae_lambda=setting.gae_lambda
-        )
-        if self._scored:
-            self._score(rows)
-        else:
-            self._rows.append(rows)
+        rows = old_rows(played, setting.judge, gamma=setting.gamma, gae_lambda=setting.gae_lambda)
+        self._rows.append(rows)
+        if self._scored and sum(len(lot.group) for lot in self._rows) >= ROWS:
+            self._score_rows()
 
-    def _score(self, rows: OldRows) -> None:
+    def _score_rows(self) -> None:
+        """Score the old episodes in memory, and drop them."""
+        if not self._rows:
+            return
+        rows, self._rows = self.rows, []
         setting, old = self.setting, self.setting.policy(OLD)
         for place in self._scored:
             new = setting.policy(place)
@@ -150,11 +155,20 @@ class Findings:
     def edge(self) -> Edge:
         """The edge of trust along the update, from what is there so far."""
         places = self.along("update")
-        kept = [
-            self.gains(place) - 0.5 * self.scores[place].promise[: self.count(place)]
-            for place in places
-        ]
+        kept = [self._kept(place) for place in places]
         return find_edge(np.array([fraction for _, fraction in places]), kept)
+
+    def realised(self, place: Place) -> Estimate:
+        """The gain there, by its own episodes and by what the new policy did on the others."""
+        return double_sample(self.gains(place), self.gains(NEW)[:, None])
+
+    def _kept(self, place: Place) -> Estimate:
+        """The gain less half the promise."""
+        promise, gains = self.scores[place].promise, self.gains(place)
+        less = gains - 0.5 * promise[: len(gains)]
+        known = (self.gains(NEW), promise)
+        count = min(map(len, known))
+        return double_sample(less, np.stack([each[:count] for each in known], axis=1))
 
 
 def first_pairs(findings: Findings) -> None:
@@ -166,7 +180,7 @@ def first_pairs(findings: Findings) -> None:
     setting = findings.setting
     if setting.budget < 8:
         raise _too_small(setting.budget, 2 * setting.limit)
-    findings.play([OLD, NEW], until=SHARES["ends"] * setting.budget / 10, most=setting.player.group)
+    findings.play([OLD, NEW], until=min(0.2 * SHARES["ends"] * setting.budget, FIRST_STEPS))
     pair = findings.steps / findings.count(OLD)
     if findings.steps > SHARES["ends"] * setting.budget:
         raise _too_small(setting.budget, pair)
@@ -186,7 +200,7 @@ def scored_places(fractions: Sequence[float], random: bool) -> list[Place]:
     marks = sorted({0.0, 1.0, *fractions})
     fine = [
         left + (right - left) * i / (BETWEEN + 1)
-        for left, right in zip(marks[:-1], marks[1:], strict=True)
+        for left, right in itertools.pairwise(marks)
         for i in range(BETWEEN + 1)
     ] + marks[-1:]
     return [("update", each) for each in fine if each > 0.0] + [

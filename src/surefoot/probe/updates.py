@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
 
 from surefoot.checkpoint import (
     LARGEST_JSON,
@@ -22,12 +21,13 @@ from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.learner import LoopState
 from surefoot.loop import make_plan, versions
+from surefoot.probe.batches import OwnBatch
 from surefoot.rollout import collect_jax
 from surefoot.rollout_host import HostCollector
 from surefoot.run import RunDirectory
 from surefoot.steppers import HostStepper, chunk_length, chunk_of
 from surefoot.trained import Run
-from surefoot.types import Params, Rollout
+from surefoot.types import Params
 
 FOLDERS = ("checkpoints", "kept", "best")
 
@@ -38,13 +38,6 @@ class Stored(NamedTuple):
     path: Path
     iteration: int
     exact: bool
-
-
-class OwnBatch(NamedTuple):
-    """The rollout an update learned from, and how old each environment's episode was before it."""
-
-    rollout: Rollout
-    ages: Int[np.ndarray, " env"]
 
 
 class Update(NamedTuple):
@@ -266,35 +259,3 @@ def _update(iteration: int, state: LoopState, batch: OwnBatch | None, source: st
         )
     scale = float(watch.return_scale)
     return Update(iteration, old, new, watch.params, watch.obs_stats, scale, batch, source)
-
-
-def episode_times(
-    rollout: Rollout, ages: Int[np.ndarray, " env"]
-) -> tuple[Int[np.ndarray, "time env"], Int[np.ndarray, "time env"]]:
-    """Each row's step in its episode, and a number for each episode of a rollout."""
-    ended = np.asarray(rollout.terminated | rollout.truncated)
-    valid = np.asarray(rollout.valid)
-    steps, episodes = np.zeros(ended.shape, np.int64), np.zeros(ended.shape, np.int64)
-    age, episode = ages.astype(np.int64), np.arange(len(ages))
-    for t in range(len(ended)):
-        steps[t], episodes[t] = age, episode
-        age = np.where(ended[t], 0, age + valid[t])
-        fresh = np.cumsum(ended[t]) + episode.max()
-        episode = np.where(ended[t], fresh, episode)
-    return steps, episodes
-
-
-def td_parts(
-    rollout: Rollout, value: Callable[[Any], Float[np.ndarray, " row"]]
-) -> tuple[Float[np.ndarray, "time env"], Float[np.ndarray, "time env"]]:
-    """The critic's value of each row's state and of its true successor, read before any reset."""
-    shape = np.shape(rollout.rewards)
-    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), rollout.obs)
-    values = value(flat).reshape(shape[0] + 1, shape[1])
-    successors = values[1:].reshape(-1).copy()
-    rows = np.asarray(rollout.final_rows)
-    inside = rows < successors.size
-    if inside.any():
-        successors[rows[inside]] = value(jax.tree.map(np.asarray, rollout.final_obs))[inside]
-    next_values = np.where(rollout.truncated, successors.reshape(shape), values[1:])
-    return values[:-1], next_values
