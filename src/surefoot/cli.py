@@ -1,4 +1,4 @@
-"""The command line: train, resume, evaluate, explain and compare."""
+"""The command line: train, resume, evaluate, probe, explain and compare."""
 
 import argparse
 import contextlib
@@ -19,6 +19,7 @@ from surefoot.commands.laboratory import (
     essay_command,
     exact_command,
 )
+from surefoot.commands.probing import add_probe_flags, probe_command
 from surefoot.commands.training import evaluate_command, resume_command, train_command
 from surefoot.config import RULES
 from surefoot.errors import StoppedBySignal, SurefootError
@@ -105,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     exact = command("exact", "One update on a finite MDP, every quantity exact.", exact_command)
     exact.usage = "surefoot exact MDP [RULE..] [FLAGS]"
     add_exact_flags(exact)
+
+    probe = command("probe", "Look at one update of a run from fresh episodes.", probe_command)
+    add_probe_flags(probe)
 
     essay = command("essay", "The essay, claim by claim, computed and judged.", essay_command)
     essay.add_argument("--claim", type=int, nargs="+", metavar="N", help="only these claims")

@@ -8,7 +8,7 @@ import gymnasium.spaces as spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from surefoot.distributions import kl
 from surefoot.envs import EnvSource
@@ -30,9 +30,9 @@ class Comparison(NamedTuple):
     and r log r - r + 1, which is never negative and has the right mean.
     """
 
-    ratio: Float[np.ndarray | Array, " row"]
-    kl: Float[np.ndarray | Array, " row"]
-    reverse_kl: Float[np.ndarray | Array, " row"]
+    ratio: Float[np.ndarray, " row"]
+    kl: Float[np.ndarray, " row"]
+    reverse_kl: Float[np.ndarray, " row"]
 
 
 class Judge(NamedTuple):
@@ -101,7 +101,7 @@ def judge_networks(actor: Actor, params: PyTree, obs_stats: Any, return_scale: f
         inputs = actor.inputs(obs_stats, obs, masks)
         before, after = actor.network.policy(old, inputs), actor.network.policy(new, inputs)
         ratio = likelihood_ratio(after.log_prob(actions), before.log_prob(actions))
-        return Comparison(ratio, kl(before, after), kl(after, before))
+        return ratio, kl(before, after), kl(after, before)
 
     @jax.jit
     def critic(obs):

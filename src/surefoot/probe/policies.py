@@ -95,7 +95,7 @@ def probe_policies(
     finally:
         setting.player.close()
     title = f"two policies on {spec.env_id}"
-    return conclude(findings, Origin(title, "given as callables", {}, None))
+    return conclude(findings, Origin(title, None, "given as callables", {}, None))
 
 
 def _callables(policy: ProbedPolicy) -> Callables:

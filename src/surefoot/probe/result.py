@@ -67,6 +67,7 @@ class Probe:
 
     Attributes:
         title: what was probed.
+        iteration: whose update, or None for policies given as callables.
         source: where the two policies and the batch come from, in a sentence.
         paired: whether both policies met the same episodes.
         gamma: discount per step.
@@ -94,6 +95,7 @@ class Probe:
     """
 
     title: str
+    iteration: int | None
     source: str
     paired: bool
     gamma: float
@@ -160,6 +162,7 @@ class Origin:
     """
 
     title: str
+    iteration: int | None
     source: str
     batch: dict[Place, Scores]
     recorded: float | None
@@ -183,6 +186,7 @@ def conclude(findings: Findings, origin: Origin) -> Probe:
     points = _points(findings, "update", origin, mass)
     return Probe(
         title=origin.title,
+        iteration=origin.iteration,
         source=origin.source,
         paired=setting.player.paired,
         gamma=setting.gamma,

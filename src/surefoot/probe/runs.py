@@ -137,7 +137,7 @@ def _probe_update(
             )
     recorded = [row for row in run.directory.rows() if row["iteration"] == found.iteration]  # type: ignore[union-attr]
     promise = recorded[-1].get("surrogate/promised_gain") if recorded else None
-    return conclude(findings, Origin(title, found.source, batch, promise))
+    return conclude(findings, Origin(title, found.iteration, found.source, batch, promise))
 
 
 def random_twin(setting: Setting, rows: OldRows, old: Params, seed: int) -> Params:

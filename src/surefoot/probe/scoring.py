@@ -62,12 +62,13 @@ def final_values(played: Played, judge: Judge) -> Float[np.ndarray, " episode"]:
     """What is still to come where an episode was cut: the critic's value, or 0 without one."""
     if judge.value is None:
         return np.zeros(len(played.lengths))
-    return np.where(played.terminated, 0.0, judge.value(played.last_obs))
+    return np.where(np.asarray(played.terminated), 0.0, judge.value(played.last_obs))
 
 
 def discounted(played: Played, judge: Judge, *, gamma: float) -> Float[np.ndarray, " episode"]:
     """Discounted returns, with the critic's value of what was cut."""
-    return played.returns + gamma**played.lengths * final_values(played, judge)
+    left = gamma ** np.asarray(played.lengths) * final_values(played, judge)
+    return np.asarray(played.returns) + left
 
 
 def old_rows(played: Played, judge: Judge, *, gamma: float, gae_lambda: float) -> OldRows:

@@ -136,6 +136,8 @@ def _lies(probe: "Probe") -> list[str]:
         lines.append(f"the larger lie is {what}: {remedy}")
     else:
         lines.append("no lie is beyond doubt at this budget")
+    if probe.critic.below and probe.gae_lambda < 1.0:
+        lines.append("lambda and the critic's errors promise too little, which costs speed alone")
     return lines
 
 
