@@ -14,8 +14,8 @@ from surefoot.plots.exact import CLIPPED, PROMISE, RETURN, SURE, TRUST, kl_axis
 from surefoot.plots.style import DPI, save
 
 RANDOM = "#8C8C8C"
-WIDTH, HEIGHT = 12.0, 5.6
-CAPTION_COLUMNS = 150
+WIDTH, HEIGHT = 12.0, 6.4
+CAPTION_COLUMNS = 165
 
 
 class Bar(NamedTuple):
@@ -37,7 +37,7 @@ class ProbePicture(NamedTuple):
 
     Attributes:
         title: a heading.
-        caption: what was found, in words.
+        caption: what was found, a sentence each.
         bars: of the waterfall, from the first promise to the gain.
         x: fractions of the update, 0 among them; without a sweep there is none.
         kl: mean KL(old || new) at each, in nats.
@@ -51,7 +51,7 @@ class ProbePicture(NamedTuple):
     """
 
     title: str
-    caption: str
+    caption: Sequence[str]
     bars: Sequence[Bar]
     x: Float[np.ndarray, " point"]
     kl: Float[np.ndarray, " point"]
@@ -82,9 +82,14 @@ def plot_probe(picture: ProbePicture, path: Path) -> None:
         axes.grid(axis="y", alpha=0.2)
     figure.suptitle(picture.title, x=0.01, ha="left", fontsize=13)
     columns_wide = CAPTION_COLUMNS if swept else CAPTION_COLUMNS // 2
-    caption = "\n".join(textwrap.wrap(picture.caption, columns_wide))
+    lines = [line for each in picture.caption for line in _wrapped(each, columns_wide)]
+    caption = "\n".join(lines)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=9.5, color="#333333")
     save(figure, path)
+
+
+def _wrapped(sentence: str, columns: int) -> list[str]:
+    return textwrap.wrap(sentence, columns, initial_indent="•  ", subsequent_indent="    ")
 
 
 def _waterfall(axes: Axes, bars: Sequence[Bar]) -> None:
@@ -119,7 +124,7 @@ def _waterfall(axes: Axes, bars: Sequence[Bar]) -> None:
     axes.set_xticks(range(len(bars)), [bar.label for bar in bars], fontsize=9)
     axes.set_ylim(low - 3.2 * room, high + 2.0 * room)
     axes.set_ylabel("gain of discounted return over the old policy")
-    axes.set_title("from promise to gain, with 95 % intervals", loc="left", fontsize=11, pad=26)
+    axes.set_title("from promise to gain, with 95 % intervals", loc="left", fontsize=11, pad=33)
 
 
 def _sweep(axes: Axes, picture: ProbePicture) -> None:
@@ -145,7 +150,7 @@ def _sweep(axes: Axes, picture: ProbePicture) -> None:
         label = f"{name}, estimated: no guarantee"
         axes.plot(x, low, color=color, linewidth=1.1, linestyle=(0, (2, 1)), label=label)
     _frame(axes, picture)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _gains(axes: Axes, rows: Float[np.ndarray, "place 4"], color: str, label: str) -> None:
@@ -161,10 +166,11 @@ def _gains(axes: Axes, rows: Float[np.ndarray, "place 4"], color: str, label: st
 def _frame(axes: Axes, picture: ProbePicture) -> None:
     """Limits by what the update promises and gets, so that a wild line hides nothing; labels."""
     x, rows = picture.x, picture.realised
-    near = [0.0, *picture.fresh[:, 0], *picture.clipped, *rows[:, 1]]
+    near = [0.0, *picture.fresh[:, 0], *rows[:, 1]]
     wide = max(near) - min(near) or 1.0
-    shown = np.clip(rows[:, 2:], min(near) - 0.6 * wide, max(near) + 0.6 * wide)
-    low, high = min([*near, *shown.ravel()]), max([*near, *shown.ravel()])
+    others = np.concatenate([rows[:, 2:].ravel(), picture.clipped])
+    shown = np.clip(others, min(near) - 0.6 * wide, max(near) + 0.6 * wide)
+    low, high = min([*near, *shown]), max([*near, *shown])
     pad = 0.07 * (high - low)
     axes.set_ylim(low - 2 * pad, high + pad)
     axes.set_xlim(0.0, x[-1])
@@ -176,6 +182,6 @@ def _frame(axes: Axes, picture: ProbePicture) -> None:
         )  # fmt: skip
     axes.axhline(0.0, color="#222222", linewidth=0.8)
     axes.set(xlabel="multiples of the update (0 the old policy, 1 the new one)")
-    axes.set_title("along the update", loc="left", fontsize=11, pad=26)
+    axes.set_title("along the update", loc="left", fontsize=11)
     if np.all(np.diff(picture.kl) > 0):
         kl_axis(axes, x, picture.kl)

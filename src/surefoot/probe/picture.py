@@ -15,7 +15,7 @@ def picture(probe: Probe) -> ProbePicture:
     names = points[0].certificates if points else ()
     return ProbePicture(
         title=probe.title,
-        caption=". ".join(_capital(sentence) for sentence in probe.verdict()) + ".",
+        caption=probe.verdict(),
         bars=_bars(probe),
         x=_line([point.fraction for point in points]),
         kl=_line([point.kl.mean for point in points]),
@@ -30,10 +30,6 @@ def picture(probe: Probe) -> ProbePicture:
         },
         edge=probe.trust.fraction if probe.trust else None,
     )
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
 
 
 def _line(values: list[float]) -> Float[np.ndarray, " point"]:

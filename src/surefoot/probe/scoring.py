@@ -208,7 +208,8 @@ def certificates(scores: Scores, *, gamma: float, horizon: float) -> dict[str, f
     """
     weights, lift, half_moved, size = scores.rows.T
     promise, (kl_max, reverse_max) = float(scores.promise.mean()), scores.worst
-    kl = float(scores.kl.mean()) / horizon
+    # In float32 the KL of a very small step may come out below 0.
+    kl = max(float(scores.kl.mean()) / horizon, 0.0)
     # Episodes that ended are in a state where nothing moves and nothing is gained.
     share = weights * (float(scores.mass.mean()) / horizon / weights.sum())
     path = gamma * horizon * kl
