@@ -32,7 +32,7 @@ LAYERS = [
     {"rollout", "rollout_host"},
     {"learner", "evaluation", "policy"},
     {"trained", "steppers", "loop", "training", "many"},
-    {"compare", "cells", "processes", "scores", "tables", "laboratory"},
+    {"compare", "cells", "processes", "scores", "tables", "laboratory", "probe"},
     {"cli", "commands", "__main__", "__init__"},
 ]
 PLAIN = {"limits", "config", "types", "errors"}

@@ -129,13 +129,13 @@ def _lies(probe: "Probe") -> list[str]:
     if probe.gae_lambda == 1.0:
         found = [each for each in found if each[0] != "the critic"]
     parts = [f"{what} {told(gap)}" for what, gap, _ in found]
-    lines = [f"lost on the way: {'; '.join(parts)}"]
+    lines = [f"lost on the way (below 0: gained): {'; '.join(parts)}"]
     sure = [(gap.mean, what, remedy) for what, gap, remedy in found if gap.above]
     if sure:
         _, what, remedy = max(sure)
         lines.append(f"the larger lie is {what}: {remedy}")
     else:
-        lines.append("no lie is beyond doubt at this budget")
+        lines.append("no loss is beyond doubt at this budget")
     if probe.critic.below and probe.gae_lambda < 1.0:
         lines.append("lambda and the critic's errors promise too little, which costs speed alone")
     return lines
