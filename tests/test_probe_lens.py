@@ -494,11 +494,34 @@ def test_a_scheduled_checkpoint_of_a_host_run_gives_the_update_and_its_batch_aga
     assert not found.recorded
 
 
+def test_the_promise_on_the_own_batch_is_the_recorded_one_in_another_weighting(jax_run):
+    from surefoot.envs.host import HostEnv
+    from surefoot.probe.batches import batch_rows
+    from surefoot.probe.runs import _setting_of
+    from surefoot.probe.updates import Finder
+    from surefoot.trained import open_run
+
+    run, opened = open_run(jax_run)
+    assert not isinstance(opened, HostEnv)
+    found = Finder(run, opened, say=print).find(3, replay=False)
+    setting = _setting_of(run, found, opened, 1000, 0)
+    rows = batch_rows(found.batch, setting)
+    scores = score(setting.judge, found.old, found.new, rows, clip_eps=0.2)
+    per_row = scores.rows[:, 1]
+    assert len(per_row) == 32
+    recorded = run.rows[2]["surrogate/promised_gain"]
+    assert setting.horizon * per_row.mean() == pytest.approx(recorded, rel=2e-2)
+    starts = np.isclose(rows.weights, 1.0)
+    assert len(np.unique(rows.group)) >= starts.sum()
+
+
 def test_a_host_update_whose_batch_is_gone_has_its_recorded_promise(host_run):
     found = sf.probe_run(host_run, 8, env=short_cartpole, budget=2000)
     assert found.recorded
     rows = [json.loads(line) for line in (host_run / "metrics.jsonl").read_text().splitlines()]
-    assert found.in_sample.mean == rows[7]["surrogate/promised_gain"]
+    recorded, mass = rows[7]["surrogate/promised_gain"], sum(found.gamma**i for i in range(5))
+    # No episode ends before its limit of 5 steps: a promise for 1 / (1 - gamma) steps is for 5.
+    assert found.in_sample.mean == pytest.approx(recorded * mass * (1.0 - found.gamma))
     assert all(point.in_sample is None for point in found.update)
     assert "--update 9 has its batch" in found.source
 

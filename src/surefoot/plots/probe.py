@@ -14,6 +14,7 @@ from surefoot.plots.exact import CLIPPED, PROMISE, RETURN, SURE, TRUST, kl_axis
 from surefoot.plots.style import DPI, save
 
 RANDOM = "#8C8C8C"
+ROOM = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
 WIDTH, HEIGHT = 12.0, 6.4
 CAPTION_COLUMNS = 165
 
@@ -163,25 +164,39 @@ def _gains(axes: Axes, rows: Float[np.ndarray, "place 4"], color: str, label: st
     axes.vlines(rows[:, 0], rows[:, 2], rows[:, 3], color=color, linewidth=1.4)
 
 
+def _reach(picture: ProbePicture) -> float:
+    """How far along the update is shown: to twice the edge of trust, where there is one."""
+    farthest = float(picture.x[-1])
+    if picture.edge is None:
+        return farthest
+    wanted = max(1.5, 2.0 * picture.edge)
+    return min((float(at) for at in picture.realised[:, 0] if at >= wanted), default=farthest)
+
+
 def _frame(axes: Axes, picture: ProbePicture) -> None:
     """Limits by what the update promises and gets, so that a wild line hides nothing; labels."""
-    x, rows = picture.x, picture.realised
-    near = [0.0, *picture.fresh[:, 0], *rows[:, 1]]
-    wide = max(near) - min(near) or 1.0
-    others = np.concatenate([rows[:, 2:].ravel(), picture.clipped])
-    shown = np.clip(others, min(near) - 0.6 * wide, max(near) + 0.6 * wide)
-    low, high = min([*near, *shown]), max([*near, *shown])
+    reach = _reach(picture)
+    shown, played = picture.x <= reach, picture.realised[picture.realised[:, 0] <= reach]
+    near = [0.0, *picture.fresh[shown, 0], *played[:, 1]]
+    if picture.in_sample is not None:
+        near.append(float(np.interp(1.0, picture.x, picture.in_sample)))
+    high = max(near) or 0.5 * (max(near) - min(near)) or 1.0
+    # A fall goes out of the picture before it makes the rest of it flat.
+    floor = -1.2 * high if high > 0.05 * -min(near) else min(near)
+    low = max(min([*near, *played[:, 2], *picture.clipped[shown]]), floor)
+    high = max(high, min(max([0.0, *played[:, 3]]), 1.3 * high))
     pad = 0.07 * (high - low)
     axes.set_ylim(low - 2 * pad, high + pad)
-    axes.set_xlim(0.0, x[-1])
+    axes.set_xlim(0.0, reach)
     axes.text(1.0, low - 1.8 * pad, " the step taken", fontsize=9, color="#555555", va="bottom")
     if picture.edge is not None:
         axes.text(
             picture.edge, low - 0.7 * pad, " edge of trust: half the promise is kept", color=TRUST,
-            fontsize=9, va="bottom", ha="left" if picture.edge < 0.55 * x[-1] else "right",
+            fontsize=9, va="bottom", ha="left" if picture.edge < 0.55 * reach else "right",
+            bbox=ROOM,
         )  # fmt: skip
     axes.axhline(0.0, color="#222222", linewidth=0.8)
     axes.set(xlabel="multiples of the update (0 the old policy, 1 the new one)")
     axes.set_title("along the update", loc="left", fontsize=11)
     if np.all(np.diff(picture.kl) > 0):
-        kl_axis(axes, x, picture.kl)
+        kl_axis(axes, picture.x[shown], picture.kl[shown])

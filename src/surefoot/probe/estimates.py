@@ -137,6 +137,10 @@ def pairs_needed(
     return int(np.ceil((1.96 * spread / (TOLERANCE * promise)) ** 2))
 
 
+NEAR = 1.7
+"""Fractions within this factor of the edge say where it lies."""
+
+
 class Edge(NamedTuple):
     """Where along an update half of the promise is kept.
 
@@ -154,8 +158,9 @@ def find_edge(fractions: Float[np.ndarray, " point"], kept: list[Estimate]) -> E
     """The edge of trust, from the gain less half the promise at each fraction.
 
     Near the old policy both are small and their difference is noise: a fraction counts as beyond
-    the edge only where its interval says so, and the edge lies between the last fraction before it
-    with more than half and the first after that with less, where the line between them crosses 0.
+    the edge only where its interval says so. The edge lies near the last fraction before it with
+    more than half and the first after that with less, where a line through them and their
+    neighbours crosses 0.
 
     Args:
         fractions: above 0, rising.
@@ -176,4 +181,27 @@ def find_edge(fractions: Float[np.ndarray, " point"], kept: list[Estimate]) -> E
     left, right = (kept[i].mean / fractions[i] for i in (low, low + 1))
     share = left / (left - right)
     place = fractions[low] + share * (fractions[low + 1] - fractions[low])
-    return Edge(float(place), sure, float(fractions[gone]))
+    near = [
+        i
+        for i in range(len(kept))
+        if fractions[low] / NEAR <= fractions[i] <= NEAR * fractions[low + 1]
+    ]
+    smooth = _crossing(fractions[near], [kept[i] for i in near], float(place))
+    return Edge(smooth, sure, float(fractions[gone]))
+
+
+def _crossing(fractions: Float[np.ndarray, " point"], kept: list[Estimate], place: float) -> float:
+    """Where a line through several points crosses 0, each counted by its interval.
+
+    From four points on the line is a parabola. `place`, where the line between two of them
+    crosses, is kept where there are no more, or where the smooth line crosses nowhere among them.
+    """
+    halves = [np.inf if e.low is None else e.mean - e.low for e in kept]
+    if len(kept) < 3 or not all(0.0 < half < np.inf for half in halves):
+        return place
+    slopes = np.array([each.mean for each in kept]) / fractions
+    degree = 2 if len(kept) > 3 else 1
+    line = np.polynomial.Polynomial.fit(fractions, slopes, degree, w=fractions / np.array(halves))
+    roots = [float(r.real) for r in line.roots() if abs(r.imag) < 1e-9]
+    inside = [r for r in roots if fractions[0] <= r <= fractions[-1]]
+    return min(inside, key=lambda r: abs(r - place), default=place)

@@ -77,7 +77,8 @@ class Probe:
         steps: those that were taken.
         pairs: episodes of the old and of the new policy.
         in_sample: what the update promised on its own batch.
-        recorded: whether `in_sample` is the run's own figure, which counts states undiscounted.
+        recorded: whether `in_sample` is the run's own figure, scaled to the discounted length of
+            an episode; it counts states undiscounted.
         fresh: what it promises on fresh episodes of the old policy, by the same formula.
         monte_carlo: the same with lambda = 1, right under any critic.
         realised: what it gained.
@@ -176,7 +177,7 @@ def conclude(findings: Findings, origin: Origin) -> Probe:
     gains, promise = gains[:count], scores.promise[:count]
     unbiased, mass = scores.monte_carlo[:count], float(scores.mass.mean())
     fresh = mean_interval(promise)
-    own = _own_promise(origin, mass)
+    own = _own_promise(origin, mass, setting.horizon)
     ratio = ratio_interval(gains, promise)
     needed = None
     if ratio is None and count > 1:
@@ -215,10 +216,13 @@ def conclude(findings: Findings, origin: Origin) -> Probe:
     )
 
 
-def _own_promise(origin: Origin, mass: float) -> Estimate | None:
+def _own_promise(origin: Origin, mass: float, horizon: float) -> Estimate | None:
     if origin.batch:
         return in_sample(origin.batch[NEW], mass)
-    return None if origin.recorded is None else Estimate(origin.recorded, None, None)
+    if origin.recorded is None:
+        return None
+    # It was recorded for `horizon` steps; an episode that ends has fewer.
+    return Estimate(origin.recorded * mass / horizon, None, None)
 
 
 def _from(number: float, estimate: Estimate) -> Estimate:

@@ -19,7 +19,7 @@ RANDOM_FRACTIONS = (1.0, 3.0)
 """Where along the random direction, in multiples of what has the update's mean KL."""
 BETWEEN = 3
 """Fractions between two neighbours that are scored on old data, for free, and may be refined."""
-SHARES = {"ends": 0.5, "line": 0.75, "edge": 0.85}
+SHARES = {"ends": 0.5, "line": 0.7, "edge": 0.8}
 """Shares of the budget that are spent when the two ends, the line and its edge are done."""
 
 FIRST_STEPS = 20_000

@@ -37,7 +37,7 @@ def describe(probe: "Probe") -> str:
         f"{probe.old_return.mean:.4g}, with 95 % intervals",
     ]
     if probe.in_sample is not None:
-        note = "as the run recorded it, states undiscounted" if probe.recorded else ""
+        note = "as recorded, states undiscounted" if probe.recorded else ""
         lines.append(_line("promised on its own batch", probe.in_sample, note))
     formula = f"lambda {probe.gae_lambda:g}" + ("" if probe.gae_lambda < 1 else ", Monte Carlo")
     lines.append(_line("promised on fresh data", probe.fresh, formula))
