@@ -137,7 +137,7 @@ def pairs_needed(
     return int(np.ceil((1.96 * spread / (TOLERANCE * promise)) ** 2))
 
 
-NEAR = 1.7
+NEAR = 1.35
 """Fractions within this factor of the edge say where it lies."""
 
 
