@@ -11,7 +11,7 @@ import pytest
 
 import surefoot as sf
 from surefoot import tabular as t
-from surefoot.checkpoint import read_checkpoint
+from surefoot.checkpoint import name_arrays, read_checkpoint
 from surefoot.cli import main
 from surefoot.config import resolve
 from surefoot.envs import find_env
@@ -538,22 +538,27 @@ def test_an_update_never_kept_is_replayed_where_asked(host_run):
     assert found.source.startswith("replayed from iteration 4")
 
 
-def test_a_replay_passes_scheduled_resets_as_the_run_did(host_run, tmp_path):
+def test_a_replay_makes_the_runs_own_update_and_batch_across_a_scheduled_reset(host_run, tmp_path):
     import shutil
+
+    from surefoot.probe.updates import Finder
+    from surefoot.trained import open_run
 
     copy = tmp_path / "run"
     shutil.copytree(host_run, copy)
-    stored = sorted((copy / "checkpoints").iterdir())
-    for old in stored[:2]:
-        shutil.rmtree(old)
-    found = sf.probe_run(copy, 9, env=short_cartpole, budget=1000)
-    assert found.recorded
-    shutil.rmtree(stored[2])
-    shutil.copytree(host_run / "checkpoints" / stored[0].name, copy / "kept" / stored[0].name)
-    found = sf.probe_run(copy, 9, env=short_cartpole, budget=1000, replay=True)
-    whole = sf.probe_run(host_run, 9, env=short_cartpole, budget=1000)
-    assert found.in_sample == whole.in_sample
-    assert found.realised == whole.realised
+    shutil.rmtree(sorted((copy / "checkpoints").iterdir())[0])
+    run, opened = open_run(copy, env=short_cartpole)
+    found = Finder(run, opened, say=print).find(7, replay=True)
+    opened.close()
+    assert found.source.startswith("replayed from iteration 0")
+    # The checkpoint of iteration 8 remembers the policy before update 8, which is that after 7.
+    stored = read_checkpoint(sorted((copy / "checkpoints").iterdir())[0]).arrays
+    for name, ours in name_arrays(found.new).items():
+        np.testing.assert_array_equal(ours, stored[f"watch/params/policy/{name}"])
+    # Two rollouts of 16 steps since the reset, in episodes of 5: it began in the middle of some.
+    np.testing.assert_array_equal(found.batch.ages, [2, 2])
+    obs = np.asarray(found.batch.rollout.obs)
+    assert (np.abs(obs[0]) > 0.05).any()
 
 
 def test_from_a_checkpoint_in_the_middle_of_episodes_an_update_like_it_is_made(host_run, tmp_path):

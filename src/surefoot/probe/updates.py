@@ -20,12 +20,10 @@ from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.learner import LoopState
-from surefoot.loop import make_plan, versions
+from surefoot.loop import versions
+from surefoot.probe.again import make_again
 from surefoot.probe.batches import OwnBatch
-from surefoot.rollout import collect_jax
-from surefoot.rollout_host import HostCollector
 from surefoot.run import RunDirectory
-from surefoot.steppers import HostStepper, chunk_length, chunk_of
 from surefoot.trained import Run
 from surefoot.types import Params
 
@@ -115,11 +113,11 @@ class Finder:
         exact = [each for each in before if each.exact]
         if exact or wanted == 1:
             state = self._restore(exact[0]) if exact else self._begin()
-            return self._again(wanted, state, after, self._versions_differ(exact))
+            return self._again(state, 0, after, self._versions_differ(exact))
         if after:
             return self._kept(wanted, self._restore(after[0]))
         if before:
-            return self._alike(wanted, self._restore(before[0]))
+            return self._alike(self._restore(before[0]))
         return self._replayed(wanted, replay=replay)
 
     def _begin(self) -> LoopState:
@@ -138,11 +136,11 @@ class Finder:
         return written is not None and written != versions()
 
     def _again(
-        self, iteration: int, state: LoopState, after: list[Stored], other_versions: bool
+        self, state: LoopState, count: int, after: list[Stored], other_versions: bool
     ) -> Update:
-        """The rollout collected and the update made once more."""
-        batch = self._collect(state)
-        made = self._advance(state)
+        """The rollout collected and the update made once more, after `count` other iterations."""
+        made, batch = make_again(self._run, self._opened, state, count)
+        iteration = int(made.iteration)
         source = "its batch was collected again and the update made again"
         if after:
             kept = self._restore(after[0])
@@ -168,13 +166,13 @@ class Finder:
             source += f" (--update {hint} has its batch)"
         return _update(iteration, state, None, source)
 
-    def _alike(self, iteration: int, state: LoopState) -> Update:
-        batch = self._collect(state)
+    def _alike(self, state: LoopState) -> Update:
+        made, batch = make_again(self._run, self._opened, state, 0)
         source = (
             "an update like the run's: from the policy before it, on a fresh batch, because the "
             "checkpoint was stored in the middle of episodes"
         )
-        return _update(iteration, self._advance(state), batch, source)
+        return _update(int(made.iteration), made, batch, source)
 
     def _replayed(self, wanted: int, *, replay: bool) -> Update:
         """The update after all iterations since the last exact checkpoint before it."""
@@ -192,55 +190,8 @@ class Finder:
         self._say(f"replaying from iteration {first}: {cost}")
         state = self._restore(earlier[-1]) if earlier else self._begin()
         other = self._versions_differ(earlier[-1:])
-        state = self._advance(state, count)
-        found = self._again(wanted, state, [], other)
+        found = self._again(state, count, [], other)
         return found._replace(source=f"replayed from iteration {first}; {found.source}")
-
-    def _collect(self, state: LoopState) -> OwnBatch:
-        run, iteration = self._run, int(state.iteration)
-        actor, settings = run.learner.actor, run.settings
-        if isinstance(self._opened, HostEnv):
-            collector = HostCollector(self._opened, actor, settings)
-            collector.reset(iteration)
-            found = collector.collect(state.params["policy"], state.obs_stats, iteration)
-            return OwnBatch(found.rollout, np.zeros(settings.train.num_envs, np.int32))
-        env: JaxEnv = self._opened
-
-        @jax.jit
-        def collect(state):
-            return collect_jax(
-                env, actor, settings, state.params["policy"], state.obs_stats, state.env,
-                seed=state.seed, iteration=state.iteration,
-            )[1]  # fmt: skip
-
-        assert state.env is not None
-        return OwnBatch(jax.device_get(collect(state)), np.asarray(state.env.lengths))
-
-    def _advance(self, state: LoopState, count: int = 1) -> LoopState:
-        """The state after so many iterations, by the programs that the run was trained with."""
-        run = self._run
-        if isinstance(self._opened, HostEnv):
-            return self._advance_host(self._opened, state, count)
-        chunk = chunk_length(run.settings)
-        program = jax.jit(chunk_of(run.learner, chunk))
-        while count > 0:
-            state, _ = program(state, jnp.int32(min(count, chunk)))
-            count -= chunk
-        return state
-
-    def _advance_host(self, env: HostEnv, state: LoopState, count: int) -> LoopState:
-        run, nothing = self._run, lambda what: None
-        plan = make_plan(run)
-        stepper = HostStepper(env, run.learner, run.settings, nothing)
-        stepper.reset(int(state.iteration))
-        for _ in range(count):
-            state, _ = stepper.advance(state)
-            due = int(state.iteration) % plan.checkpoint_every == 0
-            if due and run.settings.train.reset_at_checkpoints:
-                # As the run did where it stored a scheduled checkpoint.
-                state = state._replace(returns_so_far=jnp.zeros_like(state.returns_so_far))
-                stepper.reset(int(state.iteration))
-        return state
 
 
 def _equal(first: Any, second: Any) -> bool:
