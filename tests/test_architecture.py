@@ -32,7 +32,7 @@ LAYERS = [
     {"rollout", "rollout_host"},
     {"experience", "loop_state", "iteration", "learner", "evaluation", "policy"},
     {"trained", "steppers", "loop", "training", "many"},
-    {"compare", "cells", "processes", "scores", "tables", "laboratory", "report"},
+    {"compare", "cells", "processes", "scores", "tables", "laboratory", "probe", "report"},
     {"cli", "commands", "__main__", "__init__"},
 ]
 PLAIN = {"limits", "config", "types", "errors"}

@@ -40,7 +40,7 @@ def error_of(capsys, *arguments):
     ("arguments", "name", "said"),
     [
         (["trian"], "USAGE", "no command trian; did you mean train?"),
-        (["frobnicate"], "USAGE", "no command frobnicate (train, resume, evaluate"),
+        (["quux"], "USAGE", "no command quux (train, resume, evaluate"),
         (["--frob"], "FLAG", "unknown flag --frob"),
         (["--json", "train", "CartPole-v1"], "FLAG", "goes behind the command: surefoot train"),
         (["train", "CartPol-v1"], "UNKNOWN-ENV", "did you mean CartPole-v1?"),

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from surefoot.errors import ConfigError, SurefootError
     from surefoot.many import make_train, train_many
     from surefoot.policy import Policy
+    from surefoot.probe.contenders import Callables
+    from surefoot.probe.policies import probe_policies
+    from surefoot.probe.result import Probe
+    from surefoot.probe.runs import probe_run
     from surefoot.trained import OwnNetworks, Run, load
     from surefoot.training import resume, train
 
@@ -41,6 +45,10 @@ _HOMES = {
     "many": ("train_many", "make_train"),
     "trained": ("Run", "load", "OwnNetworks"),
     "policy": ("Policy",),
+    "probe.contenders": ("Callables",),
+    "probe.policies": ("probe_policies",),
+    "probe.runs": ("probe_run",),
+    "probe.result": ("Probe",),
     "envs.jax_native": ("JaxEnv", "JaxStep"),
     "errors": ("SurefootError", "ConfigError"),
 }
@@ -52,6 +60,7 @@ __all__ = [
     "PPOKL",
     "TRPO",
     "VPG",
+    "Callables",
     "ConfigError",
     "Critic",
     "JaxEnv",
@@ -60,11 +69,14 @@ __all__ = [
     "OwnNetwork",
     "OwnNetworks",
     "Policy",
+    "Probe",
     "Run",
     "SurefootError",
     "Train",
     "load",
     "make_train",
+    "probe_policies",
+    "probe_run",
     "resume",
     "train",
     "train_many",

@@ -1,4 +1,4 @@
-"""The command line: train, resume, evaluate, report, explain and compare."""
+"""The command line: train, resume, evaluate, probe, report, explain, compare, exact, essay."""
 
 import argparse
 import contextlib
@@ -19,6 +19,7 @@ from surefoot.commands.laboratory import (
     essay_command,
     exact_command,
 )
+from surefoot.commands.probing import add_probe_flags, probe_command
 from surefoot.commands.reporting import report_command
 from surefoot.commands.training import evaluate_command, resume_command, train_command
 from surefoot.config import RULES
@@ -76,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--best", action="store_true", help="the best evaluation's policy")
     evaluate.add_argument("--seed", type=whole, help="seed of the episodes")
     evaluate.add_argument("--env", help="the environment again, where it is a module of your own")
+
+    probe = command("probe", "Look at one update of a run from fresh episodes.", probe_command)
+    add_probe_flags(probe)
 
     report = command("report", "Write one page that shows how a run went.", report_command)
     report.add_argument("path", metavar="RUN")

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     LENS = 7
     STATES = 8
     SHIFT = 9
+    PROBE = 10
 
 
 def run_key(seed: Any, iteration: Any, purpose: Purpose) -> Key[Array, ""]:

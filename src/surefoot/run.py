@@ -119,7 +119,8 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """Write a small file whole, or leave the old one."""
-        target, aside = self.path / name, self.path / f".tmp-{os.getpid()}-{name}"
+        target = self.path / name
+        aside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
         with storage(target, "writing"):
             try:
                 write_file(aside, text.encode())
@@ -127,6 +128,13 @@ class RunDirectory:
             except BaseException:
                 aside.unlink(missing_ok=True)
                 raise
+
+    def folder(self, name: str) -> Path:
+        """A folder of the run for what was made of it later, there from now on."""
+        path = self.path / name
+        with storage(path, "making"):
+            path.mkdir(exist_ok=True)
+        return path
 
     def read(self, name: str) -> str | None:
         """A small file's text, or None."""

@@ -69,4 +69,4 @@ def cross_fit(
     # A loop over the halves, so that the update is compiled once and not twice.
     own, across = jax.lax.map(scored, jnp.arange(2))
     each = [Estimate(*(leaf[half] for leaf in across)) for half in (0, 1)]
-    return CrossFit(jnp.mean(own.mean), combine(*each, 0.5, 0.5))
+    return CrossFit(jnp.mean(own.mean), combine(each[0], each[1], 0.5, 0.5))

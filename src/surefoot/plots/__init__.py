@@ -9,15 +9,19 @@ from surefoot.plots.exact import (
     plot_lines,
     plot_plane,
 )
+from surefoot.plots.probe import Bar, ProbePicture, plot_probe
 
 __all__ = [
+    "Bar",
     "ExactCurve",
     "Line",
     "Plane",
+    "ProbePicture",
     "Series",
     "learning_curve",
     "plot_curves",
     "plot_exact_curves",
     "plot_lines",
     "plot_plane",
+    "plot_probe",
 ]

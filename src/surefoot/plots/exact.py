@@ -73,7 +73,7 @@ def plot_plane(plane: Plane, path: Path) -> None:
         )  # fmt: skip
     axes.set(xlabel=plane.xlabel, ylabel="discounted return")
     axes.set_title(plane.title, loc="left", fontsize=13, pad=12)
-    _kl_axis(axes, plane)
+    kl_axis(axes, plane.x, plane.kl)
     axes.grid(alpha=0.2)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
@@ -101,18 +101,18 @@ def _mark_step(axes: Axes, plane: Plane) -> None:
         )
 
 
-def _kl_axis(axes: Axes, plane: Plane) -> None:
+def kl_axis(axes: Axes, x: Float[np.ndarray, " point"], kl: Float[np.ndarray, " point"]) -> None:
     """Mean KL along the top, at round values."""
     top = axes.secondary_xaxis("top")
-    reach = plane.kl[-1]
+    reach = kl[-1]
     wanted = np.array([0.0, *(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))])
     wanted = wanted[wanted <= reach]
-    places = np.interp(wanted, plane.kl, plane.x)
+    places = np.interp(wanted, kl, x)
     shown = [0]
     for i in range(1, len(wanted)):
-        if places[i] - places[shown[-1]] > 0.09 * (plane.x[-1] - plane.x[0]):
+        if places[i] - places[shown[-1]] > 0.09 * (x[-1] - x[0]):
             shown.append(i)
-    top.set_xticks(places[shown], [f"{kl:g}" for kl in wanted[shown]])
+    top.set_xticks(places[shown], [f"{each:g}" for each in wanted[shown]])
     top.set_xlabel("mean KL(old ‖ new), nats", fontsize=9)
     top.tick_params(labelsize=8)
 

@@ -1,0 +1,1 @@
+"""Fresh rollouts along an update: what it promised, what it got, and how far one may go."""
