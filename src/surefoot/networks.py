@@ -91,13 +91,25 @@ class Torso(eqx.Module):
         return self.mlp(jnp.concatenate(parts, axis=-1))
 
 
+def _orthogonal(
+    key: Key[Array, ""], shape: tuple[int, int], *, gain: float
+) -> Float[Array, "out features"]:
+    """An orthogonal matrix times `gain`; under vmap one after another.
+
+    A batch of LAPACK's decompositions waits for XLA's threads, which may all be waiting for it: on
+    a CPU of two cores many seeds in one program then stood still (jax 0.10.2).
+    """
+    draw = jax.nn.initializers.orthogonal(gain)
+    return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape))(key)
+
+
 def _linear(
     key: Key[Array, ""], size_in: int, size_out: int, *, gain: float, orthogonal: bool
 ) -> eqx.nn.Linear:
     layer = eqx.nn.Linear(size_in, size_out, key=key)
     weight = layer.weight * gain
     if orthogonal:
-        weight = jax.nn.initializers.orthogonal(gain)(key, (size_out, size_in))
+        weight = _orthogonal(key, (size_out, size_in), gain=gain)
     return eqx.tree_at(
         lambda linear: (linear.weight, linear.bias), layer, (weight, jnp.zeros(size_out))
     )
