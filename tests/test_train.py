@@ -29,7 +29,7 @@ from surefoot.errors import (
     NotFiniteError,
     StoppedBySignal,
 )
-from surefoot.loop import make_plan
+from surefoot.plan import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
 from surefoot.training import chosen_rule, resume, train, train_or_resume
@@ -312,7 +312,7 @@ def test_a_run_outside_the_main_thread_leaves_signals_alone(whole):
 def plan_of(jax_native, limit, **given):
     settings = settle("?", PPO(num_minibatches=1), Train(**given), Network(), Critic())
     spec = SimpleNamespace(jax_native=jax_native, max_episode_steps=limit)
-    return make_plan(SimpleNamespace(settings=settings, learner=SimpleNamespace(spec=spec)))
+    return make_plan(settings, spec)
 
 
 @pytest.mark.core

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from surefoot.config import Settings
 from surefoot.errors import ConfigError, SurefootError
-from surefoot.loop import DEFAULT_EPISODE_LIMIT
+from surefoot.plan import DEFAULT_EPISODE_LIMIT
 from surefoot.run import RunDirectory
 from surefoot.trained import OwnNetworks, Run
 from surefoot.training import resume, train

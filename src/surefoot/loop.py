@@ -23,26 +23,13 @@ from surefoot.errors import (
     SurefootError,
 )
 from surefoot.loop_state import LoopState
+from surefoot.plan import Plan, make_plan
 from surefoot.run import finite_row
-from surefoot.steppers import HostStepper, JaxStepper, Stepper, chunk_length
+from surefoot.steppers import HostStepper, JaxStepper, Stepper
 from surefoot.trained import Evaluator, Run
 
-EPISODES_PER_CHECKPOINT = 10
-"""Fewest episode limits between two scheduled checkpoints of a run that resets at them."""
-DEFAULT_EPISODE_LIMIT = 1000
 MOST_PINNED = 40
 """Checkpoints that are kept for probes of updates in trouble, two an update."""
-
-
-class Plan(NamedTuple):
-    """When what happens, in iterations; `cut_share` bounds the episodes that resets cut short."""
-
-    iterations: int
-    chunk: int
-    checkpoint_every: int
-    evaluate_every: int
-    probe_every: int
-    cut_share: float
 
 
 class Listener(Protocol):
@@ -79,30 +66,6 @@ class Silence:
 
     def finished(self, run: Run) -> None:
         """Nothing."""
-
-
-def make_plan(run: Run) -> Plan:
-    """Iterations, and how often to store and to evaluate, fixed before the start.
-
-    A host run's scheduled checkpoints lie at least ten episode limits apart, because resetting
-    at them cuts the episodes that are open.
-    """
-    settings, spec = run.settings, run.learner.spec
-    train = settings.train
-    iterations, batch = settings.num_iterations, settings.batch_size
-    chunk = chunk_length(settings) if spec.jax_native else 1
-    limit = spec.max_episode_steps or DEFAULT_EPISODE_LIMIT
-    every = math.ceil((train.checkpoint_every or train.steps / 10) / batch)
-    if not spec.jax_native and train.reset_at_checkpoints:
-        every = max(every, math.ceil(EPISODES_PER_CHECKPOINT * limit / train.num_steps))
-    every = math.ceil(every / chunk) * chunk
-    resets = not spec.jax_native and train.reset_at_checkpoints and every < iterations
-    evaluate = math.ceil(math.ceil(train.eval_every / batch) / chunk) * chunk
-    share = min(1.0, limit / (every * train.num_steps)) if resets else 0.0
-    # Where a reset makes the batch repeatable, an update that is kept for a probe follows one.
-    unit = every if resets else chunk
-    probe = math.ceil(math.ceil(train.probe_every / batch) / unit) * unit
-    return Plan(iterations, chunk, every, evaluate, probe, share)
 
 
 class _Signals:
@@ -326,7 +289,7 @@ def drive(
     else:
         stepper = JaxStepper(run.learner, run.settings, listener.compiling)
     try:
-        plan = make_plan(run)
+        plan = make_plan(run.settings, run.learner.spec)
         stepper.reset(run.iteration)
         listener.started(run, plan)
         return _Loop(run, stepper, plan, listener, on_update).go()

@@ -6,8 +6,8 @@ import numpy as np
 
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.loop import make_plan
 from surefoot.loop_state import LoopState
+from surefoot.plan import make_plan
 from surefoot.probe.batches import OwnBatch, episode_times
 from surefoot.rollout import collect_jax
 from surefoot.rollout_host import HostCollector
@@ -55,7 +55,7 @@ def _collect_jax(run: Run, env: JaxEnv, state: LoopState) -> OwnBatch:
 
 def _is_reset(run: Run, state: LoopState) -> bool:
     """Whether the run stored a scheduled checkpoint here, and began new episodes behind it."""
-    due = int(state.iteration) % make_plan(run).checkpoint_every == 0
+    due = int(state.iteration) % make_plan(run.settings, run.learner.spec).checkpoint_every == 0
     return due and bool(run.settings.train.reset_at_checkpoints)
 
 
