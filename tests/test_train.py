@@ -664,13 +664,16 @@ def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, wor
 
 
 ALARMING = {
-    "every-third": Alarm("red", "", "", "iteration", lambda rows: rows[-1]["iteration"] % 3 == 0),
+    "every-third": Alarm(
+        "red", "", "", "", "iteration", 0, lambda rows: -(rows[-1]["iteration"] % 3)
+    ),
 }
 
 
 @both_worlds
 def test_both_sides_of_updates_that_raised_a_red_warning_are_kept(world, tmp_path, monkeypatch):
     monkeypatch.setattr("surefoot.alarms.ALARMS", ALARMING)
+    monkeypatch.setattr("surefoot.alarms.WARM_UP", 0)
     given = arguments(world)
     run = train(**given | {"steps": 8 * BATCH}, seed=3, out=tmp_path / "run")
     assert [row["iteration"] for row in run.rows if "warnings" in row] == [3, 6]

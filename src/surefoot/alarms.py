@@ -6,6 +6,7 @@ of `benchmarks/collapses`; docs/lens.md has the table of what they caught and wh
 """
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ from typing import Any, NamedTuple
 Row = Mapping[str, Any]
 LOOK_BACK = 20
 """Rows that a condition may look at."""
+FEWEST_EARLIER = 5
+WARM_UP = 5
+"""Rows of a run in which nothing is raised: first updates are large by right."""
 SMOOTH = 5
 """Rows over which a return is averaged before it is called a loss."""
 LOST_SHARE = 0.25
@@ -22,23 +26,66 @@ RETURN = "episode/return_mean"
 
 
 class Alarm(NamedTuple):
-    """One warning. `level` is red (a collapse is likely), amber (look at it) or green (advice).
+    """One warning: raised where its score of the newest rows reaches its bound.
 
-    `holds(rows)` judges the newest of at most `LOOK_BACK` rows; `shows` names the metric that is
-    its evidence.
+    `level` is red (a collapse is likely) or amber (look at it). `score(rows)` reads at most
+    `LOOK_BACK` rows and is None where it cannot be told; `shows` names the metric that it rests
+    on, and `evidence` says it in words.
     """
 
     level: str
     what: str
+    evidence: str
     remedy: str
     shows: str
-    holds: Callable[[Sequence[Row]], bool]
+    bound: float
+    score: Callable[[Sequence[Row]], float | None]
+
+    def holds(self, rows: Sequence[Row]) -> bool:
+        """Whether the newest of these rows raises it."""
+        found = self.score(rows) if len(rows) > 0 else None
+        return found is not None and found >= self.bound
+
+    def told(self) -> dict[str, Any]:
+        """What there is to say of it, for programs."""
+        return {name: value for name, value in self._asdict().items() if name != "score"}
 
 
-def _newest(rows: Sequence[Row], key: str, count: int) -> list[float]:
-    """The last `count` values of a metric, where that many rows have it in a row."""
-    values = [row[key] for row in rows[-count:] if key in row]
-    return values if len(values) == count else []
+def explain_alarm(name: str) -> str:
+    """What a warning is, what it rests on and what to do, in a few lines of text."""
+    alarm = ALARMS[name]
+    return (
+        f"{name}  [{alarm.level} warning]\n  {alarm.what}\n"
+        f"  evidence: {alarm.evidence} (`surefoot explain {alarm.shows}`)\n"
+        f"  remedy: {alarm.remedy}"
+    )
+
+
+def _newest(key: str) -> Callable[[Sequence[Row]], float | None]:
+    return lambda rows: rows[-1].get(key)
+
+
+def _sustained(key: str, count: int) -> Callable[[Sequence[Row]], float | None]:
+    """The least of the last `count` values."""
+
+    def score(rows: Sequence[Row]) -> float | None:
+        values = [row[key] for row in rows[-count:] if key in row]
+        return min(values) if len(values) == count else None
+
+    return score
+
+
+def _surge(key: str) -> Callable[[Sequence[Row]], float | None]:
+    """The newest value over the median of those before it, of which there must be five."""
+
+    def score(rows: Sequence[Row]) -> float | None:
+        earlier = [row[key] for row in rows[:-1] if key in row]
+        if key not in rows[-1] or len(earlier) < FEWEST_EARLIER:
+            return None
+        usual = statistics.median(earlier)
+        return rows[-1][key] / usual if usual > 0 else None
+
+    return score
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -46,29 +93,15 @@ def _mean(values: Iterable[float]) -> float:
     return sum(found) / len(found)
 
 
-def _mean_above(key: str, bound: float, count: int) -> Callable[[Sequence[Row]], bool]:
-    def holds(rows: Sequence[Row]) -> bool:
-        values = _newest(rows, key, count)
-        return bool(values) and _mean(values) > bound
-
-    return holds
-
-
-def _mean_below(key: str, bound: float, count: int) -> Callable[[Sequence[Row]], bool]:
-    def holds(rows: Sequence[Row]) -> bool:
-        values = _newest(rows, key, count)
-        return bool(values) and _mean(values) < bound
-
-    return holds
-
-
 ALARMS: dict[str, Alarm] = {
-    "kl-runaway": Alarm(
+    "kl-large": Alarm(
         "red",
-        "The policy moves so far in one update that its batch says nothing of where it lands.",
+        "The update moved the policy so far that its batch says little of where it landed.",
+        "policy/kl_mean of at least 0.2 nats",
         "a smaller learning rate, fewer epochs, a target_kl, or --guard.",
         "policy/kl_mean",
-        _mean_above("policy/kl_mean", 0.2, 3),
+        0.2,
+        _newest("policy/kl_mean"),
     ),
 }
 """Every warning that a run can raise, by name."""
@@ -122,8 +155,8 @@ class Watchman:
     def see(self, row: Row) -> list[str]:
         """The names of the warnings that this row raises."""
         self._rows.append(row)
-        rows = list(self._rows)
-        raised = [name for name, alarm in ALARMS.items() if alarm.holds(rows)]
+        rows, warm = list(self._rows), row["iteration"] > WARM_UP
+        raised = [name for name, alarm in ALARMS.items() if warm and alarm.holds(rows)]
         red = {name for name in raised if ALARMS[name].level == "red"}
         self.newly_red, self._red = bool(red - self._red), red
         was_lost = self._loss.is_lost
