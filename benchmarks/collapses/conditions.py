@@ -156,7 +156,7 @@ def _sustained(name: str, count: int) -> Score:
 
 
 CONDITIONS: dict[str, Condition] = {
-    "kl": Condition("mean KL of the update", _newest("policy/kl_mean")),
+    "kl-large": Condition("mean KL of the update", _newest("policy/kl_mean")),
     "kl-twice": Condition("mean KL of two updates running", _sustained("policy/kl_mean", 2)),
     "kl-surge": Condition(
         "mean KL over its median of the rows before", lambda w: surge(w, "policy/kl_mean")

@@ -20,8 +20,8 @@ WARM_UP = 5
 SMOOTH = 5
 """Rows over which a return is averaged before it is called a loss."""
 LOST_SHARE = 0.25
-CLEAR = 4.0
-"""Standard errors that a gain or a fall of the return must exceed."""
+CLEAR = 6.0
+"""Standard errors that a gain or a fall must exceed: a run has many rows to be lucky in."""
 RETURN = "episode/return_mean"
 
 
