@@ -17,6 +17,7 @@ import pytest
 from runs_to_report import rows_of_a_run, write_run
 
 import surefoot.report
+from surefoot import alarms
 from surefoot import tabular as t
 from surefoot.cli import main
 from surefoot.errors import CheckpointError, ConfigError
@@ -225,7 +226,7 @@ def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
 
 def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_none():
     rng, ones, realised = np.random.default_rng(0), jnp.ones(4), 0.0
-    watch = start_watch({}, (), num_groups=4, num_rows=1, num_features=1)
+    watch = start_watch({}, (), num_groups=4, num_features=1)
     for k in range(4):
         after = GroupSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones)
         _, gained, told = judge(watch, after, horizon=10.0, paired=True)
@@ -524,10 +525,12 @@ def test_one_row_and_one_environment_are_enough(tmp_path):
     assert "There is no interval here" in two.page
 
 
-def test_an_older_run_is_asked_for_its_warnings_now(tmp_path):
-    rows = [{**row, "policy/kl_mean": 5.0} for row in rows_of_a_run(6)]
-    made = report(write_run(tmp_path / "run", rows))
-    assert made.summary["warnings"]["kl-runaway"] == 4
+def test_an_older_run_is_asked_for_its_warnings_now(tmp_path, monkeypatch):
+    far = {"far": alarms.Alarm("red", "", "", "", "", 4.0, lambda rows: rows[-1]["policy/kl_mean"])}
+    monkeypatch.setattr(alarms, "ALARMS", far)
+    rows = [{**row, "policy/kl_mean": 5.0} for row in rows_of_a_run(9)]
+    made = report(write_run(tmp_path / "run", rows), alarms=far)
+    assert made.summary["warnings"]["far"] == 9 - alarms.WARM_UP
     assert level(made, "warnings") == "red"
 
 
