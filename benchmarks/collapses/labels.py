@@ -16,7 +16,9 @@ below its best so far, as a share of what it had gained, so that returns may be 
 - **steady**: it learned and never lost a quarter.
 - **unlearned**: it never learned.
 
-A *healthy* run is a steady one in which nothing was planted.
+A *healthy* run is one in which nothing was planted, and that learned and did not collapse. It may
+falter: where returns are noisy (PointRobot's) most runs do, and to leave them out would be to look
+for false alarms only where nothing moves.
 """
 
 from typing import NamedTuple

@@ -29,8 +29,8 @@ class Judged(NamedTuple):
 
     @property
     def healthy(self) -> bool:
-        """Nothing planted, nothing lost."""
-        return self.fate == "steady" and self.planted is None
+        """Nothing planted, learned, and no collapse; a return that falters may be noisy."""
+        return self.fate in ("steady", "faltered") and self.planted is None
 
     @property
     def collapsed(self) -> bool:
