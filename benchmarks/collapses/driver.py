@@ -98,7 +98,8 @@ def train_cells(cells: Sequence[Cell], out: Path, *, jobs: int) -> Mapping[str, 
     )
     _single_threaded(out)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs) as pool:
+    # A process that has built dozens of programs runs out of maps: each family has its own.
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
         families = pool.starmap(_train_family, [(f, out) for f in _families(left)], chunksize=1)
     return dict(result for family in families for result in family)
 
