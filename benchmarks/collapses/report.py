@@ -158,7 +158,8 @@ def report_variant(plain: Sequence[Cell], varied: Sequence[Cell], out: Path, res
         row = {"cell": before.name, "fault": before.fault, "runs": len(old)}
         if before.planted is None:
             gains = _relative_gains(before, pair[0], pair[1])
-            healthy += [g for g, fate in zip(gains, old, strict=True) if fate.fate == "steady"]
+            learned = ("steady", "faltered")
+            healthy += [g for g, fate in zip(gains, old, strict=True) if fate.fate in learned]
             row["final_change"] = float(f"{np.mean(gains):.4g}")
         else:
             falls = [_fell(fate, before.planted) for fate in old]
