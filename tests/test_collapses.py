@@ -132,7 +132,9 @@ def test_a_threshold_is_fitted_on_healthy_runs_alone():
     runs = [
         run_of("steady", a=[1.0, 2.0]),
         run_of("steady", planted=0, a=[9.0, 9.0]),
-        run_of("faltered", a=[8.0, 8.0]),
+        run_of("collapsed", a=[8.0, 8.0]),
+        run_of("unlearned", a=[8.0, 8.0]),
+        run_of("faltered", a=[1.5, 0.0]),
     ]
     assert 2.0 < fit(runs, ["a"])["a"] < 3.0
 
