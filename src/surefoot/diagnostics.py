@@ -10,6 +10,8 @@ from surefoot.distributions import exact_total_variation, kl, total_variation_bo
 from surefoot.surrogate import likelihood_ratio, promised_gain, weighted_mean
 from surefoot.types import Batch, Params
 
+ENOUGH_ROWS = 512
+"""Rows, more or less, that quantiles of log-ratios are taken of; all where there are fewer."""
 CLIP_REFERENCE = 0.2
 """Half-width of the ratio's range for `policy/clip_fraction`, the same for every rule."""
 
@@ -78,8 +80,14 @@ def diagnose(
 def _log_ratios(
     log_ratio: Float[Array, " batch"], advantages: Float[Array, " batch"], counted: Any
 ) -> dict[str, Float[Array, ""]]:
-    """Quantiles of log(new / old) of the actions that were better and worse than expected."""
+    """Quantiles of log(new / old) of the actions that were better and worse than expected.
+
+    Of some `ENOUGH_ROWS` rows: sorting all of them would be a tenth of all that the lens costs.
+    """
     found = {}
+    # An odd step visits every environment: a step of four would meet the same ones each time.
+    step = len(log_ratio) // ENOUGH_ROWS | 1
+    log_ratio, advantages, counted = (x[::step] for x in (log_ratio, advantages, counted))
     for name, rows in (("good", advantages > 0), ("bad", advantages < 0)):
         of_sign = jnp.where(counted & rows, log_ratio, jnp.nan)
         low, middle, high = jnp.nanquantile(of_sign, jnp.array([0.1, 0.5, 0.9], log_ratio.dtype))
