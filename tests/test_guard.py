@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import assert_same_bits
+from trees import assert_same_bits, same_bits
 
 import surefoot as sf
 from surefoot.guard import REMEMBERED, is_hopeless, remember, walk_back
@@ -109,6 +109,19 @@ def test_a_run_with_a_guard_stays_inside_what_the_same_run_leaves(joint):
     assert min(row["guard/fraction"] for row in rows[True]) < 1.0
     assert {row["guard/refused"] for row in rows[True]} == {0}
     assert all("lens/crossfit_promise" in row for row in rows[True])
+
+
+def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_learn():
+    train = sf.Train(num_envs=4, num_steps=32, guard=True)
+    run = sf.train("gymnax:CartPole-v1", sf.VPG(learning_rate_end=5e-3), steps=128, train=train, **SMALL)
+    assert run.state.promises.shape == (REMEMBERED,)
+    for level, refused in ((-1e6, 1), (1e6, 0)):
+        state = run.state._replace(promises=level + jnp.arange(REMEMBERED, dtype=jnp.float32))
+        new, metrics = jax.jit(run.learner.iterate)(state)
+        assert metrics["guard/refused"] == refused
+        assert same_bits(new.params["policy"], state.params["policy"]) == bool(refused)
+        assert not same_bits(new.params["critic"], state.params["critic"])
+        assert (metrics["policy/kl_mean"] == 0) == bool(refused)
 
 
 def test_an_adaptive_radius_goes_where_the_lens_tells_and_at_most_doubles():

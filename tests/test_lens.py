@@ -37,6 +37,7 @@ from surefoot.lens.ratio import (
     take_in_cross_fit,
 )
 from surefoot.lens.shift import NUM_STATES, sample_states, visitation_shift
+from surefoot.lens.watch import report_noise
 from surefoot.types import Batch, Inputs, Rollout
 from surefoot.update import UPDATE_RULES
 
@@ -417,3 +418,23 @@ def test_groups_are_environments_or_the_episodes_of_a_single_one():
     np.testing.assert_array_equal(one[:, 0], [0, 0, 1, 1, 2])
     short = groups_of(rollout_with(np.ones((10, 1))))
     np.testing.assert_array_equal(short[:, 0], np.arange(10) % EPISODE_GROUPS)
+
+
+@pytest.mark.parametrize("num_envs", [4, 1])
+def test_the_noise_of_a_batch_is_that_of_its_environments_or_episodes(num_envs, pair):
+    """Rows go by time and environment: a slice that took the wrong ones would mix the groups."""
+    _, old, _ = pair
+    theta, rows, count = jnp.zeros((6, 3)), 64, 4 if num_envs > 1 else EPISODE_GROUPS
+    batch = draw_rows(old, jax.random.key(3), rows)
+    groups = jnp.arange(rows).reshape(-1, num_envs) % num_envs
+    if num_envs == 1:
+        groups = jnp.arange(rows).reshape(-1, 1) // 16
+    found = report_noise(policy_fn, theta, batch, groups, count)
+    centred = batch._replace(advantages=batch.advantages - jnp.mean(batch.advantages))
+
+    def part(group):
+        return centred._replace(weights=1.0 * (groups.reshape(-1) == group))
+
+    masked = gradient_noise(policy_fn, theta, part, count)
+    np.testing.assert_allclose(found["lens/noise_scale"], masked.noise_scale, rtol=1e-4)
+    np.testing.assert_allclose(found["lens/expected_cosine"], masked.cosine, rtol=1e-4, atol=1e-6)

@@ -674,6 +674,9 @@ def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, wor
     name = "lens/crossfit_promise"
     assert [row["iteration"] for row in looked.rows if name in row] == [1, 5, 9, 13]
     assert not any(name in row for row in blind.rows)
+    # What it saw goes on into the filter.
+    assert all("lens/signal_share" in row for row in looked.rows)
+    assert not any("lens/signal_share" in row for row in blind.rows)
     assert [row["iteration"] for row in whole(world).rows if name in row] == [1]
     assert all("lens/realised_gain" in row for row in blind.rows[1:])
 
@@ -705,6 +708,15 @@ def test_both_sides_of_updates_that_raised_a_red_warning_are_kept(world, tmp_pat
         for name in before:
             if name.startswith("params/"):
                 np.testing.assert_array_equal(before[name], after[f"watch/{name}"])
+
+
+def test_no_more_than_so_many_updates_in_trouble_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("surefoot.alarms.ALARMS", ALARMING)
+    monkeypatch.setattr("surefoot.alarms.WARM_UP", 0)
+    monkeypatch.setattr("surefoot.loop.MOST_IN_TROUBLE", 1)
+    run = train(**arguments("host") | {"steps": 7 * BATCH}, seed=3, out=tmp_path / "run")
+    kept = [read_checkpoint(path) for path in run.directory.checkpoints("kept")]
+    assert [point.iteration for point in kept] == [2, 3]
 
 
 def test_updates_are_kept_for_probes_right_after_resets(tmp_path):

@@ -28,8 +28,10 @@ from surefoot.run import finite_row
 from surefoot.steppers import HostStepper, JaxStepper, Stepper
 from surefoot.trained import Evaluator, Run
 
-MOST_PINNED = 40
-"""Checkpoints that are kept for probes of updates in trouble, two an update."""
+MOST_IN_TROUBLE = 20
+"""Updates in trouble that are kept for probes, in one go; those of `probe_every` come on top."""
+EVERY_ONE = 10**9
+"""More checkpoints than any run keeps."""
 
 
 class Listener(Protocol):
@@ -153,7 +155,7 @@ class _Loop:
         self._best = max(
             (row.get("eval/return_mean", -math.inf) for row in run.rows), default=-math.inf
         )
-        self._watchman = Watchman(run.rows)
+        self._watchman, self._in_trouble = Watchman(run.rows), 0
         self._before = self._point()
 
     def go(self) -> Run:
@@ -235,7 +237,8 @@ class _Loop:
             self._listener.row(row)
             stop = bool(self._on_update and self._on_update(row)) or stop
             _check_finite(run, row)
-        if in_trouble:
+        if in_trouble and self._in_trouble < MOST_IN_TROUBLE:
+            self._in_trouble += 1
             self._pin(self._before, self._point())
         return stop
 
@@ -247,11 +250,9 @@ class _Loop:
         return _Point(run.state, run.env_steps, exact)
 
     def _pin(self, *points: _Point) -> None:
-        """Keep states for probes, until there are enough."""
-        directory = self._run.directory
-        if directory and len(directory.checkpoints("kept")) < MOST_PINNED:
-            for point in points:
-                _save_point(self._run, point, "kept", MOST_PINNED + 2)
+        """Keep states for probes."""
+        for point in points:
+            _save_point(self._run, point, "kept", EVERY_ONE)
 
     def _store(self, *, stopping: bool) -> None:
         """Checkpoint where one is scheduled, or where the run is about to stop."""

@@ -41,8 +41,8 @@ def _natural(facts: Facts) -> Section:
     absent = missing(table, "update/cg_residual")
     if absent:
         return left_out(name, title, facts, absent)
-    true = column(table, "update/kl_full_step")
-    true = np.where(np.isfinite(true), true, column(table, "policy/kl_mean"))
+    # Both of the step that was taken: a step that was shortened has less of either.
+    true = column(table, "policy/kl_mean")
     model = column(table, "update/kl_quadratic")
     ratio = np.divide(true, model, out=np.full_like(true, np.nan), where=model > 0)
     most = np.nanmax(np.append(column(table, "update/backtracks"), 0.0))
@@ -50,7 +50,7 @@ def _natural(facts: Facts) -> Section:
     shown = panels(
         Panel(
             "true / model",
-            traces(trace(more, "ratio", "true KL of the full step / quadratic model", GOT)),
+            traces(trace(more, "ratio", "true KL of the step / quadratic model", GOT)),
             (0.7, 1.5),
             ((1.0, ""),),
         ),
