@@ -95,3 +95,10 @@ def test_a_quarter_of_the_gain_is_lost_where_it_is_beyond_noise():
 def test_noise_alone_is_neither_a_gain_nor_a_loss():
     rng = np.random.default_rng(1)
     assert sum(bool(lost_at(rng.normal(size=300))) for _ in range(50)) <= 2
+
+
+def test_a_fall_within_the_noise_of_a_small_gain_is_none():
+    rng = np.random.default_rng(2)
+    rise = np.linspace(0.0, 5.0, 20)
+    runs = [np.concatenate([rise, np.full(100, 5.0)]) + rng.normal(size=120) for _ in range(20)]
+    assert sum(bool(lost_at(run)) for run in runs) <= 1

@@ -113,7 +113,9 @@ def test_a_run_with_a_guard_stays_inside_what_the_same_run_leaves(joint):
 
 def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_learn():
     train = sf.Train(num_envs=4, num_steps=32, guard=True)
-    run = sf.train("gymnax:CartPole-v1", sf.VPG(learning_rate_end=5e-3), steps=128, train=train, **SMALL)
+    run = sf.train(
+        "gymnax:CartPole-v1", sf.VPG(learning_rate_end=5e-3), steps=128, train=train, **SMALL
+    )
     assert run.state.promises.shape == (REMEMBERED,)
     for level, refused in ((-1e6, 1), (1e6, 0)):
         state = run.state._replace(promises=level + jnp.arange(REMEMBERED, dtype=jnp.float32))

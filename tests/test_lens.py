@@ -1,6 +1,7 @@
 """The lens: every estimate on sampled data against the exact answer of a finite MDP."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from programs import well_built
 
 from surefoot import tabular as t
 from surefoot.config import NPG, resolve
+from surefoot.diagnostics import _log_ratios
 from surefoot.distributions import Categorical
+from surefoot.experience import fresh_explained_variance
 from surefoot.lens.crossfit import cross_fit
 from surefoot.lens.gain import realised_gain
 from surefoot.lens.gradient import gradient_noise, unbiased_norms
@@ -438,3 +441,53 @@ def test_the_noise_of_a_batch_is_that_of_its_environments_or_episodes(num_envs, 
     masked = gradient_noise(policy_fn, theta, part, count)
     np.testing.assert_allclose(found["lens/noise_scale"], masked.noise_scale, rtol=1e-4)
     np.testing.assert_allclose(found["lens/expected_cosine"], masked.cosine, rtol=1e-4, atol=1e-6)
+
+
+def test_the_filter_is_kalmans():
+    """Against the textbook, two states, one observation of the first: the sum of the gains."""
+    rng, state = np.random.default_rng(0), start_filter()
+    mean, spread, total = np.array([0.0, PRIOR_U]), np.diag([0.0, PRIOR_U**2]), 0.0
+    for k in range(6):
+        promise, root, gain, variance = 1.0 + k, 0.1 + 0.02 * k, rng.normal(), 0.5 + k
+        spread[0, 0] += 0.5 * variance if k == 0 else 0.0
+        move = np.array([[1.0, -promise * root], [0.0, 1.0]])
+        noise = np.diag([(GAIN_NOISE * promise) ** 2, (DRIFT * PRIOR_U) ** 2])
+        mean, spread = move @ mean + [promise, 0.0], move @ spread @ move.T + noise
+        total += gain
+        weight = spread[:, 0] / (spread[0, 0] + 0.5 * variance)
+        mean = mean + weight * (total - mean[0])
+        spread = spread - np.outer(weight, spread[0])
+        found = Estimate(jnp.asarray(gain), jnp.asarray(variance), jnp.asarray(7.0))
+        state = filter_gain(state, found, jnp.asarray(promise), jnp.asarray(root**2))
+        np.testing.assert_allclose([state.level, state.u], mean, rtol=1e-4)
+        np.testing.assert_allclose(state.covariance, spread, rtol=1e-3, atol=1e-5)
+
+
+def test_the_explained_variance_is_of_the_returns_that_followed():
+    rng = np.random.default_rng(0)
+    rewards, here = rng.normal(size=(2, 6, 2)).astype(np.float32)
+    after = np.concatenate([here[1:], rng.normal(size=(1, 2)).astype(np.float32)])
+    ended, cut = np.zeros((2, 6, 2), bool)
+    ended[2, 0] = cut[3, 1] = True
+    after[3, 1] = 5.0
+    returns, onwards = np.zeros((6, 2)), after[-1]
+    for i in reversed(range(6)):
+        onwards = np.where(ended[i], 0.0, np.where(cut[i], after[i], onwards))
+        onwards = rewards[i] + 0.9 * onwards
+        returns[i] = onwards
+    expected = 1.0 - np.var(returns - here) / np.var(returns)
+    rollout = rollout_with(ended)._replace(truncated=jnp.asarray(cut))
+    settings = SimpleNamespace(train=SimpleNamespace(gamma=0.9))
+    found = fresh_explained_variance(
+        settings, rollout, jnp.asarray(rewards), (jnp.asarray(here), jnp.asarray(after))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_quantiles_of_log_ratios_are_of_rows_of_every_environment():
+    for rows in (512, 1536, 2048, 4096):
+        by_env = jnp.arange(rows, dtype=jnp.float32) % 4
+        found = _log_ratios(by_env, jnp.ones(rows), jnp.ones(rows, bool))
+        assert found["policy/log_ratio_good_p10"] == 0.0
+        assert found["policy/log_ratio_good_p90"] == 3.0
+        assert np.isnan(found["policy/log_ratio_bad_p50"])
