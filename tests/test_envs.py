@@ -201,7 +201,7 @@ def test_every_autoreset_mode_leads_to_the_same_advantages_and_value_targets(exp
     inputs = actor.inputs(state.obs_stats, table.astype(np.float32), None)
     value = np.asarray(actor.network.value(state.params, inputs), np.float64)
     make = jax.jit(partial(make_batch, world.settings, actor))
-    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))
+    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
     unflatten = lambda leaf: np.asarray(leaf).reshape(NUM_STEPS, NUM_ENVS)  # noqa: E731
     np.testing.assert_array_equal(unflatten(batch.weights), rollout.valid)
     for index, rows in enumerate(experience.script):
@@ -563,7 +563,7 @@ def test_episodes_of_one_step_have_finite_and_correct_targets(mode, world):
     collector.reset(0)
     rollout, episodes, *_ = collector.collect(state.params["policy"], state.obs_stats, 0)
     make = jax.jit(partial(make_batch, settings, world.learner.actor))
-    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))
+    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
     valid = rollout.valid
     assert valid.sum() == NUM_ENVS * NUM_STEPS / (2 if mode == "next-step" else 1)
     targets = np.asarray(batch.value_targets).reshape(valid.shape)

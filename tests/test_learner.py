@@ -179,9 +179,35 @@ def batch_of(given):
     def make(state, rollout):
         rewards = jnp.asarray(rollout.rewards)
         args = (state.params, state.obs_stats, rollout, rewards, jnp.ones(()))
-        return make_batch(given.settings, given.learner.actor, *args)
+        return make_batch(given.settings, given.learner.actor, *args)[0]
 
     return jax.jit(make)(given.state, given.rollout)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_every_truncated_row_is_worth_its_own_true_successor_however_many_there_are(share):
+    given = lesson("ppo", "discrete")
+    random, shape = np.random.default_rng(3), (50, 5)
+    obs = random.normal(size=(51, 5, *given.rollout.obs.shape[2:])).astype(np.float32)
+    final = random.normal(size=(250, *obs.shape[2:])).astype(np.float32)
+    truncated = random.random(250) < share
+    rows = np.flatnonzero(truncated)
+    rollout = given.rollout._replace(
+        obs=obs,
+        truncated=truncated.reshape(shape),
+        final_rows=np.concatenate([rows, np.full(250 - len(rows), 250)]),
+        final_obs=np.concatenate([final[rows], np.full_like(final[: 250 - len(rows)], np.nan)]),
+    )
+    actor, state = given.learner.actor, given.state
+    here, after = state_values(actor, state.params, state.obs_stats, rollout)
+
+    def value(obs):
+        return actor.network.value(state.params, actor.inputs(state.obs_stats, obs, None))
+
+    expected = np.where(truncated, value(final), value(obs[1:]).reshape(-1)).reshape(shape)
+    np.testing.assert_allclose(here, value(obs[:-1]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.core

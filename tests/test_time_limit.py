@@ -110,7 +110,7 @@ def targets_of(request):
     def targets(value):
         params = {**state.params, "critic": jnp.float32(value)}
         rewards = jnp.asarray(rollout.rewards)
-        batch = make(params, state.obs_stats, rollout, rewards, jnp.ones(()))
+        batch = make(params, state.obs_stats, rollout, rewards, jnp.ones(()))[0]
         return np.asarray(batch.value_targets)[valid], np.asarray(batch.advantages)[valid]
 
     return targets
@@ -146,7 +146,7 @@ def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
     assert not rollout.truncated.any()
     params = {**state.params, "critic": jnp.float32(100.0)}
     make = jax.jit(partial(make_batch, settings, learner.actor))
-    batch = make(params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))
+    batch = make(params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
     targets = np.asarray(batch.value_targets).reshape(rollout.terminated.shape)
     np.testing.assert_allclose(targets[rollout.terminated], 1.0, rtol=1e-5)
 

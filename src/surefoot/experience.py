@@ -18,6 +18,9 @@ from surefoot.types import Batch, EnvSpec, Episodes, Inputs, Params, Rollout
 
 Metrics = dict[str, Array]
 
+FINAL_ROWS = 64
+"""Truncated rows whose successors are valued at once; few rows of a rollout are truncated."""
+
 
 def horizon_of(settings: Settings, spec: EnvSpec) -> float:
     """Steps over which a gain per step adds up: 1 / (1 - gamma), or the time limit at gamma 1."""
@@ -46,12 +49,32 @@ def state_values(
     actor: Actor, params: dict[str, Params], obs_stats: Any, rollout: Rollout
 ) -> tuple[Float[Array, "time env"], Float[Array, "time env"]]:
     """The critic's V of each row's state and of its true successor, read before any reset."""
-    # The value of an unmasked observation: a mask belongs to the action, not to the state.
-    values = actor.network.value(params, actor.inputs(obs_stats, rollout.obs, None))
-    final = actor.network.value(params, actor.inputs(obs_stats, rollout.final_obs, None))
-    successors = values[1:].reshape(-1).at[rollout.final_rows].set(final, mode="drop")
-    next_values = jnp.where(rollout.truncated, successors.reshape(values[1:].shape), values[1:])
-    return values[:-1], next_values
+
+    def value(obs):
+        # Of an unmasked observation: a mask belongs to the action, not to the state.
+        return actor.network.value(params, actor.inputs(obs_stats, obs, None))
+
+    values = value(rollout.obs)
+    after = values[1:]
+    room, size = len(rollout.final_rows), min(len(rollout.final_rows), FINAL_ROWS)
+    count = jnp.sum(rollout.final_rows < after.size)
+
+    def write_some(carry):
+        start, successors = carry
+        # The last slice may reach back into the one before, whose rows get the same values again.
+        some = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
+            (rollout.final_rows, rollout.final_obs),
+        )
+        rows, obs = some
+        return start + size, successors.at[rows].set(value(obs), mode="drop")
+
+    successors = after.reshape(-1)
+    if room:
+        _, successors = jax.lax.while_loop(
+            lambda carry: carry[0] < count, write_some, (jnp.int32(0), successors)
+        )
+    return values[:-1], jnp.where(rollout.truncated, successors.reshape(after.shape), after)
 
 
 def td_sums(
@@ -91,14 +114,14 @@ def make_batch(
     rollout: Rollout,
     rewards: Float[Array, "time env"],
     return_scale: Float[Array, ""],
-) -> Batch:
-    """Rows with advantages and value targets, true successors behind every time limit."""
+) -> tuple[Batch, tuple[Float[Array, "time env"], Float[Array, "time env"]]]:
+    """Rows with advantages and value targets, and the `state_values` they were made of."""
     values = state_values(actor, params, obs_stats, rollout)
     advantages = _advantages(settings, rollout, rewards, values, settings.train.gae_lambda)
     flatten = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
     inputs = actor.inputs(obs_stats, obs, rollout.action_mask)
-    return Batch(
+    batch = Batch(
         inputs=Inputs(*jax.tree.map(flatten, tuple(inputs))),
         actions=jax.tree.map(flatten, rollout.actions),
         old_log_probs=flatten(rollout.log_probs),
@@ -108,6 +131,7 @@ def make_batch(
         weights=flatten(rollout.valid).astype(advantages.dtype),
         return_scale=return_scale,
     )
+    return batch, values
 
 
 def _advantages(

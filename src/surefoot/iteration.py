@@ -47,8 +47,7 @@ def _rows_of(parts: Parts, state: LoopState, rollout: Rollout) -> _Rows:
     rewards, return_stats, so_far, scale = scale_rewards(
         parts.settings, state.return_stats, state.returns_so_far, rollout
     )
-    values = state_values(parts.actor, state.params, state.obs_stats, rollout)
-    batch = make_batch(
+    batch, values = make_batch(
         parts.settings, parts.actor, state.params, state.obs_stats, rollout, rewards, scale
     )
     return _Rows(batch, groups_of(rollout), rewards, values, return_stats, so_far)

@@ -124,7 +124,12 @@ def collect_jax(
 
     last, rows = jax.lax.scan(advance, loop, jnp.arange(num_steps))
     obs, actions, masks, log_probs, step, done, returns, lengths = rows
-    flatten = lambda leaf: leaf.reshape(num_steps * num_envs, *leaf.shape[2:])  # noqa: E731
+    truncated = step.truncated & ~step.terminated
+    size = num_steps * num_envs
+    (final_rows,) = jnp.nonzero(truncated.reshape(-1), size=size, fill_value=size)
+    final_obs = jax.tree.map(
+        lambda leaf: leaf.reshape(size, *leaf.shape[2:])[final_rows], step.final_obs
+    )
     rollout = Rollout(
         obs=jax.tree.map(lambda head, tail: jnp.concatenate([head, tail[None]]), obs, last.obs),
         actions=actions,
@@ -132,9 +137,9 @@ def collect_jax(
         log_probs=log_probs,
         rewards=step.reward.astype(jnp.zeros(()).dtype),
         terminated=step.terminated,
-        truncated=step.truncated & ~step.terminated,
-        final_obs=jax.tree.map(flatten, step.final_obs),
-        final_rows=jnp.arange(num_steps * num_envs),
+        truncated=truncated,
+        final_obs=final_obs,
+        final_rows=final_rows,
         valid=jnp.ones((num_steps, num_envs), bool),
     )
     return last, rollout, Episodes(done, returns, lengths)
