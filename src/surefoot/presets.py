@@ -187,7 +187,8 @@ def preset_tables(preset: str, env_id: str, rule: str, *, shared_only: bool = Fa
                 f"preset {preset} is for {', '.join(PEERS[preset])}; that library has no {rule}"
             )
         return PEERS[preset][rule]
-    found = PRESETS.get(env_id, Preset(shared={}, by_rule={}))
+    # EnvPool's environments are Gymnasium's, stepped by other code.
+    found = PRESETS.get(env_id.removeprefix("envpool:"), Preset(shared={}, by_rule={}))
     added = {} if shared_only else found.by_rule.get(rule, {})
     layers = (_EVERYWHERE, found.shared, added)
     sections = ("train", "network", "critic", "rule")

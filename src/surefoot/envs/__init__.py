@@ -14,26 +14,28 @@ import gymnasium
 from surefoot.errors import ConfigError, EnvCrashError
 from surefoot.limits import nearest
 
-LATER = {"envpool": "EnvPool", "brax": "Brax"}
+LATER = {"brax": "Brax"}
 
 
 class EnvSource(NamedTuple):
     """Where environments come from.
 
     `make` gives one more environment of its own. `kind` is "gymnasium" (one environment),
-    "vector" (a ready vector environment) or "jax" (a pure reset and step).
+    "vector" (a ready vector environment), "pool" (`make(num_envs)` gives a vector environment of
+    that size) or "jax" (a pure reset and step).
     """
 
     env_id: str
     kind: str
-    make: Callable[[], Any]
+    make: Callable[..., Any]
 
 
 def imports_nothing(env_id: str) -> bool:
     """Whether making an environment by this id imports no module of the user's."""
     prefix, _, rest = env_id.partition(":")
     inner = rest.partition(":")[0] if ":" in rest else "random"
-    return not rest or prefix == "gymnax" or (prefix == "tabular" and inner == "random")
+    own = prefix in ("gymnax", "envpool") or (prefix == "tabular" and inner == "random")
+    return own or not rest
 
 
 def time_limit(env: gymnasium.Env) -> int | None:
@@ -83,6 +85,10 @@ def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
             return EnvSource(env, "jax", lambda: find_gymnax(rest, env_kwargs))
         if prefix == "tabular" and rest:
             return EnvSource(env, "jax", lambda: find_tabular(rest, env_kwargs))
+        if prefix == "envpool" and rest:
+            from surefoot.envs.envpool import find_envpool
+
+            return find_envpool(rest, env_kwargs)
         if prefix in LATER and rest:
             raise ConfigError(f"{env}: {LATER[prefix]} environments are not supported yet")
         return _find_gymnasium(env, env_kwargs)

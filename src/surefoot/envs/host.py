@@ -51,6 +51,8 @@ def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> Vect
                 f"{source.env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
             )
         return vector
+    if source.kind == "pool":
+        return source.make(num_envs)
     if vectorization == "sync":
         envs = _make_envs(source, num_envs)
         return SyncVectorEnv(
@@ -254,4 +256,4 @@ class HostEnv:
 def open_host_env(source: EnvSource, num_envs: int, *, vectorization: str, seed: int) -> HostEnv:
     """Build and reset the environments of a source."""
     vector = make_vector(source, num_envs, vectorization=vectorization)
-    return HostEnv(vector, source.env_id, seed=seed, ours=source.kind != "vector")
+    return HostEnv(vector, source.env_id, seed=seed, ours=source.kind == "gymnasium")

@@ -43,6 +43,12 @@ def refuse_vectors(source: EnvSource) -> None:
             "by one; give an id or a function that makes one environment",
             name="VECTOR-ENV",
         )
+    if source.kind == "pool":
+        raise ConfigError(
+            f"{source.env_id}: a probe plays environments one by one, which EnvPool's cannot; "
+            "probe a run of the same environment from Gymnasium",
+            name="VECTOR-ENV",
+        )
 
 
 def budget_of(budget: int | None, jax_native: bool) -> int:

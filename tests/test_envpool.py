@@ -1,0 +1,101 @@
+"""EnvPool's environments: seeds, dummy rows, true last observations, and learning from them."""
+
+import jax
+import numpy as np
+import pytest
+from trees import assert_same_bits
+
+import surefoot as sf
+from surefoot.envs import find_env
+from surefoot.envs.host import open_host_env
+from surefoot.errors import ConfigError
+from surefoot.presets import preset_tables
+
+pytest.importorskip("envpool")
+
+
+def opened(env_id, num_envs=3):
+    return open_host_env(find_env(env_id, {}), num_envs, vectorization="sync", seed=0)
+
+
+def played(env, seeds, steps):
+    obs, _ = env.reset(seeds)
+    rows = [obs]
+    for t in range(steps):
+        step = env.step(np.full(env.num_envs, t % 3 == 0, np.int64))
+        rows.append((step.obs, step.rewards, step.terminated, step.valid))
+    return jax.tree.map(np.array, rows)
+
+
+def test_a_reset_with_the_same_seeds_is_the_same_episode_and_other_seeds_are_others():
+    env = opened("envpool:CartPole-v1")
+    first, again = played(env, [5, 6, 7], 30), played(env, [5, 6, 7], 30)
+    other = played(env, [5, 6, 8], 30)
+    assert_same_bits(first, again)
+    np.testing.assert_array_equal(first[0][:2], other[0][:2])
+    assert not np.array_equal(first[0][2], other[0][2])
+    env.close()
+
+
+def test_the_row_after_an_end_is_a_dummy_and_the_last_observation_is_the_true_one():
+    env = opened("envpool:Pendulum-v1")
+    assert env.spec.max_episode_steps == 200
+    env.reset([0, 1, 2])
+    seen, steps = [], []
+    for _ in range(203):
+        step = env.step(np.zeros((3, 1), np.float32))
+        seen.append(np.array(step.obs))
+        steps.append(step)
+    end = steps[199]
+    assert end.truncated.all()
+    assert not end.terminated.any()
+    assert end.valid.all()
+    for index, final in end.final_obs.items():
+        np.testing.assert_array_equal(final, seen[199][index])
+    assert not steps[200].valid.any()
+    assert steps[201].valid.all()
+    # The true last observation goes on from the one before; the dummy's starts anew.
+    assert np.abs(seen[199] - seen[198]).max() < np.abs(seen[200] - seen[199]).max()
+    env.close()
+
+
+def test_numbers_of_an_episodes_last_info_are_known():
+    env = opened("envpool:Pendulum-v1")
+    env.reset([0, 1, 2])
+    for _ in range(200):
+        step = env.step(np.zeros((3, 1), np.float32))
+    assert step.final_infos[2]["elapsed_step"] == 200.0
+    env.close()
+
+
+def test_it_has_the_preset_of_the_environment_that_it_steps():
+    plain = preset_tables("auto", "HalfCheetah-v5", "trpo")
+    assert preset_tables("auto", "envpool:HalfCheetah-v5", "trpo") == plain
+
+
+def test_training_stopped_and_resumed_equals_training_never_stopped(tmp_path):
+    train = sf.Train(num_envs=4, num_steps=64, checkpoint_every=512)
+    # Short episodes: a run of Gymnasium-like environments is exact every ten of them.
+    arguments = {"steps": 2048, "train": train, "env_kwargs": {"max_episode_steps": 8}}
+    whole = sf.train("envpool:CartPole-v1", sf.TRPO(), **arguments)
+    sf.train(
+        "envpool:CartPole-v1",
+        sf.TRPO(),
+        out=tmp_path / "run",
+        on_update=lambda row: row["iteration"] == 4,
+        **arguments,
+    )
+    resumed = sf.resume(tmp_path / "run")
+    assert_same_bits(whole.state.params, resumed.state.params)
+    assert resumed.evaluate(episodes=4)["episodes"] == 4
+    with pytest.raises(ConfigError, match="one by one"):
+        sf.probe_run(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_trpo_learns_cartpole():
+    finals = [
+        sf.train("envpool:CartPole-v1", sf.TRPO(), steps=100_000, seed=seed).evaluate()
+        for seed in range(3)
+    ]
+    assert np.mean([final["return_mean"] for final in finals]) >= 475
