@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
 def _cells(only: str, variant: str, quick: bool) -> list[Cell]:
     cells = [c for c in (quick_cells() if quick else all_cells()) if re.search(only, c.name)]
     if variant == "adaptive":
-        cells = [cell for cell in cells if cell.rule == "trpo"]
+        # A radius that is planted too large never reaches a rule that chooses its own.
+        cells = [cell for cell in cells if cell.rule == "trpo" and cell.fault != "radius"]
     return [varied(cell, variant) for cell in cells]
 
 

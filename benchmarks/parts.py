@@ -1,0 +1,241 @@
+"""Where an iteration's time goes, part by part, and what TRPO's update costs beside PPO's.
+
+    python -m benchmarks.parts [--env HalfCheetah-v5] [--repeats 30] [--json FILE]
+
+A rollout of 8 x 256 is collected once; each part of what follows is a program of its own, and is
+run on that rollout again and again, the parts in turns. Unit costs come with operations as XLA
+counts them, in forward passes of the policy over the batch. PPO makes 10 epochs of 32 minibatches
+with its critic inside, TRPO as many with a critic of its own, and beside that its own settings.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.flatten_util import ravel_pytree
+
+from surefoot import iteration
+from surefoot.config import PPO, TRPO, Critic, Network, Train
+from surefoot.critic import fit_critic
+from surefoot.diagnostics import diagnose
+from surefoot.envs import find_env
+from surefoot.envs.host import HostEnv
+from surefoot.experience import horizon_of, make_batch, scale_rewards, state_values
+from surefoot.lens.groups import groups_of
+from surefoot.loop_state import Parts, make_rule
+from surefoot.natural_gradient import fisher_vector_product, quadratic_form
+from surefoot.presets import settle
+from surefoot.rollout_host import HostCollector
+from surefoot.trained import OwnNetworks, begin
+from surefoot.update.npg import objective, reference
+
+DISAGREE = 1.5
+"""A median is not reported where the third quartile is so many times the first."""
+
+
+class Bench:
+    """A run of one rule, its rollout, and the parts of its iteration as programs."""
+
+    def __init__(self, env_id: str, rule: Any, critic: Critic):
+        train = Train(num_envs=8, num_steps=256, steps=10_000_000)
+        self.settings = settle(env_id, rule, train, Network(), critic)
+        run, env = begin(self.settings, find_env(env_id, {}), OwnNetworks())
+        assert isinstance(env, HostEnv)
+        self.learner, self.state = run.learner, run.state
+        self.collector = HostCollector(env, self.learner.actor, self.settings)
+        self.collector.reset(0)
+        self.rollout = self.collect().rollout
+        rule_of = make_rule(self.settings, self.learner.actor.network)
+        self.parts = Parts(self.settings, self.learner.spec, self.learner.actor, rule_of, None)
+        state, rollout = self.state, self.rollout
+        rewards, _, _, scale = scale_rewards(
+            self.settings, state.return_stats, state.returns_so_far, rollout
+        )
+        self.batch, _ = jax.jit(
+            lambda: make_batch(
+                *(self.settings, self.learner.actor, state.params, state.obs_stats),
+                *(rollout, rewards, scale),
+            )
+        )()
+
+    def collect(self) -> Any:
+        """One rollout."""
+        return self.collector.collect(self.state.params["policy"], self.state.obs_stats, 0)
+
+    def update(self) -> Callable[[], Any]:
+        """The rule's update alone: of the policy, and of the critic where that is joint."""
+        params = self.state.params if self.parts.joint else self.state.params["policy"]
+        run = jax.jit(self.parts.rule.update)
+        return lambda: run(self.state.rule, params, self.batch, jax.random.key(0))
+
+    def critic(self) -> Callable[[], Any]:
+        """The critic's own fit."""
+        network, settings = self.parts.network, self.settings
+        run = jax.jit(
+            lambda state, params, batch, key: fit_critic(
+                settings.critic,
+                lambda critic, inputs: network.value({"critic": critic}, inputs),
+                settings.num_iterations,
+                *(state, params, batch, key),
+            )
+        )
+        critic = self.state.params["critic"]
+        return lambda: run(self.state.critic, critic, self.batch, jax.random.key(0))
+
+    def whole(self) -> Callable[[], Any]:
+        """Everything between two rollouts."""
+        episodes = self.collect().episodes
+        run = jax.jit(self.learner.learn)
+        return lambda: run(self.state, self.rollout, episodes)
+
+    def values(self) -> Callable[[], Any]:
+        """The critic's values, the advantages and the targets."""
+        run = jax.jit(lambda state, rollout: iteration._rows_of(self.parts, state, rollout))
+        return lambda: run(self.state, self.rollout)
+
+    def diagnosis(self) -> Callable[[], Any]:
+        """What the update did, on its own batch."""
+        horizon = horizon_of(self.settings, self.learner.spec)
+        run = jax.jit(
+            lambda params, batch: diagnose(
+                self.parts.network.policy, params, params, batch, horizon=horizon
+            )
+        )
+        return lambda: run(self.state.params["policy"], self.batch)
+
+    def judgement(self) -> Callable[[], Any]:
+        """The old critic's look at the new rollout."""
+        run = jax.jit(
+            lambda state, rollout: (
+                state_values(self.parts.actor, state.params, state.obs_stats, rollout),
+                groups_of(rollout),
+            )
+        )
+        return lambda: run(self.state, self.rollout)
+
+    def units(self) -> dict[str, Any]:
+        """Unit costs of the policy on the batch, as functions to be timed."""
+        policy, params = self.parts.network.policy, self.state.params["policy"]
+        config = TRPO(max_kl=0.01)
+        flat, unravel = ravel_pytree(params)
+        batch = reference(config, policy, params, self.batch)[1]
+        quarter = jax.tree.map(lambda leaf: leaf[: len(batch.weights) // 4], batch.inputs)
+        weights = batch.weights[: len(batch.weights) // 4]
+
+        def product(vector, inputs, weights):
+            return ravel_pytree(
+                fisher_vector_product(policy, params, inputs, weights)(unravel(vector))
+            )[0]
+
+        named: dict[str, Callable[..., Any]] = {
+            "forward": lambda x: jax.tree.leaves(policy(unravel(x), batch.inputs)),
+            "gradient": jax.grad(
+                lambda x: objective(config, policy(unravel(x), batch.inputs), batch)
+            ),
+            "fisher product, linearised each time": lambda x: product(
+                x, batch.inputs, batch.weights
+            ),
+            "the same on a quarter of the states": lambda x: product(x, quarter, weights),
+            "curvature, forward mode": lambda x: quadratic_form(
+                policy, params, batch.inputs, batch.weights, unravel(x)
+            ),
+        }
+        return {
+            name: jax.jit(function).lower(flat).compile() for name, function in named.items()
+        } | {"flat": flat}
+
+
+def seconds_of(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Each function's seconds, in turns; the first call of each is not counted."""
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            before = time.perf_counter()
+            jax.block_until_ready(function())
+            if turn:
+                found[name].append(time.perf_counter() - before)
+    return found
+
+
+def middle(times: list[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile, in milliseconds."""
+    low, mid, high = statistics.quantiles([1e3 * t for t in times], n=4)
+    return low, mid, high
+
+
+def show(title: str, times: dict[str, list[float]]) -> dict[str, Any]:
+    """Print a block; the medians that can be trusted."""
+    print(f"\n{title}")
+    found = {}
+    for name, each in times.items():
+        low, mid, high = middle(each)
+        unsure = high > DISAGREE * low
+        note = "  (runs disagree: not reported)" if unsure else ""
+        print(f"  {name:42s} {mid:8.2f} ms  ({low:.2f} to {high:.2f}){note}", flush=True)
+        found[name] = None if unsure else round(mid, 3)
+    return found
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description=__doc__)
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    passes = {"num_epochs": 10, "num_minibatches": 32}
+    ppo = Bench(given.env, PPO(**passes), Critic(joint=True))
+    trpo = Bench(given.env, TRPO(), Critic(**passes))
+    default = Bench(given.env, TRPO(), Critic())
+    alone = Bench(given.env, PPO(**passes), Critic(joint=False, **passes))
+    parts = {
+        "rollout (environment and policy)": ppo.collect,
+        "values and advantages": ppo.values(),
+        "the old critic's look at the rollout": ppo.judgement(),
+        "diagnosis of the update": ppo.diagnosis(),
+        "ppo: policy and critic, joint": ppo.update(),
+        "ppo: policy alone": alone.update(),
+        "trpo: policy": trpo.update(),
+        "trpo: critic, as many passes as ppo": trpo.critic(),
+        "trpo: critic, own settings": default.critic(),
+        "ppo: all between two rollouts": ppo.whole(),
+        "trpo: all, as many passes as ppo": trpo.whole(),
+        "trpo: all, own settings": default.whole(),
+    }
+    results = {"parts_ms": show("parts of an iteration, 8 x 256", seconds_of(parts, given.repeats))}
+    host = ppo.collect()
+    spent = f"environment {host.env_seconds:.3f} s, policy {host.policy_seconds:.3f} s"
+    print(f"  of the rollout: {spent}")
+    units = default.units()
+    flat = units.pop("flat")
+    timed = {name: (lambda f=function: f(flat)) for name, function in units.items()}
+    results["units_ms"] = show("unit costs of the policy", seconds_of(timed, 10 * given.repeats))
+    flops = {name: function.cost_analysis().get("flops", 0.0) for name, function in units.items()}
+    results["units_operations"] = {k: round(v / flops["forward"], 2) for k, v in flops.items()}
+    print("  operations, in forward passes: " + json.dumps(results["units_operations"]))
+    ms = results["parts_ms"]
+    print("\nTRPO beside PPO (10 epochs x 32)")
+    results["trpo_over_ppo"] = {}
+    for what, one, other in (
+        ("policy part", "trpo: policy", "ppo: policy alone"),
+        (
+            "whole, equal critic passes",
+            "trpo: all, as many passes as ppo",
+            "ppo: all between two rollouts",
+        ),
+        ("whole, own settings", "trpo: all, own settings", "ppo: all between two rollouts"),
+    ):
+        ratio = ms[one] / ms[other] if ms[one] and ms[other] else None
+        results["trpo_over_ppo"][what] = ratio and round(ratio, 3)
+        print(f"  {what:42s} {'not reported' if ratio is None else f'{ratio:.2f}'}")
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One script a side, run in the side's own virtual environment and asked for rounds of training."""
