@@ -29,6 +29,7 @@ from surefoot.errors import (
     NotFiniteError,
     StoppedBySignal,
 )
+from surefoot.many import memory_left, memory_of
 from surefoot.plan import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
@@ -639,6 +640,34 @@ def test_make_train_is_a_pure_function_of_the_seed(many):
 def test_many_seeds_need_an_environment_that_compiles():
     with pytest.raises(ConfigError, match="does not compile into the program"):
         sf.train_many(make_scripted, seeds=[0])
+
+
+def test_seeds_that_do_not_fit_together_go_in_turns_and_say_so(many, monkeypatch, capsys):
+    given = arguments("jax")
+    # Room for two of the three: the last turn is half empty.
+    monkeypatch.setattr("surefoot.many.memory_of", lambda program: 30)
+    monkeypatch.setattr("surefoot.many.memory_left", lambda: 29)
+    with quickly_built():
+        runs = sf.train_many(given.pop("env"), given.pop("rule"), seeds=(*SEEDS, 5), **given)
+    assert "3 seeds at once need" in capsys.readouterr().err
+    assert [run.settings.train.seed for run in runs] == [*SEEDS, 5]
+    for run, other in zip(runs, many, strict=False):
+        assert_same_bits(run.state.params, other.state.params)
+    assert not same_bits(runs[2].state.params, runs[1].state.params)
+
+
+def test_what_many_seeds_need_grows_with_their_number():
+    program = jax.jit(jax.vmap(lambda x: jnp.cumsum(x * jnp.arange(1000.0))))
+    sizes = [memory_of(program.lower(jnp.ones(n)).compile()) for n in (10, 1000)]
+    assert sizes[1] > 50 * sizes[0]
+    assert sizes[1] >= 4 * 1000 * 1000
+    assert memory_left() is None or memory_left() > 2**20
+
+
+def test_no_seeds_are_refused():
+    given = arguments("jax")
+    with pytest.raises(ConfigError, match="at least one"):
+        sf.train_many(given["env"], given["rule"], seeds=[])
 
 
 def test_a_rule_may_be_given_by_its_name_alone():

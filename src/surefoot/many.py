@@ -1,6 +1,8 @@
 """Whole JAX-native runs as pure functions, and many seeds of one as a single program."""
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -62,6 +64,60 @@ def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:
     return run
 
 
+def _in_turns(run: Callable[[Any], Any], seeds: list[int]) -> tuple[LoopState, dict[str, Any]]:
+    """`run` of every seed, with a leading axis of seeds; the metrics on the host."""
+    if not seeds:
+        raise ConfigError("train_many: seeds is empty; give at least one")
+
+    def program(count: int) -> Any:
+        shape = jax.ShapeDtypeStruct((count,), jnp.uint32)
+        return jax.jit(jax.vmap(run)).lower(shape).compile()
+
+    together, room = program(len(seeds)), memory_left()
+    turn, needed = len(seeds), memory_of(together)
+    if room is not None and needed > room:
+        turn = max(1, len(seeds) * room // needed)
+        print(
+            f"train_many: {len(seeds)} seeds at once need {needed / 2**30:.1f} GiB and "
+            f"{room / 2**30:.1f} GiB are left: {turn} at a time",
+            file=sys.stderr,
+        )
+        together = program(turn)
+    # The last turn may train the last seed again: one program serves every turn.
+    turns = [
+        (seeds[first : first + turn] + seeds[-1:] * turn)[:turn]
+        for first in range(0, len(seeds), turn)
+    ]
+    found = []
+    for some in turns:
+        states, metrics = together(jnp.asarray(some, jnp.uint32))
+        found.append((states, jax.device_get(metrics)))
+    states, metrics = zip(*found, strict=True)
+    return (
+        jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(seeds)], *states),
+        jax.tree.map(lambda *parts: np.concatenate(parts)[: len(seeds)], *metrics),
+    )
+
+
+def memory_of(program: Any) -> int:
+    """Bytes that a compiled program needs beside its arguments."""
+    needs = program.memory_analysis()
+    return needs.temp_size_in_bytes + needs.output_size_in_bytes
+
+
+def memory_left() -> int | None:
+    """Bytes a program may take: nine tenths of what its device has left; None where none tells."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    return int(0.9 * 1024 * int(kilobytes))
+
+
 def make_train(
     env: Any,
     rule: Rule | str | None = None,
@@ -96,6 +152,10 @@ def train_many(
 ) -> list[Run]:
     """Train one run a seed, all in one program.
 
+    What the program needs is known when it is compiled, before it starts; where that is more than
+    the device has left, the seeds go through a smaller program in turns, which a line on standard
+    error says.
+
     Args:
         env: a JAX-native environment: `gymnax:ID` or a JaxEnv.
         rule: as in `train`.
@@ -109,16 +169,14 @@ def train_many(
         Runs in the order of `seeds`, each with its policy and rows of metrics.
 
     Raises:
-        ConfigError: for an environment that is not JAX-native, or settings that do not fit.
+        ConfigError: for an environment that is not JAX-native, settings that do not fit, or no
+            seeds.
     """
     given = train if train is not None else Train()
     if steps is not None:
         given = Train(**{**vars(given), "steps": steps})
     settings, source, learner = _jax_learner(env, rule, given, network, critic)
-    states, metrics = jax.jit(jax.vmap(_whole_run(settings, learner)))(
-        jnp.asarray(seeds, jnp.uint32)
-    )
-    metrics = jax.device_get(metrics)
+    states, metrics = _in_turns(_whole_run(settings, learner), list(seeds))
     runs = []
     for position, seed in enumerate(seeds):
         own = Settings(
