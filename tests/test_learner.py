@@ -1,6 +1,6 @@
 """One iteration of learning, the same laws for every rule on every kind of environment."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from surefoot.experience import make_batch, state_values
 from surefoot.learner import make_learner
 from surefoot.networks import build
 from surefoot.presets import settle
-from surefoot.rollout import collect_jax
+from surefoot.rollout import collect_jax, noise_block, start_jax_envs
 from surefoot.rollout_host import HostCollector
 from surefoot.types import Batch, Inputs
 
@@ -278,7 +278,7 @@ def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted():
 
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
-    monkeypatch.setattr("surefoot.rollout_host.NOISE_BYTES", 1)
+    monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", 1)
     env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
@@ -286,3 +286,18 @@ def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypa
         given.state.params["policy"], given.state.obs_stats, 0
     ).rollout.actions
     assert len(np.unique(actions)) == actions.size
+
+
+def test_a_large_jax_native_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
+    given = lesson("trpo", "box")
+    env = scripted_jax(action="box")
+    loop = start_jax_envs(env, NUM_ENVS, jax.random.key(0))
+    zero = {"seed": jnp.uint32(0), "iteration": jnp.int32(0)}
+    for limit, block in ((1, 1), (10**9, NUM_STEPS)):
+        monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", limit)
+        assert noise_block(given.learner.actor.network, NUM_STEPS, NUM_ENVS) == block
+        _, rollout, _ = jax.jit(partial(collect_jax, env, given.learner.actor, given.settings))(
+            given.state.params["policy"], given.state.obs_stats, loop, **zero
+        )
+        assert rollout.actions.shape[:2] == (NUM_STEPS, NUM_ENVS)
+        assert len(np.unique(rollout.actions)) == rollout.actions.size

@@ -77,6 +77,21 @@ def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> A
     return Actor(network, act, inputs)
 
 
+NOISE_BYTES = 64 * 2**20
+"""Most memory that a rollout's noise takes at once; it is drawn in blocks of time."""
+
+
+def noise_block(network: ActorCritic, num_steps: int, num_envs: int) -> int:
+    """Steps whose noise is drawn at once: all, or the largest even share that takes little memory.
+
+    Drawing it step by step would cost more than acting.
+    """
+    sizes = jax.eval_shape(lambda key: network.noise(key, (1, num_envs)), jax.random.key(0))
+    step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sizes))
+    most = max(1, NOISE_BYTES // max(step_bytes, 1))
+    return next(n for n in range(min(most, num_steps), 0, -1) if num_steps % n == 0)
+
+
 class EnvLoop(NamedTuple):
     """JAX-native environments between two rollouts: states, what is seen, episode totals."""
 
@@ -108,11 +123,10 @@ def collect_jax(
     action_key = run_key(seed, iteration, Purpose.ACTION)
     step_key = run_key(seed, iteration, Purpose.STEP)
 
-    def advance(loop: EnvLoop, t: Int[Array, ""]):
+    def advance(loop: EnvLoop, drawn: tuple[Any, Key[Array, " env"]]):
+        noise, keys = drawn
         mask = jax.vmap(env.action_mask)(loop.state) if env.action_mask else None
-        noise = actor.network.noise(jax.random.fold_in(action_key, t), (num_envs,))
         action, sent, log_prob = actor.act(policy, obs_stats, loop.obs, mask, noise)
-        keys = jax.random.split(jax.random.fold_in(step_key, t), num_envs)
         step = jax.vmap(env.step)(keys, loop.state, sent)
         done = step.terminated | step.truncated
         returns, lengths = loop.returns + step.reward, loop.lengths + 1
@@ -122,7 +136,15 @@ def collect_jax(
         )
         return new, row
 
-    last, rows = jax.lax.scan(advance, loop, jnp.arange(num_steps))
+    block = noise_block(actor.network, num_steps, num_envs)
+
+    def advance_block(loop: EnvLoop, index: Int[Array, ""]):
+        noise = actor.network.noise(jax.random.fold_in(action_key, index), (block, num_envs))
+        keys = jax.random.split(jax.random.fold_in(step_key, index), (block, num_envs))
+        return jax.lax.scan(advance, loop, (noise, keys))
+
+    last, rows = jax.lax.scan(advance_block, loop, jnp.arange(num_steps // block))
+    rows = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), rows)
     obs, actions, masks, log_probs, step, done, returns, lengths = rows
     truncated = step.truncated & ~step.terminated
     size = num_steps * num_envs

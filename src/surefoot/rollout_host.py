@@ -9,11 +9,8 @@ from jaxtyping import PyTree
 
 from surefoot.config import Settings
 from surefoot.envs.host import HostEnv, HostStep
-from surefoot.rollout import Actor, Purpose, env_seeds, run_key
+from surefoot.rollout import Actor, Purpose, env_seeds, noise_block, run_key
 from surefoot.types import Episodes, Params, Rollout
-
-NOISE_BYTES = 64 * 2**20
-"""Most memory that a rollout's noise takes at once; it is drawn in blocks of time."""
 
 
 class HostRollout(NamedTuple):
@@ -38,11 +35,14 @@ class HostCollector:
 
     def __init__(self, env: HostEnv, actor: Actor, settings: Settings):
         self._env, self._settings, self._actor = env, settings, actor
-        self._act = jax.jit(lambda *reads: actor.act(*reads)[:2])
+        # JAX takes a list of arrays apart several times faster than a tree of modules.
+        shapes = jax.eval_shape(actor.network.init, jax.random.key(0))["policy"]
+        structure = jax.tree.structure(shapes)
+        self._act = jax.jit(
+            lambda leaves, *reads: actor.act(jax.tree.unflatten(structure, leaves), *reads)[:2]
+        )
         steps, envs = settings.train.num_steps, settings.train.num_envs
-        sizes = jax.eval_shape(lambda key: actor.network.noise(key, (1, envs)), jax.random.key(0))
-        step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sizes))
-        self._block = max(1, min(steps, NOISE_BYTES // max(step_bytes, 1)))
+        self._block = noise_block(actor.network, steps, envs)
         self._draw = jax.jit(lambda key: actor.network.noise(key, (self._block, envs)))
         self._log_probs = jax.jit(self._compute_log_probs)
 
@@ -63,7 +63,7 @@ class HostCollector:
         """Build the programs of a rollout, so that their compilation is not counted as acting."""
         noise = self._draw(jax.random.key(0))
         drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], noise)
-        action, _ = self._act(policy, obs_stats, self._obs, self._mask, drawn)
+        action, _ = self._act(jax.tree.leaves(policy), obs_stats, self._obs, self._mask, drawn)
         steps, envs = self._settings.train.num_steps, self._env.num_envs
         rows = _allocate(steps, envs, self._obs, jax.tree.map(np.asarray, action), self._mask)
         rows = jax.tree.map(np.zeros_like, rows)
@@ -78,12 +78,13 @@ class HostCollector:
         final_rows: list[int] = []
         infos: list[dict[str, float]] = []
         rows: Any = None
+        leaves = jax.tree.leaves(policy)
         env_seconds, started = 0.0, time.monotonic()
         for t in range(steps):
             if t % self._block == 0:
                 noise = jax.tree.map(np.asarray, self._draw(jax.random.fold_in(key, t)))
             drawn = jax.tree.map(lambda leaf, i=t % self._block: leaf[i], noise)
-            action, sent = self._act(policy, obs_stats, self._obs, self._mask, drawn)
+            action, sent = self._act(leaves, obs_stats, self._obs, self._mask, drawn)
             action, sent = jax.tree.map(np.asarray, (action, sent))
             if rows is None:
                 rows = _allocate(steps, envs, self._obs, action, self._mask)

@@ -164,6 +164,9 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
 
 def begin(settings: Settings, source: EnvSource, own: OwnNetworks) -> tuple[Run, JaxEnv | HostEnv]:
     """A run at its first iteration, and its training environments, opened."""
+    # Nothing here computes while Python does something else, and handing a step's small program to
+    # another thread takes longer than running it. It has no effect where JAX has been used before.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     train = settings.train
     if source.kind == "jax":
         opened = native = source.make()

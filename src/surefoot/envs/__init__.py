@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium
+import numpy as np
 
 from surefoot.errors import ConfigError, EnvCrashError
 from surefoot.limits import nearest
@@ -61,7 +62,7 @@ class OwnObs(gymnasium.Wrapper):
     def step(self, action: Any) -> Any:
         """Step, and copy what is seen."""
         obs, *rest = self.env.step(action)
-        return copy.deepcopy(obs), *rest
+        return obs.copy() if type(obs) is np.ndarray else copy.deepcopy(obs), *rest
 
 
 def make_in_worker(source: EnvSource) -> OwnObs:

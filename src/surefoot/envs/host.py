@@ -10,9 +10,10 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
-from surefoot.envs import EnvSource, OwnObs, crashed, make_in_worker, time_limit
+from surefoot.envs import EnvSource, crashed, time_limit
 from surefoot.envs.masks import empty_masks, write_mask
-from surefoot.errors import ConfigError, EnvContractError, SurefootError
+from surefoot.envs.vector import make_vector
+from surefoot.errors import EnvContractError
 from surefoot.spaces import own_dtype
 from surefoot.types import EnvSpec
 
@@ -34,64 +35,6 @@ class HostStep(NamedTuple):
     final_obs: dict[int, PyTree]
     valid: np.ndarray
     final_infos: dict[int, dict[str, Any]]
-
-
-def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> VectorEnv:
-    """A vector environment of `num_envs`, with same-step autoreset where it is built here.
-
-    Raises:
-        ConfigError: for a ready vector environment of another size.
-        EnvContractError: for environments whose spaces differ.
-        EnvCrashError: where a constructor raises.
-    """
-    if source.kind == "vector":
-        vector = source.make()
-        if vector.num_envs != num_envs:
-            raise ConfigError(
-                f"{source.env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
-            )
-        return vector
-    if source.kind == "pool":
-        return source.make(num_envs)
-    if vectorization == "sync":
-        envs = _make_envs(source, num_envs)
-        return SyncVectorEnv(
-            [lambda env=env: env for env in envs],
-            copy=False,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-        )
-    try:
-        # Forking a process that runs XLA's threads can deadlock.
-        return AsyncVectorEnv(
-            [lambda: make_in_worker(source)] * num_envs,
-            context="spawn",
-            autoreset_mode=AutoresetMode.SAME_STEP,
-        )
-    except ConfigError:
-        raise
-    except Exception as fault:
-        raise crashed(source.env_id, "making it", fault) from fault
-
-
-def _make_envs(source: EnvSource, num_envs: int) -> list[OwnObs]:
-    """Environments of one source, which must have the same spaces."""
-    envs: list[OwnObs] = []
-    try:
-        for index in range(num_envs):
-            envs.append(OwnObs(source.make()))
-            spaces_of = [(e.observation_space, e.action_space) for e in (envs[0], envs[-1])]
-            if spaces_of[0] != spaces_of[1]:
-                raise EnvContractError(
-                    f"{source.env_id}: environment {index} has spaces {spaces_of[1]}, "
-                    f"environment 0 has {spaces_of[0]}; all must have the same"
-                )
-    except Exception as fault:
-        for env in envs:
-            env.close()
-        if isinstance(fault, SurefootError):
-            raise
-        raise crashed(source.env_id, f"making environment {len(envs)}", fault) from fault
-    return envs
 
 
 def _time_limit(vector: Any, *, ours: bool) -> int | None:

@@ -9,6 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
+from surefoot.shuffle import shuffled
 from surefoot.types import Params
 
 
@@ -70,7 +71,7 @@ def descend(
         flat, state, stopped = carry
         order = jnp.arange(num_rows)
         if settings.num_minibatches > 1:
-            order = jax.random.permutation(epoch_key, order)
+            order = shuffled(epoch_key, num_rows)
         (new, new_state), traces = jax.lax.scan(
             step, (flat, state), order.reshape(settings.num_minibatches, size)
         )

@@ -16,6 +16,7 @@ from surefoot.natural_gradient import (
     fisher_vector_product,
     quadratic_form,
 )
+from surefoot.shuffle import shuffled
 from surefoot.surrogate import entropy_bonus, scale_advantages, surrogate
 from surefoot.trust_region import boundary_scale
 from surefoot.types import Batch, Params, UpdateRule
@@ -71,7 +72,7 @@ def natural_step(
     num_rows = weights.shape[0]
     num_states = max(1, round(config.fisher_fraction * num_rows))
     if num_states < num_rows:
-        chosen = jax.random.permutation(key, num_rows)[:num_states]
+        chosen = shuffled(key, num_rows)[:num_states]
         inputs, weights = jax.tree.map(lambda leaf: leaf[chosen], (inputs, weights))
     product = fisher_vector_product(policy_fn, params, inputs, weights)
     solution = conjugate_gradient(
