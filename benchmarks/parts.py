@@ -121,7 +121,7 @@ class Bench:
     def units(self) -> dict[str, Any]:
         """Unit costs of the policy on the batch, as functions to be timed."""
         policy, params = self.parts.network.policy, self.state.params["policy"]
-        config = TRPO(max_kl=0.01)
+        config = self.settings.rule
         flat, unravel = ravel_pytree(params)
         batch = reference(config, policy, params, self.batch)[1]
         quarter = jax.tree.map(lambda leaf: leaf[: len(batch.weights) // 4], batch.inputs)

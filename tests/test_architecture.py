@@ -28,7 +28,7 @@ PARTS = {"networks", "heads", "normalize", "envs", "presets"}
 LAYERS = [
     NOUNS,
     set(LADDER),
-    {"update", "critic", "diagnostics", "lens", "guard"},
+    {"update", "critic", "diagnostics", "lens", "guard", "shuffle"},
     {"rollout", "rollout_host"},
     {"experience", "loop_state", "iteration", "learner", "evaluation", "policy"},
     {"trained", "steppers", "plan", "loop", "training", "many"},

@@ -442,8 +442,8 @@ def jax_run(tmp_path_factory):
     """Four iterations on gymnax's CartPole, every one stored."""
     path = tmp_path_factory.mktemp("jax") / "run"
     sf.train(
-        "gymnax:CartPole-v1", sf.PPO(num_minibatches=2, num_epochs=2), out=path, steps=128,
-        train=sf.Train(num_envs=2, num_steps=16, dispatch=1, keep_checkpoints=9,
+        "gymnax:CartPole-v1", sf.PPO(num_minibatches=2, num_epochs=2), out=path, steps=512,
+        train=sf.Train(num_envs=2, num_steps=64, dispatch=1, keep_checkpoints=9,
                        checkpoint_every=1, lens_every=0),
         **SMALL,
     )  # fmt: skip
@@ -511,7 +511,7 @@ def test_the_promise_on_the_own_batch_is_the_recorded_one_in_another_weighting(j
     rows = batch_rows(found.batch, setting)
     scores = score(setting.judge, found.old, found.new, rows, clip_eps=0.2)
     per_row = scores.rows[:, 1]
-    assert len(per_row) == 32
+    assert len(per_row) == 128
     recorded = run.rows[2]["surrogate/promised_gain"]
     assert setting.horizon * per_row.mean() == pytest.approx(recorded, rel=2e-2)
     starts = np.isclose(rows.weights, 1.0)

@@ -27,7 +27,7 @@ def draw(duels: dict[str, dict[str, Any]], picture: Path) -> None:
         mine, other = (statistics.median(found[side]["rates"]) for side in ("ours", "theirs"))
         axes.annotate(
             f"{middle:.1f} x  ({mine / 1e3:,.1f}k against {other / 1e3:,.1f}k steps/s)",
-            (max(ratios), row),
+            (max(*ratios, found["settings"]["target"]), row),
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
@@ -40,7 +40,7 @@ def draw(duels: dict[str, dict[str, Any]], picture: Path) -> None:
     axes.set_ylim(len(duels) - 0.5, -0.5)
     axes.set_xlim(0, 1.6 * max(max(found["ratios"]) for found in duels.values()))
     axes.set_xlabel(
-        "surefoot's steps a second over the peer's: pairs (dots), median (bar), aim (triangle)"
+        "steps a second over the peer's: pairs (dots), median (bar), aim (triangle)", fontsize=9
     )
     axes.spines[["top", "right"]].set_visible(False)
     picture.parent.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,7 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
+            self.close()
             sys.exit(f"a side ended; to see why, run {shlex.join(self._command)}")
         return json.loads(line)
 
@@ -54,8 +55,8 @@ class Side:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        with self._process:
+            self._process.kill()
 
 
 def run_duel(duel: Duel, where: Path, *, pairs: int) -> dict[str, Any]:

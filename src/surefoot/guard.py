@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-from scipy import stats
+from scipy import special
 
 from surefoot.trust_region import mean_kl, worst_kl
 from surefoot.types import Batch, Inputs, Params
@@ -96,5 +96,5 @@ def is_hopeless(promises: Float[Array, " update"]) -> Bool[Array, ""]:
     """
     count = promises.shape[0]
     error = jnp.std(promises, ddof=1) / count**0.5
-    high = jnp.mean(promises) + float(stats.t.ppf(0.975, count - 1)) * error
+    high = jnp.mean(promises) + float(special.stdtrit(count - 1, 0.975)) * error
     return high < 0.0

@@ -142,12 +142,12 @@ class Evaluator:
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """Mean, spread and 95 % t interval of the returns of an evaluation; of one, no interval."""
-    from scipy import stats
+    from scipy import special
 
     returns, count = evaluation.returns, len(evaluation.returns)
     std = float(np.std(returns, ddof=1)) if count > 1 else 0.0
     mean = float(np.mean(returns))
-    half = float(stats.t.ppf(0.975, count - 1)) * std / count**0.5 if count > 1 else None
+    half = float(special.stdtrit(count - 1, 0.975)) * std / count**0.5 if count > 1 else None
     summary = {
         "return_mean": mean,
         "return_std": std,

@@ -68,9 +68,10 @@ class EnvPoolVector(VectorEnv):
     def step(
         self, actions: PyTree
     ) -> tuple[PyTree, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step every environment."""
+        """Step every environment; infos are told where an episode ends."""
         obs, rewards, terminated, truncated, infos = self._pool.step(actions)
-        return obs, rewards, terminated, truncated, _with_presence(infos)
+        ended = terminated.any() or truncated.any()
+        return obs, rewards, terminated, truncated, _with_presence(infos) if ended else {}
 
     def close_extras(self, **_: Any) -> None:
         """Let the threads of the environments go."""

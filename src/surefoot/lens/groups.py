@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from scipy import stats
+from scipy import special
 
 from surefoot.types import Rollout
 
 EPISODE_GROUPS = 8
 """Groups that the episodes of a single environment are dealt to."""
 
-_QUANTILES = stats.t.ppf(0.975, np.arange(1, 201))
+_QUANTILES = special.stdtrit(np.arange(1, 201), 0.975)
 
 
 def num_groups(num_envs: int) -> int:
