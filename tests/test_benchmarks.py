@@ -69,6 +69,6 @@ def test_the_picture_has_a_row_a_duel(tmp_path):
 def test_every_duel_gives_both_sides_whole_minibatches():
     for duel in DUELS:
         assert (duel.num_envs * duel.num_steps) % duel.minibatch == 0
-        assert duel.peer in duels.ENVIRONMENT_OF
+        assert (duels.SIDES / duels.HOME_OF[duel.peer][1]).is_file()
         # A round ends with a dispatch of a JAX-native run.
         assert not duel.ours.startswith("gymnax:") or duel.rounds % 10 == 0

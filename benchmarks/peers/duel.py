@@ -13,7 +13,11 @@ from typing import Any
 from benchmarks.peers.tasks import Duel
 
 SIDES = Path(__file__).parent / "sides"
-ENVIRONMENT_OF = {"sb3": "torch", "sb3_contrib": "torch", "sbx": "torch", "rejax": "rejax"}
+HOME_OF = {
+    **{peer: ("torch", "with_sb3.py") for peer in ("sb3", "sb3_contrib", "sbx")},
+    "rejax": ("rejax", "with_rejax.py"),
+}
+"""The virtual environment and the script of each peer."""
 DISAGREE = 1.6
 """A ratio is not reported where the largest of the pairs is so many times the smallest."""
 PACKAGES = (
@@ -61,9 +65,10 @@ class Side:
 
 def run_duel(duel: Duel, where: Path, *, pairs: int) -> dict[str, Any]:
     """Rounds of both sides in turns; rates, ratios pair by pair, seconds until ready."""
-    peer = str(where / ENVIRONMENT_OF[duel.peer] / "bin" / "python")
+    environment, script = HOME_OF[duel.peer]
+    peer = str(where / environment / "bin" / "python")
     ours = Side(sys.executable, "with_surefoot.py", duel)
-    theirs = Side(peer, f"with_{duel.peer}.py", duel)
+    theirs = Side(peer, script, duel)
     try:
         rates = [(ours.round(), theirs.round()) for _ in range(pairs)]
     finally:

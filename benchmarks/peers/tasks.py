@@ -8,7 +8,7 @@ class Duel(NamedTuple):
 
     Attributes:
         name: of the line.
-        peer: a script of `sides`, and the environment it needs.
+        peer: the library, as `HOME_OF` in `duel` knows it.
         env: the environment's id, without a prefix.
         ours: the id that surefoot is given.
         rule: ppo or trpo.
