@@ -127,7 +127,7 @@ def main() -> None:
             agents, iterations = max(2, agents // 128), 2
         rate = throughput(env, agents, num_envs, num_steps, iterations)
         found["steps_per_second"][name] = round(rate)
-        print(f"{name}: {agents} agents, {rate / 1e6:.2f}M steps/s", flush=True)
+        print(f"{name}: {agents} agents, {rate:,.0f} steps/s", flush=True)
     passes = {"num_epochs": 4, "num_minibatches": 4}
     rules = {
         "ppo": (sf.PPO(**passes), sf.Critic(joint=True)),

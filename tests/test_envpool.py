@@ -8,7 +8,7 @@ from trees import assert_same_bits
 import surefoot as sf
 from surefoot.envs import find_env
 from surefoot.envs.host import open_host_env
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, EnvCrashError
 from surefoot.presets import preset_tables
 
 pytest.importorskip("envpool")
@@ -66,6 +66,19 @@ def test_numbers_of_an_episodes_last_info_are_known():
         step = env.step(np.zeros((3, 1), np.float32))
     assert step.final_infos[2]["elapsed_step"] == 200.0
     env.close()
+
+
+def test_a_pool_that_cannot_be_made_is_named_in_one_line(monkeypatch):
+    import envpool
+
+    source = find_env("envpool:CartPole-v1", {})
+
+    def fail(*_, **__):
+        raise RuntimeError("no threads left")
+
+    monkeypatch.setattr(envpool, "make", fail)
+    with pytest.raises(EnvCrashError, match=r"envpool:CartPole-v1: making it raised.*no threads"):
+        open_host_env(source, 2, vectorization="sync", seed=0)
 
 
 def test_it_has_the_preset_of_the_environment_that_it_steps():

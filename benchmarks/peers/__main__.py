@@ -46,10 +46,13 @@ def run(where: Path, only: str, pairs: int, out: Path | None) -> None:
     chosen = [duel for duel in DUELS if re.search(only, duel.name)]
     if not chosen:
         sys.exit(f"no duel fits {only}: {', '.join(duel.name for duel in DUELS)}")
-    kept: dict[str, Any] = {"machine": machine(), "versions": {}, "duels": {}}
+    here = {"machine": machine(), "versions": versions(where, ENVIRONMENTS)}
+    kept: dict[str, Any] = here | {"duels": {}}
     if out and out.exists():
-        kept["duels"] = json.loads(out.read_text())["duels"]
-    kept["versions"] = versions(where, ENVIRONMENTS)
+        before = json.loads(out.read_text())
+        # Figures of another machine or other versions do not belong beside new ones.
+        if here.items() <= before.items():
+            kept = before
     for duel in chosen:
         found = run_duel(duel, where, pairs=pairs)
         print(sentence(duel, found), flush=True)

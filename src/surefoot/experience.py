@@ -62,11 +62,10 @@ def state_values(
     def write_some(carry):
         start, successors = carry
         # The last slice may reach back into the one before, whose rows get the same values again.
-        some = jax.tree.map(
+        rows, obs = jax.tree.map(
             lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
             (rollout.final_rows, rollout.final_obs),
         )
-        rows, obs = some
         return start + size, successors.at[rows].set(value(obs), mode="drop")
 
     successors = after.reshape(-1)

@@ -150,7 +150,8 @@ def collect_jax(
     size = num_steps * num_envs
     (final_rows,) = jnp.nonzero(truncated.reshape(-1), size=size, fill_value=size)
     final_obs = jax.tree.map(
-        lambda leaf: leaf.reshape(size, *leaf.shape[2:])[final_rows], step.final_obs
+        lambda leaf: leaf.reshape(size, *leaf.shape[2:]).at[final_rows].get(mode="clip"),
+        step.final_obs,
     )
     rollout = Rollout(
         obs=jax.tree.map(lambda head, tail: jnp.concatenate([head, tail[None]]), obs, last.obs),

@@ -57,12 +57,12 @@ def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> Vect
                 f"{source.env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
             )
         return vector
-    if source.kind == "pool":
-        return source.make(num_envs)
-    if vectorization == "sync":
+    if vectorization == "sync" and source.kind != "pool":
         envs = _make_envs(source, num_envs)
         return SameStepVector([lambda env=env: env for env in envs])
     try:
+        if source.kind == "pool":
+            return source.make(num_envs)
         # Forking a process that runs XLA's threads can deadlock.
         return AsyncVectorEnv(
             [lambda: make_in_worker(source)] * num_envs,
