@@ -276,28 +276,46 @@ def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted():
     np.testing.assert_array_equal(batch.weights, given.rollout.valid.reshape(-1))
 
 
+def all_differ(noise):
+    """No draw comes twice, but for rounding: noise is what is left without the policy's mean."""
+    return len(np.unique(np.round(noise, 4))) > 0.99 * noise.size
+
+
+def noise_of(given, rollout):
+    """What was added to the policy's mean: actions alone differ because observations do."""
+    obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
+    actor, state = given.learner.actor, given.state
+    inputs = actor.inputs(state.obs_stats, obs, None)
+    chosen = actor.network.policy(state.params["policy"], inputs)
+    return np.asarray(rollout.actions - chosen.mode())
+
+
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
     monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", 1)
     env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
-    actions = collector.collect(
-        given.state.params["policy"], given.state.obs_stats, 0
-    ).rollout.actions
-    assert len(np.unique(actions)) == actions.size
+    host = collector.collect(given.state.params["policy"], given.state.obs_stats, 0)
+    assert all_differ(noise_of(given, host.rollout))
 
 
-def test_a_large_jax_native_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
-    given = lesson("trpo", "box")
-    env = scripted_jax(action="box")
-    loop = start_jax_envs(env, NUM_ENVS, jax.random.key(0))
-    zero = {"seed": jnp.uint32(0), "iteration": jnp.int32(0)}
-    for limit, block in ((1, 1), (10**9, NUM_STEPS)):
-        monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", limit)
-        assert noise_block(given.learner.actor.network, NUM_STEPS, NUM_ENVS) == block
-        _, rollout, _ = jax.jit(partial(collect_jax, env, given.learner.actor, given.settings))(
-            given.state.params["policy"], given.state.obs_stats, loop, **zero
-        )
-        assert rollout.actions.shape[:2] == (NUM_STEPS, NUM_ENVS)
-        assert len(np.unique(rollout.actions)) == rollout.actions.size
+@pytest.mark.parametrize(("limit", "block"), [(1, 1), (10**9, NUM_STEPS)])
+def test_a_jax_native_rollout_uses_no_noise_and_no_key_twice(monkeypatch, limit, block):
+    given, env = lesson("trpo", "box"), scripted_jax(action="box")
+
+    def step(key, state, action):
+        return env.step(key, state, action)._replace(reward=jax.random.uniform(key))
+
+    monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", limit)
+    assert noise_block(given.learner.actor.network, NUM_STEPS, NUM_ENVS) == block
+    collect = partial(collect_jax, env._replace(step=step), given.learner.actor, given.settings)
+    _, rollout, _ = jax.jit(collect)(
+        given.state.params["policy"],
+        given.state.obs_stats,
+        start_jax_envs(env, NUM_ENVS, jax.random.key(0)),
+        seed=jnp.uint32(0),
+        iteration=jnp.int32(0),
+    )
+    assert all_differ(noise_of(given, rollout))
+    assert len(np.unique(rollout.rewards)) == rollout.rewards.size

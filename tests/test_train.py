@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import quickly_built
+from scipy import stats
 from scripted import LIMIT, Scripted, make_scripted, return_of, scripted_jax, shown
 from trees import assert_same_bits, same_bits
 
@@ -29,10 +30,12 @@ from surefoot.errors import (
     NotFiniteError,
     StoppedBySignal,
 )
+from surefoot.evaluation import Evaluation
 from surefoot.many import memory_left, memory_of
 from surefoot.plan import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
+from surefoot.trained import summarize
 from surefoot.training import chosen_rule, resume, train, train_or_resume
 
 # Ten episode limits of five steps are four iterations of sixteen: the shortest schedule there is.
@@ -653,6 +656,8 @@ def test_seeds_that_do_not_fit_together_go_in_turns_and_say_so(many, monkeypatch
     assert [run.settings.train.seed for run in runs] == [*SEEDS, 5]
     for run, other in zip(runs, many, strict=False):
         assert_same_bits(run.state.params, other.state.params)
+        assert timeless(run.rows) == timeless(other.rows)
+    assert runs[2].rows[-1]["policy/kl_mean"] != runs[1].rows[-1]["policy/kl_mean"]
     assert not same_bits(runs[2].state.params, runs[1].state.params)
 
 
@@ -668,6 +673,13 @@ def test_no_seeds_are_refused():
     given = arguments("jax")
     with pytest.raises(ConfigError, match="at least one"):
         sf.train_many(given["env"], given["rule"], seeds=[])
+
+
+def test_an_evaluations_interval_is_students():
+    returns = np.array([3.0, 5.0, 4.0, 9.0])
+    found = summarize(Evaluation(returns, np.ones(4, int), []))
+    expected = stats.t.interval(0.95, 3, loc=returns.mean(), scale=stats.sem(returns))
+    np.testing.assert_allclose(found["return_ci95"], expected, rtol=1e-12)
 
 
 def test_a_rule_may_be_given_by_its_name_alone():
