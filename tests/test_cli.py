@@ -65,8 +65,6 @@ def error_of(capsys, *arguments):
         (["train", "CartPole-v1", "--env-kwargs", "{"], "CONFIG", "not JSON"),
         (["train", "nowhere:Env-v0"], "UNKNOWN-ENV", "no module nowhere"),
         (["train", "brax:ant"], "CONFIG", "not supported yet"),
-        (["train", "envpool:Hoper-v5"], "UNKNOWN-ENV", "did you mean Hopper-v5?"),
-        (["train", "envpool:Hopper-v5", "--env-kwargs", '{"legs": 3}'], "CONFIG", "legs"),
         (["train", "CartPole-v1", "--out", "/proc/nowhere"], "STORAGE", "/proc/nowhere"),
         (["resume", "nothing"], "CHECKPOINT", "no run directory"),
         (["evaluate", "nothing"], "CHECKPOINT", "no run directory"),

@@ -6,6 +6,7 @@ import pytest
 from trees import assert_same_bits
 
 import surefoot as sf
+from surefoot.cli import main
 from surefoot.envs import find_env
 from surefoot.envs.host import open_host_env
 from surefoot.errors import ConfigError, EnvCrashError
@@ -79,6 +80,22 @@ def test_a_pool_that_cannot_be_made_is_named_in_one_line(monkeypatch):
     monkeypatch.setattr(envpool, "make", fail)
     with pytest.raises(EnvCrashError, match=r"envpool:CartPole-v1: making it raised.*no threads"):
         open_host_env(source, 2, vectorization="sync", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "said"),
+    [
+        (["envpool:Hoper-v5"], "UNKNOWN-ENV", "did you mean Hopper-v5?"),
+        (["envpool:Hopper-v5", "--env-kwargs", '{"legs": 3}'], "CONFIG", "legs"),
+    ],
+)
+def test_a_wrong_command_gets_one_line(arguments, name, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) in (2, 6)
+    line = capsys.readouterr().err
+    assert f"error[{name}]" in line
+    assert said in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_has_the_preset_of_the_environment_that_it_steps():

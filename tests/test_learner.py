@@ -256,7 +256,18 @@ def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row
     worst = kls >= np.quantile(kls[counted], 0.99)
     share = np.sum((kls * weights)[worst]) / np.sum(kls * weights)
     np.testing.assert_allclose(found["policy/kl_worst_share"], share, rtol=1e-4)
+    least = kls[counted & worst].min()
+    np.testing.assert_allclose(found["policy/kl_p99"], least, rtol=1e-4)
     ratio = (q / p)[np.arange(rows), actions]
+    columns = {"kl_median": (kls, counted, 0.5)}
+    for name, side in (("good", advantages > 0), ("bad", advantages < 0)):
+        for percent in (10, 50, 90):
+            rows_of_sign = (np.log(ratio), counted & side, percent / 100)
+            columns[f"log_ratio_{name}_p{percent}"] = rows_of_sign
+    for name, (values, which, level) in columns.items():
+        # One rank either way: half-way between two rows, either is the nearest.
+        low, high = np.sort(values[which])[[int(level * (sum(which) - 1)) + i for i in (0, 1)]]
+        assert low - 1e-5 <= found[f"policy/{name}"] <= high + 1e-5, name
     hurt = np.where(advantages > 0, ratio < 0.8, ratio > 1.2)
     expected = np.sum(hurt * weights) / weights.sum()
     assert 0.05 < expected < 0.6
