@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from surefoot import iteration
@@ -91,7 +92,7 @@ class Bench:
         """Everything between two rollouts."""
         episodes = self.collect().episodes
         run = jax.jit(self.learner.learn)
-        return lambda: run(self.state, self.rollout, episodes)
+        return lambda: run(self.state, self.rollout, episodes, np.False_)
 
     def values(self) -> Callable[[], Any]:
         """The critic's values, the advantages and the targets."""

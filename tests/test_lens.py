@@ -142,7 +142,8 @@ def draw_rows(old, key, rows):
     return table_batch(states, actions, jnp.asarray(old.advantages, jnp.float32)[states, actions])
 
 
-def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(pair):
+@pytest.mark.parametrize("num_envs", [16, 1])
+def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(pair, num_envs):
     mdp, old, _ = pair
     rule = UPDATE_RULES["npg"](
         resolve(NPG(advantage_norm="none", fisher_fraction=1.0)), policy_fn, 1
@@ -160,7 +161,11 @@ def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(
     @jax.vmap
     def look(key):
         batch = draw_rows(old, key, 1600)
-        fit = cross_fit(update, policy_fn, theta, batch, groups, 16, horizon=mdp.horizon)
+        fit = cross_fit(
+            *(update, policy_fn, theta, batch, groups, 16),
+            num_envs=num_envs,
+            horizon=mdp.horizon,
+        )
         halves = [batch._replace(weights=1.0 * (groups % 2 == side)) for side in (0, 1)]
         truth = 0.5 * sum(worth(update(half)) for half in halves)
         return interval(fit.across), fit.insample, truth
@@ -191,7 +196,7 @@ def test_noise_promises_in_sample_and_not_across_halves():
             actions = jax.random.randint(a, (rows,), 0, 2)
             advantages = signal * (2.0 * actions - 1.0) + jax.random.normal(n, (rows,))
             batch = table_batch(states, actions, advantages)
-            fit = cross_fit(update, policy_fn, theta, batch, groups, 8, horizon=10.0)
+            fit = cross_fit(update, policy_fn, theta, batch, groups, 8, num_envs=8, horizon=10.0)
             return fit.insample, fit.across.mean
 
         return jax.vmap(one)(keys)

@@ -108,15 +108,15 @@ def learner_of(plain: Settings, dials: Mapping[str, Any]) -> Learner:
 
 
 Start = Callable[[Any, Dials], LoopState]
-Advance = Callable[[LoopState, Dials], tuple[LoopState, dict[str, Array], dict[str, Array]]]
+Advance = Callable[[LoopState, Dials], tuple[LoopState, dict[str, Array]]]
 _PROGRAMS: dict[str, tuple[Start, Advance]] = {}
 
 
 def programs_of(plain: Settings) -> tuple[Start, Advance]:
-    """`start(seeds, dials) -> states`, `advance(states, dials) -> (states, rows, looks)`.
+    """`start(seeds, dials) -> states`, `advance(states, dials) -> (states, rows)`.
 
-    Leading axis: runs. `rows` have a second axis of the chunk's iterations; `looks` are the
-    dearer figures of the chunk's first update.
+    Leading axis: runs. `rows` have a second axis of the chunk's iterations; the dearer figures are
+    those of the chunk's first update.
     """
     key = json.dumps(plain.to_dict(), sort_keys=True)
     if key in _PROGRAMS:
@@ -129,11 +129,8 @@ def programs_of(plain: Settings) -> tuple[Start, Advance]:
     def advance(state, dials):
         learner = learner_of(plain, dials)
         assert learner.iterate is not None
-        assert learner.foresee is not None
-        state, looks = learner.foresee(state)
         iterate = learner.iterate
-        state, rows = jax.lax.scan(lambda state, _: iterate(state), state, None, length=CHUNK)
-        return state, rows, looks
+        return jax.lax.scan(lambda state, i: iterate(state, i == 0), state, jnp.arange(CHUNK))
 
     _PROGRAMS[key] = (jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance)))
     return _PROGRAMS[key]
@@ -162,8 +159,8 @@ def train_chunks(phases: Sequence[Phase], seeds: Sequence[int]) -> dict[str, np.
         if states is None:
             states = start(jnp.asarray(seeds, jnp.uint32), dials)
         for chunk in range(phase.chunks):
-            states, rows, looks = advance(states, dials)
-            metrics = _chunk(jax.device_get(rows), jax.device_get(looks))
+            states, rows = advance(states, dials)
+            metrics = {k: np.array(v, np.float32) for k, v in jax.device_get(rows).items()}
             _unscale(metrics, np.asarray(phase.reward_scales, np.float32))
             if chunk == 0 and phase.reward_scales != scales:
                 metrics["episode/count"][:, :STRADDLING] = 0.0
@@ -181,17 +178,6 @@ def _set_up(phase: Phase) -> tuple[Start, Advance, Dials]:
     scaled = zip((values for _, values in split), phase.reward_scales, strict=True)
     dials = stack_dials([values | {REWARD_SCALE: scale} for values, scale in scaled])
     return *programs_of(plain), dials
-
-
-def _chunk(
-    rows: Mapping[str, np.ndarray], looks: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """One chunk's metrics; the dearer figures stand in its first row."""
-    metrics = {name: np.array(values, np.float32) for name, values in rows.items()}
-    for name, values in looks.items():
-        metrics[name] = np.full(metrics["policy/kl_mean"].shape, np.nan, np.float32)
-        metrics[name][:, 0] = values
-    return metrics
 
 
 def _unscale(metrics: dict[str, np.ndarray], scales: np.ndarray) -> None:

@@ -53,7 +53,7 @@ def diagnose(
     return {
         "surrogate/promised_gain": horizon * promise * batch.return_scale,
         "policy/kl_mean": weighted_mean(rows, weights),
-        "policy/kl_median": _quantiles(*_some(rows, counted), (0.5,))[0],
+        "policy/kl_median": _quantiles(*_some(rows, counted), levels=(0.5,))[0],
         "policy/kl_p99": kl_p99,
         "policy/kl_worst_share": worst_share,
         "policy/kl_worst_state": jnp.max(jnp.where(counted, rows, 0.0)),

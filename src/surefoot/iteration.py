@@ -92,6 +92,7 @@ def _cross_fit(parts: Parts, state: LoopState, rows: _Rows) -> CrossFit:
         rows.batch,
         rows.groups.reshape(-1),
         parts.num_groups,
+        num_envs=parts.settings.train.num_envs,
         horizon=horizon_of(parts.settings, parts.spec),
     )
 
@@ -140,11 +141,22 @@ def _update(
 
 
 def learn_from(
-    parts: Parts, state: LoopState, rollout: Rollout, episodes: Episodes
+    parts: Parts,
+    state: LoopState,
+    rollout: Rollout,
+    episodes: Episodes,
+    look: bool | Bool[Array, ""],
 ) -> tuple[LoopState, Metrics]:
-    """Judge the last update by this rollout, make the next, and look at what it did."""
-    settings, watch, horizon = parts.settings, state.watch, horizon_of(parts.settings, parts.spec)
+    """Judge the last update by this rollout, make the next, and look at what it did.
+
+    Where `look` holds, the lens's dearer figures are taken too; else they are NaN. It is no part of
+    the state, so that many seeds in one program ask it once, and skip what none of them needs.
+    """
+    settings, horizon = parts.settings, horizon_of(parts.settings, parts.spec)
     rows = _rows_of(parts, state, rollout)
+    states = _states_of(parts, state, rollout, rows)
+    ratio, looked = _look(parts, state, rows, states, look)
+    watch = state.watch._replace(ratio=ratio)
     batch, scale = rows.batch, rows.batch.return_scale
 
     def td_of(values, scale):
@@ -172,7 +184,7 @@ def learn_from(
     obs_stats = merge_obs_stats(state.obs_stats, obs, rollout.valid)
     drift = normalization_kl(parts.actor, params["policy"], state.obs_stats, obs_stats, rollout)
     refusals = jnp.where(finite, 0, state.refusals + 1)
-    metrics = info | diagnosis | judged | episode_metrics(episodes)
+    metrics = info | looked | diagnosis | judged | episode_metrics(episodes)
     metrics |= {
         "critic/explained_variance": explained_variance(
             batch.values, batch.value_targets, batch.weights
@@ -202,7 +214,7 @@ def learn_from(
             td=td_of(rows.values, scale),
             promised=diagnosis["surrogate/promised_gain"],
             kl=diagnosis["policy/kl_mean"],
-            states=_states_of(parts, state, rollout, rows),
+            states=states,
             ratio=ratio,
             gained=gained,
             ready=jnp.array(True),
@@ -220,19 +232,31 @@ def _states_of(parts: Parts, state: LoopState, rollout: Rollout, rows: _Rows) ->
     return sample_states(features, rows.groups, rollout.valid, key)
 
 
-def examine_update(parts: Parts, state: LoopState, rollout: Rollout) -> tuple[LoopState, Metrics]:
-    """The lens's dearer figures of the update that `learn_from` makes of the same rollout."""
-    rows, watch = _rows_of(parts, state, rollout), state.watch
-    states = _states_of(parts, state, rollout, rows)
-    found = report_shift(watch, states, run_key(state.seed, state.iteration, Purpose.SHIFT))
-    found |= report_noise(
-        parts.network.policy, state.params["policy"], rows.batch, rows.groups, parts.num_groups
-    )
-    if parts.fits_across:
-        return state, found
-    fit = _cross_fit(parts, state, rows)
-    ratio = take_in_cross_fit(watch.ratio, fit.insample, fit.across.mean)
-    return state._replace(watch=watch._replace(ratio=ratio)), found | report_cross_fit(fit)
+def _look(
+    parts: Parts, state: LoopState, rows: _Rows, states: States, look: bool | Bool[Array, ""]
+) -> tuple[RatioFilter, Metrics]:
+    """The lens's dearer figures of the update that is about to be made, and what they teach it.
+
+    They come from the keys of that update and change nothing that learns.
+    """
+    watch = state.watch
+
+    def taken() -> tuple[RatioFilter, Metrics]:
+        found = report_shift(watch, states, run_key(state.seed, state.iteration, Purpose.SHIFT))
+        found |= report_noise(
+            parts.network.policy, state.params["policy"], rows.batch, rows.groups, parts.num_groups
+        )
+        if parts.fits_across:
+            return watch.ratio, found
+        fit = _cross_fit(parts, state, rows)
+        ratio = take_in_cross_fit(watch.ratio, fit.insample, fit.across.mean)
+        return ratio, found | report_cross_fit(fit)
+
+    def passed_over() -> tuple[RatioFilter, Metrics]:
+        shapes = jax.eval_shape(taken)[1]
+        return watch.ratio, {k: jnp.full(v.shape, jnp.nan, v.dtype) for k, v in shapes.items()}
+
+    return jax.lax.cond(look, taken, passed_over)
 
 
 def _all_finite(tree: PyTree) -> Bool[Array, ""]:

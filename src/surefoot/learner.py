@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from surefoot.config import Settings
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.experience import Metrics
-from surefoot.iteration import examine_update, learn_from
+from surefoot.iteration import learn_from
 from surefoot.loop_state import LoopState, Parts, make_rule, start_loop
 from surefoot.networks import ActorCritic
 from surefoot.rollout import Actor, EnvLoop, collect_jax, make_actor
@@ -19,20 +19,16 @@ from surefoot.types import EnvSpec, Episodes, Rollout
 class Learner(NamedTuple):
     """The pure functions of a run.
 
-    `init(seed) -> LoopState`; `learn(state, rollout, episodes) -> (state, metrics)`;
-    `iterate(state) -> (state, metrics)` collects as well, and is None in host runs.
-    `examine(state, rollout) -> (state, metrics)` is the lens's dearer part, for the update that
-    `learn` makes of the same rollout; it changes the state in nothing but what the lens knows.
-    `foresee(state)` collects that rollout itself, and is None in host runs.
+    `init(seed) -> LoopState`; `learn(state, rollout, episodes, look) -> (state, metrics)`;
+    `iterate(state, look) -> (state, metrics)` collects as well, and is None in host runs. `look`
+    says whether the lens's dearer figures are taken (`is_due`); they are not unless it is given.
     """
 
     spec: EnvSpec
     actor: Actor
     init: Callable[[Any], LoopState]
-    learn: Callable[[LoopState, Rollout, Episodes], tuple[LoopState, Metrics]]
-    iterate: Callable[[LoopState], tuple[LoopState, Metrics]] | None
-    examine: Callable[[LoopState, Rollout], tuple[LoopState, Metrics]]
-    foresee: Callable[[LoopState], tuple[LoopState, Metrics]] | None
+    learn: Callable[..., tuple[LoopState, Metrics]]
+    iterate: Callable[..., tuple[LoopState, Metrics]] | None
 
 
 def make_learner(
@@ -42,29 +38,26 @@ def make_learner(
     actor = make_actor(network, spec.action_space, settings)
     parts = Parts(settings, spec, actor, make_rule(settings, network), env)
 
-    def learn(state, rollout, episodes):
-        return learn_from(parts, state, rollout, episodes)
+    def learn(state, rollout, episodes, look=False):
+        return learn_from(parts, state, rollout, episodes, look)
 
-    def examine(state, rollout):
-        return examine_update(parts, state, rollout)
-
-    def iterate(state):
+    def iterate(state, look=False):
         loop, rollout, episodes = _collect(parts, state)
-        return learn(state._replace(env=loop), rollout, episodes)
+        return learn(state._replace(env=loop), rollout, episodes, look)
 
-    def foresee(state):
-        return examine(state, _collect(parts, state)[1])
-
-    native = env is not None
     return Learner(
         spec,
         actor,
         lambda seed: start_loop(parts, seed),
         learn,
-        iterate if native else None,
-        examine,
-        foresee if native else None,
+        iterate if env is not None else None,
     )
+
+
+def is_due(settings: Settings, iteration: Any) -> Any:
+    """Whether the lens's dearer figures are taken at an iteration, counted from 0; maybe traced."""
+    every = settings.train.lens_every
+    return (every > 0) & (iteration % max(every, 1) == 0)
 
 
 def _collect(parts: Parts, state: LoopState) -> tuple[EnvLoop, Rollout, Episodes]:

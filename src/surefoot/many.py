@@ -12,7 +12,7 @@ import numpy as np
 from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
 from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError
-from surefoot.learner import Learner, make_learner
+from surefoot.learner import Learner, is_due, make_learner
 from surefoot.loop_state import LoopState
 from surefoot.networks import build
 from surefoot.presets import settle
@@ -55,10 +55,9 @@ def _jax_learner(
 def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:
     def run(seed):
         return jax.lax.scan(
-            lambda state, _: learner.iterate(state),  # type: ignore[misc]
+            lambda state, i: learner.iterate(state, is_due(settings, i)),  # type: ignore[misc]
             learner.init(seed),
-            None,
-            length=settings.num_iterations,
+            jnp.arange(settings.num_iterations),
         )
 
     return run

@@ -1,16 +1,16 @@
 """How a run moves on by one chunk of iterations, on the host or inside one program."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from surefoot.config import Settings
 from surefoot.envs.host import HostEnv
-from surefoot.learner import Learner
+from surefoot.learner import Learner, is_due
 from surefoot.loop_state import LoopState
 from surefoot.rollout_host import HostCollector
 
@@ -61,7 +61,6 @@ class HostStepper:
         self._env, self._settings = env, settings
         self._collector = HostCollector(env, learner.actor, settings)
         self._learn = Compiled(learner.learn, "the update", compiling)
-        self._examine = Compiled(learner.examine, "the lens", compiling)
         self._notice, self._warm = compiling, False
 
     def reset(self, iteration: int) -> None:
@@ -70,19 +69,13 @@ class HostStepper:
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """One rollout and one update."""
-        compiled, warming = self._compile_seconds(), self._warm_up(state)
-        started = time.monotonic()
-        host = self._collector.collect(
-            state.params["policy"], state.obs_stats, int(state.iteration)
-        )
-        before = time.monotonic()
-        examined = {}
-        if is_looked_at(self._settings, int(state.iteration), 1):
-            state, found = self._examine(state, host.rollout)
-            examined = jax.device_get(found)
-        state, metrics = self._learn(state, host.rollout, host.episodes)
-        metrics = jax.device_get(metrics) | examined
-        compiling = self._compile_seconds() - compiled
+        compiled, warming = self._learn.seconds, self._warm_up(state)
+        started, iteration = time.monotonic(), int(state.iteration)
+        host = self._collector.collect(state.params["policy"], state.obs_stats, iteration)
+        before, look = time.monotonic(), np.bool_(is_due(self._settings, iteration))
+        state, metrics = self._learn(state, host.rollout, host.episodes, look)
+        metrics = jax.device_get(metrics)
+        compiling = self._learn.seconds - compiled
         now = time.monotonic()
         row = metrics | _info_means(host.infos, self._settings.train.info_keys)
         row |= {
@@ -93,9 +86,6 @@ class HostStepper:
             "time/iteration": now - started - compiling,
         }
         return state, [row]
-
-    def _compile_seconds(self) -> float:
-        return self._learn.seconds + self._examine.seconds
 
     def _warm_up(self, state: LoopState) -> float:
         """Compile what acting needs before the first rollout; the seconds that took."""
@@ -127,42 +117,28 @@ class JaxStepper:
     def __init__(self, learner: Learner, settings: Settings, compiling: Notice):
         self._iterations = settings.num_iterations
         self._chunk = chunk_length(settings)
-        self._run = Compiled(chunk_of(learner, self._chunk), "the whole iteration", compiling)
-        assert learner.foresee is not None
-        self._foresee = Compiled(learner.foresee, "the lens", compiling)
-        self._settings = settings
+        run = chunk_of(learner, settings, self._chunk)
+        self._run = Compiled(run, "the whole iteration", compiling)
 
     def reset(self, iteration: int) -> None:
         """Nothing: the environments' states are part of the loop's."""
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
-        compiled, started = self._run.seconds + self._foresee.seconds, time.monotonic()
+        compiled, started = self._run.seconds, time.monotonic()
         count = min(self._chunk, self._iterations - int(state.iteration))
-        examined = {}
-        if is_looked_at(self._settings, int(state.iteration), self._chunk):
-            state, found = self._foresee(state)
-            examined = jax.device_get(found)
         state, metrics = self._run(state, jnp.int32(count))
         metrics = jax.device_get(metrics)
-        compiling = self._run.seconds + self._foresee.seconds - compiled
+        compiling = self._run.seconds - compiled
         seconds = (time.monotonic() - started - compiling) / count
-        rows = [
+        return state, [
             {name: values[i] for name, values in metrics.items()}
             | {"time/iteration": seconds, "time/compile": compiling if i == 0 else 0.0}
             for i in range(count)
         ]
-        rows[0] |= examined
-        return state, rows
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-def is_looked_at(settings: Settings, iteration: int, chunk: int) -> bool:
-    """Whether the lens looks at the update of this iteration, the first of a chunk."""
-    every = math.ceil(settings.train.lens_every / chunk) * chunk
-    return every > 0 and iteration % every == 0
 
 
 def chunk_length(settings: Settings) -> int:
@@ -170,13 +146,17 @@ def chunk_length(settings: Settings) -> int:
     return min(settings.train.dispatch, settings.num_iterations)
 
 
-def chunk_of(learner: Learner, chunk: int) -> Callable[..., tuple[LoopState, dict[str, Any]]]:
+def chunk_of(
+    learner: Learner, settings: Settings, chunk: int
+) -> Callable[..., tuple[LoopState, dict[str, Any]]]:
     """`(state, count) -> (state, metrics)`: the first `count` of `chunk` iterations.
 
     One program serves a full chunk and the last, shorter one, so that both give the same bits.
     """
-    iterate = learner.iterate
-    assert iterate is not None
+    assert learner.iterate is not None
+
+    def iterate(state):
+        return learner.iterate(state, is_due(settings, state.iteration))  # type: ignore[misc]
 
     def run(state, count):
         shapes = jax.eval_shape(iterate, state)[1]

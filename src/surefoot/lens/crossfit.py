@@ -34,6 +34,7 @@ def cross_fit(
     groups: Int[Array, " batch"],
     count: int,
     *,
+    num_envs: int,
     horizon: float,
 ) -> CrossFit:
     """Make the update from each half of the groups, and score it on both.
@@ -48,6 +49,7 @@ def cross_fit(
         batch: rows with raw advantages.
         groups: the independent group of each row; even ones are the first half.
         count: how many groups there are at most.
+        num_envs: environments side by side; with several, each is a group.
         horizon: 1 / (1 - gamma).
 
     Source: the sample splitting of Chernozhukov et al. 2018, arXiv:1608.00060, section 1.
@@ -57,8 +59,20 @@ def cross_fit(
     first = groups % 2 == 0
     halves = jnp.stack([jnp.where(rows, batch.weights, 0.0) for rows in (first, ~first)])
 
+    def fitted_to(half: Int[Array, ""]) -> Batch:
+        if num_envs % 2:
+            return batch._replace(weights=halves[half])
+        # Rows of even and odd environments take turns: the update need not see the others at all.
+        rows = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(
+                leaf.reshape(-1, 2, *leaf.shape[1:]), half, axis=1, keepdims=False
+            ),
+            batch._replace(return_scale=None),
+        )
+        return rows._replace(return_scale=batch.return_scale)
+
     def scored(half: Int[Array, ""]) -> tuple[Estimate, Estimate]:
-        new_params = update(batch._replace(weights=halves[half]))
+        new_params = update(fitted_to(half))
         new = policy_fn(new_params, batch.inputs).log_prob(batch.actions)
         gains = horizon * batch.return_scale * (likelihood_ratio(new, old) - 1.0) * advantages
         own, across = (

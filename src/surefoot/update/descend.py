@@ -57,7 +57,9 @@ def descend(
     """
     start, unravel = ravel_pytree(params)
     num_rows = jax.tree.leaves(rows)[0].shape[0]
-    size = num_rows // settings.num_minibatches
+    # Half a batch may be a few rows: each is a minibatch then, and one left over sits out an epoch.
+    count = min(settings.num_minibatches, num_rows)
+    size = num_rows // count
     optimizer = adam(settings.max_grad_norm)
 
     def step(carry, indices):
@@ -70,11 +72,9 @@ def descend(
     def epoch(carry, epoch_key):
         flat, state, stopped = carry
         order = jnp.arange(num_rows)
-        if settings.num_minibatches > 1:
-            order = shuffled(epoch_key, num_rows)
-        (new, new_state), traces = jax.lax.scan(
-            step, (flat, state), order.reshape(settings.num_minibatches, size)
-        )
+        if count > 1:
+            order = shuffled(epoch_key, num_rows)[: count * size]
+        (new, new_state), traces = jax.lax.scan(step, (flat, state), order.reshape(count, size))
         if stop is None:
             return (new, new_state, stopped), (*traces, jnp.array(True))
         keep = lambda a, b: jnp.where(stopped, a, b)  # noqa: E731
