@@ -31,7 +31,7 @@ LAYERS = [
     {"update", "critic", "diagnostics", "lens", "guard", "shuffle"},
     {"rollout", "rollout_host"},
     {"experience", "loop_state", "iteration", "learner", "evaluation", "policy"},
-    {"trained", "steppers", "plan", "loop", "training", "many"},
+    {"trained", "steppers", "plan", "memory", "loop", "training", "many"},
     {"compare", "cells", "processes", "scores", "tables", "laboratory", "probe", "report"},
     {"cli", "commands", "__main__", "__init__"},
 ]

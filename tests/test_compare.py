@@ -19,7 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
 from surefoot import compare as comparing
-from surefoot import plots
+from surefoot import load, loop, plots, train
 from surefoot.compare import (
     Comparison,
     Curve,
@@ -32,7 +32,7 @@ from surefoot.compare import (
     write_outputs,
 )
 from surefoot.config import PPO, TRPO, VPG, Critic, Network, Train
-from surefoot.errors import ConfigError, StorageError
+from surefoot.errors import ConfigError, NotFiniteError, StorageError
 from surefoot.processes import ComparisonStopped, side_by_side
 from surefoot.run import RunDirectory
 from surefoot.statistics import (
@@ -42,6 +42,7 @@ from surefoot.statistics import (
     t_interval,
     welch_interval,
 )
+from surefoot.tables import folder_name
 
 ENV = "CartPole-v1"
 RULES = (VPG(), PPO(num_minibatches=1, num_epochs=1))
@@ -100,7 +101,7 @@ def out(trained, tmp_path):
 @pytest.fixture
 def no_trial(monkeypatch):
     """The duration is not what the test is about."""
-    monkeypatch.setattr(comparing, "forecast", lambda cells, total, jobs: f"{len(cells)} cells")
+    monkeypatch.setattr(comparing, "forecast", lambda groups, total, jobs: f"{len(groups)} groups")
 
 
 def files(path):
@@ -477,7 +478,9 @@ def test_every_rule_gets_one_shared_setting_unless_tuned(monkeypatch, tmp_path):
     monkeypatch.setattr(
         comparing,
         "_train_all",
-        lambda cells, *_: seen.extend(cells) or {cell.name: "not now" for cell in cells},
+        lambda groups, *_: (
+            seen.extend(cell for (cell,) in groups) or {cell.name: "not now" for (cell,) in groups}
+        ),
     )
     for preset in ("auto", "tuned"):
         compare(["Hopper-v5"], ["trpo", "ppo"], seeds=1, out=tmp_path, preset=preset)
@@ -577,3 +580,126 @@ def test_an_unfinished_run_is_no_result(out):
     (path / "score.json").unlink()
     with pytest.raises(ConfigError, match=r"not finished \(iteration 3 of 10\)"):
         read_runs([path], episodes=3)
+
+
+# --- seeds in one program -----------------------------------------------------------------------
+
+NATIVE = "gymnax:CartPole-v1"
+TINY_NATIVE = TINY | {"train": replace(TINY["train"], dispatch=1, eval_every=64)}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Three seeds on a JAX-native environment, what was told, and their directory."""
+    out, told = tmp_path_factory.mktemp("together") / "out", []
+    result = compare([NATIVE], RULES[:1], seeds=3, out=out, tell=told.append, **TINY_NATIVE)
+    return result, told, out
+
+
+def seed_path(out, seed):
+    return out / folder_name(NATIVE) / "vpg" / f"seed-{seed}"
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def test_seeds_of_a_compiled_environment_are_trained_together_and_are_ordinary_runs(together):
+    result, told, out = together
+    assert "the seeds of a JAX-native environment are trained as one program" in told[0]
+    assert [line.partition(":")[2].partition(":")[0] for line in told[1:]] == [
+        f"CartPole-v1 vpg seed {seed}" for seed in range(3)
+    ]
+    assert len({score.final for score in result.scores}) > 1
+    assert all(score.best is not None for score in result.scores)
+    for seed in range(3):
+        directory = RunDirectory(seed_path(out, seed))
+        assert directory.config["train"]["seed"] == seed
+        assert [path.name for path in directory.checkpoints()] == [
+            f"step-{steps:09d}" for steps in (32, 64, 96)
+        ]
+        alone = train(NATIVE, RULES[0], steps=96, seed=seed, preset="auto", **{
+            name: TINY_NATIVE[name] for name in ("train", "network", "critic")
+        })  # fmt: skip
+        rows = directory.rows()
+        assert len(rows) == len(alone.rows) == 3
+        for row, expected in zip(timeless(rows), timeless(alone.rows), strict=True):
+            assert set(row) == set(expected)
+            for name, value in row.items():
+                assert value == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+        run = load(seed_path(out, seed))
+        assert run.finished
+        assert run.evaluate(3)["return_mean"] == result.scores[seed].final
+
+
+def test_seeds_together_go_on_from_where_each_stands(together, tmp_path, no_trial):
+    out = shutil.copytree(together[2], tmp_path / "out")
+    spoilt = {
+        0: ("step-000000096",),
+        1: ("step-000000096",),
+        2: ("step-000000064", "step-000000096"),
+    }
+    for seed, steps in spoilt.items():
+        (seed_path(out, seed) / "score.json").unlink()
+        for step in steps:
+            shutil.rmtree(seed_path(out, seed) / "checkpoints" / step)
+    told = []
+    result = compare([NATIVE], RULES[:1], seeds=4, out=out, tell=told.append, **TINY_NATIVE)
+    assert len(told) == 5
+    for seed in range(3):
+        before = timeless(RunDirectory(seed_path(together[2], seed)).rows())
+        assert timeless(RunDirectory(seed_path(out, seed)).rows()) == before
+        assert result.scores[seed].final == together[0].scores[seed].final
+    assert len(RunDirectory(seed_path(out, 3)).rows()) == 3
+
+
+def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, no_trial, monkeypatch):
+    once = loop._Loop.once
+
+    def failing(self):
+        once(self)
+        if self.run.settings.train.seed == 1 and self.run.iteration == 2:
+            raise NotFiniteError("2 updates in a row were not finite")
+
+    monkeypatch.setattr(loop._Loop, "once", failing)
+    out = tmp_path / "out"
+    result = compare([NATIVE], RULES[:1], seeds=3, out=out, tell=lambda _: None, **TINY_NATIVE)
+    (failure,) = result.failures
+    assert failure.cell == f"{NATIVE} vpg seed 1"
+    assert "not finite" in failure.message
+    finals = [together[0].scores[seed].final for seed in (0, 2)]
+    assert [score.final for score in result.scores] == finals
+    assert len(RunDirectory(seed_path(out, 1)).rows()) == 2
+
+
+def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, no_trial, monkeypatch):
+    once = loop._Loop.once
+
+    def interrupted(self):
+        if self.run.settings.train.seed == 1 and self.run.iteration == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        once(self)
+
+    monkeypatch.setattr(loop._Loop, "once", interrupted)
+    out, how = tmp_path / "out", TINY_NATIVE | {"tell": lambda _: None}
+    how["train"] = replace(how["train"], checkpoint_every=96)
+    with pytest.raises(ComparisonStopped):
+        compare([NATIVE], RULES[:1], seeds=3, out=out, **how)
+    for seed in range(3):
+        assert [p.name for p in RunDirectory(seed_path(out, seed)).checkpoints()] == [
+            "step-000000064"
+        ]
+    monkeypatch.setattr(loop._Loop, "once", once)
+    result = compare([NATIVE], RULES[:1], seeds=3, out=out, **how)
+    assert [s.final for s in result.scores] == [s.final for s in together[0].scores]
+
+
+def test_seeds_that_do_not_fit_together_are_trained_in_turns(
+    together, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("surefoot.memory.memory_of", lambda program: 30)
+    monkeypatch.setattr("surefoot.memory.memory_left", lambda: 29)
+    monkeypatch.setattr(comparing, "forecast", lambda groups, total, jobs: "")
+    result = compare([NATIVE], RULES[:1], seeds=2, out=tmp_path, tell=lambda _: None, **TINY_NATIVE)
+    assert "2 seeds at once need" in capsys.readouterr().err
+    assert [s.final for s in result.scores] == [s.final for s in together[0].scores[:2]]

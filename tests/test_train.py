@@ -31,7 +31,7 @@ from surefoot.errors import (
     StoppedBySignal,
 )
 from surefoot.evaluation import Evaluation
-from surefoot.many import memory_left, memory_of
+from surefoot.memory import memory_left, memory_of
 from surefoot.plan import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
@@ -590,30 +590,13 @@ def many():
         return sf.train_many(given.pop("env"), given.pop("rule"), seeds=SEEDS, **given)
 
 
-DEARER = (
-    "lens/insample_promise",
-    "lens/crossfit_promise",
-    "lens/crossfit_low",
-    "lens/crossfit_high",
-    "lens/signal_share",
-    "lens/noise_scale",
-    "lens/expected_cosine",
-    "lens/filtered_ratio",
-    "lens/filtered_low",
-    "lens/filtered_high",
-)
-
-
 def test_many_seeds_in_one_program_equal_one_run_each(whole, many):
     alone = [whole("jax"), train(**arguments("jax"), seed=SEEDS[1], on_update=stop_at(2))]
     for together, single in zip(many, alone, strict=True):
         assert together.settings == single.settings
         for row, expected in zip(timeless(together.rows[:2]), timeless(single.rows), strict=False):
-            # What costs more than the rest is looked at between dispatches, of one run at a time;
-            # the filter knows of it.
-            common = set(row) - set(DEARER)
-            assert common == set(expected) - set(DEARER)
-            for name in common:
+            assert set(row) == set(expected)
+            for name in row:
                 assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
     assert not same_bits(many[0].state.params, many[1].state.params)
 
@@ -648,8 +631,8 @@ def test_many_seeds_need_an_environment_that_compiles():
 def test_seeds_that_do_not_fit_together_go_in_turns_and_say_so(many, monkeypatch, capsys):
     given = arguments("jax")
     # Room for two of the three: the last turn is half empty.
-    monkeypatch.setattr("surefoot.many.memory_of", lambda program: 30)
-    monkeypatch.setattr("surefoot.many.memory_left", lambda: 29)
+    monkeypatch.setattr("surefoot.memory.memory_of", lambda program: 30)
+    monkeypatch.setattr("surefoot.memory.memory_left", lambda: 29)
     with quickly_built():
         runs = sf.train_many(given.pop("env"), given.pop("rule"), seeds=(*SEEDS, 5), **given)
     assert "3 seeds at once need" in capsys.readouterr().err

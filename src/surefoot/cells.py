@@ -1,19 +1,29 @@
-"""One cell of a comparison: a run directory like any other, trained or continued, and scored."""
+"""Cells of a comparison: run directories like any other, trained or continued, and scored.
+
+Seeds of one rule on a JAX-native environment are trained together, as one program.
+"""
 
 import contextlib
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from surefoot.config import Settings
+from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError, SurefootError
+from surefoot.loop import drive, drive_together
 from surefoot.plan import DEFAULT_EPISODE_LIMIT
+from surefoot.processes import Outcome, attempt, said
 from surefoot.run import RunDirectory
-from surefoot.trained import OwnNetworks, Run
-from surefoot.training import resume, train
+from surefoot.trained import OwnNetworks, Run, begin, load
+from surefoot.training import keep_in, resume, start
 
 SCORE = "score.json"
 TRIAL_ITERATIONS = 2
@@ -22,13 +32,12 @@ TRIAL_ITERATIONS = 2
 class Cell(NamedTuple):
     """One run of a comparison: what to train, where it is kept, how it is scored.
 
-    `shared_only` is `train`'s; `episodes` are those of the final evaluation.
+    `settings` are resolved; `episodes` are those of the final evaluation.
     """
 
     env: Any
     settings: Settings
     own: OwnNetworks
-    shared_only: bool
     path: Path
     episodes: int
 
@@ -38,32 +47,87 @@ class Cell(NamedTuple):
         settings = self.settings
         return f"{settings.env} {settings.rule.name} seed {settings.train.seed}"
 
-
-def _start(cell: Cell, **how: Any) -> Run:
-    settings, own = cell.settings, cell.own != OwnNetworks()
-    how = {"train": settings.train} | how
-    return train(
-        cell.env,
-        settings.rule,
-        preset=settings.preset,
-        network=cell.own if own else settings.network,
-        critic=settings.critic,
-        env_kwargs=settings.env_kwargs,
-        shared_only=cell.shared_only,
-        **how,
-    )
+    @property
+    def source(self) -> EnvSource:
+        """Makes its environments."""
+        by_id = isinstance(self.env, str)
+        return find_env(self.env, self.settings.env_kwargs if by_id else {})
 
 
-def train_cell(cell: Cell) -> float:
-    """Train a cell or go on with it, then score its final policy; the seconds that took."""
+Group = tuple[Cell, ...]
+"""Cells that are trained at once: seeds of one rule on a JAX-native environment, or one cell."""
+
+
+def grouped(cells: Sequence[Cell]) -> list[Group]:
+    """Cells in groups, in the order of their first ones."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        kind: Any = cell.path
+        if cell.source.kind == "jax":
+            kind = cell.settings.env, cell.settings.rule.name
+        groups.setdefault(kind, []).append(cell)
+    return [tuple(group) for group in groups.values()]
+
+
+def train_group(group: Group) -> list[Outcome]:
+    """Train cells or go on with them, then score their final policies; the seconds of each."""
+    if len(group) == 1:
+        return [attempt(_train_alone, group[0])]
+    started = time.monotonic()
+    template, _ = begin(group[0].settings, group[0].source, group[0].own)
+    opened = [attempt(partial(_open, template, jax.jit(template.learner.init)), c) for c in group]
+    runs = [found.value for found in opened if found.error is None and not found.value.finished]
+    faults: dict[Path, str] = {}
+    for iteration in sorted({run.iteration for run in runs}):
+        some = [run for run in runs if run.iteration == iteration]
+        paths = [run.directory.path for run in some]
+        told = zip(paths, drive_together(some), strict=True)
+        faults |= {path: said(fault) for path, fault in told if fault is not None}
+    seconds = (time.monotonic() - started) / len(group)
+    outcomes = []
+    for cell, found in zip(group, opened, strict=True):
+        error = found.error or faults.get(cell.path)
+        if error is None:
+            error = attempt(partial(score_run, episodes=cell.episodes), found.value).error
+        outcomes.append(Outcome(seconds, error))
+    return outcomes
+
+
+def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
+    """A cell's run where it stands, with the learner that all its group shares."""
+    directory = RunDirectory(cell.path)
+    if directory.checkpoints():
+        run = load(cell.path, env=cell.env, network=cell.own)
+        if not run.finished:
+            run.rows = directory.trim(run.iteration, run.env_steps)
+        run.learner = template.learner
+        return run
+    _forget(directory)
+    state = init(cell.settings.train.seed)
+    run = replace(template, settings=cell.settings, state=state, rows=[])
+    keep_in(run, cell.path, env_from_python=not isinstance(cell.env, str), own=cell.own)
+    return run
+
+
+def _forget(directory: RunDirectory) -> None:
+    """A run of these very settings, killed before its first checkpoint, holds nothing to keep."""
+    if (directory.path / "config.json").exists():
+        directory.forget()
+
+
+def _start(cell: Cell, settings: Settings, out: Path | None) -> tuple[Run, Any]:
+    own, local = cell.own, not isinstance(cell.env, str)
+    return start(settings, cell.source, own, out, env_from_python=local)
+
+
+def _train_alone(cell: Cell) -> float:
+    """Train one cell or go on with it, and score it; the seconds that took."""
     started, directory = time.monotonic(), RunDirectory(cell.path)
     if directory.checkpoints():
         run = resume(cell.path, env=cell.env, network=cell.own)
     else:
-        if (cell.path / "config.json").exists():
-            # A run of these very settings, killed before its first checkpoint: nothing to keep.
-            directory.forget()
-        run = _start(cell, out=cell.path)
+        _forget(directory)
+        run = drive(*_start(cell, cell.settings, cell.path), None, None)
     score_run(run, cell.episodes)
     return time.monotonic() - started
 
@@ -108,28 +172,33 @@ def stored_score(directory: RunDirectory, episodes: int) -> dict[str, Any] | Non
     return None
 
 
-def trial(cell: Cell) -> float:
-    """Seconds that a whole cell will take, from two iterations of it that nothing keeps.
+def trial(group: Group) -> float:
+    """Seconds that a whole group will take, from two iterations of it that nothing keeps.
 
     Compilation counts once. An evaluation on the host is taken to last its episodes' time limit.
     """
-    settings, started = cell.settings, time.monotonic()
-    short = replace(
+    cell, count, started = group[0], len(group), time.monotonic()
+    settings = cell.settings
+    train = replace(
         settings.train,
         steps=TRIAL_ITERATIONS * settings.batch_size,
         dispatch=TRIAL_ITERATIONS,
         eval_every=0,
     )
-    run = _start(cell, train=short)
-    iteration = run.rows[-1]["time/iteration"]
-    overhead = max(0.0, time.monotonic() - started - len(run.rows) * iteration)
+    run, opened = _start(cell, replace(settings, train=train), None)
+    if count == 1:
+        drive(run, opened, None, None)
+    else:
+        drive_together([replace(run, rows=[]) for _ in group[1:]] + [run])
+    iteration = count * run.rows[-1]["time/iteration"]
+    overhead = max(0.0, time.monotonic() - started - TRIAL_ITERATIONS * iteration)
     every = settings.train.eval_every
     evaluations = math.ceil(settings.train.steps / every) if every else 0
     along, last = settings.train.eval_episodes, cell.episodes
     if run.learner.spec.jax_native:
         before = time.monotonic()
         run.evaluate(along)
-        evaluating = (evaluations + 1) * (time.monotonic() - before)
+        evaluating = count * (evaluations + 1) * (time.monotonic() - before)
     else:
         limit = run.learner.spec.max_episode_steps or DEFAULT_EPISODE_LIMIT
         acting = run.rows[-1]["time/env"] + run.rows[-1]["time/policy"]

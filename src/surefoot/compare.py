@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium
 
-from surefoot.cells import Cell, stored_score, train_cell, trial
+from surefoot.cells import Cell, Group, grouped, stored_score, train_group, trial
 from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
 from surefoot.envs import find_env
 from surefoot.errors import ConfigError
@@ -94,14 +94,12 @@ def compare(
     given = replace(given, steps=steps) if steps is not None else given
     settings = _settle_all(envs, rules, given, network, critic, preset, env_kwargs, jobs)
     own = network if isinstance(network, OwnNetworks) else OwnNetworks()
-    pattern = [
-        Cell(env, fixed, own, preset != "tuned", Path(out), episodes) for env, fixed in settings
-    ]
+    pattern = [Cell(env, fixed, own, Path(out), episodes) for env, fixed in settings]
     cells = [_with_seed(cell, seed) for seed in range(seeds) for cell in pattern]
     for cell in cells:
         _refuse_other_settings(cell)
     waiting = [c for c in cells if stored_score(RunDirectory(c.path), episodes) is None]
-    failures = _train_all(waiting, len(cells), jobs, tell) if waiting else {}
+    failures = _train_all(grouped(waiting), len(cells), jobs, tell) if waiting else {}
     result = read_runs([cell.path for cell in cells if cell.name not in failures], episodes)
     return replace(result, failures=tuple(Failure(*failure) for failure in failures.items()))
 
@@ -179,36 +177,42 @@ def _refuse_other_settings(cell: Cell) -> None:
 
 
 def _train_all(
-    cells: Sequence[Cell], total: int, jobs: int, tell: Callable[[str], None]
+    groups: Sequence[Group], total: int, jobs: int, tell: Callable[[str], None]
 ) -> dict[str, str]:
     """Train the cells that are missing; the messages of those that failed, by name."""
-    tell(forecast(cells, total, jobs))
+    tell(forecast(groups, total, jobs))
     failures: dict[str, str] = {}
-    ended = 0
+    ended, count = 0, sum(map(len, groups))
 
     def done(position: int, outcome: Outcome) -> None:
+        group = groups[position]
+        failed = [Outcome(None, outcome.error)] * len(group)
+        for cell, one in zip(group, outcome.value or failed, strict=True):
+            tell_of(cell, one)
+
+    def tell_of(cell: Cell, outcome: Outcome) -> None:
         nonlocal ended
-        ended, cell = ended + 1, cells[position]
+        ended += 1
         if outcome.error is not None:
             failures[cell.name] = outcome.error
-            tell(f"{cell.name}: {outcome.error} ({ended} of {len(cells)})")
+            tell(f"{cell.name}: {outcome.error} ({ended} of {count})")
             return
         score = stored_score(RunDirectory(cell.path), cell.episodes) or {}
         final, seconds = score.get("return_mean", math.nan), duration(outcome.value)
-        tell(f"{cell.name}: final return {final:.1f}, {seconds} ({ended} of {len(cells)})")
+        tell(f"{cell.name}: final return {final:.1f}, {seconds} ({ended} of {count})")
 
-    side_by_side(train_cell, cells, jobs=jobs, done=done)
+    side_by_side(train_group, groups, jobs=jobs, done=done)
     return failures
 
 
-def forecast(cells: Sequence[Cell], total: int, jobs: int) -> str:
+def forecast(groups: Sequence[Group], total: int, jobs: int) -> str:
     """How long the cells will take, from a short trial of each rule on each environment.
 
     Trials run as many at a time as the cells will, so that they share the machine alike; a part
     of an interrupted cell that is done already is counted again.
     """
-    kinds = {(cell.settings.env, cell.settings.rule.name): cell for cell in cells}
-    outcomes: dict[tuple[str, str], Outcome] = {}
+    kinds = {_kind(group): group for group in groups}
+    outcomes: dict[tuple[str, str, int], Outcome] = {}
     names = list(kinds)
     side_by_side(
         trial,
@@ -216,18 +220,26 @@ def forecast(cells: Sequence[Cell], total: int, jobs: int) -> str:
         jobs=jobs,
         done=lambda position, outcome: outcomes.update({names[position]: outcome}),
     )
-    found = [outcomes[cell.settings.env, cell.settings.rule.name] for cell in cells]
+    found = [outcomes[_kind(group)] for group in groups]
     known = [outcome.value for outcome in found if outcome.error is None]
-    text = f"{len(cells)} cells"
+    count = sum(map(len, groups))
+    text = f"{count} cells"
     if known:
-        seconds = max(sum(known) / min(jobs, len(cells)), *known)
+        seconds = max(sum(known) / min(jobs, len(groups)), *known)
         text += f", about {duration(seconds)} with {jobs} job{'s' if jobs > 1 else ''}"
-    if len(cells) < total:
-        text += f"; {total - len(cells)} of {total} are finished already"
-    for (env, rule), outcome in outcomes.items():
+    if len(groups) < count:
+        text += "; the seeds of a JAX-native environment are trained as one program"
+    if count < total:
+        text += f"; {total - count} of {total} are finished already"
+    for (env, rule, _), outcome in outcomes.items():
         if outcome.error is not None:
             text += f"\nthe trial of {rule} on {env} failed: {outcome.error}"
     return text
+
+
+def _kind(group: Group) -> tuple[str, str, int]:
+    """Groups of one kind take equally long."""
+    return group[0].settings.env, group[0].settings.rule.name, len(group)
 
 
 def duration(seconds: float) -> str:

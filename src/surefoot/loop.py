@@ -5,7 +5,7 @@ import math
 import platform
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -23,9 +23,10 @@ from surefoot.errors import (
     SurefootError,
 )
 from surefoot.loop_state import LoopState
+from surefoot.memory import fitting
 from surefoot.plan import Plan, make_plan
 from surefoot.run import finite_row
-from surefoot.steppers import HostStepper, JaxStepper, Stepper
+from surefoot.steppers import HostStepper, JaxStepper, Stepper, Together
 from surefoot.trained import Evaluator, Run
 
 MOST_IN_TROUBLE = 20
@@ -146,7 +147,7 @@ class _Loop:
         listener: Listener,
         on_update: Callable[[dict[str, Any]], Any] | None,
     ):
-        self._run, self._stepper, self._plan = run, stepper, plan
+        self.run, self._stepper, self._plan = run, stepper, plan
         self._listener, self._on_update = listener, on_update
         spec, train = run.learner.spec, run.settings.train
         self._resets = not spec.jax_native and train.reset_at_checkpoints
@@ -156,49 +157,43 @@ class _Loop:
             (row.get("eval/return_mean", -math.inf) for row in run.rows), default=-math.inf
         )
         self._watchman, self._in_trouble = Watchman(run.rows), 0
-        self._before = self._point()
+        self._before, self._asked_to_stop = self._point(), False
+        self._evaluator = None
+        if plan.evaluate_every:
+            self._evaluator = Evaluator(run.settings, run.source, run.learner, train.eval_episodes)
 
-    def go(self) -> Run:
-        """Iterate until the plan is done, `on_update` says stop, or a signal comes."""
-        run, train = self._run, self._run.settings.train
-        evaluator = None
-        if self._plan.evaluate_every:
-            evaluator = Evaluator(run.settings, run.source, run.learner, train.eval_episodes)
-        try:
-            with _Signals() as signals:
-                stop = False
-                while not run.finished and not stop and signals.caught is None:
-                    rows = self._advance_or_keep()
-                    if evaluator and self._is_due(self._plan.evaluate_every):
-                        self._evaluate(evaluator, rows[-1])
-                    stop = self._tell(rows)
-                    self._store(stopping=stop or signals.caught is not None)
-        finally:
-            if evaluator:
-                evaluator.close()
-        if signals.caught is not None:
-            raise StoppedBySignal(
-                signals.caught, run.iteration, run.directory and run.directory.path
-            )
-        return run
+    @property
+    def going(self) -> bool:
+        """Whether there is more to do."""
+        return not self.run.finished and not self._asked_to_stop
+
+    def once(self) -> None:
+        """One chunk, with all that comes after it."""
+        rows = self._advance()
+        if self._evaluator and self._is_due(self._plan.evaluate_every):
+            self._evaluate(self._evaluator, rows[-1])
+        self._asked_to_stop = self._tell(rows)
+        self._store()
+
+    def close(self, fault: BaseException | None) -> None:
+        """Let the evaluation go, and store where the run stands, whoever stopped it.
+
+        Not behind updates that were refused: the last good checkpoint is that before them.
+        """
+        if self._evaluator:
+            self._evaluator.close()
+        if fault is None or isinstance(fault, EnvCrashError | EnvContractError):
+            stored = self.run.directory and self.run.directory.checkpoints()
+            newest = f"step-{self.run.env_steps:09d}"
+            if self.run.iteration and not (stored and stored[-1].name == newest):
+                _save(self.run, exact=self._always_exact)
 
     def _is_due(self, every: int) -> bool:
-        return self._run.iteration % every == 0 or self._run.finished
-
-    def _advance_or_keep(self) -> list[dict[str, Any]]:
-        """`_advance`; where the environment fails, what is done until then is stored first."""
-        try:
-            return self._advance()
-        except (EnvCrashError, EnvContractError):
-            stored = self._run.directory and self._run.directory.checkpoints()
-            newest = f"step-{self._run.env_steps:09d}"
-            if self._run.iteration and not (stored and stored[-1].name == newest):
-                _save(self._run, exact=self._always_exact)
-            raise
+        return self.run.iteration % every == 0 or self.run.finished
 
     def _advance(self) -> list[dict[str, Any]]:
         """One chunk; its rows."""
-        run, before = self._run, self._run.iteration
+        run, before = self.run, self.run.iteration
         self._before = self._point()
         run.state, metrics = self._stepper.advance(run.state)
         rows = []
@@ -214,7 +209,7 @@ class _Loop:
 
     def _evaluate(self, evaluator: Evaluator, row: dict[str, Any]) -> None:
         """Add an evaluation to the newest row, and keep the policy where it is the best so far."""
-        run = self._run
+        run = self.run
         seed = run.settings.train.seed + run.iteration
         result = evaluator(run.state, seed, stochastic=False)
         names = ("return_mean", "return_std", "length_mean", "success_rate")
@@ -225,7 +220,7 @@ class _Loop:
 
     def _tell(self, rows: list[dict[str, Any]]) -> bool:
         """Write the rows and show them; whether `on_update` asks to stop."""
-        run, stop = self._run, False
+        run, stop = self.run, False
         in_trouble = False
         for row in rows:
             raised = self._watchman.see(row)
@@ -244,7 +239,7 @@ class _Loop:
 
     def _point(self) -> _Point:
         """Where the run stands; a host run is repeatable only right after a scheduled reset."""
-        run = self._run
+        run = self.run
         reset = self._resets and run.iteration % self._plan.checkpoint_every == 0
         exact = self._always_exact or reset or run.iteration == 0
         return _Point(run.state, run.env_steps, exact)
@@ -252,28 +247,60 @@ class _Loop:
     def _pin(self, *points: _Point) -> None:
         """Keep states for probes."""
         for point in points:
-            _save_point(self._run, point, "kept", EVERY_ONE)
+            _save_point(self.run, point, "kept", EVERY_ONE)
 
-    def _store(self, *, stopping: bool) -> None:
-        """Checkpoint where one is scheduled, or where the run is about to stop."""
-        run = self._run
-        if not self._is_due(self._plan.checkpoint_every):
-            if stopping:
-                _save(run, exact=self._always_exact)
-            self._store_for_probe()
-            return
-        if self._resets:
+    def _store(self) -> None:
+        """Checkpoint where one is scheduled."""
+        run, due = self.run, self._is_due(self._plan.checkpoint_every)
+        if due and self._resets:
             zeros = jnp.zeros_like(run.state.returns_so_far)
             run.state = run.state._replace(returns_so_far=zeros)
-        _save(run, exact=self._always_exact or self._resets)
+        if due:
+            _save(run, exact=self._always_exact or self._resets)
         self._store_for_probe()
-        if self._resets and not run.finished:
+        if due and self._resets and not run.finished:
             self._stepper.reset(run.iteration)
 
     def _store_for_probe(self) -> None:
         every = self._plan.probe_every
-        if every and self._run.iteration % every == 0:
+        if every and self.run.iteration % every == 0:
             self._pin(self._point())
+
+
+def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
+    """Move loops on in step until each is done or has failed; the fault of each.
+
+    Raises:
+        StoppedBySignal: after SIGINT or SIGTERM, with the checkpoints written.
+    """
+    faults: list[SurefootError | None] = [None] * len(loops)
+    raised: BaseException | None = None
+    with _Signals() as signals:
+        try:
+            going = [i for i, loop in enumerate(loops) if loop.going]
+            while going and signals.caught is None:
+                for i in going:
+                    try:
+                        loops[i].once()
+                    except SurefootError as fault:
+                        faults[i] = fault
+                going = [i for i in going if loops[i].going and faults[i] is None]
+        except BaseException as other:
+            raised = other
+            raise
+        finally:
+            for loop, fault in zip(loops, faults, strict=True):
+                loop.close(raised or fault)
+    if signals.caught is not None:
+        run = loops[0].run
+        raise StoppedBySignal(signals.caught, run.iteration, run.directory and run.directory.path)
+    return faults
+
+
+def _forget_unstarted(run: Run) -> None:
+    """What failed before a first iteration leaves nothing that a second try would meet."""
+    if run.directory and run.iteration == 0:
+        run.directory.forget()
 
 
 def drive(
@@ -293,12 +320,42 @@ def drive(
         plan = make_plan(run.settings, run.learner.spec)
         stepper.reset(run.iteration)
         listener.started(run, plan)
-        return _Loop(run, stepper, plan, listener, on_update).go()
+        (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
+        if fault is not None:
+            raise fault
+        return run
     except SurefootError:
-        # Whatever failed before a first iteration leaves nothing that a second try would meet.
-        if run.directory and run.iteration == 0:
-            run.directory.forget()
+        _forget_unstarted(run)
         raise
     finally:
         listener.finished(run)
         stepper.close()
+
+
+def drive_together(runs: Sequence[Run]) -> list[SurefootError | None]:
+    """Run the loops of JAX-native runs as one program; the fault of each that failed.
+
+    The runs share their learner, stand at the same iteration and differ in their seeds alone. One
+    that fails leaves the others be. Where they do not fit into memory together, they go in turns.
+
+    Raises:
+        StoppedBySignal: after SIGINT or SIGTERM, with the checkpoints written.
+    """
+    first, silence = runs[0], Silence()
+    states = [run.state for run in runs]
+    together = Together(first.learner, first.settings, states, silence.compiling)
+    turn = fitting(together.program, len(runs))
+    if turn < len(runs):
+        turns = [runs[start : start + turn] for start in range(0, len(runs), turn)]
+        return [fault for some in turns for fault in drive_together(some)]
+    plan = make_plan(first.settings, first.learner.spec)
+    faults = _go(
+        [
+            _Loop(run, stepper, plan, silence, None)
+            for run, stepper in zip(runs, together.steppers, strict=True)
+        ]
+    )
+    for run, fault in zip(runs, faults, strict=True):
+        if fault is not None:
+            _forget_unstarted(run)
+    return faults

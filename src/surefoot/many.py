@@ -1,8 +1,6 @@
 """Whole JAX-native runs as pure functions, and many seeds of one as a single program."""
 
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +12,7 @@ from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError
 from surefoot.learner import Learner, is_due, make_learner
 from surefoot.loop_state import LoopState
+from surefoot.memory import fitting
 from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.run import finite_row
@@ -72,15 +71,9 @@ def _in_turns(run: Callable[[Any], Any], seeds: list[int]) -> tuple[LoopState, d
         shape = jax.ShapeDtypeStruct((count,), jnp.uint32)
         return jax.jit(jax.vmap(run)).lower(shape).compile()
 
-    together, room = program(len(seeds)), memory_left()
-    turn, needed = len(seeds), memory_of(together)
-    if room is not None and needed > room:
-        turn = max(1, len(seeds) * room // needed)
-        print(
-            f"train_many: {len(seeds)} seeds at once need {needed / 2**30:.1f} GiB and "
-            f"{room / 2**30:.1f} GiB are left: {turn} at a time",
-            file=sys.stderr,
-        )
+    together = program(len(seeds))
+    turn = fitting(together, len(seeds))
+    if turn < len(seeds):
         together = program(turn)
     # The last turn may train the last seed again: one program serves every turn.
     turns = [
@@ -96,25 +89,6 @@ def _in_turns(run: Callable[[Any], Any], seeds: list[int]) -> tuple[LoopState, d
         jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(seeds)], *states),
         jax.tree.map(lambda *parts: np.concatenate(parts)[: len(seeds)], *metrics),
     )
-
-
-def memory_of(program: Any) -> int:
-    """Bytes that a compiled program needs beside its arguments."""
-    needs = program.memory_analysis()
-    return needs.temp_size_in_bytes + needs.output_size_in_bytes
-
-
-def memory_left() -> int | None:
-    """Bytes a program may take: nine tenths of what its device has left; None where none tells."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-    return int(0.9 * 1024 * int(kilobytes))
 
 
 def make_train(

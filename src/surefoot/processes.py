@@ -34,15 +34,21 @@ class ComparisonStopped(KeyboardInterrupt):
         self.number = number
 
 
-def _attempt(work: Callable[[Any], Any], item: Any) -> Outcome:
+def said(fault: Exception) -> str:
+    """A fault in one line."""
+    if isinstance(fault, SurefootError):
+        return f"error[{fault.name}]: {fault}"
+    return f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+
+
+def attempt(work: Callable[[Any], Any], item: Any) -> Outcome:
+    """Do one piece of work; only a signal gets through."""
     try:
         return Outcome(work(item), None)
     except StoppedBySignal:
         raise
-    except SurefootError as fault:
-        return Outcome(None, f"error[{fault.name}]: {fault}")
     except Exception as fault:
-        return Outcome(None, f"{type(fault).__name__}: {' '.join(str(fault).split())}")
+        return Outcome(None, said(fault))
 
 
 def _stop_without_parent() -> None:
@@ -60,7 +66,7 @@ def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) 
     warnings.simplefilter("ignore", DeprecationWarning)
     threading.Thread(target=_stop_without_parent, daemon=True).start()
     try:
-        outcome = _attempt(work, item)
+        outcome = attempt(work, item)
     except StoppedBySignal as stop:
         outcome = Outcome(None, f"{stop}; the same command goes on with it")
     with contextlib.suppress(OSError):
@@ -88,7 +94,7 @@ def side_by_side(
     with _stoppable():
         if jobs == 1:
             for position, item in enumerate(items):
-                done(position, _attempt(work, item))
+                done(position, attempt(work, item))
         else:
             _in_processes(work, items, jobs, done)
 

@@ -1,7 +1,7 @@
 """How a run moves on by one chunk of iterations, on the host or inside one program."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -28,6 +28,10 @@ class Compiled:
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value; the first call with new shapes builds its program."""
+        return self.program(*arguments)(*arguments)
+
+    def program(self, *arguments: Any) -> Any:
+        """The program for arguments of these shapes."""
         leaves = jax.tree.leaves(arguments)
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         if shapes not in self._programs:
@@ -35,7 +39,7 @@ class Compiled:
             started = time.monotonic()
             self._programs[shapes] = self._function.lower(*arguments).compile()
             self.seconds += time.monotonic() - started
-        return self._programs[shapes](*arguments)
+        return self._programs[shapes]
 
 
 class Stepper(Protocol):
@@ -126,19 +130,90 @@ class JaxStepper:
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
         compiled, started = self._run.seconds, time.monotonic()
-        count = min(self._chunk, self._iterations - int(state.iteration))
-        state, metrics = self._run(state, jnp.int32(count))
+        iteration = int(state.iteration)
+        count = min(self._chunk, self._iterations - iteration)
+        state, metrics = self._run(state, jnp.int32(iteration), jnp.int32(count))
         metrics = jax.device_get(metrics)
         compiling = self._run.seconds - compiled
         seconds = (time.monotonic() - started - compiling) / count
-        return state, [
-            {name: values[i] for name, values in metrics.items()}
-            | {"time/iteration": seconds, "time/compile": compiling if i == 0 else 0.0}
-            for i in range(count)
-        ]
+        return state, _rows(metrics, count, seconds, compiling)
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+class Together:
+    """Runs that differ in their seeds alone, in one program, each with a stepper of its own.
+
+    The runs go in step: the first stepper that is asked for a chunk moves all of them on.
+    """
+
+    def __init__(
+        self, learner: Learner, settings: Settings, states: Sequence[LoopState], compiling: Notice
+    ):
+        self._iterations = settings.num_iterations
+        self._chunk = chunk_length(settings)
+        run = jax.vmap(chunk_of(learner, settings, self._chunk), in_axes=(0, None, None))
+        self._run = Compiled(run, f"the whole iteration of {len(states)} seeds", compiling)
+        self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        self._take = jax.jit(lambda states, i: jax.tree.map(lambda leaf: leaf[i], states))
+        self._iteration, self._rows = int(states[0].iteration), [[]] * len(states)
+        self.steppers = [_Seat(self, i) for i in range(len(states))]
+
+    @property
+    def program(self) -> Any:
+        """The compiled program of a chunk."""
+        return self._run.program(self._states, jnp.int32(0), jnp.int32(0))
+
+    def chunk_of(self, position: int, iteration: int) -> tuple[LoopState, list[dict[str, Any]]]:
+        """One run's state and rows behind the chunk that starts at an iteration."""
+        if iteration == self._iteration:
+            self._advance()
+        return self._take(self._states, position), self._rows[position]
+
+    def _advance(self) -> None:
+        compiled, started, runs = self._run.seconds, time.monotonic(), len(self._rows)
+        count = min(self._chunk, self._iterations - self._iteration)
+        self._states, metrics = self._run(
+            self._states, jnp.int32(self._iteration), jnp.int32(count)
+        )
+        metrics = jax.device_get(metrics)
+        compiling = self._run.seconds - compiled
+        # Of the time that all take together, each has its share.
+        seconds = (time.monotonic() - started - compiling) / (count * runs)
+        self._rows = [
+            _rows({k: v[i] for k, v in metrics.items()}, count, seconds, compiling / runs)
+            for i in range(runs)
+        ]
+        self._iteration += count
+
+
+class _Seat:
+    """One run among several in a program."""
+
+    def __init__(self, together: Together, position: int):
+        self._together, self._position = together, position
+
+    def reset(self, iteration: int) -> None:
+        """Nothing: the environments' states are part of the loop's."""
+
+    def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
+        """The state behind the chunk, which the others go through as well."""
+        return self._together.chunk_of(self._position, int(state.iteration))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _rows(
+    metrics: dict[str, Any], count: int, seconds: float, compiling: float
+) -> list[dict[str, Any]]:
+    """The rows of a chunk's first iterations, with the time of each."""
+    return [
+        {name: values[i] for name, values in metrics.items()}
+        | {"time/iteration": seconds, "time/compile": compiling if i == 0 else 0.0}
+        for i in range(count)
+    ]
 
 
 def chunk_length(settings: Settings) -> int:
@@ -149,21 +224,23 @@ def chunk_length(settings: Settings) -> int:
 def chunk_of(
     learner: Learner, settings: Settings, chunk: int
 ) -> Callable[..., tuple[LoopState, dict[str, Any]]]:
-    """`(state, count) -> (state, metrics)`: the first `count` of `chunk` iterations.
+    """`(state, iteration, count) -> (state, metrics)`: the first `count` of `chunk` iterations.
 
     One program serves a full chunk and the last, shorter one, so that both give the same bits.
+    `iteration` is the state's, apart from it: what it decides holds for all of many seeds.
     """
-    assert learner.iterate is not None
+    iterate = learner.iterate
+    assert iterate is not None
 
-    def iterate(state):
-        return learner.iterate(state, is_due(settings, state.iteration))  # type: ignore[misc]
-
-    def run(state, count):
+    def run(state, iteration, count):
         shapes = jax.eval_shape(iterate, state)[1]
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def step(state, index):
-            return jax.lax.cond(index < count, iterate, lambda state: (state, empty), state)
+            due = is_due(settings, iteration + index)
+            return jax.lax.cond(
+                index < count, lambda s: iterate(s, due), lambda s: (s, empty), state
+            )
 
         return jax.lax.scan(step, state, jnp.arange(chunk))
 

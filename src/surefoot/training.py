@@ -14,8 +14,9 @@ from surefoot.config import (
     Train,
     refuse_other_kinds,
 )
-from surefoot.envs import find_env
+from surefoot.envs import EnvSource, find_env
 from surefoot.envs.host import HostEnv
+from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import ConfigError
 from surefoot.loop import Listener, drive, versions
 from surefoot.presets import differing_settings, known_rule, settle
@@ -48,7 +49,6 @@ def train(
     critic: Critic | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     tables: Mapping[str, Any] | None = None,
-    shared_only: bool = False,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -68,7 +68,6 @@ def train(
         critic: the critic's settings.
         env_kwargs: arguments for an environment named by its id.
         tables: a parsed configuration file.
-        shared_only: of the preset, only what holds for every rule (for comparisons).
         on_update: called with each row of metrics; returning True stops the run.
         listener: a live display.
 
@@ -100,23 +99,45 @@ def train(
         preset=preset,
         tables=tables,
         env_kwargs=env_kwargs,
-        shared_only=shared_only,
     )
+    run, opened = start(settings, source, own, out, env_from_python=not isinstance(env, str))
+    return drive(run, opened, listener, on_update)
+
+
+def start(
+    settings: Settings,
+    source: EnvSource,
+    own: OwnNetworks,
+    out: str | Path | None,
+    *,
+    env_from_python: bool,
+) -> tuple[Run, JaxEnv | HostEnv]:
+    """A run at its first iteration, in a new directory if one is named, and its environments."""
     run, opened = begin(settings, source, own)
     if out is not None:
-        config = settings.to_dict() | {
-            "env_from_python": not isinstance(env, str),
-            "own_networks": own != OwnNetworks(),
-            "versions": versions(),
-            **recorded_spaces(run),
-        }
         try:
-            run.directory = RunDirectory.create(Path(out), config)
+            keep_in(run, out, env_from_python=env_from_python, own=own)
         except BaseException:
             if isinstance(opened, HostEnv):
                 opened.close()
             raise
-    return drive(run, opened, listener, on_update)
+    return run, opened
+
+
+def keep_in(run: Run, out: str | Path, *, env_from_python: bool, own: OwnNetworks) -> None:
+    """Give a run that has not started a new directory.
+
+    Raises:
+        ConfigError: where a run or anything else is there already.
+        StorageError: where it cannot be written.
+    """
+    config = run.settings.to_dict() | {
+        "env_from_python": env_from_python,
+        "own_networks": own != OwnNetworks(),
+        "versions": versions(),
+        **recorded_spaces(run),
+    }
+    run.directory = RunDirectory.create(Path(out), config)
 
 
 def resume(

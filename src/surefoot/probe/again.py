@@ -34,7 +34,7 @@ def _advance_jax(run: Run, state: LoopState, count: int) -> LoopState:
     chunk = chunk_length(run.settings)
     program = jax.jit(chunk_of(run.learner, run.settings, chunk))
     while count > 0:
-        state, _ = program(state, jnp.int32(min(count, chunk)))
+        state, _ = program(state, state.iteration, jnp.int32(min(count, chunk)))
         count -= chunk
     return state
 
