@@ -57,13 +57,15 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def throughput(env: str, agents: int, num_envs: int, num_steps: int, iterations: int) -> float:
-    """Environment steps a second of many agents' whole training."""
+    """Environment steps a second of many agents' whole training, initial weights included."""
     steps = num_envs * num_steps * iterations
     train = sf.Train(num_envs=num_envs, num_steps=num_steps, steps=steps)
     rule = sf.PPO(num_epochs=4, num_minibatches=4)
     run = sf.make_train(env, rule, train=train, critic=sf.Critic(joint=True))
-    program = jax.jit(jax.vmap(lambda seed: run(seed)[1]["policy/kl_mean"]))
-    return agents * steps / seconds_of(lambda: program(jnp.arange(agents, dtype=jnp.uint32)))
+    program = jax.jit(jax.vmap(lambda seed: run(seed)[1]["episode/return_mean"][-1]))
+    seeds = jnp.arange(agents, dtype=jnp.uint32)
+    print(f"  their mean return at the end {jnp.nanmean(program(seeds)):.1f}", flush=True)
+    return agents * steps / seconds_of(lambda: program(seeds))
 
 
 def update_seconds(rule: Any, critic: sf.Critic, network: str, rows: int) -> float:
@@ -122,12 +124,18 @@ def main() -> None:
         "update_ms": {},
     }
     print(f"{found['device']}, products of float32 matrices at precision {given.precision}")
+
+    def keep() -> None:
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=1) + "\n")
+
     for name, env, agents, num_envs, num_steps, iterations in AGENTS:
         if given.quick:
             agents, iterations = max(2, agents // 128), 2
         rate = throughput(env, agents, num_envs, num_steps, iterations)
         found["steps_per_second"][name] = round(rate)
         print(f"{name}: {agents} agents, {rate:,.0f} steps/s", flush=True)
+        keep()
     passes = {"num_epochs": 4, "num_minibatches": 4}
     rules = {
         "ppo": (sf.PPO(**passes), sf.Critic(joint=True)),
@@ -145,8 +153,7 @@ def main() -> None:
                 f"ratio {ms['trpo'] / ms['ppo']:.2f}",
                 flush=True,
             )
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+            keep()
 
 
 if __name__ == "__main__":

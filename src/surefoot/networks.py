@@ -94,13 +94,26 @@ class Torso(eqx.Module):
 def _orthogonal(
     key: Key[Array, ""], shape: tuple[int, int], *, gain: float
 ) -> Float[Array, "out features"]:
-    """An orthogonal matrix times `gain`; under vmap one after another.
+    """An orthogonal matrix times `gain`; under vmap, on a CPU, one after another.
 
     A batch of LAPACK's decompositions waits for XLA's threads, which may all be waiting for it: on
-    a CPU of two cores many seeds in one program then stood still (jax 0.10.2).
+    a CPU of two cores many seeds in one program then stood still (jax 0.10.2). An accelerator has a
+    batched decomposition, and would take seconds for thousands of agents one by one.
     """
-    draw = jax.nn.initializers.orthogonal(gain)
-    return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape))(key)
+
+    def plain(key: Key[Array, ""]) -> Float[Array, "out features"]:
+        return jax.nn.initializers.orthogonal(gain)(key, shape)
+
+    draw = jax.custom_batching.custom_vmap(plain)
+
+    @draw.def_vmap
+    def _many(axis_size: int, in_batched: list[bool], keys: Key[Array, " many"]):
+        def one_by_one(keys):
+            return jax.lax.map(draw, keys)
+
+        return jax.lax.platform_dependent(keys, cpu=one_by_one, default=jax.vmap(plain)), True
+
+    return draw(key)
 
 
 def _linear(
