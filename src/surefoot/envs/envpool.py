@@ -65,11 +65,15 @@ class EnvPoolVector(VectorEnv):
         obs, infos = self._pool.reset()
         return obs, _with_presence(infos)
 
-    def step(
-        self, actions: PyTree
+    def step_async(self, actions: PyTree) -> None:
+        """Begin a step of every environment."""
+        self._pool.send(actions)
+
+    def step_wait(
+        self,
     ) -> tuple[PyTree, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step every environment; infos are told where an episode ends."""
-        obs, rewards, terminated, truncated, infos = self._pool.step(actions)
+        """The step that was begun; infos are told where an episode ends."""
+        obs, rewards, terminated, truncated, infos = self._pool.recv(reset=False, return_info=True)
         ended = terminated.any() or truncated.any()
         return obs, rewards, terminated, truncated, _with_presence(infos) if ended else {}
 
