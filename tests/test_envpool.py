@@ -69,6 +69,32 @@ def test_numbers_of_an_episodes_last_info_are_known():
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("cores", "usable", "num_envs", "given", "expected"),
+    [
+        (2, 2, 8, {}, (2, 0)),
+        (16, 16, 8, {}, (8, -1)),
+        (16, 2, 16, {}, (2, -1)),
+        (2, 2, 8, {"thread_affinity_offset": -1, "num_threads": 1}, (1, -1)),
+    ],
+)
+def test_threads_keep_to_their_cores_where_they_fill_the_machine(
+    monkeypatch, cores, usable, num_envs, given, expected
+):
+    import envpool
+
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(usable)))
+    asked, make = {}, envpool.make
+    monkeypatch.setattr(
+        envpool,
+        "make",
+        lambda *a, **k: asked.update(k) or make("CartPole-v1", "gymnasium", num_envs=2),
+    )
+    find_env("envpool:CartPole-v1", given).make(num_envs)
+    assert (asked["num_threads"], asked["thread_affinity_offset"]) == expected
+
+
 def test_a_pool_that_cannot_be_made_is_named_in_one_line(monkeypatch):
     import envpool
 

@@ -61,17 +61,13 @@ def settings_for(num_envs=NUM_ENVS, num_steps=NUM_STEPS, **train):
 
 def opened(kind, num_envs=NUM_ENVS, **options):
     """A host environment of one kind; the async one also rewrites its observation's array."""
-    if kind == "in turns":
-        sizes = (num_envs - num_envs // 2, num_envs // 2)
-        vectors = [scripted_vector(MODES["same-step"], size, **options) for size in sizes]
-        return HostEnv(vectors, "Scripted", seed=0)
     if kind == "sync":
         source = find_env("scripted:Scripted-v0", options)
         return open_host_env(source, num_envs, vectorization="sync", seed=0)
     if kind == "async":
         source = find_env("scripted:Scripted-v0", {**options, "reuse": True})
         return open_host_env(source, num_envs, vectorization="async", seed=0)
-    return HostEnv([scripted_vector(MODES[kind], num_envs, **options)], "Scripted", seed=0)
+    return HostEnv(scripted_vector(MODES[kind], num_envs, **options), "Scripted", seed=0)
 
 
 class World(NamedTuple):
@@ -135,8 +131,7 @@ def collect(kind, world, **options):
 
 
 @pytest.fixture(
-    scope="module",
-    params=["sync", "same-step", "next-step", "disabled", "in turns", "async", "jax-native"],
+    scope="module", params=["sync", "same-step", "next-step", "disabled", "async", "jax-native"]
 )
 def experience(request, world):
     return collect(request.param, world)
@@ -299,21 +294,6 @@ def test_the_last_info_of_an_episode_keeps_its_numbers(mode):
     assert step.final_infos == {0: {"clock": 1.0, "is_success": 1.0, "jax_loaded": 1.0}}
 
 
-def test_groups_that_take_turns_act_as_one():
-    split, whole = opened("in turns"), opened("same-step")
-    np.testing.assert_array_equal(split.reset([3, 2, 1])[0], whole.reset([3, 2, 1])[0])
-    ends = set()
-    for t in range(3 * LIMIT):
-        actions = (np.arange(NUM_ENVS) + t) % 3
-        a, b = split.step(actions), whole.step(actions)
-        for name in ("obs", "rewards", "terminated", "truncated", "valid"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
-        assert a.final_infos == b.final_infos
-        jax.tree.map(np.testing.assert_array_equal, a.final_obs, b.final_obs)
-        ends |= set(a.final_obs)
-    assert ends == set(range(NUM_ENVS))
-
-
 def test_an_episode_that_ends_and_runs_out_of_time_at_once_has_ended():
     for mode in MODES:
         env = opened(mode, 1)
@@ -337,7 +317,7 @@ def test_a_vector_environment_is_read_in_the_mode_it_steps_in():
     ready = scripted_vector(AutoresetMode.NEXT_STEP, 1)
     # Gymnasium keeps the mode in a dictionary that all environments of a class share.
     scripted_vector(AutoresetMode.SAME_STEP, 1)
-    env = HostEnv([ready], "Scripted", seed=3)
+    env = HostEnv(ready, "Scripted", seed=3)
     env.reset([3])
     assert env.step(np.zeros(1, np.int64)).terminated.all()
     assert not env.step(np.zeros(1, np.int64)).valid.any()
@@ -350,7 +330,7 @@ def test_an_unknown_autoreset_mode_is_refused(declared):
         metadata: dict[str, Any] = {"autoreset_mode": declared}  # noqa: RUF012
 
     with pytest.raises(EnvContractError, match=f"Odd-v0: unknown autoreset_mode {declared!r}"):
-        HostEnv([Odd()], "Odd-v0", seed=0)
+        HostEnv(Odd(), "Odd-v0", seed=0)
 
 
 @pytest.mark.core
@@ -530,7 +510,7 @@ class Broken(Scripted):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_fault_in_an_automatic_reset_is_told_too(mode):
-    env = HostEnv([SyncVectorEnv([Broken], autoreset_mode=MODES[mode])], "Broken", seed=0)
+    env = HostEnv(SyncVectorEnv([Broken], autoreset_mode=MODES[mode]), "Broken", seed=0)
     env.reset([3])
     twice = (env.step(np.zeros(1, np.int64)) for _ in range(2))
     with pytest.raises(EnvCrashError, match=r"Broken: .* raised RuntimeError: no second episode"):
@@ -579,7 +559,7 @@ class OneStep(Scripted):
 def test_episodes_of_one_step_have_finite_and_correct_targets(mode, world):
     settings, state = world.settings, world.state
     vector = SyncVectorEnv([OneStep] * NUM_ENVS, autoreset_mode=MODES[mode])
-    collector = HostCollector(HostEnv([vector], "OneStep", seed=0), world.learner.actor, settings)
+    collector = HostCollector(HostEnv(vector, "OneStep", seed=0), world.learner.actor, settings)
     collector.reset(0)
     rollout, episodes, *_ = collector.collect(state.params["policy"], state.obs_stats, 0)
     make = jax.jit(partial(make_batch, settings, world.learner.actor))

@@ -73,7 +73,7 @@ def make_lesson(rule, kind):
     native = scripted_jax() if kind == "jax" else None
     # Next-step autoreset, so that dummy rows are in every batch.
     env = native or HostEnv(
-        [scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind)], "Scripted", seed=0
+        scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
     )
     learner = make_learner(settings, env.spec, build(env.spec, settings.network), native)
     state = jax.jit(learner.init)(0)
@@ -304,7 +304,7 @@ def noise_of(given, rollout):
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
     monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", 1)
-    env = HostEnv([scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box")], "S", seed=0)
+    env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
     host = collector.collect(given.state.params["policy"], given.state.obs_stats, 0)

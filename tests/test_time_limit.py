@@ -99,7 +99,7 @@ def targets_of(request):
         zero = {"seed": jnp.uint32(0), "iteration": jnp.int32(0)}
         _, rollout, _ = run(state.params["policy"], state.obs_stats, loop, **zero)
     else:
-        env = HostEnv([SyncVectorEnv([limited] * 2, autoreset_mode=request.param)], "C", seed=0)
+        env = HostEnv(SyncVectorEnv([limited] * 2, autoreset_mode=request.param), "C", seed=0)
         collector = HostCollector(env, learner.actor, settings)
         collector.reset(0)
         rollout = collector.collect(state.params["policy"], state.obs_stats, 0).rollout
@@ -140,7 +140,7 @@ def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
     learner = make_learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
     state = jax.jit(learner.init)(0)
     vector = SyncVectorEnv([partial(limited, LIMIT)] * 2, autoreset_mode=mode)
-    collector = HostCollector(HostEnv([vector], "Constant", seed=0), learner.actor, settings)
+    collector = HostCollector(HostEnv(vector, "Constant", seed=0), learner.actor, settings)
     collector.reset(0)
     rollout = collector.collect(state.params["policy"], state.obs_stats, 0).rollout
     assert not rollout.truncated.any()
