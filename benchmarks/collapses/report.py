@@ -15,6 +15,7 @@ from benchmarks.collapses.conditions import CONDITIONS, scores_of
 from benchmarks.collapses.driver import load
 from benchmarks.collapses.labels import Curve, Label, label, smooth
 from benchmarks.collapses.thresholds import Judged, Scored, choose, fit, score, tally
+from surefoot.alarms import ALARMS
 
 YARDSTICK = "returns"
 """What a plot of returns alone would tell; scored like the others, and never part of the union."""
@@ -51,7 +52,11 @@ def judged(cells: Sequence[Cell], out: Path) -> dict[str, list[Judged]]:
 
 
 def report_thresholds(cells: Sequence[Cell], out: Path, results: Path) -> None:
-    """Fit on one part, score on the others, and write `collapses-*.csv` and `.json`."""
+    """Fit on one part, score on the others, and write `collapses-*.csv` and `.json`.
+
+    The warnings that surefoot ships have thresholds of their own, from the suite's first training:
+    they are scored as they are, on runs that had no part in them.
+    """
     parts = judged(cells, out)
     names = list(CONDITIONS)
     thresholds = fit(parts["fit"], names)
@@ -69,6 +74,10 @@ def report_thresholds(cells: Sequence[Cell], out: Path, results: Path) -> None:
         "union": {part: _told(score(runs, union)) for part, runs in parts.items()},
         "union_held_out_by_env": _broken_down(parts["held-out"], union, 0),
         "union_held_out_by_fault": _broken_down(parts["held-out"], union, 2),
+        "shipped": {
+            name: {part: _told(score(runs, {name: alarm.bound})) for part, runs in parts.items()}
+            for name, alarm in ALARMS.items()
+        },
     }
     (results / "collapses.json").write_text(json.dumps(summary, indent=1) + "\n")
     _print(summary)
@@ -84,6 +93,12 @@ def _print(summary: Mapping[str, Any]) -> None:
         print(f"  announced {hits['count']} of {hits['of']}, 95 % {hits['interval']}")
         print(f"  false alarms {false['count']} of {false['of']}, 95 % {false['interval']}")
         print(f"  updates ahead, quartiles {told['lead_quartiles']}")
+    for name, parts in summary["shipped"].items():
+        hits, false = (
+            " + ".join(f"{part[what]['count']} of {part[what]['of']}" for part in parts.values())
+            for what in ("hits", "false_alarms")
+        )
+        print(f"shipped {name:20} announced {hits}; false alarms {false} ({' + '.join(parts)})")
 
 
 def _kind(run: Judged) -> str:

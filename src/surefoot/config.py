@@ -66,7 +66,7 @@ class Train:
     keep_checkpoints: int = setting(3, "newest checkpoints kept beside the best one", low=1)
     dispatch: int = setting(10, "iterations of a JAX-native run per call of its program", low=1)
     lens_every: int = setting(
-        50,
+        100,
         "iterations between two looks of the lens's dearer part (cross-fit, shift of visits, "
         "gradient noise); 0: never",
         low=0,
