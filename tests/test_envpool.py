@@ -75,7 +75,8 @@ def test_numbers_of_an_episodes_last_info_are_known():
         (2, 2, 8, {}, (2, 0)),
         (16, 16, 8, {}, (8, -1)),
         (16, 2, 16, {}, (2, -1)),
-        (2, 2, 8, {"thread_affinity_offset": -1, "num_threads": 1}, (1, -1)),
+        (2, 2, 8, {"num_threads": 1}, (1, -1)),
+        (2, 2, 8, {"thread_affinity_offset": -1}, (2, -1)),
     ],
 )
 def test_threads_keep_to_their_cores_where_they_fill_the_machine(

@@ -1,6 +1,7 @@
 """The loop: same seed same bits, resume equals never stopped, and what ends a run early."""
 
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from surefoot.alarms import Alarm
 from surefoot.checkpoint import read_checkpoint
 from surefoot.compare import compare
 from surefoot.config import PPO, VPG, Critic, Network, Train
+from surefoot.envs import find_env
 from surefoot.errors import (
     CheckpointError,
     ConfigError,
@@ -35,7 +37,8 @@ from surefoot.memory import memory_left, memory_of
 from surefoot.plan import make_plan
 from surefoot.presets import settle
 from surefoot.run import RunDirectory
-from surefoot.trained import summarize
+from surefoot.steppers import chunk_of
+from surefoot.trained import OwnNetworks, begin, summarize
 from surefoot.training import chosen_rule, resume, train, train_or_resume
 
 # Ten episode limits of five steps are four iterations of sixteen: the shortest schedule there is.
@@ -403,6 +406,25 @@ def test_a_crash_keeps_what_was_done_and_one_before_the_first_update_leaves_noth
     assert not (tmp_path / "early").exists()
 
 
+def test_a_crash_of_an_evaluation_leaves_no_checkpoint_ahead_of_its_rows(tmp_path):
+    made = itertools.count()
+
+    def make():
+        at = 3 * LIMIT if next(made) >= NUM_ENVS else None  # the evaluation's alone
+        return Failing(gymnasium.make(ENVS["host"]), at=at)
+
+    how = {**arguments("host", eval_every=BATCH, eval_episodes=1), "env": make}
+    with pytest.raises(EnvCrashError, match="the motor is hot"):
+        train(**how, seed=3, out=tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    crashed = directory.newest().iteration
+    assert crashed > 1
+    assert directory.rows()[-1]["iteration"] == crashed
+    run = resume(tmp_path / "run", env=ENVS["host"])
+    assert [row["iteration"] for row in run.rows] == list(range(1, ITERATIONS + 1))
+    assert [row["iteration"] for row in directory.rows()] == list(range(1, ITERATIONS + 1))
+
+
 def test_evaluations_that_are_not_finite_are_told_and_break_no_row(tmp_path):
     how = failing(nonsense=True)
     how["train"] = replace(how["train"], eval_every=BATCH, eval_episodes=1)
@@ -703,6 +725,21 @@ def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, wor
     assert not any("lens/signal_share" in row for row in blind.rows)
     assert [row["iteration"] for row in whole(world).rows if name in row] == [1]
     assert all("lens/realised_gain" in row for row in blind.rows[1:])
+
+
+def test_seeds_in_one_program_pass_over_the_lens_together():
+    train = Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS)
+    settings = settle("?", VPG(), train, Network(hidden=(8,)), Critic(num_minibatches=1))
+    run, _ = begin(settings, find_env(ENVS["jax"], {}), OwnNetworks())
+    chunk = chunk_of(run.learner, run.settings, 1)
+    many = jax.vmap(chunk, in_axes=(0, None, None))
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), run.state)
+
+    def branches(program, state):
+        return str(jax.make_jaxpr(program)(state, jnp.int32(0), jnp.int32(1))).count("cond[")
+
+    # A predicate of each seed's own would turn the branches into selects of both sides.
+    assert branches(many, states) == branches(chunk, run.state) > 1
 
 
 ALARMING = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from surefoot.config import RULES, resolve
+from surefoot.config import PPO, RULES, resolve
 from surefoot.distributions import Categorical
 from surefoot.natural_gradient import fisher_vector_product, quadratic_form
 from surefoot.surrogate import standardize, surrogate
@@ -21,6 +21,7 @@ from surefoot.trust_region import (
     mean_kl,
 )
 from surefoot.update import UPDATE_RULES
+from surefoot.update.descend import descend, start_descent
 
 KEY = jax.random.key(0)
 NUM_UPDATES = 4
@@ -375,3 +376,23 @@ def test_an_entropy_bonus_raises_entropy_where_no_advantage_speaks(toy):
             for p in (problem.params, params)
         ]
         assert entropies[1] > entropies[0] + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_minibatches"), [(48, 32), (64, 16), (65, 32), (7, 3), (5, 8)]
+)
+def test_an_epoch_sees_every_row_but_less_than_a_minibatch(num_rows, num_minibatches):
+    settings = PPO(num_epochs=1, num_minibatches=num_minibatches, max_grad_norm=0.0)
+    # Each row pushes a parameter of its own: Adam moves those that an epoch has seen.
+    params = jnp.zeros(num_rows)
+    moved, _, _ = descend(
+        lambda params, rows: params[rows].sum(),
+        params,
+        start_descent(params, max_grad_norm=0.0),
+        jnp.arange(num_rows),
+        jax.random.key(0),
+        learning_rate=jnp.float32(0.1),
+        settings=settings,
+    )
+    unseen, size = int((moved == 0).sum()), -(-num_rows // num_minibatches)
+    assert unseen == num_rows % size

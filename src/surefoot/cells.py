@@ -69,28 +69,34 @@ def grouped(cells: Sequence[Cell]) -> list[Group]:
     return [tuple(group) for group in groups.values()]
 
 
-def train_group(group: Group) -> list[Outcome]:
-    """Train cells or go on with them, then score their final policies; the seconds of each."""
+def train_group(group: Group, *, jobs: int = 1) -> list[Outcome]:
+    """Train cells or go on with them, then score their final policies; the seconds of each.
+
+    Other groups are trained beside this one, `jobs` in all.
+    """
     if len(group) == 1:
         return [attempt(_train_alone, group[0])]
     started = time.monotonic()
     template, _ = begin(group[0].settings, group[0].source, group[0].own)
-    opened = [attempt(partial(_open, template, jax.jit(template.learner.init)), c) for c in group]
+    init = jax.jit(template.learner.init)
+    opened = [attempt(partial(_open, template, init), cell) for cell in group]
     runs = [found.value for found in opened if found.error is None and not found.value.finished]
     faults: dict[Path, str] = {}
     for iteration in sorted({run.iteration for run in runs}):
         some = [run for run in runs if run.iteration == iteration]
         paths = [run.directory.path for run in some]
-        told = zip(paths, drive_together(some), strict=True)
-        faults |= {path: said(fault) for path, fault in told if fault is not None}
-    seconds = (time.monotonic() - started) / len(group)
-    outcomes = []
+        driven = attempt(partial(drive_together, jobs=jobs), some)
+        each = [fault and said(fault) for fault in driven.value or ()]
+        told = zip(paths, each or [driven.error] * len(some), strict=True)
+        faults |= {path: error for path, error in told if error is not None}
+    errors = []
     for cell, found in zip(group, opened, strict=True):
         error = found.error or faults.get(cell.path)
         if error is None:
             error = attempt(partial(score_run, episodes=cell.episodes), found.value).error
-        outcomes.append(Outcome(seconds, error))
-    return outcomes
+        errors.append(error)
+    seconds = (time.monotonic() - started) / len(group)
+    return [Outcome(seconds, error) for error in errors]
 
 
 def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
@@ -189,7 +195,9 @@ def trial(group: Group) -> float:
     if count == 1:
         drive(run, opened, None, None)
     else:
-        drive_together([replace(run, rows=[]) for _ in group[1:]] + [run])
+        faults = drive_together([replace(run, rows=[]) for _ in group[1:]] + [run])
+        if (fault := faults[-1]) is not None:
+            raise fault
     iteration = count * run.rows[-1]["time/iteration"]
     overhead = max(0.0, time.monotonic() - started - TRIAL_ITERATIONS * iteration)
     every = settings.train.eval_every

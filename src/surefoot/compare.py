@@ -7,6 +7,7 @@ from anywhere. `table`, `to_dict` and `write_outputs` tell the result.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def compare(
         seeds: how many.
         out: the directory of all cells.
         steps: environment steps of each cell.
-        jobs: cells at a time, each in a new process (a script needs its `__main__` guard).
+        jobs: cells at a time, each in a new process (a script needs its `__main__` guard). The
+            seeds of a rule on a JAX-native environment are one program and count as one cell.
         preset: all rules get what this preset shares among them; `tuned` gives each rule what
             `auto` gives it alone, critic included.
         train: settings shared by all rules, over the preset's.
@@ -201,7 +203,7 @@ def _train_all(
         final, seconds = score.get("return_mean", math.nan), duration(outcome.value)
         tell(f"{cell.name}: final return {final:.1f}, {seconds} ({ended} of {count})")
 
-    side_by_side(train_group, groups, jobs=jobs, done=done)
+    side_by_side(partial(train_group, jobs=jobs), groups, jobs=jobs, done=done)
     return failures
 
 

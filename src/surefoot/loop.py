@@ -170,9 +170,11 @@ class _Loop:
     def once(self) -> None:
         """One chunk, with all that comes after it."""
         rows = self._advance()
-        if self._evaluator and self._is_due(self._plan.evaluate_every):
-            self._evaluate(self._evaluator, rows[-1])
-        self._asked_to_stop = self._tell(rows)
+        try:
+            if self._evaluator and self._is_due(self._plan.evaluate_every):
+                self._evaluate(self._evaluator, rows[-1])
+        finally:  # an evaluation that crashes must not leave a checkpoint ahead of its rows
+            self._asked_to_stop = self._tell(rows)
         self._store()
 
     def close(self, fault: BaseException | None) -> None:
@@ -289,10 +291,13 @@ def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
             raised = other
             raise
         finally:
-            for loop, fault in zip(loops, faults, strict=True):
-                loop.close(raised or fault)
+            for i, loop in enumerate(loops):
+                try:
+                    loop.close(raised or faults[i])
+                except SurefootError as fault:
+                    faults[i] = faults[i] or fault
     if signals.caught is not None:
-        run = loops[0].run
+        run = next((loop.run for loop in loops if loop.going), loops[0].run)
         raise StoppedBySignal(signals.caught, run.iteration, run.directory and run.directory.path)
     return faults
 
@@ -332,11 +337,12 @@ def drive(
         stepper.close()
 
 
-def drive_together(runs: Sequence[Run]) -> list[SurefootError | None]:
+def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError | None]:
     """Run the loops of JAX-native runs as one program; the fault of each that failed.
 
     The runs share their learner, stand at the same iteration and differ in their seeds alone. One
-    that fails leaves the others be. Where they do not fit into memory together, they go in turns.
+    that fails leaves the others be. Where they do not fit into memory together, beside those of
+    other `jobs`, they go in turns.
 
     Raises:
         StoppedBySignal: after SIGINT or SIGTERM, with the checkpoints written.
@@ -344,10 +350,11 @@ def drive_together(runs: Sequence[Run]) -> list[SurefootError | None]:
     first, silence = runs[0], Silence()
     states = [run.state for run in runs]
     together = Together(first.learner, first.settings, states, silence.compiling)
-    turn = fitting(together.program, len(runs))
+    turn = fitting(together.program, len(runs), jobs=jobs)
     if turn < len(runs):
+        del together, states  # what each turn needs is measured anew, without them
         turns = [runs[start : start + turn] for start in range(0, len(runs), turn)]
-        return [fault for some in turns for fault in drive_together(some)]
+        return [fault for some in turns for fault in drive_together(some, jobs=jobs)]
     plan = make_plan(first.settings, first.learner.spec)
     faults = _go(
         [

@@ -26,11 +26,15 @@ def memory_left() -> int | None:
     return int(0.9 * 1024 * int(kilobytes))
 
 
-def fitting(program: Any, seeds: int) -> int:
-    """Of the seeds that a compiled program trains, how many fit at a time; fewer are told of."""
-    room, needed = memory_left(), memory_of(program)
-    if room is None or needed <= room:
+def fitting(program: Any, seeds: int, *, jobs: int = 1) -> int:
+    """Of the seeds that a compiled program trains, how many fit at a time; fewer are told of.
+
+    The room is shared by so many jobs.
+    """
+    left, needed = memory_left(), memory_of(program)
+    if seeds == 1 or left is None or needed <= left // jobs:
         return seeds
+    room = left // jobs
     turn = max(1, seeds * room // needed)
     print(
         f"surefoot: {seeds} seeds at once need {needed / 2**30:.1f} GiB and "

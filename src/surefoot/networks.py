@@ -6,6 +6,7 @@ output's last axis is the head's. Observations carry any leading axes.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -100,18 +101,14 @@ def _orthogonal(
     a CPU of two cores many seeds in one program then stood still (jax 0.10.2). An accelerator has a
     batched decomposition, and would take seconds for thousands of agents one by one.
     """
-
-    def plain(key: Key[Array, ""]) -> Float[Array, "out features"]:
-        return jax.nn.initializers.orthogonal(gain)(key, shape)
-
-    draw = jax.custom_batching.custom_vmap(plain)
+    draw = jax.custom_batching.custom_vmap(
+        lambda key: jax.nn.initializers.orthogonal(gain)(key, shape)
+    )
 
     @draw.def_vmap
     def _many(axis_size: int, in_batched: list[bool], keys: Key[Array, " many"]):
-        def one_by_one(keys):
-            return jax.lax.map(draw, keys)
-
-        return jax.lax.platform_dependent(keys, cpu=one_by_one, default=jax.vmap(plain)), True
+        one_by_one, at_once = partial(jax.lax.map, draw), jax.vmap(draw.fun)
+        return jax.lax.platform_dependent(keys, cpu=one_by_one, default=at_once), True
 
     return draw(key)
 

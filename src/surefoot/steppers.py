@@ -158,6 +158,7 @@ class Together:
         self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         self._take = jax.jit(lambda states, i: jax.tree.map(lambda leaf: leaf[i], states))
         self._iteration, self._rows = int(states[0].iteration), [[]] * len(states)
+        self._told = 0.0  # of the seconds of compiling
         self.steppers = [_Seat(self, i) for i in range(len(states))]
 
     @property
@@ -172,15 +173,14 @@ class Together:
         return self._take(self._states, position), self._rows[position]
 
     def _advance(self) -> None:
-        compiled, started, runs = self._run.seconds, time.monotonic(), len(self._rows)
         count = min(self._chunk, self._iterations - self._iteration)
-        self._states, metrics = self._run(
-            self._states, jnp.int32(self._iteration), jnp.int32(count)
-        )
+        program, runs = self.program, len(self._rows)
+        compiling, self._told = self._run.seconds - self._told, self._run.seconds
+        started = time.monotonic()
+        self._states, metrics = program(self._states, jnp.int32(self._iteration), jnp.int32(count))
         metrics = jax.device_get(metrics)
-        compiling = self._run.seconds - compiled
         # Of the time that all take together, each has its share.
-        seconds = (time.monotonic() - started - compiling) / (count * runs)
+        seconds = (time.monotonic() - started) / (count * runs)
         self._rows = [
             _rows({k: v[i] for k, v in metrics.items()}, count, seconds, compiling / runs)
             for i in range(runs)

@@ -49,7 +49,7 @@ class EnvPoolVector(VectorEnv):
                 env_type="gymnasium",
                 num_envs=self.num_envs,
                 env_seed=list(seeds),
-                **_threads(self.num_envs) | self._kwargs,
+                **_threads(self.num_envs, **self._kwargs) | self._kwargs,
             )
             _ = self._pool.observation_space, self._pool.action_space  # made once, when first read
 
@@ -81,7 +81,7 @@ class EnvPoolVector(VectorEnv):
             self._pool = None
 
 
-def _threads(num_envs: int) -> dict[str, int]:
+def _threads(num_envs: int, *, num_threads: int = 0, **_: Any) -> dict[str, int]:
     """A thread a core; where they fill the machine, each keeps to its core.
 
     A thread that wakes on another core than it slept on costs a fifth of a MuJoCo rollout. Pinned
@@ -89,10 +89,10 @@ def _threads(num_envs: int) -> dict[str, int]:
     """
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    pinned = num_envs >= cores == usable
+    count = num_threads or min(num_envs, usable)
     return {
-        "num_threads": min(num_envs, usable),
-        "thread_affinity_offset": 0 if pinned else -1,
+        "num_threads": count,
+        "thread_affinity_offset": 0 if count >= cores == usable else -1,
     }
 
 

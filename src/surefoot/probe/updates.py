@@ -148,12 +148,13 @@ class Finder:
             source += (
                 ", equal to the kept one to the bit"
                 if same
-                else "; they differ from the kept one in bits: another machine or other versions?"
+                else "; they differ from the kept one in bits: another machine, other versions, "
+                "or seeds trained together?"
             )
         elif other_versions:
             source += "; other versions than the run's, so bits may differ"
         else:
-            source += ", bit for bit on the versions that the run was made with"
+            source += ", bit for bit on the versions and in the program that the run was made with"
         return _update(iteration, made, batch, source)
 
     def _kept(self, iteration: int, state: LoopState) -> Update:

@@ -57,9 +57,9 @@ def descend(
     """
     start, unravel = ravel_pytree(params)
     num_rows = jax.tree.leaves(rows)[0].shape[0]
-    # Half a batch may be a few rows: each is a minibatch then, and one left over sits out an epoch.
-    count = min(settings.num_minibatches, num_rows)
-    size = num_rows // count
+    # Half a batch may be few rows: the minibatches are fewer then, and less than one is left over.
+    size = -(-num_rows // settings.num_minibatches)
+    count = num_rows // size
     optimizer = adam(settings.max_grad_norm)
 
     def step(carry, indices):
