@@ -33,6 +33,7 @@ from surefoot.compare import (
 )
 from surefoot.config import PPO, TRPO, VPG, Critic, Network, Train
 from surefoot.errors import ConfigError, NotFiniteError, StorageError
+from surefoot.memory import fitting
 from surefoot.processes import ComparisonStopped, side_by_side
 from surefoot.run import RunDirectory
 from surefoot.statistics import (
@@ -696,6 +697,32 @@ def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
     result = compare([NATIVE], RULES[:1], seeds=3, out=out, tell=lambda _: None, **TINY_NATIVE)
     finals = [score.final for score in together[0].scores]
     assert [score.final for score in result.scores] == pytest.approx(finals, rel=1e-3)
+
+
+def test_a_seed_whose_last_checkpoint_cannot_be_written_leaves_the_others_be(
+    together, tmp_path, no_trial, monkeypatch
+):
+    close = loop._Loop.close
+
+    def full(self, fault):
+        if self.run.settings.train.seed == 0:
+            raise StorageError("the disk is full")
+        close(self, fault)
+
+    monkeypatch.setattr(loop._Loop, "close", full)
+    out = tmp_path / "out"
+    result = compare([NATIVE], RULES[:1], seeds=3, out=out, tell=lambda _: None, **TINY_NATIVE)
+    (failure,) = result.failures
+    assert failure.cell == f"{NATIVE} vpg seed 0"
+    assert "the disk is full" in failure.message
+    assert [s.final for s in result.scores] == [s.final for s in together[0].scores[1:]]
+
+
+def test_jobs_side_by_side_share_the_memory(monkeypatch, capsys):
+    monkeypatch.setattr("surefoot.memory.memory_of", lambda program: 30)
+    monkeypatch.setattr("surefoot.memory.memory_left", lambda: 40)
+    assert [fitting(None, 3), fitting(None, 3, jobs=2), fitting(None, 1, jobs=2)] == [3, 2, 1]
+    assert capsys.readouterr().err.count("at a time") == 1
 
 
 def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, no_trial, monkeypatch):

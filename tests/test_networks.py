@@ -15,7 +15,7 @@ from surefoot.config import Network, OwnNetwork, resolve
 from surefoot.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from surefoot.errors import ConfigError
 from surefoot.heads import make_head
-from surefoot.networks import build
+from surefoot.networks import _orthogonal, build
 from surefoot.spaces import flatten_obs, full_mask, mask_size, own_dtype, sent_action
 from surefoot.types import EnvSpec, Inputs
 
@@ -376,3 +376,14 @@ def test_the_key_decides_the_first_weights():
     for one, same, different in zip(*map(jax.tree.leaves, (params, again, other)), strict=True):
         np.testing.assert_array_equal(one, same)
         assert not one.any() or not np.array_equal(one, different)
+
+
+@pytest.mark.parametrize(("platform", "batched"), [("cpu", "0"), ("cuda", "1")])
+def test_many_first_weights_are_decomposed_one_by_one_on_a_cpu_alone(platform, batched):
+    keys = jax.random.split(jax.random.key(0), 3)
+    draw = jax.jit(jax.vmap(lambda key: _orthogonal(key, (4, 8), gain=2.0)))
+    program = draw.trace(keys).lower(lowering_platforms=(platform,)).as_text()
+    assert f'num_batch_dims = "{batched}"' in program
+    assert f'num_batch_dims = "{1 - int(batched)}"' not in program
+    alone = [_orthogonal(key, (4, 8), gain=2.0) for key in keys]
+    np.testing.assert_array_equal(draw(keys), alone)

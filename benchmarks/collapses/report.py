@@ -55,7 +55,7 @@ def report_thresholds(cells: Sequence[Cell], out: Path, results: Path) -> None:
     """Fit on one part, score on the others, and write `collapses-*.csv` and `.json`.
 
     The warnings that surefoot ships have thresholds of their own, from the suite's first training:
-    they are scored as they are, on runs that had no part in them.
+    they are scored as they are, on whatever training is stored here.
     """
     parts = judged(cells, out)
     names = list(CONDITIONS)

@@ -98,8 +98,8 @@ def _orthogonal(
     """An orthogonal matrix times `gain`; under vmap, on a CPU, one after another.
 
     A batch of LAPACK's decompositions waits for XLA's threads, which may all be waiting for it: on
-    a CPU of two cores many seeds in one program then stood still (jax 0.10.2). An accelerator has a
-    batched decomposition, and would take seconds for thousands of agents one by one.
+    a CPU of two cores many seeds in one program then stood still (jax 0.10.2). An accelerator draws
+    all at once.
     """
     draw = jax.custom_batching.custom_vmap(
         lambda key: jax.nn.initializers.orthogonal(gain)(key, shape)

@@ -84,8 +84,8 @@ class EnvPoolVector(VectorEnv):
 def _threads(num_envs: int, *, num_threads: int = 0, **_: Any) -> dict[str, int]:
     """A thread a core; where they fill the machine, each keeps to its core.
 
-    A thread that wakes on another core than it slept on costs a fifth of a MuJoCo rollout. Pinned
-    threads that leave cores free would all crowd the same ones in every run on the machine.
+    On two cores that took a tenth to a fifth off an iteration with MuJoCo. Pinned threads that
+    leave cores free would crowd the same ones in every run on the machine.
     """
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
