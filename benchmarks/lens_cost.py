@@ -1,12 +1,13 @@
 """What the lens costs a run: the same iterations with all of its figures and with none of them.
 
-    python -m benchmarks.lens_cost [--pairs 5] [--json FILE]
+    python -m benchmarks.lens_cost [--pairs 200] [--json FILE]
 
-Both sides train the same run from the same state, alternating; a round is `lens_every` iterations,
-so that the dearer figures fall due once in each; a JAX-native round is short and there are eight
-times as many. The interval of a median is that of its order statistics. Without the lens nothing
-is computed but the update, the critic and the two figures that decide about a step. Compilation is
-not counted.
+Three sides train the same run, a call of their program each in turn, so that a busy minute of the
+machine strikes all alike: without the lens, with what it computes every update, and, one turn in
+eight, with its dearer figures every update too, whose extra is then spread over `lens_every`
+updates. A call is one iteration on the host and ten of a JAX-native run, timed after compilation.
+Intervals are of medians, by their order statistics. Without the lens nothing is computed but the
+update, the critic and the two figures that decide about a step.
 """
 
 import argparse
@@ -33,8 +34,10 @@ from surefoot.surrogate import weighted_mean
 from surefoot.trained import OwnNetworks, begin
 
 EVERY = limits_of(Train)["lens_every"].default
-TASKS = {"HalfCheetah-v5": 1, "gymnax:CartPole-v1": 8}
-"""Tasks, with how many times the pairs each has."""
+TASKS = ("HalfCheetah-v5", "gymnax:CartPole-v1")
+SIDES = {"without": 0, "each": 1_000_000, "all": 1}
+"""Sides, with the `lens_every` of each; the second is never due after its first iteration."""
+TURNS_TO_ALL = 8
 
 
 def _bare(policy_fn, old_params, new_params, batch, *, horizon):
@@ -69,80 +72,88 @@ _SUMS: dict[str, Any] = {}
 
 
 class _Side:
-    """One of the two sides: a stepper and where it stands."""
+    """One of the sides: a stepper and where it stands."""
 
-    def __init__(self, task: str, rule: str, *, lens: bool):
-        given = {"steps": 100_000_000} | ({} if lens else {"lens_every": 0})
+    def __init__(self, task: str, rule: str, lens_every: int):
+        given = {"steps": 100_000_000, "lens_every": lens_every}
         settings = settle(task, RULES[rule](), Train(**given), Network(), Critic())
         run, env = begin(settings, find_env(task, {}), OwnNetworks())
         parts = (run.learner, settings, lambda what: None)
-        self.stepper: Any = (
+        self._stepper: Any = (
             HostStepper(env, *parts) if isinstance(env, HostEnv) else JaxStepper(*parts)
         )
-        _SUMS["sums"], self.state, self._lens = run.state.watch.td, run.state, lens
-        self.stepper.reset(0)
+        _SUMS["sums"], self._state, self._lens = run.state.watch.td, run.state, lens_every > 0
+        self._stepper.reset(0)
 
-    def round(self, iterations: int) -> float:
-        """Seconds of an iteration, compilation left out."""
-        done, seconds = 0, 0.0
+    def turn(self) -> float:
+        """Seconds of an iteration in the next call of the program."""
         with contextlib.nullcontext() if self._lens else without_the_lens():
-            while done < iterations:
-                self.state, rows = self.stepper.advance(self.state)
-                done += len(rows)
-                seconds += sum(row["time/iteration"] for row in rows)
-        return seconds / done
+            self._state, rows = self._stepper.advance(self._state)
+        return statistics.mean(row["time/iteration"] for row in rows)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._stepper.close()
 
 
-def median_interval(ratios: list[float]) -> tuple[float, float]:
+def median_interval(values: list[float]) -> tuple[float, float]:
     """The narrowest pair of order statistics that holds the median in at least 95 % of samples.
 
     Fewer than six cannot: the range, which holds it in 94 % for five.
     """
-    ordered, n = sorted(ratios), len(ratios)
+    ordered, n = sorted(values), len(values)
     rank = int(stats.binom.ppf(0.025, n, 0.5))
     return ordered[max(rank - 1, 0)], ordered[min(n - rank, n - 1)]
 
 
-def measure(task: str, rule: str, pairs: int, every: int) -> dict[str, Any]:
-    """Time of an iteration with the lens over that without, pair by pair."""
-    sides = {lens: _Side(task, rule, lens=lens) for lens in (True, False)}
-    times: dict[bool, list[float]] = {True: [], False: []}
+def measure(task: str, rule: str, pairs: int) -> dict[str, Any]:
+    """Time of an iteration with the lens over that without, turn by turn."""
+    sides = {name: _Side(task, rule, every) for name, every in SIDES.items()}
     for side in sides.values():
-        side.round(2)
+        for _ in range(3):
+            side.turn()
+    times, dearer = [], []
     for number in range(pairs):
-        for lens in (True, False) if number % 2 == 0 else (False, True):
-            times[lens].append(sides[lens].round(every))
+        order = ["without", "each"] if number % 2 == 0 else ["each", "without"]
+        if number % TURNS_TO_ALL == 0:
+            order.append("all")
+        took = {name: sides[name].turn() for name in order}
+        times.append((took["without"], took["each"]))
+        if "all" in took:
+            dearer.append((took["all"] - took["each"]) / took["without"])
     for side in sides.values():
-        side.stepper.close()
-    ratios = [a / b for a, b in zip(times[True], times[False], strict=True)]
+        side.close()
+    # The dearer figures fall due once in EVERY updates.
+    extra = statistics.median(dearer) / EVERY
+    ratios = [each / without for without, each in times]
     return {
         "task": task,
         "rule": rule,
-        "with_ms": 1e3 * statistics.median(times[True]),
-        "without_ms": 1e3 * statistics.median(times[False]),
-        "ratio": statistics.median(ratios),
-        "interval": [round(end, 4) for end in median_interval(ratios)],
-        "ratios": [round(ratio, 4) for ratio in ratios],
+        "without_ms": 1e3 * statistics.median(without for without, _ in times),
+        "ratio": statistics.median(ratios) + extra,
+        "interval": [round(end + extra, 4) for end in median_interval(ratios)],
+        "of_dearer_figures": extra,
+        "pairs": pairs,
     }
 
 
 def main() -> None:
     """Measure every task and rule, and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     found = []
-    for task, times in TASKS.items():
+    for task in TASKS:
         for rule in ("trpo", "ppo"):
             started = time.monotonic()
-            result = measure(task, rule, times * options.pairs, EVERY)
+            result = measure(task, rule, options.pairs)
             found.append(result)
             low, high = result["interval"]
             print(
                 f"{task} {rule}: {result['without_ms']:.1f} ms an iteration without, "
-                f"{result['with_ms']:.1f} with, "
                 f"ratio {result['ratio']:.3f} ({low:.3f} to {high:.3f}), "
+                f"of it {result['of_dearer_figures']:.4f} the dearer figures, "
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )

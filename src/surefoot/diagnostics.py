@@ -5,14 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from surefoot.distributions import exact_total_variation, kl, total_variation_bound
-from surefoot.surrogate import likelihood_ratio, promised_gain, weighted_mean
+from surefoot.surrogate import likelihood_ratio, promised_gains, weighted_mean
 from surefoot.types import Batch, Params
 
 ENOUGH_ROWS = 512
-"""Rows, more or less, that medians and tenths are taken of; all where there are fewer."""
+"""Rows, more or less, that medians and tenths are taken of, and what is dear by the row."""
 CLIP_REFERENCE = 0.2
 """Half-width of the ratio's range for `policy/clip_fraction`, the same for every rule."""
 
@@ -34,81 +34,105 @@ def diagnose(
         batch: the rows the update saw, with raw advantages.
         horizon: 1 / (1 - gamma), which turns a gain per step into one of discounted return.
     """
-    old, new = policy_fn(old_params, batch.inputs), policy_fn(new_params, batch.inputs)
-    weights, counted = batch.weights, batch.weights > 0
+    # Without the barrier XLA weaves the forward passes into every figure that reads them: 4 % of
+    # an iteration of a small JAX-native run on two cores (docs/performance.md).
+    old, new = jax.lax.optimization_barrier(
+        (policy_fn(old_params, batch.inputs), policy_fn(new_params, batch.inputs))
+    )
+    advantages, counted = batch.advantages, batch.weights > 0
     old_log_probs, log_probs = old.log_prob(batch.actions), new.log_prob(batch.actions)
-    ratio = likelihood_ratio(log_probs, old_log_probs)
+    log_ratio, ratio = log_probs - old_log_probs, likelihood_ratio(log_probs, old_log_probs)
     rows = kl(old, new)
     exact = exact_total_variation(old, new)
     variation = 0.5 * jnp.abs(ratio - 1.0) if exact is None else exact
-    worst = total_variation_bound(rows) if exact is None else exact
-    promise = promised_gain(log_probs, old_log_probs, batch.advantages, weights)
-    stale = jnp.abs(batch.old_log_probs - old_log_probs)
-    second_moment = weighted_mean(ratio**2, weights)
-    kl_p99, worst_share = _worst_hundredth(rows, counted)
     # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
-    hurt = ((batch.advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
-        (batch.advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
+    hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
+        (advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
     )
-    return {
-        "surrogate/promised_gain": horizon * promise * batch.return_scale,
-        "policy/kl_mean": weighted_mean(rows, weights),
-        "policy/kl_median": _quantiles(*_some(rows, counted), levels=(0.5,))[0],
-        "policy/kl_p99": kl_p99,
-        "policy/kl_worst_share": worst_share,
-        "policy/kl_worst_state": jnp.max(jnp.where(counted, rows, 0.0)),
-        "policy/kl_reverse_mean": weighted_mean(kl(new, old), weights),
-        "policy/tv_mean": weighted_mean(variation, weights),
-        "policy/tv_worst_state": jnp.max(jnp.where(counted, worst, 0.0)),
-        "policy/ratio_min": jnp.min(jnp.where(counted, ratio, jnp.inf)),
-        "policy/ratio_max": jnp.max(jnp.where(counted, ratio, 0.0)),
-        "policy/clip_fraction": weighted_mean(
-            (jnp.abs(ratio - 1.0) > CLIP_REFERENCE).astype(ratio.dtype), weights
-        ),
-        **_log_ratios(log_probs - old_log_probs, batch.advantages, counted),
-        "policy/unprotected_fraction": weighted_mean(hurt.astype(ratio.dtype), weights),
-        "policy/ess_fraction": weighted_mean(ratio, weights) ** 2 / second_moment,
-        "policy/entropy_old": weighted_mean(old.entropy(), weights),
-        "policy/entropy": weighted_mean(new.entropy(), weights),
-        "policy/staleness": jnp.max(jnp.where(counted, stale, 0.0)),
-    }
+    means = _by_name(
+        lambda table: weighted_mean(table, batch.weights),
+        {
+            "surrogate/promised_gain": promised_gains(log_probs, old_log_probs, advantages),
+            "policy/kl_mean": rows,
+            "policy/kl_reverse_mean": kl(new, old),
+            "policy/tv_mean": variation,
+            "policy/clip_fraction": jnp.abs(ratio - 1.0) > CLIP_REFERENCE,
+            "policy/unprotected_fraction": hurt,
+            "policy/ess_fraction": ratio**2,
+            "policy/entropy_old": old.entropy(),
+            "policy/entropy": new.entropy(),
+            "ratio": ratio,
+        },
+    )
+    means["surrogate/promised_gain"] *= horizon * batch.return_scale
+    means["policy/ess_fraction"] = means.pop("ratio") ** 2 / means["policy/ess_fraction"]
+    most = _by_name(
+        lambda table: jnp.max(jnp.where(counted, table, -jnp.inf), axis=-1),
+        {
+            "policy/kl_worst_state": rows,
+            "policy/tv_worst_state": total_variation_bound(rows) if exact is None else exact,
+            "policy/ratio_max": ratio,
+            "policy/ratio_min": -ratio,
+            "policy/staleness": jnp.abs(batch.old_log_probs - old_log_probs),
+        },
+    )
+    most["policy/ratio_min"] *= -1.0
+    kl_p99, worst_share = _worst_hundredth(rows, counted)
+    shares = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
+    return means | most | shares | _levels(rows, log_ratio, advantages, counted)
 
 
-def _log_ratios(
+def _by_name(
+    reduce: Callable[[Float[Array, "column batch"]], Float[Array, " column"]],
+    columns: dict[str, Array],
+) -> dict[str, Float[Array, ""]]:
+    """Columns reduced over their rows together: a program of many small steps is a slow one."""
+    return dict(zip(columns, reduce(jnp.stack(list(columns.values()))), strict=True))
+
+
+def _levels(
+    kls: Float[Array, " batch"],
     log_ratio: Float[Array, " batch"],
     advantages: Float[Array, " batch"],
     counted: Bool[Array, " batch"],
 ) -> dict[str, Float[Array, ""]]:
-    """Quantiles of log(new / old) of the actions that were better and worse than expected."""
-    found = {}
-    log_ratio, advantages, counted = _some(log_ratio, advantages, counted)
-    for name, rows in (("good", advantages > 0), ("bad", advantages < 0)):
-        quantiles = _quantiles(log_ratio, counted & rows, (0.1, 0.5, 0.9))
-        for percent, value in zip((10, 50, 90), quantiles, strict=True):
+    """Median KL, and quantiles of log(new / old) of the actions better and worse than expected."""
+    kls, log_ratio, advantages, counted = map(some_rows, (kls, log_ratio, advantages, counted))
+    good, bad = counted & (advantages > 0), counted & (advantages < 0)
+    levels = _quantiles(
+        jnp.stack([kls, log_ratio, log_ratio]), jnp.stack([counted, good, bad]), (0.1, 0.5, 0.9)
+    )
+    found = {"policy/kl_median": levels[0, 1]}
+    for name, values in (("good", levels[1]), ("bad", levels[2])):
+        for percent, value in zip((10, 50, 90), values, strict=True):
             found[f"policy/log_ratio_{name}_p{percent}"] = value
     return found
 
 
-def _some(*columns: Array) -> tuple[Array, ...]:
-    """Every so many rows of each column, some `ENOUGH_ROWS` in all.
+def some_rows(column: Shaped[Array, "batch ..."]) -> Shaped[Array, "some ..."]:
+    """Every so many rows of a column, some `ENOUGH_ROWS` in all.
 
     The step is odd, so that it visits every environment: one of four would meet the same ones
     each time.
     """
-    step = len(columns[0]) // ENOUGH_ROWS | 1
-    return tuple(column[::step] for column in columns)
+    return column[:: len(column) // ENOUGH_ROWS | 1]
 
 
 def _quantiles(
-    values: Float[Array, " rows"], counted: Bool[Array, " rows"], levels: tuple[float, ...]
-) -> list[Float[Array, ""]]:
-    """Of the rows that count, the one at each level (the nearest rank); NaN where none counts."""
-    rows, count = len(values), jnp.sum(counted)
+    values: Float[Array, "column rows"],
+    counted: Bool[Array, "column rows"],
+    levels: tuple[float, ...],
+) -> Float[Array, "column level"]:
+    """Of each column's rows that count, the one at each level (the nearest rank); NaN for none."""
+    count = jnp.sum(counted, axis=-1, keepdims=True)
     # Selection is several times as fast as XLA's sort on a CPU; asked for all rows it would sort.
-    padded = jnp.append(jnp.where(counted, values, -jnp.inf), -jnp.inf)
-    falling, _ = jax.lax.top_k(padded, rows)
-    ranks = [jnp.round((1.0 - level) * (count - 1)).astype(jnp.int32) for level in levels]
-    return [jnp.where(count > 0, falling[rank], jnp.nan) for rank in ranks]
+    padded = jnp.pad(
+        jnp.where(counted, values, -jnp.inf), ((0, 0), (0, 1)), constant_values=-jnp.inf
+    )
+    falling, _ = jax.lax.top_k(padded, values.shape[1])
+    ranks = jnp.round((1.0 - jnp.asarray(levels)) * (count - 1)).astype(jnp.int32)
+    found = jnp.take_along_axis(falling, jnp.maximum(ranks, 0), axis=-1)
+    return jnp.where(count > 0, found, jnp.nan)
 
 
 def _worst_hundredth(

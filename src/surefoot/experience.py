@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from surefoot.config import Settings
 from surefoot.critic import explained_variance
+from surefoot.diagnostics import some_rows
 from surefoot.distributions import kl
 from surefoot.lens.groups import GroupSums, sum_by_group
 from surefoot.normalize import RunningStats, merge_stats, standard_deviation
@@ -186,12 +187,14 @@ def episode_metrics(episodes: Episodes) -> Metrics:
 def normalization_kl(
     actor: Actor, policy: Params, stats: Any, next_stats: Any, rollout: Rollout
 ) -> Float[Array, ""]:
-    """Mean KL of the new policy that the next statistics alone cause, in nats."""
-    obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
+    """Mean KL of the new policy that the next statistics alone cause, in nats, over some rows."""
+    if all(each is None for each in stats):
+        return jnp.zeros(())
+    flatten = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
+    obs = jax.tree.map(lambda leaf: flatten(leaf[:-1]), rollout.obs)
+    rows = jax.tree.map(flatten, (rollout.action_mask, rollout.valid))
+    obs, mask, valid = jax.tree.map(some_rows, (obs, *rows))
     before, after = (
-        actor.network.policy(policy, actor.inputs(each, obs, rollout.action_mask))
-        for each in (stats, next_stats)
+        actor.network.policy(policy, actor.inputs(each, obs, mask)) for each in (stats, next_stats)
     )
-    return weighted_mean(
-        kl(before, after).reshape(-1), rollout.valid.reshape(-1).astype(jnp.zeros(()).dtype)
-    )
+    return weighted_mean(kl(before, after), valid.astype(jnp.zeros(()).dtype))

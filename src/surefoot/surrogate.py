@@ -10,8 +10,8 @@ MAX_LOG_RATIO = 80.0
 
 
 def counted(
-    values: Float[Array, " batch"], weights: Float[Array, " batch"]
-) -> Float[Array, " batch"]:
+    values: Float[Array, "*columns batch"], weights: Float[Array, " batch"]
+) -> Float[Array, "*columns batch"]:
     """`values` with 0 in rows of weight 0.
 
     To be taken before anything is computed from them: a value that is not finite would survive a
@@ -21,15 +21,15 @@ def counted(
 
 
 def weighted_mean(
-    values: Float[Array, " batch"], weights: Float[Array, " batch"]
-) -> Float[Array, ""]:
+    values: Float[Array, "*columns batch"], weights: Float[Array, " batch"]
+) -> Float[Array, "*columns"]:
     """Mean over rows, each counted `weights` times; 0 where no row counts.
 
     Every reduction over rows is this one, so that dummy rows and exact state weights are treated
     alike everywhere. A row of weight 0 adds nothing even where its value is not finite.
     """
     total = jnp.sum(weights)
-    return jnp.sum(counted(values, weights) * weights) / jnp.where(total > 0, total, 1.0)
+    return jnp.sum(counted(values, weights) * weights, axis=-1) / jnp.where(total > 0, total, 1.0)
 
 
 def likelihood_ratio(
@@ -56,18 +56,16 @@ def surrogate(
     return weighted_mean(ratio * counted(advantages, weights), weights)
 
 
-def promised_gain(
+def promised_gains(
     log_probs: Float[Array, " batch"],
     old_log_probs: Float[Array, " batch"],
     advantages: Float[Array, " batch"],
-    weights: Float[Array, " batch"],
-) -> Float[Array, ""]:
-    """E[(r - 1) A]: what the surrogate promises per step over the old policy.
+) -> Float[Array, " batch"]:
+    """(r - 1) A of each row, whose mean is what the surrogate promises per step.
 
     Subtracting 1 removes the batch mean of A, which is noise and no policy's doing.
     """
-    ratio = likelihood_ratio(log_probs, old_log_probs)
-    return weighted_mean((ratio - 1.0) * counted(advantages, weights), weights)
+    return (likelihood_ratio(log_probs, old_log_probs) - 1.0) * advantages
 
 
 def entropy_bonus(
