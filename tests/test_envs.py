@@ -586,7 +586,7 @@ def test_an_unknown_id_is_answered_with_the_nearest_one(name, hint):
     if name.startswith("gymnax:"):
         pytest.importorskip("gymnax")
     with pytest.raises(ConfigError, match="unknown environment") as caught:
-        find_env(name, {}).make()
+        find_env(name, {})
     assert hint in str(caught.value)
     assert caught.value.name == "UNKNOWN-ENV"
 

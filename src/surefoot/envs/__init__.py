@@ -82,10 +82,11 @@ def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
 
     if isinstance(env, str):
         prefix, _, rest = env.partition(":")
-        if prefix == "gymnax" and rest:
-            return EnvSource(env, "jax", lambda: find_gymnax(rest, env_kwargs))
-        if prefix == "tabular" and rest:
-            return EnvSource(env, "jax", lambda: find_tabular(rest, env_kwargs))
+        pure = {"gymnax": find_gymnax, "tabular": find_tabular}
+        if prefix in pure and rest:
+            # Made at once, so that a wrong id or argument is refused before anything starts.
+            found = pure[prefix](rest, env_kwargs)
+            return EnvSource(env, "jax", lambda: found)
         if prefix == "envpool" and rest:
             from surefoot.envs.envpool import find_envpool
 
