@@ -497,7 +497,7 @@ def test_every_rule_gets_one_shared_setting_unless_tuned(monkeypatch, tmp_path):
     [
         (["CartPol-v1"], ["trpo"], {}, "did you mean CartPole-v1"),
         (["gymnax:CartPol-v1"], ["trpo"], {}, "did you mean CartPole-v1"),
-        (["tabular:chan"], ["trpo"], {}, "unknown environment tabular:chan"),
+        (["tabular:chan"], ["trpo"], {}, "unknown MDP chan"),
         ([ENV], ["pppo"], {}, "no rule pppo; did you mean ppo"),
         ([ENV], ["trpo", TRPO(max_kl=0.1)], {}, "rule trpo comes twice"),
         ([ENV, ENV], ["trpo"], {}, "environment CartPole-v1 comes twice"),

@@ -234,7 +234,7 @@ def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row
     new = np.where(np.arange(rows)[:, None] < 4, new, old + 0.3 * new)
     actions, weights = rng.integers(3, size=rows), rng.integers(0, 2, size=rows).astype(float)
     weights[:4] = 1.0
-    advantages = rng.normal(size=rows)
+    advantages = np.where(weights > 0, rng.normal(size=rows), np.nan)
     batch = Batch(
         Inputs(jnp.arange(rows), None),
         jnp.asarray(actions),
@@ -259,6 +259,12 @@ def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row
     least = kls[counted & worst].min()
     np.testing.assert_allclose(found["policy/kl_p99"], least, rtol=1e-4)
     ratio = (q / p)[np.arange(rows), actions]
+    promise = np.sum(((ratio - 1) * advantages)[counted]) / weights.sum()
+    np.testing.assert_allclose(found["surrogate/promised_gain"], promise, rtol=1e-4)
+    for name, extreme in (("ratio_min", ratio[counted].min()), ("ratio_max", ratio[counted].max())):
+        np.testing.assert_allclose(found[f"policy/{name}"], extreme, rtol=1e-4)
+    ess = np.mean(ratio[counted]) ** 2 / np.mean(ratio[counted] ** 2)
+    np.testing.assert_allclose(found["policy/ess_fraction"], ess, rtol=1e-4)
     columns = {"kl_median": (kls, counted, 0.5)}
     for name, side in (("good", advantages > 0), ("bad", advantages < 0)):
         for percent in (10, 50, 90):
