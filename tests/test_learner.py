@@ -14,7 +14,7 @@ from trees import assert_same_bits, same_bits
 
 from surefoot.config import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
 from surefoot.diagnostics import diagnose
-from surefoot.distributions import Categorical
+from surefoot.distributions import Categorical, kl
 from surefoot.envs.host import HostEnv
 from surefoot.experience import make_batch, state_values
 from surefoot.learner import make_learner
@@ -227,7 +227,7 @@ def test_the_ratio_is_exactly_one_on_the_full_batch_before_the_first_step(kind):
 
 
 @pytest.mark.core
-def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row_by_row():
+def test_every_figure_of_an_update_is_that_of_the_rows_that_count():
     rng, rows = np.random.default_rng(0), 400
     old, new = rng.normal(size=(2, rows, 3))
     new[:4] += 4.0
@@ -238,7 +238,7 @@ def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row
     batch = Batch(
         Inputs(jnp.arange(rows), None),
         jnp.asarray(actions),
-        jnp.zeros(rows),
+        jnp.full(rows, -0.5),
         jnp.asarray(advantages, jnp.float32),
         jnp.zeros(rows),
         jnp.zeros(rows),
@@ -261,8 +261,20 @@ def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row
     ratio = (q / p)[np.arange(rows), actions]
     promise = np.sum(((ratio - 1) * advantages)[counted]) / weights.sum()
     np.testing.assert_allclose(found["surrogate/promised_gain"], promise, rtol=1e-4)
-    for name, extreme in (("ratio_min", ratio[counted].min()), ("ratio_max", ratio[counted].max())):
-        np.testing.assert_allclose(found[f"policy/{name}"], extreme, rtol=1e-4)
+    variation = 0.5 * np.abs(p - q).sum(1)
+    for name, expected in {
+        "kl_mean": kls[counted].mean(),
+        "kl_reverse_mean": np.sum(q * np.log(q / p), 1)[counted].mean(),
+        "tv_mean": variation[counted].mean(),
+        "entropy_old": -np.sum(p * np.log(p), 1)[counted].mean(),
+        "entropy": -np.sum(q * np.log(q), 1)[counted].mean(),
+        "kl_worst_state": kls[counted].max(),
+        "tv_worst_state": variation[counted].max(),
+        "ratio_min": ratio[counted].min(),
+        "ratio_max": ratio[counted].max(),
+        "staleness": np.abs(-0.5 - np.log(p[np.arange(rows), actions]))[counted].max(),
+    }.items():
+        np.testing.assert_allclose(found[f"policy/{name}"], expected, rtol=1e-4, err_msg=name)
     ess = np.mean(ratio[counted]) ** 2 / np.mean(ratio[counted] ** 2)
     np.testing.assert_allclose(found["policy/ess_fraction"], ess, rtol=1e-4)
     columns = {"kl_median": (kls, counted, 0.5)}
@@ -284,8 +296,16 @@ def test_the_worst_states_share_of_kl_and_the_unprotected_ratios_are_counted_row
 
 def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted():
     given = lesson("trpo", "discrete")
-    _, metrics = given.learn(given.state, given.rollout, given.episodes)
-    assert metrics["normalize/kl"] > 0, "the next statistics differ"
+    after, metrics = given.learn(given.state, given.rollout, given.episodes)
+    policy = given.learner.actor.network.policy
+    obs = jax.tree.map(lambda leaf: leaf[:-1], given.rollout.obs)
+    inputs = [
+        given.learner.actor.inputs(state.obs_stats, obs, None) for state in (given.state, after)
+    ]
+    drift = kl(*(policy(after.params["policy"], each) for each in inputs))
+    expected = np.mean(drift[given.rollout.valid])
+    np.testing.assert_allclose(metrics["normalize/kl"], expected, rtol=1e-3)
+    assert expected > 0, "the next statistics differ"
     batch = batch_of(given)
     raw = given.rollout.obs[:-1].reshape(NUM_STEPS * NUM_ENVS, -1)
     np.testing.assert_array_equal(batch.inputs.obs, np.clip(raw, -10, 10))

@@ -12,7 +12,7 @@ from programs import well_built
 
 from surefoot import tabular as t
 from surefoot.config import NPG, resolve
-from surefoot.diagnostics import _levels
+from surefoot.diagnostics import _quantiles
 from surefoot.distributions import Categorical
 from surefoot.experience import fresh_explained_variance
 from surefoot.lens.crossfit import cross_fit
@@ -492,7 +492,7 @@ def test_the_explained_variance_is_of_the_returns_that_followed():
 def test_quantiles_are_of_rows_of_every_environment():
     for rows in (512, 1536, 2048, 4096):
         by_env = jnp.arange(rows, dtype=jnp.float32) % 4
-        found = _levels(by_env, by_env, jnp.ones(rows), jnp.ones(rows, bool))
+        found = _quantiles(by_env, by_env, jnp.ones(rows), jnp.ones(rows, bool))
         assert found["policy/log_ratio_good_p10"] == 0.0
         assert found["policy/log_ratio_good_p90"] == 3.0
         assert np.isnan(found["policy/log_ratio_bad_p50"])

@@ -12,7 +12,7 @@ from surefoot.surrogate import likelihood_ratio, promised_gains, weighted_mean
 from surefoot.types import Batch, Params
 
 ENOUGH_ROWS = 512
-"""Rows, more or less, that medians and tenths are taken of, and what is dear by the row."""
+"""Rows, more or less, that quantiles and the drift of the normalisation are taken of."""
 CLIP_REFERENCE = 0.2
 """Half-width of the ratio's range for `policy/clip_fraction`, the same for every rule."""
 
@@ -50,7 +50,7 @@ def diagnose(
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
         (advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
     )
-    means = _by_name(
+    means = _reduce_together(
         lambda table: weighted_mean(table, batch.weights),
         {
             "surrogate/promised_gain": promised_gains(log_probs, old_log_probs, advantages),
@@ -59,15 +59,15 @@ def diagnose(
             "policy/tv_mean": variation,
             "policy/clip_fraction": jnp.abs(ratio - 1.0) > CLIP_REFERENCE,
             "policy/unprotected_fraction": hurt,
-            "policy/ess_fraction": ratio**2,
             "policy/entropy_old": old.entropy(),
             "policy/entropy": new.entropy(),
             "ratio": ratio,
+            "square": ratio**2,
         },
     )
     means["surrogate/promised_gain"] *= horizon * batch.return_scale
-    means["policy/ess_fraction"] = means.pop("ratio") ** 2 / means["policy/ess_fraction"]
-    most = _by_name(
+    means["policy/ess_fraction"] = means.pop("ratio") ** 2 / means.pop("square")
+    most = _reduce_together(
         lambda table: jnp.max(jnp.where(counted, table, -jnp.inf), axis=-1),
         {
             "policy/kl_worst_state": rows,
@@ -80,10 +80,10 @@ def diagnose(
     most["policy/ratio_min"] *= -1.0
     kl_p99, worst_share = _worst_hundredth(rows, counted)
     shares = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
-    return means | most | shares | _levels(rows, log_ratio, advantages, counted)
+    return means | most | shares | _quantiles(rows, log_ratio, advantages, counted)
 
 
-def _by_name(
+def _reduce_together(
     reduce: Callable[[Float[Array, "column batch"]], Float[Array, " column"]],
     columns: dict[str, Array],
 ) -> dict[str, Float[Array, ""]]:
@@ -91,7 +91,7 @@ def _by_name(
     return dict(zip(columns, reduce(jnp.stack(list(columns.values()))), strict=True))
 
 
-def _levels(
+def _quantiles(
     kls: Float[Array, " batch"],
     log_ratio: Float[Array, " batch"],
     advantages: Float[Array, " batch"],
@@ -100,11 +100,11 @@ def _levels(
     """Median KL, and quantiles of log(new / old) of the actions better and worse than expected."""
     kls, log_ratio, advantages, counted = map(some_rows, (kls, log_ratio, advantages, counted))
     good, bad = counted & (advantages > 0), counted & (advantages < 0)
-    levels = _quantiles(
+    found_at = _nearest_ranks(
         jnp.stack([kls, log_ratio, log_ratio]), jnp.stack([counted, good, bad]), (0.1, 0.5, 0.9)
     )
-    found = {"policy/kl_median": levels[0, 1]}
-    for name, values in (("good", levels[1]), ("bad", levels[2])):
+    found = {"policy/kl_median": found_at[0, 1]}
+    for name, values in (("good", found_at[1]), ("bad", found_at[2])):
         for percent, value in zip((10, 50, 90), values, strict=True):
             found[f"policy/log_ratio_{name}_p{percent}"] = value
     return found
@@ -119,12 +119,12 @@ def some_rows(column: Shaped[Array, "batch ..."]) -> Shaped[Array, "some ..."]:
     return column[:: len(column) // ENOUGH_ROWS | 1]
 
 
-def _quantiles(
+def _nearest_ranks(
     values: Float[Array, "column rows"],
     counted: Bool[Array, "column rows"],
     levels: tuple[float, ...],
 ) -> Float[Array, "column level"]:
-    """Of each column's rows that count, the one at each level (the nearest rank); NaN for none."""
+    """Of each column's rows that count, the one at each level; NaN where none counts."""
     count = jnp.sum(counted, axis=-1, keepdims=True)
     # Selection is several times as fast as XLA's sort on a CPU; asked for all rows it would sort.
     padded = jnp.pad(

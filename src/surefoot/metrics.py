@@ -414,7 +414,7 @@ METRICS: dict[str, Metric] = {
     ),
     "normalize/kl": Metric(
         "nats",
-        "Mean KL that the new observation statistics alone cause in the new policy.",
+        "Mean KL, over some rows, that the new statistics of observations cause in the new policy.",
         "well below policy/kl_mean, after the first iterations",
         "where it is not, observations drift: more steps per batch, or obs_norm off.",
     ),
