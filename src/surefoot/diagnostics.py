@@ -34,13 +34,13 @@ def diagnose(
         batch: the rows the update saw, with raw advantages.
         horizon: 1 / (1 - gamma), which turns a gain per step into one of discounted return.
     """
-    old = policy_fn(old_params, batch.inputs)
-    # Without the barriers XLA weaves the new forward pass into the update before and every figure
-    # behind: 5 % of an iteration of a small JAX-native run on two cores (docs/performance.md). The
-    # old one stands before them, so that a rule which made it too shares it.
-    new_params = jax.lax.optimization_barrier(new_params)
-    new = policy_fn(new_params, batch.inputs)
-    old, new, batch = jax.lax.optimization_barrier((old, new, batch))
+    # Without the barriers XLA weaves the forward passes into the update before and every figure
+    # behind: 5 % of an iteration of a small JAX-native run on two cores (docs/performance.md). Both
+    # passes stand between them, so that equal parameters give equal bits.
+    old_params, new_params, batch = jax.lax.optimization_barrier((old_params, new_params, batch))
+    old, new, batch = jax.lax.optimization_barrier(
+        (policy_fn(old_params, batch.inputs), policy_fn(new_params, batch.inputs), batch)
+    )
     advantages, counted = batch.advantages, batch.weights > 0
     old_log_probs, log_probs = old.log_prob(batch.actions), new.log_prob(batch.actions)
     log_ratio, ratio = log_probs - old_log_probs, likelihood_ratio(log_probs, old_log_probs)
