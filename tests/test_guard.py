@@ -121,9 +121,38 @@ def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_
         state = run.state._replace(promises=level + jnp.arange(REMEMBERED, dtype=jnp.float32))
         new, metrics = jax.jit(run.learner.iterate)(state)
         assert metrics["guard/refused"] == refused
+        assert metrics["guard/fraction"] == 1 - refused
         assert same_bits(new.params["policy"], state.params["policy"]) == bool(refused)
         assert not same_bits(new.params["critic"], state.params["critic"])
         assert (metrics["policy/kl_mean"] == 0) == bool(refused)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_critic_on_a_shared_torso_is_walked_back_with_it(refused):
+    train = {"num_envs": 4, "num_steps": 32}
+    rule = sf.PPO(learning_rate=1.0, num_minibatches=2, num_epochs=4)
+    runs = {
+        guard: sf.train(
+            *("gymnax:CartPole-v1", rule),
+            steps=128,
+            train=sf.Train(**train, guard=guard),
+            network=sf.Network(hidden=(16,), shared_torso=True),
+            critic=sf.Critic(joint=True),
+        )
+        for guard in (False, True)
+    }
+    state = runs[True].learner.init(0)
+    if refused:
+        state = state._replace(promises=-1e6 + jnp.arange(REMEMBERED, dtype=jnp.float32))
+    plain, _ = jax.jit(runs[False].learner.iterate)(state)
+    new, metrics = jax.jit(runs[True].learner.iterate)(state)
+    fraction = metrics["guard/fraction"]
+    assert fraction < 1.0
+    assert (fraction == 0.0) == refused
+    expected = jax.tree.map(lambda a, b: a + fraction * (b - a), state.params, plain.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new.params, expected
+    )
 
 
 def test_an_adaptive_radius_goes_where_the_lens_tells_and_at_most_doubles():

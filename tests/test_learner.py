@@ -226,6 +226,21 @@ def test_the_ratio_is_exactly_one_on_the_full_batch_before_the_first_step(kind):
         assert unmoved[name] == 0.0, name
 
 
+def test_the_effective_sample_size_survives_a_ratio_whose_square_overflows():
+    old = jnp.zeros((8, 2)).at[0].set(jnp.array([-60.0, 0.0]))
+    batch = Batch(
+        Inputs(jnp.arange(8), None),
+        *(jnp.zeros(8, int), jnp.zeros(8), jnp.ones(8), jnp.zeros(8), jnp.zeros(8), jnp.ones(8)),
+        jnp.ones(()),
+    )
+    found = diagnose(
+        lambda logits, inputs: Categorical(logits[inputs.obs]),
+        *(old, jnp.zeros((8, 2)), batch),
+        horizon=1.0,
+    )
+    np.testing.assert_allclose(found["policy/ess_fraction"], 1 / 8, rtol=1e-5)
+
+
 @pytest.mark.core
 def test_every_figure_of_an_update_is_that_of_the_rows_that_count():
     rng, rows = np.random.default_rng(0), 400

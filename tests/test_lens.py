@@ -12,7 +12,7 @@ from programs import well_built
 
 from surefoot import tabular as t
 from surefoot.config import NPG, resolve
-from surefoot.diagnostics import _quantiles
+from surefoot.diagnostics import _quantiles, some_rows
 from surefoot.distributions import Categorical
 from surefoot.experience import fresh_explained_variance
 from surefoot.lens.crossfit import cross_fit
@@ -177,6 +177,21 @@ def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(
     assert np.mean(insample - truth) > 4 * error
 
 
+def test_a_single_group_has_no_other_half_to_ask(pair):
+    _, old, _ = pair
+    batch, theta = draw_rows(old, jax.random.key(0), 64), jnp.zeros((6, 3))
+    for groups, known in ((jnp.zeros(64, int), False), (jnp.arange(64) // 32, True)):
+        fit = cross_fit(
+            *(lambda half: theta + 0.1, policy_fn, theta, batch, groups, EPISODE_GROUPS),
+            num_envs=1,
+            horizon=10.0,
+        )
+        assert np.isfinite(fit.insample) == known
+        assert np.isfinite(fit.across.mean) == known
+        seen = take_in_cross_fit(start_filter(), fit.insample, fit.across.mean)
+        assert np.isnan(signal_share(seen)) or known
+
+
 def test_noise_promises_in_sample_and_not_across_halves():
     """A bandit of 200 states without any true advantage, and one with."""
     num_states, rows = 200, 800
@@ -212,9 +227,8 @@ def test_noise_promises_in_sample_and_not_across_halves():
     assert insample > across > 5 * error
 
 
-def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_batches(pair):
-    _, old, _ = pair
-    theta, rows, groups = jnp.zeros((6, 3)), 512, 16
+def gradient_law(old):
+    """The exact gradient at the uniform policy, and the trace of one row's covariance."""
     law = np.asarray(old.visits / old.visits.sum())[:, None] * old.policy
     score = np.eye(3)[None] - old.policy[:, None, :]
     rowwise = np.zeros((6, 3, 6, 3))
@@ -222,7 +236,36 @@ def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_ba
         rowwise[s, :, s] = old.advantages[s][:, None] * score[s]
     flat, weights = rowwise.reshape(18, 18), law.reshape(-1)
     truth = weights @ flat
-    trace = weights @ np.sum(flat**2, axis=1) - truth @ truth
+    return truth, weights @ np.sum(flat**2, axis=1) - truth @ truth
+
+
+def test_groups_of_different_sizes_tell_the_same_noise_as_equal_ones(pair):
+    """Episodes of a single environment: the first and the last are cut short by the rollout."""
+    _, old, _ = pair
+    theta, rows, count = jnp.zeros((6, 3)), 48, 16
+    groups = np.repeat(np.arange(count), np.tile([5, 1], count // 2))
+
+    @jax.jit
+    @jax.vmap
+    def look(key):
+        batch = draw_rows(old, key, rows)
+
+        def part(group):
+            return batch._replace(weights=1.0 * (groups == group))
+
+        return gradient_noise(policy_fn, theta, part, count).cosine
+
+    truth, trace = gradient_law(old)
+    expected = 1.0 / (1.0 + trace / (truth @ truth) / rows)
+    assert 0.5 < expected < 0.99
+    found = look(jax.random.split(jax.random.key(0), 1000))
+    np.testing.assert_allclose(np.median(found), expected, atol=0.03)
+
+
+def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_batches(pair):
+    _, old, _ = pair
+    theta, rows, groups = jnp.zeros((6, 3)), 512, 16
+    truth, trace = gradient_law(old)
 
     @jax.jit
     @jax.vmap
@@ -490,9 +533,15 @@ def test_the_explained_variance_is_of_the_returns_that_followed():
 
 
 def test_quantiles_are_of_rows_of_every_environment():
-    for rows in (512, 1536, 2048, 4096):
-        by_env = jnp.arange(rows, dtype=jnp.float32) % 4
-        found = _quantiles(by_env, by_env, jnp.ones(rows), jnp.ones(rows, bool))
-        assert found["policy/log_ratio_good_p10"] == 0.0
-        assert found["policy/log_ratio_good_p90"] == 3.0
-        assert np.isnan(found["policy/log_ratio_bad_p50"])
+    for num_envs in (1, 2, 3, 4, 6, 10, 14, 30, 100):
+        for num_steps in (128, 256, 500, 512, 2048):
+            by_env = jnp.arange(num_envs * num_steps) % num_envs
+            shares = np.bincount(np.asarray(some_rows(by_env)), minlength=num_envs)
+            assert shares.max() - shares.min() <= 1, (num_envs, num_steps)
+            assert min(len(by_env), 200) <= shares.sum() <= 1024
+    rows = 2048
+    by_env = jnp.arange(rows, dtype=jnp.float32) % 4
+    found = _quantiles(by_env, by_env, jnp.ones(rows), jnp.ones(rows, bool))
+    assert found["policy/log_ratio_good_p10"] == 0.0
+    assert found["policy/log_ratio_good_p90"] == 3.0
+    assert np.isnan(found["policy/log_ratio_bad_p50"])

@@ -1,5 +1,6 @@
 """What one update did: the same figures for every rule, on the batch it learned from."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,17 @@ def diagnose(
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
         (advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
     )
+    most = _reduce_together(
+        lambda table: jnp.max(jnp.where(counted, table, -jnp.inf), axis=-1),
+        {
+            "policy/kl_worst_state": rows,
+            "policy/tv_worst_state": total_variation_bound(rows) if exact is None else exact,
+            "policy/ratio_max": ratio,
+            "policy/ratio_min": -ratio,
+            "policy/staleness": jnp.abs(batch.old_log_probs - old_log_probs),
+        },
+    )
+    # Ratios over the largest, for the square of one alone may overflow.
     means = _reduce_together(
         lambda table: weighted_mean(table, batch.weights),
         {
@@ -62,22 +74,12 @@ def diagnose(
             "policy/unprotected_fraction": hurt,
             "policy/entropy_old": old.entropy(),
             "policy/entropy": new.entropy(),
-            "ratio": ratio,
-            "square": ratio**2,
+            "ratio": ratio / most["policy/ratio_max"],
+            "square": (ratio / most["policy/ratio_max"]) ** 2,
         },
     )
     means["surrogate/promised_gain"] *= horizon * batch.return_scale
     means["policy/ess_fraction"] = means.pop("ratio") ** 2 / means.pop("square")
-    most = _reduce_together(
-        lambda table: jnp.max(jnp.where(counted, table, -jnp.inf), axis=-1),
-        {
-            "policy/kl_worst_state": rows,
-            "policy/tv_worst_state": total_variation_bound(rows) if exact is None else exact,
-            "policy/ratio_max": ratio,
-            "policy/ratio_min": -ratio,
-            "policy/staleness": jnp.abs(batch.old_log_probs - old_log_probs),
-        },
-    )
     most["policy/ratio_min"] *= -1.0
     kl_p99, worst_share = _worst_hundredth(rows, counted)
     shares = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
@@ -112,12 +114,15 @@ def _quantiles(
 
 
 def some_rows(column: Shaped[Array, "batch ..."]) -> Shaped[Array, "some ..."]:
-    """Every so many rows of a column, some `ENOUGH_ROWS` in all.
+    """Every so many rows of a column, at most about `ENOUGH_ROWS` in all.
 
-    The step is odd, so that it visits every environment: one of four would meet the same ones
-    each time.
+    The step shares no factor with the number of rows, hence none with that of environments: it
+    visits all of them in turn.
     """
-    return column[:: len(column) // ENOUGH_ROWS | 1]
+    step = max(1, len(column) // ENOUGH_ROWS)
+    while math.gcd(step, len(column)) > 1:
+        step += 1
+    return column[::step]
 
 
 def _nearest_ranks(

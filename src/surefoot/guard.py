@@ -51,11 +51,7 @@ def walk_back(
     old = policy_fn(old_policy, batch.inputs)
 
     def at(fraction: Float[Array, ""]) -> Params:
-        return jax.tree.map(
-            lambda a, b: jnp.where(fraction == 1.0, b, a + fraction * (b - a)),
-            old_policy,
-            new_policy,
-        )
+        return part_way(old_policy, new_policy, fraction)
 
     def excess(fraction: Float[Array, ""]) -> Float[Array, ""]:
         """The larger of both KLs over their radii: above 1 is outside."""
@@ -80,6 +76,13 @@ def walk_back(
     inside = found <= 1.0
     policy = jax.tree.map(lambda a, b: jnp.where(inside, b, a), old_policy, at(fraction))
     return Walk(policy, jnp.where(inside, fraction, 0.0))
+
+
+def part_way(old: Params, new: Params, fraction: Float[Array, ""]) -> Params:
+    """Parameters at a share of the straight way from old to new; at 1 bit for bit the new ones."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(fraction == 1.0, b, a + fraction * (b - a)), old, new
+    )
 
 
 def remember(

@@ -19,7 +19,7 @@ from surefoot.experience import (
     state_values,
     td_sums,
 )
-from surefoot.guard import is_hopeless, remember, walk_back
+from surefoot.guard import is_hopeless, part_way, remember, walk_back
 from surefoot.lens.crossfit import CrossFit, cross_fit
 from surefoot.lens.groups import groups_of
 from surefoot.lens.ratio import RatioFilter, best_radius, take_in_cross_fit
@@ -79,6 +79,10 @@ def _step(
             max_worst_kl=train.guard_worst_kl,
         )
         policy, info = walk.policy, info | {"guard/fraction": walk.fraction}
+        if parts.settings.network.shared_torso:
+            # A critic's head belongs to the torso that it was fitted on.
+            head = part_way(state.params["critic"], params["critic"], walk.fraction)
+            params = {**params, "critic": head}
     return _Update(params, policy, rule_state, info)
 
 
@@ -121,11 +125,17 @@ def _update(
             found = found | {"guard/refused": refused.astype(jnp.int32)}
     key = run_key(state.seed, state.iteration, Purpose.UPDATE)
     step = _step(parts, state, rule_state, batch, key)
-    policy = jax.tree.map(
-        lambda old, new: jnp.where(refused, old, new), state.params["policy"], step.policy
-    )
+    if settings.train.guard:
+        found["guard/fraction"] = jnp.where(refused, 0.0, step.info["guard/fraction"])
+
+    def unless_refused(old: Params, new: Params) -> Params:
+        return jax.tree.map(lambda a, b: jnp.where(refused, a, b), old, new)
+
+    policy = unless_refused(state.params["policy"], step.policy)
     if parts.joint:
         params = {**step.params, "policy": policy}
+        if settings.network.shared_torso:
+            params["critic"] = unless_refused(state.params["critic"], step.params["critic"])
         return (params, step.rule, None), ratio, promises, step.info | found
     critic, critic_state, critic_info = fit_critic(
         settings.critic,

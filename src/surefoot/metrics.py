@@ -193,7 +193,7 @@ METRICS: dict[str, Metric] = {
     ),
     "guard/fraction": Metric(
         "share",
-        "Share of the rule's step that the guard kept; 1: the whole step was inside.",
+        "Share of the rule's step that the guard kept; 1: the whole step was inside, 0: refused.",
         "1 on most updates",
         "mostly below 1: the rule itself goes too far; a smaller step size or fewer epochs.",
     ),
@@ -231,7 +231,7 @@ METRICS: dict[str, Metric] = {
         "discounted reward",
         "Upper end of the 95 % interval of lens/realised_gain.",
         "above 0",
-        "below 0: the update did harm; a run of such rows is a collapse on its way.",
+        "below 0: the update did harm; it says why a run falls, not early that it will.",
     ),
     "lens/total_gain": Metric(
         "discounted reward",

@@ -40,7 +40,7 @@ def cross_fit(
     """Make the update from each half of the groups, and score it on both.
 
     The error of `across` is that of scoring: it is about what these two updates are worth, not
-    about what other halves would have made.
+    about what other halves would have made. Where one half has no rows both promises are NaN.
 
     Args:
         update: the rule's update of `old_params` on a batch, as new policy parameters.
@@ -83,4 +83,7 @@ def cross_fit(
     # A loop over the halves, so that the update is compiled once and not twice.
     own, across = jax.lax.map(scored, jnp.arange(2))
     each = [Estimate(*(leaf[half] for leaf in across)) for half in (0, 1)]
-    return CrossFit(jnp.mean(own.mean), combine(each[0], each[1], 0.5, 0.5))
+    # One long episode is one group: there is no other half to ask.
+    both = jnp.where(jnp.all(jnp.any(halves > 0, axis=1)), 0.0, jnp.nan)
+    mixed = combine(each[0], each[1], 0.5, 0.5)
+    return CrossFit(jnp.mean(own.mean) + both, mixed._replace(mean=mixed.mean + both))

@@ -57,14 +57,14 @@ def gradient_noise(
     def add(carry: Any, group: Int[Array, ""]) -> tuple[Any, None]:
         gradient, weight = gradient_of(parts(group))
         total, squares, used, rows = carry
-        squares = squares + jnp.sum(gradient**2) * (weight > 0)
+        squares = squares + weight * jnp.sum(gradient**2)
         return (total + weight * gradient, squares, used + (weight > 0), rows + weight), None
 
     zero = jnp.zeros(())
     start = (jnp.zeros_like(flat), zero, jnp.int32(0), zero)
     (total, squares, used, rows), _ = jax.lax.scan(add, start, jnp.arange(count))
-    whole = jnp.sum((total / jnp.where(rows > 0, rows, 1.0)) ** 2)
-    return _noise_of(squares / jnp.maximum(used, 1), whole, rows, used)
+    per_row = 1.0 / jnp.where(rows > 0, rows, 1.0)
+    return _noise_of(squares * per_row, jnp.sum((total * per_row) ** 2), rows, used)
 
 
 class Norms(NamedTuple):
@@ -77,7 +77,10 @@ class Norms(NamedTuple):
 def unbiased_norms(
     small: Float[Array, ""], whole: Float[Array, ""], per_group: Float[Array, ""], rows: Any
 ) -> Norms:
-    """From the mean squared norm of the gradients of `per_group` rows, and of that of all `rows`.
+    """From the mean squared norm of the groups' gradients, and that of the gradient of all rows.
+
+    Groups of different sizes: `small` is their mean weighted by rows, and `per_group` the mean
+    number of rows, for E[small] is |g|² + trace x groups / rows.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. A.2 and A.3.
     """

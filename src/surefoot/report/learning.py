@@ -138,7 +138,7 @@ def warnings_section(facts: Facts) -> Section:
     meaning = (
         "A run asks itself at every update, and an older one is asked now. Each row is one "
         "warning, each tick an update at which it was raised. Red asks for action, amber for a "
-        "look, and green says that the run could do more."
+        "look."
     )
     found = raised_warnings(facts)
     if not found:
