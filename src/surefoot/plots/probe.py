@@ -118,7 +118,7 @@ def _waterfall(axes: Axes, bars: Sequence[Bar]) -> None:
                 arrowprops={"arrowstyle": "-|>", "color": "#777777", "linewidth": 1.3},
             )  # fmt: skip
             axes.text(
-                place + 0.5, low - 1.1 * room, f"{bar.lost}\n{after - bar.mean:+.2g}", ha="center",
+                place + 0.5, low - 1.1 * room, f"{bar.lost}\n{after - bar.mean:+.3g}", ha="center",
                 va="top", fontsize=9, color="#555555",
             )  # fmt: skip
     axes.axhline(0.0, color="#222222", linewidth=1.0)
