@@ -14,6 +14,8 @@ from surefoot.types import Batch, Params
 
 ENOUGH_ROWS = 512
 """Rows, more or less, that quantiles and the drift of the normalisation are taken of."""
+MOST_RATIO = 1e15
+"""Bound of a ratio in the effective sample size: squares of larger ones could overflow."""
 CLIP_REFERENCE = 0.2
 """Half-width of the ratio's range for `policy/clip_fraction`, the same for every rule."""
 
@@ -62,7 +64,7 @@ def diagnose(
             "policy/staleness": jnp.abs(batch.old_log_probs - old_log_probs),
         },
     )
-    # Ratios over the largest, for the square of one alone may overflow.
+    bounded = jnp.minimum(ratio, MOST_RATIO)
     means = _reduce_together(
         lambda table: weighted_mean(table, batch.weights),
         {
@@ -74,8 +76,8 @@ def diagnose(
             "policy/unprotected_fraction": hurt,
             "policy/entropy_old": old.entropy(),
             "policy/entropy": new.entropy(),
-            "ratio": ratio / most["policy/ratio_max"],
-            "square": (ratio / most["policy/ratio_max"]) ** 2,
+            "ratio": bounded,
+            "square": bounded**2,
         },
     )
     means["surrogate/promised_gain"] *= horizon * batch.return_scale
