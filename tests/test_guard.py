@@ -1,5 +1,7 @@
 """A guard keeps any rule's step inside its radii, and takes none where there is no hope."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from trees import assert_same_bits, same_bits
 
 import surefoot as sf
-from surefoot.guard import REMEMBERED, is_hopeless, remember, walk_back
+from surefoot.guard import REMEMBERED, is_hopeless, part_way, remember, walk_back
 from surefoot.trust_region import mean_kl, worst_kl
 
 RADII = {"max_kl": 0.05, "max_worst_kl": 1.0}
@@ -18,6 +20,11 @@ def problem(request, toy):
     return toy(request.param)
 
 
+class Walk(NamedTuple):
+    policy: Any
+    fraction: Any
+
+
 def away(params, size, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + size * jnp.asarray(rng.normal(size=p.shape)), params)
@@ -25,7 +32,8 @@ def away(params, size, seed=0):
 
 def walked(problem, new, **radii):
     policy_fn, params, batch = problem
-    walk = walk_back(policy_fn, params, new, batch, **{**RADII, **radii})
+    fraction = walk_back(policy_fn, params, new, batch, **{**RADII, **radii})
+    walk = Walk(part_way(params, new, fraction), fraction)
     old, here = (policy_fn(p, batch.inputs) for p in (params, walk.policy))
     return walk, float(mean_kl(old, here, batch.weights)), float(worst_kl(old, here, batch.weights))
 
@@ -67,8 +75,7 @@ def test_dummy_rows_hold_no_step_back(problem):
     alone = batch._replace(weights=jnp.zeros_like(batch.weights).at[0].set(1.0))
     old, far = (policy_fn(p, batch.inputs) for p in (params, new))
     radius = 1.01 * float(worst_kl(old, far, alone.weights))
-    walk = walk_back(policy_fn, params, new, alone, max_kl=radius, max_worst_kl=radius)
-    assert walk.fraction == 1.0
+    assert walk_back(policy_fn, params, new, alone, max_kl=radius, max_worst_kl=radius) == 1.0
 
 
 def test_hope_is_given_up_when_ten_promises_are_negative_beyond_their_interval():

@@ -116,7 +116,7 @@ def _quantiles(
 
 
 def some_rows(column: Shaped[Array, "batch ..."]) -> Shaped[Array, "some ..."]:
-    """Every so many rows of a column, at most about `ENOUGH_ROWS` in all.
+    """Every so many rows of a column, of the order of `ENOUGH_ROWS` in all.
 
     The step shares no factor with the number of rows, hence none with that of environments: it
     visits all of them in turn.

@@ -1,7 +1,7 @@
 """A guard around any rule: a step walked back along its own path, or not taken at all."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,6 @@ REMEMBERED = 10
 """Updates whose cross-fit promises are averaged before a step is refused."""
 
 
-class Walk(NamedTuple):
-    """A step walked back: the policy there, and the share of the step that was kept."""
-
-    policy: Params
-    fraction: Float[Array, ""]
-
-
 def walk_back(
     policy_fn: Callable[[Params, Inputs], Any],
     old_policy: Params,
@@ -33,12 +26,11 @@ def walk_back(
     *,
     max_kl: float,
     max_worst_kl: float,
-) -> Walk:
-    """The farthest try on the straight way to the new policy inside both radii.
+) -> Float[Array, ""]:
+    """Share of the step at the farthest try on the straight way inside both radii.
 
-    The full step comes first and is kept bit for bit where it is inside. From a step outside, KL
-    taken for quadratic gives the next try, and halves follow. Where none of the tries is inside,
-    or KL is not finite, the old policy comes back bit for bit.
+    The full step comes first: 1 where it is inside. From a step outside, KL taken for quadratic
+    gives the next try, and halves follow. 0 where none of the tries is inside, or KL is not finite.
 
     Args:
         policy_fn: the policy.
@@ -50,12 +42,9 @@ def walk_back(
     """
     old = policy_fn(old_policy, batch.inputs)
 
-    def at(fraction: Float[Array, ""]) -> Params:
-        return part_way(old_policy, new_policy, fraction)
-
     def excess(fraction: Float[Array, ""]) -> Float[Array, ""]:
         """The larger of both KLs over their radii: above 1 is outside."""
-        new = policy_fn(at(fraction), batch.inputs)
+        new = policy_fn(part_way(old_policy, new_policy, fraction), batch.inputs)
         return jnp.maximum(
             mean_kl(old, new, batch.weights) / max_kl,
             worst_kl(old, new, batch.weights) / max_worst_kl,
@@ -73,16 +62,17 @@ def walk_back(
 
     one = jnp.ones(())
     fraction, found, _ = jax.lax.while_loop(outside, shorten, (one, excess(one), jnp.int32(0)))
-    inside = found <= 1.0
-    policy = jax.tree.map(lambda a, b: jnp.where(inside, b, a), old_policy, at(fraction))
-    return Walk(policy, jnp.where(inside, fraction, 0.0))
+    return jnp.where(found <= 1.0, fraction, 0.0)
 
 
 def part_way(old: Params, new: Params, fraction: Float[Array, ""]) -> Params:
-    """Parameters at a share of the straight way from old to new; at 1 bit for bit the new ones."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(fraction == 1.0, b, a + fraction * (b - a)), old, new
-    )
+    """Parameters on the straight way from old to new; bit for bit the old ones at 0, new at 1."""
+
+    def between(a: Array, b: Array) -> Array:
+        # A new one that is not finite must not reach the old ones through a product with 0.
+        return jnp.where(fraction == 0.0, a, jnp.where(fraction == 1.0, b, a + fraction * (b - a)))
+
+    return jax.tree.map(between, old, new)
 
 
 def remember(

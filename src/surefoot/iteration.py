@@ -54,7 +54,7 @@ def _rows_of(parts: Parts, state: LoopState, rollout: Rollout) -> _Rows:
 
 
 class _Update(NamedTuple):
-    """The rule's update: all its parameters, the policy among them, its state and its figures."""
+    """The rule's update: its parameters, the policy's among them, its state and its figures."""
 
     params: Params
     policy: Params
@@ -63,27 +63,32 @@ class _Update(NamedTuple):
 
 
 def _step(
-    parts: Parts, state: LoopState, rule_state: Any, batch: Batch, key: Key[Array, ""]
+    parts: Parts,
+    state: LoopState,
+    rule_state: Any,
+    batch: Batch,
+    key: Key[Array, ""],
+    refused: bool | Bool[Array, ""] = False,
 ) -> _Update:
-    """The rule's update of a batch, walked back where there is a guard."""
+    """The rule's update of a batch; where there is a guard, walked back or not taken at all."""
     start, train = state.params if parts.joint else state.params["policy"], parts.settings.train
     params, rule_state, info = parts.rule.update(rule_state, start, batch, key)
-    policy = params["policy"] if parts.joint else params
     if train.guard:
-        walk = walk_back(
+        inside = walk_back(
             parts.network.policy,
             state.params["policy"],
-            policy,
+            params["policy"] if parts.joint else params,
             batch,
             max_kl=train.guard_kl,
             max_worst_kl=train.guard_worst_kl,
         )
-        policy, info = walk.policy, info | {"guard/fraction": walk.fraction}
-        if parts.settings.network.shared_torso:
-            # A critic's head belongs to the torso that it was fitted on.
-            head = part_way(state.params["critic"], params["critic"], walk.fraction)
-            params = {**params, "critic": head}
-    return _Update(params, policy, rule_state, info)
+        fraction = jnp.where(refused, 0.0, inside)
+        walked = part_way(start, params, fraction)
+        if parts.joint and not parts.settings.network.shared_torso:
+            # Only a critic's head on a shared torso has to go back with the policy.
+            walked = {**params, "policy": walked["policy"]}
+        params, info = walked, info | {"guard/fraction": fraction}
+    return _Update(params, params["policy"] if parts.joint else params, rule_state, info)
 
 
 def _cross_fit(parts: Parts, state: LoopState, rows: _Rows) -> CrossFit:
@@ -124,19 +129,9 @@ def _update(
             refused = is_hopeless(promises)
             found = found | {"guard/refused": refused.astype(jnp.int32)}
     key = run_key(state.seed, state.iteration, Purpose.UPDATE)
-    step = _step(parts, state, rule_state, batch, key)
-    if settings.train.guard:
-        found["guard/fraction"] = jnp.where(refused, 0.0, step.info["guard/fraction"])
-
-    def unless_refused(old: Params, new: Params) -> Params:
-        return jax.tree.map(lambda a, b: jnp.where(refused, a, b), old, new)
-
-    policy = unless_refused(state.params["policy"], step.policy)
+    step = _step(parts, state, rule_state, batch, key, refused)
     if parts.joint:
-        params = {**step.params, "policy": policy}
-        if settings.network.shared_torso:
-            params["critic"] = unless_refused(state.params["critic"], step.params["critic"])
-        return (params, step.rule, None), ratio, promises, step.info | found
+        return (step.params, step.rule, None), ratio, promises, step.info | found
     critic, critic_state, critic_info = fit_critic(
         settings.critic,
         lambda critic, inputs: parts.network.value({"critic": critic}, inputs),
@@ -146,7 +141,7 @@ def _update(
         batch,
         run_key(state.seed, state.iteration, Purpose.CRITIC),
     )
-    params = {"policy": policy, "critic": critic}
+    params = {"policy": step.policy, "critic": critic}
     return (params, step.rule, critic_state), ratio, promises, step.info | critic_info | found
 
 

@@ -83,7 +83,9 @@ def cross_fit(
     # A loop over the halves, so that the update is compiled once and not twice.
     own, across = jax.lax.map(scored, jnp.arange(2))
     each = [Estimate(*(leaf[half] for leaf in across)) for half in (0, 1)]
+    scored_across = combine(each[0], each[1], 0.5, 0.5)
     # One long episode is one group: there is no other half to ask.
-    both = jnp.where(jnp.all(jnp.any(halves > 0, axis=1)), 0.0, jnp.nan)
-    mixed = combine(each[0], each[1], 0.5, 0.5)
-    return CrossFit(jnp.mean(own.mean) + both, mixed._replace(mean=mixed.mean + both))
+    unknown = jnp.where(jnp.all(jnp.any(halves > 0, axis=1)), 0.0, jnp.nan)
+    return CrossFit(
+        jnp.mean(own.mean) + unknown, scored_across._replace(mean=scored_across.mean + unknown)
+    )
