@@ -135,7 +135,8 @@ def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_a_critic_on_a_shared_torso_is_walked_back_with_it(refused):
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_critic_is_walked_back_with_the_policy_where_they_share_a_torso(shared, refused):
     train = {"num_envs": 4, "num_steps": 32}
     rule = sf.PPO(learning_rate=1.0, num_minibatches=2, num_epochs=4)
     runs = {
@@ -143,7 +144,7 @@ def test_a_critic_on_a_shared_torso_is_walked_back_with_it(refused):
             *("gymnax:CartPole-v1", rule),
             steps=128,
             train=sf.Train(**train, guard=guard),
-            network=sf.Network(hidden=(16,), shared_torso=True),
+            network=sf.Network(hidden=(16,), shared_torso=shared),
             critic=sf.Critic(joint=True),
         )
         for guard in (False, True)
@@ -157,6 +158,8 @@ def test_a_critic_on_a_shared_torso_is_walked_back_with_it(refused):
     assert fraction < 1.0
     assert (fraction == 0.0) == refused
     expected = jax.tree.map(lambda a, b: a + fraction * (b - a), state.params, plain.params)
+    if not shared:
+        expected["critic"] = plain.params["critic"]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new.params, expected
     )
