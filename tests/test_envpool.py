@@ -16,7 +16,7 @@ pytest.importorskip("envpool")
 
 
 def opened(env_id, num_envs=3):
-    return open_host_env(find_env(env_id, {}), num_envs, vectorization="sync", seed=0)
+    return open_host_env(find_env(env_id, {}), num_envs, seed=0)
 
 
 def played(env, seeds, steps):
@@ -106,7 +106,7 @@ def test_a_pool_that_cannot_be_made_is_named_in_one_line(monkeypatch):
 
     monkeypatch.setattr(envpool, "make", fail)
     with pytest.raises(EnvCrashError, match=r"envpool:CartPole-v1: making it raised.*no threads"):
-        open_host_env(source, 2, vectorization="sync", seed=0)
+        open_host_env(source, 2, seed=0)
 
 
 @pytest.mark.parametrize(

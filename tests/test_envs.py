@@ -63,10 +63,10 @@ def opened(kind, num_envs=NUM_ENVS, **options):
     """A host environment of one kind; the async one also rewrites its observation's array."""
     if kind == "sync":
         source = find_env("scripted:Scripted-v0", options)
-        return open_host_env(source, num_envs, vectorization="sync", seed=0)
+        return open_host_env(source, num_envs, seed=0)
     if kind == "async":
         source = find_env("scripted:Scripted-v0", {**options, "reuse": True})
-        return open_host_env(source, num_envs, vectorization="async", seed=0)
+        return open_host_env(source, num_envs, seed=0, processes=num_envs)
     return HostEnv(scripted_vector(MODES[kind], num_envs, **options), "Scripted", seed=0)
 
 
@@ -277,12 +277,12 @@ def test_what_stands_in_a_dummy_row_changes_nothing(world):
         np.testing.assert_array_equal(a, b)
 
 
-def test_workers_of_an_async_vector_do_not_load_jax():
-    env = opened("async", 1)
-    env.reset([3])
-    step = env.step(np.zeros(1, np.int64))
+def test_other_processes_that_step_environments_do_not_load_jax():
+    env = opened("async", 2)
+    env.reset([3, 3])
+    step = env.step(np.zeros(2, np.int64))
     env.close()
-    assert step.final_infos[0]["jax_loaded"] == 0.0
+    assert [step.final_infos[i]["jax_loaded"] for i in range(2)] == [1.0, 0.0]
     assert "jax" in sys.modules
 
 
@@ -467,7 +467,7 @@ class Noted:
 def test_actions_sent_lie_in_the_space_and_have_its_dtype(action, scale):
     settings = settings_for(num_envs=2, num_steps=16, action_scale=scale)
     factory = Noted(action=action)
-    env = open_host_env(find_env(factory, {}), 2, vectorization="sync", seed=0)
+    env = open_host_env(find_env(factory, {}), 2, seed=0)
     world = make_world(env.spec, settings)
     collector = HostCollector(env, world.learner.actor, settings)
     collector.reset(0)
@@ -537,14 +537,14 @@ def test_a_fault_in_a_constructor_is_told_with_its_index_and_the_others_are_clos
 
     factory = Counted(unlicensed)
     with pytest.raises(EnvCrashError, match="making environment 2 raised RuntimeError: no licence"):
-        open_host_env(find_env(factory, {}), 4, vectorization="sync", seed=0)
+        open_host_env(find_env(factory, {}), 4, seed=0)
     assert factory.made == []
 
 
 def test_environments_of_unlike_spaces_are_refused_by_index():
     factory = Counted(partial(Scripted, action="box"))
     with pytest.raises(EnvContractError, match=r"environment 2 has spaces .*Box.* environment 0"):
-        open_host_env(find_env(factory, {}), 4, vectorization="sync", seed=0)
+        open_host_env(find_env(factory, {}), 4, seed=0)
 
 
 class OneStep(Scripted):
@@ -657,7 +657,7 @@ class Renamed(gymnasium.ActionWrapper):
 def test_one_instance_is_enough_for_several_environments(wrap):
     instance = wrap()
     source = find_env(instance, {})
-    env = open_host_env(source, 3, vectorization="sync", seed=0)
+    env = open_host_env(source, 3, seed=0)
     obs, _ = env.reset([0, 1, 2])
     np.testing.assert_array_equal(obs[:, 0], [0, 1, 2])
     another = source.make()
@@ -669,13 +669,13 @@ def test_an_instance_that_cannot_be_copied_is_refused_with_a_way_out():
     env = Scripted()
     env.handle = sys.stdout.buffer
     with pytest.raises(ConfigError, match="give a function that makes one"):
-        open_host_env(find_env(env, {}), 2, vectorization="sync", seed=0)
+        open_host_env(find_env(env, {}), 2, seed=0)
 
 
 def test_a_ready_vector_of_another_size_is_refused():
     source = find_env(scripted_vector(AutoresetMode.NEXT_STEP, 2), {})
     with pytest.raises(ConfigError, match="has 2 environments, num_envs is 3"):
-        open_host_env(source, 3, vectorization="sync", seed=0)
+        open_host_env(source, 3, seed=0)
 
 
 def test_what_is_no_environment_is_refused():

@@ -46,9 +46,10 @@ class Train:
     return_norm: bool = setting(True, "divide rewards by the running std of the discounted return")
     reward_clip: float = setting(10.0, "bound on a normalised reward", **_POSITIVE)
     vectorization: str = setting(
-        "sync",
-        "step Gymnasium environments in this process or in one each",
-        choices=("sync", "async"),
+        "auto",
+        "step Gymnasium environments in this process, in one each, or, where a long run has an "
+        "id's, in one a core; the numbers are the same",
+        choices=("auto", "sync", "async"),
     )
     action_scale: str = setting(
         "affine", "map [-1, 1] onto a bounded Box, or clip as it is", choices=("affine", "raw")

@@ -35,16 +35,24 @@ class HostCollector:
 
     def __init__(self, env: HostEnv, actor: Actor, settings: Settings):
         self._env, self._settings, self._actor = env, settings, actor
-        # JAX takes a list of arrays apart several times faster than a tree of modules.
-        shapes = jax.eval_shape(actor.network.init, jax.random.key(0))["policy"]
-        structure = jax.tree.structure(shapes)
-        self._act = jax.jit(
-            lambda leaves, *reads: actor.act(jax.tree.unflatten(structure, leaves), *reads)[:2]
-        )
         steps, envs = settings.train.num_steps, settings.train.num_envs
         self._block = noise_block(actor.network, steps, envs)
         self._draw = jax.jit(lambda key: actor.network.noise(key, (self._block, envs)))
         self._log_probs = jax.jit(self._compute_log_probs)
+        # At every step trees pass in and out as lists of arrays, which Python and JAX take apart
+        # several times faster than modules and mappings.
+        self._act = jax.jit(self._compute_actions)
+        shapes = jax.eval_shape(actor.network.init, jax.random.key(0))["policy"]
+        self._policy_tree = jax.tree.structure(shapes)
+        self._noise = jax.eval_shape(self._draw, jax.random.key(0))
+        self._shapes: tuple[PyTree, PyTree] | None = None
+
+    def _compute_actions(self, policy, obs_stats, obs, mask, noise):
+        policy = jax.tree.unflatten(self._policy_tree, policy)
+        obs = jax.tree.unflatten(jax.tree.structure(self._obs), obs)
+        noise = jax.tree.unflatten(jax.tree.structure(self._noise), noise)
+        action, sent, _ = self._actor.act(policy, obs_stats, obs, mask, noise)
+        return jax.tree.leaves(action), jax.tree.leaves(sent)
 
     def _compute_log_probs(self, policy, obs_stats, obs, masks, actions):
         obs = jax.tree.map(lambda leaf: leaf[:-1], obs)
@@ -61,12 +69,10 @@ class HostCollector:
 
     def warm_up(self, policy: Params, obs_stats: Any) -> None:
         """Build the programs of a rollout, so that their compilation is not counted as acting."""
-        noise = self._draw(jax.random.key(0))
-        drawn = jax.tree.map(lambda leaf: np.asarray(leaf)[0], noise)
-        action, _ = self._act(jax.tree.leaves(policy), obs_stats, self._obs, self._mask, drawn)
-        steps, envs = self._settings.train.num_steps, self._env.num_envs
-        rows = _allocate(steps, envs, self._obs, jax.tree.map(np.asarray, action), self._mask)
-        rows = jax.tree.map(np.zeros_like, rows)
+        noise = [np.asarray(leaf)[0] for leaf in jax.tree.leaves(self._draw(jax.random.key(0)))]
+        seen = jax.tree.leaves(self._obs)
+        self._act(jax.tree.leaves(policy), obs_stats, seen, self._mask, noise)
+        rows = jax.tree.map(np.zeros_like, self._allocate(self._acts(policy, obs_stats)[0]))
         self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
 
     def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
@@ -77,23 +83,28 @@ class HostCollector:
         final_obs: list[Any] = []
         final_rows: list[int] = []
         infos: list[dict[str, float]] = []
-        rows: Any = None
-        leaves = jax.tree.leaves(policy)
+        noise: list[np.ndarray] = []
+        action_like, sent_like = self._acts(policy, obs_stats)
+        leaves, rows = jax.tree.leaves(policy), self._allocate(action_like)
+        sent_tree = jax.tree.structure(sent_like)
+        obs_rows, action_rows, mask_rows = (jax.tree.leaves(part) for part in rows[:3])
         env_seconds, started = 0.0, time.monotonic()
+        _write(obs_rows, 0, self._obs)
         for t in range(steps):
             if t % self._block == 0:
-                noise = jax.tree.map(np.asarray, self._draw(jax.random.fold_in(key, t)))
-            drawn = jax.tree.map(lambda leaf, i=t % self._block: leaf[i], noise)
-            action, sent = self._act(leaves, obs_stats, self._obs, self._mask, drawn)
-            action, sent = jax.tree.map(np.asarray, (action, sent))
-            if rows is None:
-                rows = _allocate(steps, envs, self._obs, action, self._mask)
-            _write(rows.obs, t, self._obs)
-            _write(rows.actions, t, action)
-            _write(rows.action_mask, t, self._mask)
+                drawn = self._draw(jax.random.fold_in(key, t))
+                noise = [np.asarray(leaf) for leaf in jax.tree.leaves(drawn)]
+            seen = [row[t] for row in obs_rows]
+            now = [leaf[t % self._block] for leaf in noise]
+            action, sent = self._act(leaves, obs_stats, seen, self._mask, now)
+            _write(action_rows, t, action)
+            _write(mask_rows, t, self._mask)
+            sent = jax.tree.unflatten(sent_tree, [np.asarray(leaf) for leaf in sent])
             before = time.monotonic()
             step = self._env.step(sent)
             env_seconds += time.monotonic() - before
+            _write(obs_rows, t + 1, step.obs)
+            self._mask = step.action_mask
             rows.rewards[t], rows.terminated[t] = step.rewards, step.terminated
             rows.truncated[t], rows.valid[t] = step.truncated, step.valid
             self._count_episodes(t, step)
@@ -101,8 +112,7 @@ class HostCollector:
                 final_obs.append(jax.tree.map(as_jax_dtype, obs))
                 final_rows.append(t * envs + index)
             infos.extend(step.final_infos.values())
-            self._obs, self._mask = jax.tree.map(as_jax_dtype, step.obs), step.action_mask
-        _write(rows.obs, steps, self._obs)
+        self._obs = jax.tree.map(lambda row: row[steps].copy(), rows.obs)
         log_probs = self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
         padded, padded_rows = _pad_final(final_obs, final_rows, self._obs, steps * envs)
         rollout = rows._replace(log_probs=log_probs, final_obs=padded, final_rows=padded_rows)
@@ -112,12 +122,29 @@ class HostCollector:
         )
 
     def _count_episodes(self, t: int, step: HostStep) -> None:
-        self._returns += np.where(step.valid, step.rewards, 0.0)
+        np.add(self._returns, step.rewards, out=self._returns, where=step.valid)
         self._lengths += step.valid
-        for index in np.flatnonzero(step.terminated | step.truncated):
-            row = (t, int(index), float(self._returns[index]), int(self._lengths[index]))
+        for index in step.final_infos:
+            row = (t, index, float(self._returns[index]), int(self._lengths[index]))
             self._ended.append(row)
             self._returns[index], self._lengths[index] = 0.0, 0
+
+    def _acts(self, policy: Params, obs_stats: Any) -> tuple[PyTree, PyTree]:
+        """Shapes of an action as it is sampled, and as it is sent."""
+        if self._shapes is None:
+
+            def act(noise):
+                drawn = jax.tree.map(lambda leaf: leaf[0], noise)
+                return self._actor.act(policy, obs_stats, self._obs, self._mask, drawn)[:2]
+
+            self._shapes = jax.eval_shape(act, self._noise)
+        assert self._shapes is not None
+        return self._shapes
+
+    def _allocate(self, action: PyTree) -> Rollout:
+        """Empty arrays for a rollout."""
+        steps, envs = self._settings.train.num_steps, self._env.num_envs
+        return _empty_rollout(steps, envs, self._obs, action, self._mask)
 
     def _episodes(self, steps: int, envs: int) -> Episodes:
         ended, returns, lengths = (
@@ -139,7 +166,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     return np.zeros(shape, dtype)
 
 
-def _allocate(steps: int, envs: int, obs: PyTree, action: PyTree, mask: PyTree) -> Rollout:
+def _empty_rollout(steps: int, envs: int, obs: PyTree, action: PyTree, mask: PyTree) -> Rollout:
     """Empty arrays for a rollout, shaped like one step's."""
 
     def rows_of(count: int, tree: PyTree) -> PyTree:
@@ -159,8 +186,8 @@ def _allocate(steps: int, envs: int, obs: PyTree, action: PyTree, mask: PyTree) 
     )
 
 
-def _write(rows: PyTree, t: int, values: PyTree) -> None:
-    for row, value in zip(jax.tree.leaves(rows), jax.tree.leaves(values), strict=True):
+def _write(rows: list[np.ndarray], t: int, values: PyTree) -> None:
+    for row, value in zip(rows, jax.tree.leaves(values), strict=True):
         row[t] = value
 
 

@@ -12,6 +12,7 @@ from surefoot.config import OwnNetwork, Settings
 from surefoot.envs import EnvSource, find_env, imports_nothing
 from surefoot.envs.host import HostEnv, open_host_env
 from surefoot.envs.jax_native import JaxEnv
+from surefoot.envs.vector import spread
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.evaluation import Evaluation, evaluate_host, evaluate_jax
 from surefoot.learner import Learner, make_learner
@@ -115,7 +116,6 @@ class Evaluator:
             else open_host_env(
                 source,
                 min(episodes, MOST_EVALUATION_ENVS),
-                vectorization="sync",
                 seed=settings.train.seed,
             )
         )
@@ -171,9 +171,8 @@ def begin(settings: Settings, source: EnvSource, own: OwnNetworks) -> tuple[Run,
     if source.kind == "jax":
         opened = native = source.make()
     else:
-        opened = open_host_env(
-            source, train.num_envs, vectorization=train.vectorization, seed=train.seed
-        )
+        processes = spread(source, train.vectorization, num_envs=train.num_envs, steps=train.steps)
+        opened = open_host_env(source, train.num_envs, seed=train.seed, processes=processes)
         native = None
     network = build(opened.spec, settings.network, own.policy, own.critic)
     learner = make_learner(settings, opened.spec, network, native)

@@ -4,13 +4,14 @@ import contextlib
 import copy
 import difflib
 import importlib
-import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from surefoot.errors import ConfigError, EnvCrashError
 from surefoot.limits import nearest
@@ -23,12 +24,14 @@ class EnvSource(NamedTuple):
 
     `make` gives one more environment of its own. `kind` is "gymnasium" (one environment),
     "vector" (a ready vector environment), "pool" (`make(num_envs)` gives a vector environment of
-    that size) or "jax" (a pure reset and step).
+    that size) or "jax" (a pure reset and step). `by_id` tells that the id is all there is to know,
+    so that another process makes the same ones.
     """
 
     env_id: str
     kind: str
     make: Callable[..., Any]
+    by_id: bool = False
 
 
 def imports_nothing(env_id: str) -> bool:
@@ -51,7 +54,7 @@ def time_limit(env: gymnasium.Env) -> int | None:
 class OwnObs(gymnasium.Wrapper):
     """Copies each observation: an environment that reuses its array would rewrite `final_obs`.
 
-    It lives here, away from JAX, because every process of an async vector imports it.
+    It lives here, away from JAX, because every process that steps environments imports it.
     """
 
     @property
@@ -63,12 +66,6 @@ class OwnObs(gymnasium.Wrapper):
         """Step, and copy what is seen."""
         obs, *rest = self.env.step(action)
         return obs.copy() if type(obs) is np.ndarray else copy.deepcopy(obs), *rest
-
-
-def make_in_worker(source: EnvSource) -> OwnObs:
-    """An environment in a process of its own, which leaves Ctrl-C to the process that trains."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return OwnObs(source.make())
 
 
 def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
@@ -153,13 +150,13 @@ def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
             ) from fault
         factory = getattr(module, name, None)
         if callable(factory):
-            return EnvSource(env_id, "gymnasium", lambda: factory(**env_kwargs))
-    _check_registered(name, env_id, module)
+            return EnvSource(env_id, "gymnasium", partial(factory, **env_kwargs), by_id=True)
+    spec = _registered(name, env_id, module)
 
     def make():
         try:
-            # By its full id: a process of an async vector has not imported the module yet.
-            return gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+            # By what is registered, not by id: another process has not imported what registers it.
+            return gymnasium.make(spec, disable_env_checker=True, **env_kwargs)
         except gymnasium.error.DependencyNotInstalled as fault:
             raise _missing_extra(env_id, fault) from fault
         except ImportError as fault:
@@ -169,13 +166,13 @@ def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
                 raise
             raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {fault}") from fault
 
-    return EnvSource(env_id, "gymnasium", make)
+    return EnvSource(env_id, "gymnasium", make, by_id=True)
 
 
-def _check_registered(name: str, env_id: str, module: ModuleType | None) -> None:
-    """Refuse an id that is not registered, and is no function of its module either."""
+def _registered(name: str, env_id: str, module: ModuleType | None) -> EnvSpec:
+    """What an id stands for; refused where it is not registered, and no function of its module."""
     try:
-        gymnasium.spec(name)
+        return gymnasium.spec(name)
     except gymnasium.error.Error as fault:
         own = [key for key, value in vars(module).items() if callable(value)] if module else []
         known = [*own, *gymnasium.registry]
@@ -201,7 +198,7 @@ def _missing_extra(env_id: str, fault: Exception) -> ConfigError:
 def crashed(env_id: str, doing: str, fault: Exception) -> EnvCrashError:
     """The error for an exception that an environment raised."""
     text = " ".join(str(fault).split()) or "no message"
+    kind = getattr(fault, "raised", type(fault).__name__)  # of another process
     return EnvCrashError(
-        f"{env_id}: {doing} raised {type(fault).__name__}: {text}; "
-        "run it alone with the same seed to see it"
+        f"{env_id}: {doing} raised {kind}: {text}; run it alone with the same seed to see it"
     )

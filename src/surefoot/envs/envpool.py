@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import PyTree
 
 from surefoot.envs import EnvSource
+from surefoot.envs.vector import usable_cores
 from surefoot.errors import ConfigError
 from surefoot.limits import nearest
 
@@ -87,8 +88,7 @@ def _threads(num_envs: int, *, num_threads: int = 0, **_: Any) -> dict[str, int]
     On two cores that took a tenth to a fifth off an iteration with MuJoCo. Pinned threads that
     leave cores free would crowd the same ones in every run on the machine.
     """
-    cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    cores, usable = os.cpu_count() or 1, usable_cores()
     count = num_threads or min(num_envs, usable)
     return {
         "num_threads": count,

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from surefoot.envs import EnvSource, crashed, time_limit
 from surefoot.envs.masks import empty_masks, write_mask
 from surefoot.envs.vector import make_vector
-from surefoot.errors import EnvContractError
+from surefoot.errors import EnvContractError, EnvCrashError
 from surefoot.spaces import own_dtype
 from surefoot.types import EnvSpec
 
@@ -40,7 +40,7 @@ class HostStep(NamedTuple):
 def _time_limit(vector: Any, *, ours: bool) -> int | None:
     """The time limit of the environments inside, in steps."""
     if ours:
-        return vector.get_attr("time_limit")[0]
+        return vector.time_limit
     inner = vector.unwrapped
     if isinstance(inner, SyncVectorEnv):
         return time_limit(inner.envs[0])
@@ -96,6 +96,8 @@ class HostEnv:
     def _guarded(self, doing: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
+        except EnvCrashError:
+            raise
         except Exception as fault:
             raise crashed(self.spec.env_id, doing, fault) from fault
 
@@ -196,7 +198,7 @@ class HostEnv:
             self._vector.close()
 
 
-def open_host_env(source: EnvSource, num_envs: int, *, vectorization: str, seed: int) -> HostEnv:
-    """Build and reset the environments of a source."""
-    vector = make_vector(source, num_envs, vectorization=vectorization)
+def open_host_env(source: EnvSource, num_envs: int, *, seed: int, processes: int = 1) -> HostEnv:
+    """Build and reset the environments of a source, spread over `processes`."""
+    vector = make_vector(source, num_envs, processes=processes)
     return HostEnv(vector, source.env_id, seed=seed, ours=source.kind == "gymnasium")

@@ -1,96 +1,178 @@
 """Vector environments of Gymnasium, built from a source of single ones."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import itertools
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import concatenate, iterate
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 
-from surefoot.envs import EnvSource, OwnObs, crashed, make_in_worker
-from surefoot.errors import ConfigError, EnvContractError, SurefootError
+from surefoot.envs import EnvSource, crashed
+from surefoot.envs.group import Group, Told, make_envs, write_actions
+from surefoot.envs.worker import PATIENCE, BoardMemory, Worker
+from surefoot.errors import ConfigError
+
+STARTING = 1.0
+"""Seconds that more processes must save in all; starting them takes 0.2 to 0.4."""
+HANDOVER = 100e-6
+"""Seconds that passing the turn to other processes and back takes at each step."""
 
 
-class SameStepVector(SyncVectorEnv):
-    """Gymnasium's vector in this process with same-step autoreset, and of infos what is read here.
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-    Gathering every info of every step costs a twentieth of a MuJoCo run, and only masks and what an
-    episode ends with are ever looked at.
+
+def spread(source: EnvSource, vectorization: str, *, num_envs: int, steps: int) -> int:
+    """Over how many processes a run's environments are spread, this one included.
+
+    "auto" takes a process a core where that is safe (environments that an id names: a function may
+    share something with the user's program), where this process is not itself one of several, and
+    where it saves more time than it takes.
+    """
+    if source.kind != "gymnasium" or os.name != "posix" or vectorization == "sync":
+        return 1
+    if vectorization == "async":
+        return num_envs
+    processes = min(usable_cores(), num_envs)
+    alone = multiprocessing.parent_process() is None
+    if processes == 1 or not source.by_id or not alone:
+        return 1
+    saved = (num_envs - math.ceil(num_envs / processes)) * _step_seconds(source) - HANDOVER
+    return processes if saved * steps / num_envs > STARTING else 1
+
+
+def _step_seconds(source: EnvSource) -> float:
+    """What a step of one environment takes, tried on one that is thrown away; 0 if it cannot be."""
+    times, until = [], time.perf_counter() + 1.0
+    try:
+        with contextlib.closing(source.make()) as env:
+            env.reset(seed=0)
+            env.action_space.seed(0)
+            while len(times) < 50 and time.perf_counter() < until:
+                started = time.perf_counter()
+                _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+                times.append(time.perf_counter() - started)
+                if terminated or truncated:
+                    env.reset()
+    except Exception:
+        return 0.0  # what is wrong with it is said when the run's own are made and stepped
+    return statistics.median(times)
+
+
+class SameStepVector(VectorEnv):
+    """Environments of one source with same-step autoreset, spread over processes.
+
+    This process steps the first of them while others step the rest; what comes back is the same to
+    the bit however they are spread. Of infos only masks and the numbers that an episode ends with
+    are gathered: gathering all costs a twentieth of a MuJoCo run. Observations are overwritten by
+    the next step.
+
+    Attributes:
+        time_limit: of the environments, in steps, or None.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env]]):
-        super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    def __init__(self, source: EnvSource, num_envs: int, *, processes: int = 1):
+        own, *others = _shares(num_envs, processes)
+        patience = PATIENCE if processes <= usable_cores() else 0.0
+        self._workers: list[Worker] = []
+        with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
+            undo.callback(self._end_workers)
+            memory = stack.enter_context(contextlib.closing(BoardMemory()))
+            for rows in others:
+                worker = Worker(source, memory, rows=rows, num_envs=num_envs, patience=patience)
+                self._workers.append(worker)
+            envs = make_envs(source, len(own))
+            spaces = envs[0].observation_space, envs[0].action_space
+            board = memory.board(spaces, num_envs)
+            for worker in self._workers:
+                worker.join(envs[0])
+            for worker in self._workers:
+                worker.answer()
+            undo.pop_all()
+        self._group, self._board = Group(envs, board, own[0]), board
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = spaces
+        self.observation_space, self.action_space = (batch_space(one, num_envs) for one in spaces)
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.time_limit = envs[0].time_limit
 
-    def step(self, actions: Any) -> Any:
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start a new episode everywhere, with a seed each."""
+        assert isinstance(seed, Sequence)
+        assert not options
+        for worker in self._workers:
+            worker.reset([seed[row] for row in worker.rows])
+        told = self._group.reset(seed[: len(self._group.envs)])
+        return self._board.obs, self._gather(told)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step every environment, and start the next episode where one ended."""
+        board = self._board
+        write_actions(board, actions)
+        for worker in self._workers:
+            worker.step()
+        infos = self._gather(self._group.step())
+        ends = np.copy(board.terminated), np.copy(board.truncated)
+        return board.obs, np.copy(board.rewards), *ends, infos
+
+    def _gather(self, told: Told) -> dict[str, Any]:
+        """What is told here, and by the other processes once they are done, as Gymnasium has it."""
         infos: dict[str, Any] = {}
-        seen: list[Any] = []
-        for i, action in enumerate(iterate(self.action_space, actions)):
-            env = self.envs[i]
-            obs, self._rewards[i], terminated, truncated, info = env.step(action)
-            self._terminations[i], self._truncations[i] = terminated, truncated
-            if terminated or truncated:
-                last = {"final_obs": obs, "final_info": info}
-                infos = self._add_info(infos, last, i)
-                obs, info = env.reset()
-            if "action_mask" in info:
-                infos = self._add_info(infos, {"action_mask": info["action_mask"]}, i)
-            seen.append(obs)
-        self._observations = concatenate(self.single_observation_space, seen, self._observations)
-        ends = np.copy(self._terminations), np.copy(self._truncations)
-        return self._observations, np.copy(self._rewards), *ends, infos
+        for worker in self._workers:
+            told += worker.answer()
+        for row, info in told:
+            infos = self._add_info(infos, info, row)
+        return infos
+
+    def close_extras(self, **_: Any) -> None:
+        """Close the environments and end the processes."""
+        self._end_workers()
+        self._group.close()
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.close()
 
 
-def make_vector(source: EnvSource, num_envs: int, *, vectorization: str) -> VectorEnv:
+def _shares(num_envs: int, processes: int) -> list[range]:
+    """Numbers of the environments of each process, the first of which has the smallest share."""
+    ends = [num_envs * k // processes for k in range(processes + 1)]
+    return [range(*pair) for pair in itertools.pairwise(ends)]
+
+
+def make_vector(source: EnvSource, num_envs: int, *, processes: int = 1) -> VectorEnv:
     """A vector environment of `num_envs`, with same-step autoreset where it is built here.
 
     Raises:
-        ConfigError: for a ready vector environment of another size.
+        ConfigError: for a ready vector environment of another size, and for environments that
+            cannot be made in another process.
         EnvContractError: for environments whose spaces differ.
         EnvCrashError: where a constructor raises.
     """
-    if source.kind == "vector":
-        vector = source.make()
-        if vector.num_envs != num_envs:
-            raise ConfigError(
-                f"{source.env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
-            )
-        return vector
-    if vectorization == "sync" and source.kind != "pool":
-        envs = _make_envs(source, num_envs)
-        return SameStepVector([lambda env=env: env for env in envs])
-    try:
-        if source.kind == "pool":
+    if source.kind == "gymnasium":
+        return SameStepVector(source, num_envs, processes=processes)
+    if source.kind == "pool":
+        try:
             return source.make(num_envs)
-        # Forking a process that runs XLA's threads can deadlock.
-        return AsyncVectorEnv(
-            [lambda: make_in_worker(source)] * num_envs,
-            context="spawn",
-            autoreset_mode=AutoresetMode.SAME_STEP,
-        )
-    except ConfigError:
-        raise
-    except Exception as fault:
-        raise crashed(source.env_id, "making it", fault) from fault
-
-
-def _make_envs(source: EnvSource, num_envs: int) -> list[OwnObs]:
-    """Environments of one source, which must have the same spaces."""
-    envs: list[OwnObs] = []
-    try:
-        for index in range(num_envs):
-            envs.append(OwnObs(source.make()))
-            spaces_of = [(e.observation_space, e.action_space) for e in (envs[0], envs[-1])]
-            if spaces_of[0] != spaces_of[1]:
-                raise EnvContractError(
-                    f"{source.env_id}: environment {index} has spaces {spaces_of[1]}, "
-                    f"environment 0 has {spaces_of[0]}; all must have the same"
-                )
-    except Exception as fault:
-        for env in envs:
-            env.close()
-        if isinstance(fault, SurefootError):
+        except ConfigError:
             raise
-        raise crashed(source.env_id, f"making environment {len(envs)}", fault) from fault
-    return envs
+        except Exception as fault:
+            raise crashed(source.env_id, "making it", fault) from fault
+    vector = source.make()
+    if vector.num_envs != num_envs:
+        raise ConfigError(
+            f"{source.env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
+        )
+    return vector

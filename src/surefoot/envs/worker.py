@@ -1,0 +1,282 @@
+"""A process that steps some of the environments, in turn with the one that trains.
+
+Both read and write one board in shared memory. A byte over a socket says whose turn it is, and
+whether something is told beside the board. Waiting for it is first a busy loop: waking a process
+that sleeps takes as long as a MuJoCo step. Nothing has a name in the file system that could be
+left behind, and a process whose trainer is gone reads the end of its socket and stops.
+"""
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from multiprocessing import spawn
+from multiprocessing.connection import Connection
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector.utils import CloudpickleWrapper
+
+from surefoot.envs import EnvSource, OwnObs
+from surefoot.envs.group import Board, Group, Told, check_spaces, make_board, make_envs
+from surefoot.errors import ConfigError, EnvCrashError, SurefootError
+
+PATIENCE = 1e-3
+"""Seconds of busy waiting: longer than a policy takes to act, shorter than an update."""
+GRACE = 2.0
+"""Seconds that a process has to close its environments."""
+_ALIGNMENT = 64  # bytes, of every array on the board
+
+# Not multiprocessing's start, which would run the user's script once more.
+_START = f"import sys; sys.path[:] = sys.argv[4:]; from {__name__} import main; main()"
+
+
+class WorkerError(Exception):
+    """What an environment raised in another process; `raised` is the name of its class there."""
+
+    def __init__(self, raised: str, text: str, trace: str):
+        super().__init__(text)
+        self.raised = raised
+        self.add_note(trace)
+
+    def __reduce__(self) -> Any:
+        return WorkerError, (self.raised, str(self), self.__notes__[0])
+
+
+class Line:
+    """One end of a line between two processes: a byte a turn, with a message where there is one."""
+
+    def __init__(self, end: socket.socket, *, patience: float):
+        self._socket, self._patience = end, patience
+        self._connection = Connection(os.dup(end.fileno()))
+
+    def send(self, message: Any = None) -> None:
+        """Pass the turn, and a message if it is not None.
+
+        Raises:
+            OSError: where the other end is gone.
+        """
+        self._socket.send(b"\0" if message is None else b"\1")
+        if message is not None:
+            self._connection.send(message)
+
+    def receive(self) -> Any:
+        """Wait for the turn; the message that comes with it, or None.
+
+        Raises:
+            EOFError: where the other end is gone.
+        """
+        byte = b""
+        with contextlib.suppress(ConnectionError):
+            byte = self._wait()
+        if not byte:
+            raise EOFError
+        return None if byte == b"\0" else self._connection.recv()
+
+    def _wait(self) -> bytes:
+        until = time.monotonic() + self._patience
+        while time.monotonic() < until:
+            try:
+                return self._socket.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+        return self._socket.recv(1)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+        self._socket.close()
+
+
+class BoardMemory:
+    """Memory that several processes map, under no name: the last one that closes it frees it."""
+
+    def __init__(self, number: int | None = None):
+        self._file = _anonymous_file() if number is None else os.fdopen(number, "r+b")
+
+    @property
+    def number(self) -> int:
+        """The file descriptor that another process maps it by."""
+        return self._file.fileno()
+
+    def board(self, of: tuple[spaces.Space, spaces.Space], num_envs: int) -> Board:
+        """A board of this memory, which is as large as it needs afterwards."""
+        size = 0
+
+        def measure(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            nonlocal size
+            size += _aligned(shape, dtype)
+            return np.empty(0)
+
+        make_board(of, num_envs, measure)
+        os.ftruncate(self.number, size)
+        memory, offset = mmap.mmap(self.number, size), 0
+
+        def cut(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            nonlocal offset
+            here, offset = offset, offset + _aligned(shape, dtype)
+            return np.frombuffer(memory, dtype, int(np.prod(shape)), here).reshape(shape)
+
+        return make_board(of, num_envs, cut)
+
+    def close(self) -> None:
+        """Let go of the file; what is mapped of it stays."""
+        self._file.close()
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> int:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _anonymous_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("surefoot"), "r+b")
+    return tempfile.TemporaryFile()
+
+
+class _Job(NamedTuple):
+    """What a worker makes: environments `first` to `first + count` of `num_envs`."""
+
+    source: EnvSource
+    first: int
+    count: int
+    num_envs: int
+
+
+def _whole(value: Any) -> Any:
+    """A value that brings along what a module that only this process has defines."""
+    wrap: Any = CloudpickleWrapper  # announced for functions that make environments
+    return wrap(value)
+
+
+class Worker:
+    """The trainer's side of one such process, which starts and makes its environments at once.
+
+    What an environment raises there is raised here by `answer`.
+
+    Attributes:
+        rows: the numbers of its environments.
+    """
+
+    def __init__(
+        self, source: EnvSource, memory: BoardMemory, *, rows: range, num_envs: int, patience: float
+    ):
+        self.rows, self._env_id = rows, source.env_id
+        ours, theirs = socket.socketpair()
+        numbers = theirs.fileno(), memory.number
+        self._process = subprocess.Popen(
+            [spawn.get_executable(), "-c", _START, *map(str, numbers), str(patience), *sys.path],
+            stdin=subprocess.DEVNULL,
+            pass_fds=numbers,
+        )
+        theirs.close()
+        self._line = Line(ours, patience=patience)
+        try:
+            self._send(_whole(_Job(source, rows[0], len(rows), num_envs)))
+        except Exception as fault:
+            self.close()
+            raise ConfigError(
+                f"{source.env_id}: cannot be made in another process ({fault}); "
+                "--vectorization sync needs none"
+            ) from fault
+
+    def join(self, env: OwnObs) -> None:
+        """Have it use the board, once its environments are made, with the same spaces as `env`."""
+        self._send(_whole((env.observation_space, env.action_space)))
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start new episodes there."""
+        self._send(list(seeds))
+
+    def step(self) -> None:
+        """Have it act as the board says."""
+        self._send()
+
+    def answer(self) -> Told:
+        """Wait until it has done so; what its environments tell beside the board."""
+        try:
+            told = self._line.receive()
+        except EOFError as fault:
+            raise self._lost() from fault
+        if isinstance(told, Exception):
+            raise told
+        return told or []
+
+    def _send(self, message: Any = None) -> None:
+        # One that is gone may have said why: its answer is read first, and tells.
+        with contextlib.suppress(OSError):
+            self._line.send(message)
+
+    def _lost(self) -> EnvCrashError:
+        how = "hung up"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(GRACE)
+            how = f"ended with exit status {status}"
+            if status < 0:
+                how = f"was killed by {signal.Signals(-status).name}"
+            if status == -signal.SIGKILL:
+                how += " (out of memory?)"
+        return EnvCrashError(
+            f"{self._env_id}: the process of environments {self.rows[0]} to {self.rows[-1]} "
+            f"(pid {self._process.pid}) {how}; --vectorization sync needs no such process"
+        )
+
+    def close(self) -> None:
+        """Hang up, and end the process if it does not end by itself."""
+        self._line.close()
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _serve(line: Line, memory: BoardMemory, envs: list[OwnObs]) -> None:
+    """Make environments, and step or reset them at each turn until the line is closed."""
+    job: _Job = line.receive().fn
+    envs += make_envs(job.source, job.count, job.first)
+    expected = line.receive().fn
+    check_spaces(job.source.env_id, envs[0], expected, job.first)
+    group = Group(envs, memory.board(expected, job.num_envs), job.first)
+    told: Told = []
+    while True:
+        line.send(told or None)
+        seeds = line.receive()
+        told = group.step() if seeds is None else group.reset(seeds)
+
+
+def main() -> None:
+    """Serve the trainer that started this process."""
+    # Ctrl-C, and a scheduler's stop of the whole job, are the trainer's to answer.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    end, memory, patience = sys.argv[1:4]
+    line = Line(socket.socket(fileno=int(end)), patience=float(patience))
+    envs: list[OwnObs] = []
+    try:
+        _serve(line, BoardMemory(int(memory)), envs)
+    except (EOFError, BrokenPipeError):
+        pass
+    except BaseException as fault:
+        with contextlib.suppress(OSError):
+            line.send(_tellable(fault))
+    finally:
+        for env in envs:
+            env.close()
+
+
+def _tellable(fault: BaseException) -> Exception:
+    """A fault as another process can read it, whose modules may not be this one's."""
+    if isinstance(fault, SurefootError):
+        return fault
+    text = " ".join(str(fault).split())
+    return WorkerError(type(fault).__name__, text, traceback.format_exc())

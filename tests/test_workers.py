@@ -1,0 +1,353 @@
+"""Environments spread over processes: the same numbers, and every end of one told and tidied up."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from scripted import ACTION_SPACES, OBS_SPACES, Scripted, make_scripted, mask_of
+
+import surefoot as sf
+from surefoot.envs import EnvSource, find_env
+from surefoot.envs import vector as vectors
+from surefoot.envs.host import open_host_env
+from surefoot.envs.vector import spread, usable_cores
+from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
+
+SECONDS = 5.0
+"""Within which the end of a process has its consequences."""
+
+
+def opened(num_envs=5, processes=3, source=None, **options):
+    source = source or find_env("scripted:Scripted-v0", options)
+    return open_host_env(source, num_envs, seed=0, processes=processes)
+
+
+def workers(word=b"surefoot.envs.worker"):
+    """Processes that step environments, of those whose command has a word."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes()
+            if b"surefoot.envs.worker" in words and word in words:
+                found.append(int(entry.name))
+    return found
+
+
+def children():
+    """Those that this process started and has not let go of."""
+    own = f"PPid:\t{os.getpid()}\n"
+    return [pid for pid in workers() if own in Path(f"/proc/{pid}/status").read_text()]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    before = set(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    yield
+    assert children() == []
+    assert set(os.listdir("/dev/shm")) <= before[1]
+    assert len(os.listdir("/proc/self/fd")) <= len(before[0]) + 1  # the listing's own
+
+
+def played(env, steps=12):
+    """All that comes back from a reset and some steps."""
+    rng, story = np.random.default_rng(0), [env.reset([3, 1, 4, 1, 5])]
+    space = gymnasium.vector.utils.batch_space(env.spec.action_space, env.num_envs)
+    space.seed(int(rng.integers(100)))
+    for _ in range(steps):
+        step = env.step(space.sample())
+        for info in step.final_infos.values():
+            del info["jax_loaded"]  # only in this process
+        story.append(step._replace(obs=jax.tree.map(np.copy, step.obs)))
+    story.append(env.reset([2, 2, 2, 2, 2]))
+    story = jax.tree.map(np.copy, story)
+    env.close()
+    return story
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"obs": obs} for obs in OBS_SPACES),
+        *({"action": action} for action in ACTION_SPACES),
+        {"masks": mask_of, "reuse": True},
+    ],
+    ids=str,
+)
+def test_what_comes_back_is_the_same_however_many_processes_step(options, processes):
+    if processes == 5 and options != {"masks": mask_of, "reuse": True}:
+        pytest.skip("five processes once are enough")
+    here, there = (
+        played(opened(processes=1, **options)),
+        played(opened(processes=processes, **options)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, here, there)
+    assert any(step.final_infos for step in here[1:-1])
+
+
+class Keeping(Scripted):
+    """Tells in its reward the action that it kept from the step before."""
+
+    kept = None
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        paid, self.kept = 0.0 if self.kept is None else float(self.kept[0]), action
+        return obs, paid, *rest
+
+
+def test_an_action_that_an_environment_keeps_is_not_overwritten():
+    for processes in (1, 2):
+        env = opened(2, processes, find_env(partial(Keeping, action="box"), {}))
+        env.reset([1, 1])
+        env.step(np.full((2, 2), 0.25, np.float32))
+        step = env.step(np.full((2, 2), 0.75, np.float32))
+        env.close()
+        np.testing.assert_array_equal(step.rewards, [0.25, 0.25])
+
+
+def test_a_run_has_the_same_bits_in_several_processes():
+    def run(vectorization):
+        train = sf.Train(steps=256, num_envs=4, num_steps=32, vectorization=vectorization)
+        return sf.train("CartPole-v1", sf.PPO(num_epochs=1), train=train)
+
+    runs = [run(kind) for kind in ("sync", "async")]
+    jax.tree.map(np.testing.assert_array_equal, *(r.state.params for r in runs))
+
+
+class WordyError(Exception):
+    """Cannot be pickled: its words are many, its arguments one."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+        self.two = lambda: two
+
+
+class Faulty(Scripted):
+    """Fails at its third step, in the way that is asked for."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def step(self, action):
+        if self.time == 2:
+            self.how()
+        return super().step(action)
+
+
+def wordy():
+    raise WordyError("too many\nwords", 2)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (wordy, "step 3 raised WordyError: too many words; run it alone"),
+        (partial(sys.exit, "enough"), "step 3 raised SystemExit: enough"),
+        (partial(os._exit, 7), r"environments 1 to 1 \(pid \d+\) ended with exit status 7"),
+    ],
+    ids=["unpicklable", "exit", "hard-exit"],
+)
+def test_what_ends_an_environment_elsewhere_is_told(how, said):
+    made = []
+
+    def make():  # the first is stepped in this process, and stays well
+        made.append(None)
+        return Scripted() if len(made) == 1 and os.getpid() == trainer else Faulty(how)
+
+    trainer = os.getpid()
+    env = opened(2, 2, EnvSource("Faulty", "gymnasium", make))
+    env.reset([1, 1])
+    for _ in range(2):
+        env.step(np.zeros(2, np.int64))
+    with pytest.raises(EnvCrashError, match=said) as caught:
+        env.step(np.zeros(2, np.int64))
+    env.close()
+    if how is wordy:
+        assert "in wordy" in "".join(caught.value.__cause__.__notes__)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_process_is_told_at_once_with_its_environments(number):
+    env = opened(5, 2)
+    env.reset([0, 1, 2, 3, 0])
+    (pid,) = children()
+    os.kill(pid, number)
+    started = time.monotonic()
+    with pytest.raises(EnvCrashError) as caught:
+        env.step(np.zeros(5, np.int64))
+    env.close()
+    assert time.monotonic() - started < SECONDS
+    assert f"environments 2 to 4 (pid {pid}) was killed by {number.name}" in str(caught.value)
+    assert ("out of memory?" in str(caught.value)) == (number is signal.SIGKILL)
+
+
+def test_signals_for_the_whole_job_are_left_to_the_trainer():
+    env = opened(2, 2)
+    env.reset([0, 1])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(children()[0], number)
+    time.sleep(0.1)
+    env.step(np.zeros(2, np.int64))
+    env.close()
+
+
+def test_a_process_that_does_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr("surefoot.envs.worker.GRACE", 0.2)
+    env = opened(2, 2)
+    os.kill(children()[0], signal.SIGSTOP)
+    env.close()
+
+
+class Unlike:
+    """Makes environments with another action space from the second on."""
+
+    def __init__(self):
+        self.trainer = os.getpid()
+
+    def __call__(self):
+        return Scripted() if os.getpid() == self.trainer else Scripted(action="box")
+
+
+def test_environments_of_unlike_spaces_in_another_process_are_refused_by_index():
+    with pytest.raises(EnvContractError, match=r"environment 1 has spaces .*Box.* environment 0"):
+        opened(2, 2, EnvSource("Unlike", "gymnasium", Unlike()))
+
+
+def test_a_constructor_that_fails_elsewhere_is_told_as_it_is_here():
+    def make():
+        if os.getpid() != trainer:
+            raise RuntimeError("no licence")
+        return Scripted()
+
+    trainer = os.getpid()
+    with pytest.raises(EnvCrashError, match="making environment 1 raised RuntimeError: no licence"):
+        opened(2, 2, EnvSource("Unlicensed", "gymnasium", make))
+
+
+def test_a_constructor_that_fails_here_leaves_no_process():
+    def make():
+        raise RuntimeError("no licence")
+
+    with pytest.raises(EnvCrashError, match="making environment 0 raised RuntimeError"):
+        opened(2, 2, EnvSource("Unlicensed", "gymnasium", make))
+
+
+def test_environments_that_cannot_be_sent_are_refused_with_a_way_out():
+    handle = sys.stdout.buffer
+    with pytest.raises(ConfigError, match=r"cannot be made in another process .*sync"):
+        opened(2, 2, EnvSource("Held", "gymnasium", lambda: handle))
+
+
+SCRIPT = """
+import gymnasium, numpy as np, os, sys, time
+import surefoot as sf
+
+class Own(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+    def step(self, action):
+        time.sleep(0.001)
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32), 1.0, False, False, {}
+
+gymnasium.register("Own-v0", Own, max_episode_steps=20)
+print("once")
+train = sf.Train(steps=STEPS, num_envs=2, num_steps=64, vectorization="async")
+run = sf.train("Own-v0", sf.VPG(), train=train)
+print("return", run.rows[-1]["episode/return_mean"])
+"""
+
+
+def test_a_plain_script_with_an_environment_of_its_own_needs_no_guard(tmp_path):
+    """As multiprocessing's own start would: it runs the script again in each process."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.replace("STEPS", "256"))
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.stdout.split("\n") == ["once", "return 20.0", ""], done.stderr
+
+
+def test_processes_whose_trainer_was_killed_end_by_themselves(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.replace("STEPS", "10_000_000"))
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+
+    word = os.fsencode(tmp_path)
+    deadline = time.monotonic() + 60
+    while not workers(word) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert workers(word)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + SECONDS
+    while workers(word) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers(word)
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "steps", "cores", "found"),
+    [
+        (1e-3, 100_000, 4, 4),
+        (1e-3, 100_000, 1, 1),
+        (1e-3, 100_000, 64, 8),
+        (1e-3, 1_000, 4, 1),  # 0.7 s saved do not pay for starting
+        (5e-6, 10_000_000, 4, 1),  # passing the turn takes longer than the steps
+        (60e-6, 1_000_000, 2, 2),
+    ],
+)
+def test_auto_takes_more_processes_where_they_save_time(
+    monkeypatch, step_seconds, steps, cores, found
+):
+    monkeypatch.setattr(vectors, "_step_seconds", lambda source: step_seconds)
+    monkeypatch.setattr(vectors, "usable_cores", lambda: cores)
+    source = find_env("scripted:Scripted-v0", {})
+    assert spread(source, "auto", num_envs=8, steps=steps) == found
+    assert spread(source, "sync", num_envs=8, steps=steps) == 1
+    assert spread(source, "async", num_envs=8, steps=steps) == 8
+    one_of_several = lambda: object()  # noqa: E731
+    monkeypatch.setattr("multiprocessing.parent_process", one_of_several)
+    assert spread(source, "auto", num_envs=8, steps=steps) == 1
+
+
+@pytest.mark.parametrize("env", [make_scripted, Scripted()])
+def test_auto_leaves_what_the_users_program_made_in_its_process(monkeypatch, env):
+    monkeypatch.setattr(vectors, "_step_seconds", lambda source: 1.0)
+    assert spread(find_env(env, {}), "auto", num_envs=8, steps=10**6) == 1
+
+
+def test_the_time_of_a_step_is_tried_on_an_environment_thrown_away():
+    class Slow(Scripted):
+        def step(self, action):
+            time.sleep(0.002)
+            return super().step(action)
+
+        def close(self):
+            closed.append(self)
+
+    closed: list[Slow] = []
+    slow = EnvSource("Slow", "gymnasium", Slow)
+    assert 0.002 <= vectors._step_seconds(slow) < 0.01
+    assert len(closed) == 1
+    failing = EnvSource("Failing", "gymnasium", partial(Scripted, fail_at=3))
+    assert vectors._step_seconds(failing) == 0.0
+
+
+def test_this_process_may_use_some_core():
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
