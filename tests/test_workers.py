@@ -1,13 +1,16 @@
 """Environments spread over processes: the same numbers, and every end of one told and tidied up."""
 
 import contextlib
+import enum
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium
 import jax
@@ -20,6 +23,7 @@ from surefoot.envs import EnvSource, find_env
 from surefoot.envs import vector as vectors
 from surefoot.envs.host import open_host_env
 from surefoot.envs.vector import spread, usable_cores
+from surefoot.envs.worker import Line
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 
 SECONDS = 5.0
@@ -317,36 +321,196 @@ def test_auto_takes_more_processes_where_they_save_time(
 ):
     monkeypatch.setattr(vectors, "_step_seconds", lambda source: step_seconds)
     monkeypatch.setattr(vectors, "usable_cores", lambda: cores)
-    source = find_env("scripted:Scripted-v0", {})
-    assert spread(source, "auto", num_envs=8, steps=steps) == found
-    assert spread(source, "sync", num_envs=8, steps=steps) == 1
-    assert spread(source, "async", num_envs=8, steps=steps) == 8
-    one_of_several = lambda: object()  # noqa: E731
-    monkeypatch.setattr("multiprocessing.parent_process", one_of_several)
-    assert spread(source, "auto", num_envs=8, steps=steps) == 1
+    source = find_env("CartPole-v1", {})
+    processes = partial(spread, source, num_envs=8, steps=steps)
+    assert processes("auto") == found
+    assert processes("sync") == 1
+    assert processes("async") == 8
+    assert processes("cores") == min(cores, 8)
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: "one of several")
+    assert processes("auto") == 1
 
 
-@pytest.mark.parametrize("env", [make_scripted, Scripted()])
-def test_auto_leaves_what_the_users_program_made_in_its_process(monkeypatch, env):
+@pytest.mark.parametrize(
+    "env",
+    [
+        make_scripted,
+        Scripted(),
+        "scripted:Scripted-v0",
+        "scripted:make_scripted",
+        "phys2d/CartPole-v1",
+    ],
+    ids=str,
+)
+def test_auto_keeps_in_this_process_what_may_share_something_with_it(monkeypatch, env):
     monkeypatch.setattr(vectors, "_step_seconds", lambda source: 1.0)
     assert spread(find_env(env, {}), "auto", num_envs=8, steps=10**6) == 1
 
 
-def test_the_time_of_a_step_is_tried_on_an_environment_thrown_away():
-    class Slow(Scripted):
-        def step(self, action):
-            time.sleep(0.002)
-            return super().step(action)
+class Slow(Scripted):
+    """Takes its time to be made and to step."""
 
-        def close(self):
-            closed.append(self)
+    closed: ClassVar[list["Slow"]] = []
 
-    closed: list[Slow] = []
-    slow = EnvSource("Slow", "gymnasium", Slow)
-    assert 0.002 <= vectors._step_seconds(slow) < 0.01
-    assert len(closed) == 1
+    def __init__(self, making=0.0):
+        super().__init__()
+        time.sleep(making)
+
+    def step(self, action):
+        time.sleep(0.002)
+        return super().step(action)
+
+    def close(self):
+        self.closed.append(self)
+
+
+@pytest.mark.parametrize("making", [0.0, 0.3])
+def test_the_time_of_a_step_is_tried_on_an_environment_thrown_away(making, monkeypatch):
+    monkeypatch.setattr(vectors, "TRIAL", 0.1)
+    Slow.closed.clear()
+    assert (
+        0.002 <= vectors._step_seconds(EnvSource("Slow", "gymnasium", partial(Slow, making))) < 0.01
+    )
+    assert len(Slow.closed) == 1
+
+
+def test_what_cannot_be_tried_is_left_in_this_process():
     failing = EnvSource("Failing", "gymnasium", partial(Scripted, fail_at=3))
     assert vectors._step_seconds(failing) == 0.0
+
+
+def test_a_groups_quota_bounds_the_cores(monkeypatch):
+    free = usable_cores()
+    for told, cores in (("100000 100000", 1), ("50000 100000", 1), ("max 100000", free)):
+        monkeypatch.setattr(Path, "read_text", lambda path, told=told: told)
+        assert usable_cores() == cores
+
+
+class Colour(enum.IntEnum):
+    """A number that only this module knows."""
+
+    RED = 3
+
+
+class Telling(Scripted):
+    """Ends its episodes with infos of every kind."""
+
+    def step(self, action):
+        obs, reward, _, _, _ = super().step(action)
+        info = {"colour": Colour.RED, "array": np.array(2.5), "text": "no", "function": lambda: 0}
+        return obs, reward, True, False, info
+
+
+def test_what_is_told_at_an_end_needs_no_class_of_the_users():
+    env = opened(2, 2, EnvSource("Telling", "gymnasium", Telling))
+    env.reset([0, 0])
+    step = env.step(np.zeros(2, np.int64))
+    env.close()
+    assert step.final_infos == {i: {"colour": 3.0, "array": 2.5} for i in range(2)}
+
+
+class Simulator(Scripted):
+    """Has a program of its own, which it ends by a signal."""
+
+    def __init__(self):
+        super().__init__()
+        self.program = subprocess.Popen(["sleep", "60"])
+
+    def close(self):
+        self.program.terminate()
+        self.program.wait()
+
+
+def test_a_program_that_an_environment_started_can_be_terminated():
+    env = opened(2, 2, EnvSource("Simulator", "gymnasium", Simulator))
+    started = time.monotonic()
+    env.close()
+    assert time.monotonic() - started < 3.0
+
+
+class Forking(Scripted):
+    """Leaves a process behind that holds what it holds, and dies."""
+
+    def step(self, action):
+        if os.fork() == 0:
+            time.sleep(10.0)
+            os._exit(0)
+        os._exit(1)
+
+
+def test_a_death_is_told_though_a_fork_holds_the_line_open():
+    def make():
+        return Scripted() if os.getpid() == trainer else Forking()
+
+    trainer = os.getpid()
+    env = opened(2, 2, EnvSource("Forking", "gymnasium", make))
+    env.reset([0, 0])
+    started = time.monotonic()
+    with pytest.raises(EnvCrashError, match="ended with exit status 1"):
+        env.step(np.zeros(2, np.int64))
+    assert time.monotonic() - started < SECONDS
+    env.close()
+
+
+def test_a_death_in_the_middle_of_a_message_is_told_as_one():
+    env = opened(2, 2)
+    env.reset([0, 0])
+    (pid,) = children()
+    line = env._vector._workers[0]._line
+    os.kill(pid, signal.SIGSTOP)
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"\1\0\0\1\0half")
+    theirs.close()
+    env._vector._workers[0]._line = Line(ours, patience=0.0, alive=lambda: True)
+    line.close()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EnvCrashError, match="was killed by SIGKILL"):
+        env.step(np.zeros(2, np.int64))
+    env.close()
+
+
+def test_a_default_timeout_of_the_users_sockets_changes_nothing():
+    socket.setdefaulttimeout(0.01)
+    try:
+        env = opened(2, 2, EnvSource("Slow", "gymnasium", Slow))
+        env.reset([0, 0])
+        env.step(np.zeros(2, np.int64))
+        env.close()
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+class CloseFails(Scripted):
+    """Cannot be closed."""
+
+    def close(self):
+        closed.append(self)
+        raise RuntimeError("stuck")
+
+
+closed: list[CloseFails] = []
+
+
+def test_one_that_fails_to_close_stops_no_other():
+    closed.clear()
+    opened(3, 1, EnvSource("CloseFails", "gymnasium", CloseFails)).close()
+    assert len(closed) == 3
+
+
+def test_a_vector_whose_first_reset_fails_is_closed_again():
+    class Resetless(Scripted):
+        def reset(self, *, seed=None, options=None):
+            raise RuntimeError("no start")
+
+    with pytest.raises(EnvCrashError, match="raised RuntimeError: no start"):
+        opened(2, 2, EnvSource("Resetless", "gymnasium", Resetless))
+
+
+def test_an_evaluation_of_a_loaded_run_starts_no_process(tmp_path, monkeypatch):
+    train = sf.Train(steps=64, num_envs=2, num_steps=32, vectorization="async")
+    sf.train("CartPole-v1", sf.VPG(), train=train, out=tmp_path / "run")
+    monkeypatch.setattr("surefoot.envs.vector.Worker", None)
+    assert sf.load(tmp_path / "run").evaluate(episodes=1)["episodes"] == 1
 
 
 def test_this_process_may_use_some_core():

@@ -47,9 +47,9 @@ class Train:
     reward_clip: float = setting(10.0, "bound on a normalised reward", **_POSITIVE)
     vectorization: str = setting(
         "auto",
-        "step Gymnasium environments in this process, in one each, or, where a long run has an "
-        "id's, in one a core; the numbers are the same",
-        choices=("auto", "sync", "async"),
+        "step Gymnasium environments in this process (sync), spread over the cores (cores) or in a "
+        "process each (async); auto: over the cores where they are Gymnasium's own and gain by it",
+        choices=("auto", "sync", "cores", "async"),
     )
     action_scale: str = setting(
         "affine", "map [-1, 1] onto a bounded Box, or clip as it is", choices=("affine", "raw")

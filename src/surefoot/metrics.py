@@ -510,7 +510,7 @@ METRICS: dict[str, Metric] = {
         "s",
         "Time inside the environments' step (host runs).",
         "the larger part",
-        "where it rules everything: more cores; --vectorization async where it only waits.",
+        "where it rules everything: --vectorization cores, or async where it waits.",
     ),
     "time/policy": Metric("s", "Time choosing actions (host runs).", "any", _NO_REMEDY),
     "time/update": Metric("s", "Time in update, critic and diagnostics.", "any", _NO_REMEDY),

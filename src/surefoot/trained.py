@@ -162,8 +162,13 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
     return summary
 
 
-def begin(settings: Settings, source: EnvSource, own: OwnNetworks) -> tuple[Run, JaxEnv | HostEnv]:
-    """A run at its first iteration, and its training environments, opened."""
+def begin(
+    settings: Settings, source: EnvSource, own: OwnNetworks, *, to_train: bool = True
+) -> tuple[Run, JaxEnv | HostEnv]:
+    """A run at its first iteration, and its environments, opened.
+
+    They are spread over processes only where they are there `to_train`.
+    """
     # Nothing here computes while Python does something else, and handing a step's small program to
     # another thread takes longer than running it. It has no effect where JAX has been used before.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -171,12 +176,20 @@ def begin(settings: Settings, source: EnvSource, own: OwnNetworks) -> tuple[Run,
     if source.kind == "jax":
         opened = native = source.make()
     else:
-        processes = spread(source, train.vectorization, num_envs=train.num_envs, steps=train.steps)
+        processes = 1
+        if to_train:
+            how = train.vectorization
+            processes = spread(source, how, num_envs=train.num_envs, steps=train.steps)
         opened = open_host_env(source, train.num_envs, seed=train.seed, processes=processes)
         native = None
-    network = build(opened.spec, settings.network, own.policy, own.critic)
-    learner = make_learner(settings, opened.spec, network, native)
-    return Run(settings, source, learner, jax.jit(learner.init)(train.seed)), opened
+    try:
+        network = build(opened.spec, settings.network, own.policy, own.critic)
+        learner = make_learner(settings, opened.spec, network, native)
+        return Run(settings, source, learner, jax.jit(learner.init)(train.seed)), opened
+    except BaseException:
+        if isinstance(opened, HostEnv) and source.kind != "vector":
+            opened.close()
+        raise
 
 
 def open_run(
@@ -186,6 +199,7 @@ def open_run(
     own: OwnNetworks | None = None,
     folder: str = "checkpoints",
     exact: bool = False,
+    to_train: bool = False,
 ) -> tuple[Run, JaxEnv | HostEnv]:
     """A run from its directory, and its environments, opened.
 
@@ -216,7 +230,7 @@ def open_run(
     by_id = env is None or isinstance(env, str)
     source = find_env(named if env is None else env, settings.env_kwargs if by_id else {})
     checkpoint = directory.newest(exact=exact, folder=folder)
-    run, opened = begin(settings, source, own)
+    run, opened = begin(settings, source, own, to_train=to_train)
     try:
         _check_spaces(run, config, path)
         run.state = restore_arrays(run.state, checkpoint.arrays, str(path))

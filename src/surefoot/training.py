@@ -157,7 +157,7 @@ def resume(
     Raises:
         CheckpointError: where there is no run, or no checkpoint to go on from.
     """
-    run, opened = open_run(path, env=env, own=network, exact=exact)
+    run, opened = open_run(path, env=env, own=network, exact=exact, to_train=True)
     assert run.directory is not None
     if run.finished:
         if isinstance(opened, HostEnv):

@@ -17,6 +17,11 @@ from surefoot.errors import ConfigError, EnvCrashError
 from surefoot.limits import nearest
 
 LATER = {"brax": "Brax"}
+SELF_CONTAINED = tuple(
+    f"gymnasium.envs.{part}" for part in ("mujoco", "classic_control", "box2d", "toy_text")
+)
+"""Where environments live that share nothing with a program: Gymnasium's own. Those of others may
+read what a module or NumPy's global generator holds, of which another process has its own."""
 
 
 class EnvSource(NamedTuple):
@@ -24,14 +29,14 @@ class EnvSource(NamedTuple):
 
     `make` gives one more environment of its own. `kind` is "gymnasium" (one environment),
     "vector" (a ready vector environment), "pool" (`make(num_envs)` gives a vector environment of
-    that size) or "jax" (a pure reset and step). `by_id` tells that the id is all there is to know,
-    so that another process makes the same ones.
+    that size) or "jax" (a pure reset and step). `self_contained` tells that they are known to keep
+    all they have in themselves, so that another process makes the very same ones.
     """
 
     env_id: str
     kind: str
     make: Callable[..., Any]
-    by_id: bool = False
+    self_contained: bool = False
 
 
 def imports_nothing(env_id: str) -> bool:
@@ -150,7 +155,7 @@ def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
             ) from fault
         factory = getattr(module, name, None)
         if callable(factory):
-            return EnvSource(env_id, "gymnasium", partial(factory, **env_kwargs), by_id=True)
+            return EnvSource(env_id, "gymnasium", partial(factory, **env_kwargs))
     spec = _registered(name, env_id, module)
 
     def make():
@@ -166,7 +171,8 @@ def _find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
                 raise
             raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {fault}") from fault
 
-    return EnvSource(env_id, "gymnasium", make, by_id=True)
+    own = isinstance(spec.entry_point, str) and spec.entry_point.startswith(SELF_CONTAINED)
+    return EnvSource(env_id, "gymnasium", make, self_contained=own)
 
 
 def _registered(name: str, env_id: str, module: ModuleType | None) -> EnvSpec:

@@ -3,6 +3,7 @@
 It lives here, away from JAX, because every process that steps environments imports it.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -119,20 +120,22 @@ class Group:
         concatenate(self._obs_space, seen, board.obs)
         return told
 
-    def close(self) -> None:
-        """Close the environments."""
-        for env in self.envs:
-            env.close()
 
-
-def _numbers(info: dict[str, Any]) -> dict[str, Any]:
-    """The entries of an info that can be logged."""
-    kinds = bool | int | float | np.bool_ | np.number
-    return {
-        key: value
+def _numbers(info: dict[str, Any]) -> dict[str, float]:
+    """The entries of an info that can be logged, as plain numbers, which any process knows."""
+    kinds = bool | int | float | np.bool_ | np.integer | np.floating
+    values = (
+        (key, value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value)
         for key, value in info.items()
-        if isinstance(value, kinds) or (isinstance(value, np.ndarray) and value.ndim == 0)
-    }
+    )
+    return {key: float(value) for key, value in values if isinstance(value, kinds)}
+
+
+def close_envs(envs: Sequence[gymnasium.Env]) -> None:
+    """Close environments; one that fails to close stops no other."""
+    for env in envs:
+        with contextlib.suppress(Exception):
+            env.close()
 
 
 def make_envs(source: EnvSource, count: int, first: int = 0) -> list[OwnObs]:
@@ -149,8 +152,7 @@ def make_envs(source: EnvSource, count: int, first: int = 0) -> list[OwnObs]:
             expected = envs[0].observation_space, envs[0].action_space
             check_spaces(source.env_id, envs[-1], expected, index)
     except Exception as fault:
-        for env in envs:
-            env.close()
+        close_envs(envs)
         if isinstance(fault, SurefootError):
             raise
         raise crashed(source.env_id, f"making environment {first + len(envs)}", fault) from fault

@@ -201,4 +201,9 @@ class HostEnv:
 def open_host_env(source: EnvSource, num_envs: int, *, seed: int, processes: int = 1) -> HostEnv:
     """Build and reset the environments of a source, spread over `processes`."""
     vector = make_vector(source, num_envs, processes=processes)
-    return HostEnv(vector, source.env_id, seed=seed, ours=source.kind == "gymnasium")
+    try:
+        return HostEnv(vector, source.env_id, seed=seed, ours=source.kind == "gymnasium")
+    except BaseException:
+        if source.kind != "vector":
+            vector.close()
+        raise

@@ -8,44 +8,57 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from surefoot.envs import EnvSource, crashed
-from surefoot.envs.group import Group, Told, make_envs, write_actions
-from surefoot.envs.worker import PATIENCE, BoardMemory, Worker
-from surefoot.errors import ConfigError
+from surefoot.envs import EnvSource, OwnObs, crashed
+from surefoot.envs.group import Group, Told, close_envs, make_envs, write_actions
+from surefoot.envs.worker import PATIENCE, BoardMemory, Worker, end_workers
+from surefoot.errors import ConfigError, SurefootError
 
 STARTING = 1.0
 """Seconds that more processes must save in all; starting them takes 0.2 to 0.4."""
 HANDOVER = 100e-6
 """Seconds that passing the turn to other processes and back takes at each step."""
+TRIAL = 0.2
+"""Most seconds of steps that are tried to find out whether they are worth more processes."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: those it is not kept from, within its group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores or 1, int(quota) // int(period)))
+    return cores or 1
 
 
 def spread(source: EnvSource, vectorization: str, *, num_envs: int, steps: int) -> int:
     """Over how many processes a run's environments are spread, this one included.
 
-    "auto" takes a process a core where that is safe (environments that an id names: a function may
-    share something with the user's program), where this process is not itself one of several, and
-    where it saves more time than it takes.
+    "auto" takes a process a core where nothing can go wrong by it (environments known to keep all
+    they have in themselves; a process that is not itself one of several) and where it saves more
+    time than it takes.
+
+    Raises:
+        ConfigError: where processes are asked for that this platform or these environments bar.
     """
-    if source.kind != "gymnasium" or os.name != "posix" or vectorization == "sync":
+    ours, possible = source.kind == "gymnasium", os.name == "posix"
+    if vectorization in ("cores", "async") and ours and not possible:
+        raise ConfigError(f"vectorization {vectorization} needs a POSIX system; sync works here")
+    if vectorization == "sync" or not ours or not possible:
         return 1
     if vectorization == "async":
         return num_envs
     processes = min(usable_cores(), num_envs)
+    if vectorization == "cores":
+        return processes
     alone = multiprocessing.parent_process() is None
-    if processes == 1 or not source.by_id or not alone:
+    if processes == 1 or not source.self_contained or not alone:
         return 1
     saved = (num_envs - math.ceil(num_envs / processes)) * _step_seconds(source) - HANDOVER
     return processes if saved * steps / num_envs > STARTING else 1
@@ -53,12 +66,13 @@ def spread(source: EnvSource, vectorization: str, *, num_envs: int, steps: int) 
 
 def _step_seconds(source: EnvSource) -> float:
     """What a step of one environment takes, tried on one that is thrown away; 0 if it cannot be."""
-    times, until = [], time.perf_counter() + 1.0
+    times: list[float] = []
     try:
         with contextlib.closing(source.make()) as env:
             env.reset(seed=0)
             env.action_space.seed(0)
-            while len(times) < 50 and time.perf_counter() < until:
+            until = time.perf_counter() + TRIAL
+            while not times or (len(times) < 50 and time.perf_counter() < until):
                 started = time.perf_counter()
                 _, _, terminated, truncated, _ = env.step(env.action_space.sample())
                 times.append(time.perf_counter() - started)
@@ -85,13 +99,14 @@ class SameStepVector(VectorEnv):
         own, *others = _shares(num_envs, processes)
         patience = PATIENCE if processes <= usable_cores() else 0.0
         self._workers: list[Worker] = []
+        envs: list[OwnObs] = []
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
-            undo.callback(self._end_workers)
+            undo.callback(lambda: (end_workers(self._workers), close_envs(envs)))
             memory = stack.enter_context(contextlib.closing(BoardMemory()))
             for rows in others:
                 worker = Worker(source, memory, rows=rows, num_envs=num_envs, patience=patience)
                 self._workers.append(worker)
-            envs = make_envs(source, len(own))
+            envs += make_envs(source, len(own))
             spaces = envs[0].observation_space, envs[0].action_space
             board = memory.board(spaces, num_envs)
             for worker in self._workers:
@@ -138,12 +153,8 @@ class SameStepVector(VectorEnv):
 
     def close_extras(self, **_: Any) -> None:
         """Close the environments and end the processes."""
-        self._end_workers()
-        self._group.close()
-
-    def _end_workers(self) -> None:
-        for worker in self._workers:
-            worker.close()
+        end_workers(self._workers)
+        close_envs(self._group.envs)
 
 
 def _shares(num_envs: int, processes: int) -> list[range]:
@@ -161,12 +172,12 @@ def make_vector(source: EnvSource, num_envs: int, *, processes: int = 1) -> Vect
         EnvContractError: for environments whose spaces differ.
         EnvCrashError: where a constructor raises.
     """
-    if source.kind == "gymnasium":
-        return SameStepVector(source, num_envs, processes=processes)
-    if source.kind == "pool":
+    if source.kind in ("gymnasium", "pool"):
         try:
-            return source.make(num_envs)
-        except ConfigError:
+            if source.kind == "pool":
+                return source.make(num_envs)
+            return SameStepVector(source, num_envs, processes=processes)
+        except SurefootError:
             raise
         except Exception as fault:
             raise crashed(source.env_id, "making it", fault) from fault

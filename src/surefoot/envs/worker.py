@@ -9,6 +9,7 @@ left behind, and a process whose trainer is gone reads the end of its socket and
 import contextlib
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,9 +17,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import spawn
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -26,17 +28,26 @@ from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from surefoot.envs import EnvSource, OwnObs
-from surefoot.envs.group import Board, Group, Told, check_spaces, make_board, make_envs
+from surefoot.envs.group import Board, Group, Told, check_spaces, close_envs, make_board, make_envs
 from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
 PATIENCE = 1e-3
 """Seconds of busy waiting: longer than a policy takes to act, shorter than an update."""
-GRACE = 2.0
-"""Seconds that a process has to close its environments."""
+GRACE = 5.0
+"""Seconds that processes have to close their environments."""
 _ALIGNMENT = 64  # bytes, of every array on the board
 
-# Not multiprocessing's start, which would run the user's script once more.
-_START = f"import sys; sys.path[:] = sys.argv[4:]; from {__name__} import main; main()"
+# Not multiprocessing's start, which would run the user's script once more. Ctrl-C, and the stop of
+# a whole job, are the trainer's to answer from the first moment on; a handler that does nothing
+# ends with an exec, where an ignored signal stays ignored by what an environment starts.
+_START = f"""
+import signal, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+sys.path[:] = sys.argv[4:]
+from {__name__} import main
+main()
+"""
 
 
 class WorkerError(Exception):
@@ -52,11 +63,18 @@ class WorkerError(Exception):
 
 
 class Line:
-    """One end of a line between two processes: a byte a turn, with a message where there is one."""
+    """One end of a line between two processes: a byte a turn, with a message where there is one.
 
-    def __init__(self, end: socket.socket, *, patience: float):
-        self._socket, self._patience = end, patience
+    `alive` tells whether the other process still runs: its end of the socket may be kept open by
+    a program that an environment started.
+    """
+
+    def __init__(self, end: socket.socket, *, patience: float, alive: Callable[[], bool]):
+        end.setblocking(True)  # whatever default the user's program has set
+        self._socket, self._patience, self._alive = end, patience, alive
         self._connection = Connection(os.dup(end.fileno()))
+        self._poll = select.poll()
+        self._poll.register(end, select.POLLIN)
 
     def send(self, message: Any = None) -> None:
         """Pass the turn, and a message if it is not None.
@@ -64,9 +82,12 @@ class Line:
         Raises:
             OSError: where the other end is gone.
         """
-        self._socket.send(b"\0" if message is None else b"\1")
-        if message is not None:
-            self._connection.send(message)
+        if message is None:
+            self._socket.send(b"\0")
+            return
+        words = ForkingPickler.dumps(message)  # which may fail: nothing is sent before
+        self._socket.send(b"\1")
+        self._connection.send_bytes(words)
 
     def receive(self) -> Any:
         """Wait for the turn; the message that comes with it, or None.
@@ -74,12 +95,13 @@ class Line:
         Raises:
             EOFError: where the other end is gone.
         """
-        byte = b""
-        with contextlib.suppress(ConnectionError):
+        try:
             byte = self._wait()
-        if not byte:
-            raise EOFError
-        return None if byte == b"\0" else self._connection.recv()
+            if not byte:
+                raise EOFError
+            return None if byte == b"\0" else self._connection.recv()
+        except OSError as fault:
+            raise EOFError from fault
 
     def _wait(self) -> bytes:
         until = time.monotonic() + self._patience
@@ -88,10 +110,15 @@ class Line:
                 return self._socket.recv(1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
+        while not self._poll.poll(1000):
+            if not self._alive():
+                return b""
         return self._socket.recv(1)
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, though a process that was forked off may hold this end as well."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         self._socket.close()
 
@@ -172,18 +199,21 @@ class Worker:
     ):
         self.rows, self._env_id = rows, source.env_id
         ours, theirs = socket.socketpair()
-        numbers = theirs.fileno(), memory.number
-        self._process = subprocess.Popen(
-            [spawn.get_executable(), "-c", _START, *map(str, numbers), str(patience), *sys.path],
-            stdin=subprocess.DEVNULL,
-            pass_fds=numbers,
-        )
-        theirs.close()
-        self._line = Line(ours, patience=patience)
+        with theirs:
+            numbers = theirs.fileno(), memory.number
+            flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+            words = *map(str, numbers), str(patience), *sys.path
+            self._process = subprocess.Popen(
+                [spawn.get_executable(), *flags, "-c", _START, *words],
+                stdin=subprocess.DEVNULL,
+                pass_fds=numbers,
+            )
+        self._line = Line(ours, patience=patience, alive=lambda: self._process.poll() is None)
         try:
             self._send(_whole(_Job(source, rows[0], len(rows), num_envs)))
         except Exception as fault:
-            self.close()
+            self.hang_up()
+            self.end(time.monotonic())
             raise ConfigError(
                 f"{source.env_id}: cannot be made in another process ({fault}); "
                 "--vectorization sync needs none"
@@ -219,25 +249,40 @@ class Worker:
     def _lost(self) -> EnvCrashError:
         how = "hung up"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            status = self._process.wait(GRACE)
-            how = f"ended with exit status {status}"
-            if status < 0:
-                how = f"was killed by {signal.Signals(-status).name}"
-            if status == -signal.SIGKILL:
-                how += " (out of memory?)"
+            how = _ended(self._process.wait(GRACE))
         return EnvCrashError(
             f"{self._env_id}: the process of environments {self.rows[0]} to {self.rows[-1]} "
             f"(pid {self._process.pid}) {how}; --vectorization sync needs no such process"
         )
 
-    def close(self) -> None:
-        """Hang up, and end the process if it does not end by itself."""
+    def hang_up(self) -> None:
+        """Have the process close its environments and end."""
         self._line.close()
+
+    def end(self, deadline: float) -> None:
+        """Wait for that until a time of the monotonic clock, and end it then."""
         try:
-            self._process.wait(GRACE)
+            self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def end_workers(workers: Sequence[Worker]) -> None:
+    """End processes, all at once."""
+    for worker in workers:
+        worker.hang_up()
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        worker.end(deadline)
+
+
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status}"
+    known = -status in set(signal.Signals)
+    name = signal.Signals(-status).name if known else f"signal {-status}"
+    return f"was killed by {name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
 
 
 def _serve(line: Line, memory: BoardMemory, envs: list[OwnObs]) -> None:
@@ -256,22 +301,22 @@ def _serve(line: Line, memory: BoardMemory, envs: list[OwnObs]) -> None:
 
 def main() -> None:
     """Serve the trainer that started this process."""
-    # Ctrl-C, and a scheduler's stop of the whole job, are the trainer's to answer.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    end, memory, patience = sys.argv[1:4]
-    line = Line(socket.socket(fileno=int(end)), patience=float(patience))
+    numbers, patience = [int(word) for word in sys.argv[1:3]], float(sys.argv[3])
+    for number in numbers:
+        os.set_inheritable(number, False)  # by what an environment starts
+    trainer = os.getppid()
+    end = socket.socket(fileno=numbers[0])
+    line = Line(end, patience=patience, alive=lambda: os.getppid() == trainer)
     envs: list[OwnObs] = []
     try:
-        _serve(line, BoardMemory(int(memory)), envs)
+        _serve(line, BoardMemory(numbers[1]), envs)
     except (EOFError, BrokenPipeError):
         pass
     except BaseException as fault:
         with contextlib.suppress(OSError):
             line.send(_tellable(fault))
     finally:
-        for env in envs:
-            env.close()
+        close_envs(envs)
 
 
 def _tellable(fault: BaseException) -> Exception:
