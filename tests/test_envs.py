@@ -313,6 +313,29 @@ def test_an_environment_that_rewrites_its_observation_spoils_nothing(kind, world
         np.testing.assert_array_equal(a, b)
 
 
+class WholeStart(SyncVectorEnv):
+    """A ready vector whose reset gives whole numbers, and whose steps do not."""
+
+    def reset(self, **how):
+        obs, infos = super().reset(**how)
+        return obs.astype(np.int64), infos
+
+    def step(self, actions):
+        obs, *rest = super().step(actions)
+        return obs + np.float32(0.5), *rest
+
+
+def test_a_reset_of_whole_numbers_rounds_no_later_observation(world):
+    vector = WholeStart([Scripted] * NUM_ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = HostEnv(vector, "WholeStart", seed=0)
+    collector = HostCollector(env, world.learner.actor, world.settings)
+    collector.reset(0)
+    for _ in range(2):
+        rollout, *_ = collector.collect(world.state.params["policy"], world.state.obs_stats, 0)
+        assert rollout.obs.dtype == np.float32
+        np.testing.assert_array_equal(rollout.obs[1:] % 1.0, 0.5)
+
+
 def test_a_vector_environment_is_read_in_the_mode_it_steps_in():
     ready = scripted_vector(AutoresetMode.NEXT_STEP, 1)
     # Gymnasium keeps the mode in a dictionary that all environments of a class share.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.rollout import Actor, Purpose, env_seeds, run_key
-from surefoot.rollout_host import as_jax_dtype
+from surefoot.spaces import as_jax_dtype
 from surefoot.types import Params
 
 LONGEST_EPISODE = 100_000

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from gymnasium import spaces
 from jaxtyping import PyTree
 
 from surefoot.config import Settings
 from surefoot.envs.host import HostEnv, HostStep
 from surefoot.rollout import Actor, Purpose, env_seeds, noise_block, run_key
+from surefoot.spaces import as_jax_dtype, widened_obs
 from surefoot.types import Episodes, Params, Rollout
 
 
@@ -64,7 +64,7 @@ class HostCollector:
         """New episodes everywhere, seeded by the run's seed and the iteration."""
         seeds = env_seeds(self._settings.train.seed, iteration, self._env.num_envs, Purpose.RESET)
         obs, self._mask = self._env.reset(seeds)
-        self._obs = _widened(self._env.spec.observation_space, obs)
+        self._obs = widened_obs(self._env.spec.observation_space, obs)
         self._returns = np.zeros(self._env.num_envs)
         self._lengths = np.zeros(self._env.num_envs, np.int64)
 
@@ -154,22 +154,6 @@ class HostCollector:
         for t, index, total, length in self._ended:
             ended[t, index], returns[t, index], lengths[t, index] = True, total, length
         return Episodes(ended, returns, lengths)
-
-
-def as_jax_dtype(leaf: Any) -> np.ndarray:
-    """A copy in memory of our own, of the dtype that JAX computes with."""
-    array = np.array(leaf)
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-
-
-def _widened(space: spaces.Space, obs: Any) -> PyTree:
-    """A first observation, of dtypes that hold later ones too: a reset may give whole numbers."""
-    if isinstance(space, spaces.Dict):
-        return {key: _widened(space[key], obs[key]) for key in space.spaces}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_widened(part, o) for part, o in zip(space.spaces, obs, strict=True))
-    array = np.asarray(obs)
-    return as_jax_dtype(array.astype(np.promote_types(array.dtype, space.dtype or array.dtype)))
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:

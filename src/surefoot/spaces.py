@@ -1,6 +1,8 @@
 """Gymnasium spaces as a network and an environment see them: flat inputs, images, sent actions."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium.spaces as spaces
@@ -89,14 +91,35 @@ def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
     return jnp.concatenate(flat, axis=-1), images
 
 
+def by_part(function: Callable[[Any, Any], Any], space: spaces.Space, value: Any) -> Any:
+    """`function(space, value)` of each part of a Dict or Tuple, in that structure."""
+    if isinstance(space, spaces.Dict):
+        return {key: by_part(function, space[key], value[key]) for key in space.spaces}
+    if isinstance(space, spaces.Tuple):
+        parts = zip(space.spaces, value, strict=True)
+        return tuple(by_part(function, part, one) for part, one in parts)
+    return function(space, value)
+
+
+def as_jax_dtype(leaf: Any) -> np.ndarray:
+    """A copy in memory of our own, of the dtype that JAX computes with."""
+    array = np.array(leaf)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
 def obs_arrays(space: spaces.Space, obs: Any) -> PyTree:
     """An observation as arrays in the space's own structure, lists and numbers included."""
-    if isinstance(space, spaces.Dict):
-        return {key: obs_arrays(space[key], obs[key]) for key in space.spaces}
-    if isinstance(space, spaces.Tuple):
-        return tuple(obs_arrays(part, o) for part, o in zip(space.spaces, obs, strict=True))
-    array = np.asarray(obs, dtype=space.dtype)
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    return by_part(lambda part, o: as_jax_dtype(np.asarray(o, part.dtype)), space, obs)
+
+
+def widened_obs(space: spaces.Space, obs: Any) -> PyTree:
+    """A first observation, of dtypes that hold later ones too: a reset may give whole numbers."""
+
+    def widened(part: spaces.Space, one: Any) -> np.ndarray:
+        array = np.asarray(one)
+        return as_jax_dtype(array.astype(np.promote_types(array.dtype, part.dtype or array.dtype)))
+
+    return by_part(widened, space, obs)
 
 
 def example_obs(space: spaces.Space) -> PyTree:
@@ -116,11 +139,10 @@ def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool
     A bounded Box takes [-1, 1] mapped affinely onto it when `affine`, else the action as it is;
     both are clipped into the bounds. A tanh-Gaussian is squashed first and always mapped.
     """
-    if isinstance(space, spaces.Dict):
-        return {k: sent_action(space[k], action[k], affine=affine, tanh=tanh) for k in space.spaces}
-    if isinstance(space, spaces.Tuple):
-        pairs = zip(space.spaces, action, strict=True)
-        return tuple(sent_action(s, a, affine=affine, tanh=tanh) for s, a in pairs)
+    return by_part(partial(_sent, affine=affine, tanh=tanh), space, action)
+
+
+def _sent(space: spaces.Space, action: Any, *, affine: bool, tanh: bool) -> Any:
     if isinstance(space, spaces.Discrete):
         return action + int(space.start)
     shaped = action.reshape(*action.shape[:-1], *shape_of(space))
@@ -141,10 +163,10 @@ def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool
 
 def own_dtype(space: spaces.Space, action: PyTree) -> PyTree:
     """A sent action, off the device, in the dtype of its space: JAX's may be narrower."""
-    if isinstance(space, spaces.Dict):
-        return {key: own_dtype(space[key], action[key]) for key in space.spaces}
-    if isinstance(space, spaces.Tuple):
-        return tuple(own_dtype(part, a) for part, a in zip(space.spaces, action, strict=True))
+    return by_part(_in_own_dtype, space, action)
+
+
+def _in_own_dtype(space: spaces.Space, action: Any) -> np.ndarray:
     array = np.asarray(action)
     if array.dtype == space.dtype:
         return array
