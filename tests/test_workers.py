@@ -160,6 +160,10 @@ class Faulty(Scripted):
         return super().step(action)
 
 
+def unplugged():
+    raise BrokenPipeError("the simulator is gone")
+
+
 def wordy():
     raise WordyError("too many\nwords", 2)
 
@@ -168,10 +172,11 @@ def wordy():
     ("how", "said"),
     [
         (wordy, "step 3 raised WordyError: too many words; run it alone"),
+        (unplugged, "step 3 raised BrokenPipeError: the simulator is gone"),
         (partial(sys.exit, "enough"), "step 3 raised SystemExit: enough"),
         (partial(os._exit, 7), r"environments 1 to 1 \(pid \d+\) ended with exit status 7"),
     ],
-    ids=["unpicklable", "exit", "hard-exit"],
+    ids=["unpicklable", "broken-pipe", "exit", "hard-exit"],
 )
 def test_what_ends_an_environment_elsewhere_is_told(how, said):
     made = []

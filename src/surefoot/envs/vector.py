@@ -45,7 +45,7 @@ def spread(source: EnvSource, vectorization: str, *, num_envs: int, steps: int) 
     time than it takes.
 
     Raises:
-        ConfigError: where processes are asked for that this platform or these environments bar.
+        ConfigError: where processes are asked for on a platform that lacks what they need.
     """
     ours, possible = source.kind == "gymnasium", os.name == "posix"
     if vectorization in ("cores", "async") and ours and not possible:
@@ -101,7 +101,8 @@ class SameStepVector(VectorEnv):
         self._workers: list[Worker] = []
         envs: list[OwnObs] = []
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
-            undo.callback(lambda: (end_workers(self._workers), close_envs(envs)))
+            undo.callback(close_envs, envs)
+            undo.callback(end_workers, self._workers)
             memory = stack.enter_context(contextlib.closing(BoardMemory()))
             for rows in others:
                 worker = Worker(source, memory, rows=rows, num_envs=num_envs, patience=patience)

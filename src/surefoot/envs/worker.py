@@ -62,6 +62,10 @@ class WorkerError(Exception):
         return WorkerError, (self.raised, str(self), self.__notes__[0])
 
 
+class HungUpError(Exception):
+    """The other end of a line is gone."""
+
+
 class Line:
     """One end of a line between two processes: a byte a turn, with a message where there is one.
 
@@ -80,28 +84,31 @@ class Line:
         """Pass the turn, and a message if it is not None.
 
         Raises:
-            OSError: where the other end is gone.
+            HungUpError: where the other end is gone.
         """
-        if message is None:
-            self._socket.send(b"\0")
-            return
-        words = ForkingPickler.dumps(message)  # which may fail: nothing is sent before
-        self._socket.send(b"\1")
-        self._connection.send_bytes(words)
+        words = None if message is None else ForkingPickler.dumps(message)  # which may fail
+        try:
+            self._socket.send(b"\0" if words is None else b"\1")
+            if words is not None:
+                self._connection.send_bytes(words)
+        except OSError as fault:
+            raise HungUpError from fault
 
     def receive(self) -> Any:
         """Wait for the turn; the message that comes with it, or None.
 
         Raises:
-            EOFError: where the other end is gone.
+            HungUpError: where the other end is gone.
         """
         try:
             byte = self._wait()
-            if not byte:
-                raise EOFError
-            return None if byte == b"\0" else self._connection.recv()
-        except OSError as fault:
-            raise EOFError from fault
+            words = self._connection.recv_bytes() if byte == b"\1" else None
+        except (OSError, EOFError) as fault:
+            raise HungUpError from fault
+        if not byte:
+            raise HungUpError
+        loads: Any = ForkingPickler.loads  # announced as a method
+        return None if words is None else loads(words)
 
     def _wait(self) -> bytes:
         until = time.monotonic() + self._patience
@@ -235,7 +242,7 @@ class Worker:
         """Wait until it has done so; what its environments tell beside the board."""
         try:
             told = self._line.receive()
-        except EOFError as fault:
+        except HungUpError as fault:
             raise self._lost() from fault
         if isinstance(told, Exception):
             raise told
@@ -243,7 +250,7 @@ class Worker:
 
     def _send(self, message: Any = None) -> None:
         # One that is gone may have said why: its answer is read first, and tells.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(HungUpError):
             self._line.send(message)
 
     def _lost(self) -> EnvCrashError:
@@ -310,10 +317,10 @@ def main() -> None:
     envs: list[OwnObs] = []
     try:
         _serve(line, BoardMemory(numbers[1]), envs)
-    except (EOFError, BrokenPipeError):
+    except HungUpError:
         pass
     except BaseException as fault:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(HungUpError):
             line.send(_tellable(fault))
     finally:
         close_envs(envs)
