@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -483,6 +484,25 @@ def test_a_death_in_the_middle_of_a_message_is_told_as_one():
     with pytest.raises(EnvCrashError, match="was killed by SIGKILL"):
         env.step(np.zeros(2, np.int64))
     env.close()
+
+
+def test_a_busy_wait_in_vain_is_followed_by_sleeping_ones():
+    """Where something else wants the cores, busy loops keep the other process from going on."""
+    ours, theirs = socket.socketpair()
+    line, other = (Line(end, patience=0.2, alive=lambda: True) for end in (ours, theirs))
+    used = []
+    for late in [0.01, 0.4] + [0.1] * 11:
+        ring = threading.Timer(late, other.send)
+        ring.start()
+        before = time.thread_time()
+        line.receive()
+        used.append(time.thread_time() - before)
+        ring.join()
+    line.close()
+    other.close()
+    assert used[1] > 0.02  # a busy one, in vain
+    assert max(used[2:12]) < 0.02
+    assert used[12] > 0.02  # and tried again
 
 
 def test_a_default_timeout_of_the_users_sockets_changes_nothing():
