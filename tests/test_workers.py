@@ -95,7 +95,7 @@ def played(env, steps=12):
     [
         *({"obs": obs} for obs in OBS_SPACES),
         *({"action": action} for action in ACTION_SPACES),
-        {"masks": mask_of, "reuse": True},
+        {"reuse": True, "masks": mask_of},
     ],
     ids=lambda options: "-".join(
         f"{k}={v if k != 'masks' else 'given'}" for k, v in options.items()
