@@ -544,11 +544,63 @@ def test_a_vector_whose_first_reset_fails_is_closed_again():
         opened(2, 2, EnvSource("Resetless", "gymnasium", Resetless))
 
 
-def test_an_evaluation_of_a_loaded_run_starts_no_process(tmp_path, monkeypatch):
-    train = sf.Train(steps=64, num_envs=2, num_steps=32, vectorization="async")
-    sf.train("CartPole-v1", sf.VPG(), train=train, out=tmp_path / "run")
-    monkeypatch.setattr("surefoot.envs.vector.Worker", None)
+def test_a_run_that_goes_on_is_spread_and_one_that_is_only_played_is_not(tmp_path, monkeypatch):
+    started = []
+
+    class Counting(vectors.Worker):
+        def __init__(self, *args, **how):
+            started.append(how["rows"])
+            super().__init__(*args, **how)
+
+    def stop(row):
+        if row["iteration"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(vectors, "Worker", Counting)
+    train = sf.Train(
+        steps=256, num_envs=2, num_steps=32, vectorization="async", checkpoint_every=64
+    )
+    with pytest.raises(KeyboardInterrupt):
+        sf.train("CartPole-v1", sf.VPG(), train=train, out=tmp_path / "run", on_update=stop)
+    assert started == [range(1, 2)]
     assert sf.load(tmp_path / "run").evaluate(episodes=1)["episodes"] == 1
+    assert len(started) == 1
+    sf.resume(tmp_path / "run")
+    assert len(started) == 2
+
+
+def test_environments_that_no_network_reads_are_closed_again():
+    train = sf.Train(steps=64, num_envs=2, num_steps=32, vectorization="async")
+    with pytest.raises(ConfigError, match="not supported"):
+        sf.train(Unread, sf.VPG(), train=train)
+
+
+class Unread(Scripted):
+    """Shows words."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Text(5)
+
+    def reset(self, *, seed=None, options=None):
+        return "here", super().reset(seed=seed)[1]
+
+
+class Inheriting(Scripted):
+    """Tells whether programs that it starts get the line to the trainer or the board."""
+
+    def step(self, action):
+        numbers = [int(word) for word in sys.argv[1:3] if word.isdigit()]
+        given = sum(os.get_inheritable(number) for number in numbers)
+        return super().step(action)[0], 0.0, True, False, {"given": given, "of": len(numbers)}
+
+
+def test_programs_that_an_environment_starts_do_not_get_its_line():
+    env = opened(2, 2, EnvSource("Inheriting", "gymnasium", Inheriting))
+    env.reset([0, 0])
+    step = env.step(np.zeros(2, np.int64))
+    env.close()
+    assert step.final_infos[1] == {"given": 0.0, "of": 2.0}
 
 
 def test_this_process_may_use_some_core():

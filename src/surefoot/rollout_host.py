@@ -73,7 +73,9 @@ class HostCollector:
         noise = [np.asarray(leaf)[0] for leaf in jax.tree.leaves(self._draw(jax.random.key(0)))]
         seen = jax.tree.leaves(self._obs)
         self._act(jax.tree.leaves(policy), obs_stats, seen, self._mask, noise)
-        rows = jax.tree.map(np.zeros_like, self._allocate(self._acts(policy, obs_stats)[0]))
+        rows = jax.tree.map(
+            np.zeros_like, self._allocate(self._action_shapes(policy, obs_stats)[0])
+        )
         self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
 
     def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
@@ -85,7 +87,7 @@ class HostCollector:
         final_rows: list[int] = []
         infos: list[dict[str, float]] = []
         noise: list[np.ndarray] = []
-        action_like, sent_like = self._acts(policy, obs_stats)
+        action_like, sent_like = self._action_shapes(policy, obs_stats)
         leaves, rows = jax.tree.leaves(policy), self._allocate(action_like)
         sent_tree = jax.tree.structure(sent_like)
         obs_rows, action_rows, mask_rows = (jax.tree.leaves(part) for part in rows[:3])
@@ -130,7 +132,7 @@ class HostCollector:
             self._ended.append(row)
             self._returns[index], self._lengths[index] = 0.0, 0
 
-    def _acts(self, policy: Params, obs_stats: Any) -> tuple[PyTree, PyTree]:
+    def _action_shapes(self, policy: Params, obs_stats: Any) -> tuple[PyTree, PyTree]:
         """Shapes of an action as it is sampled, and as it is sent."""
         if self._shapes is None:
 
