@@ -313,6 +313,27 @@ def test_an_environment_that_rewrites_its_observation_spoils_nothing(kind, world
         np.testing.assert_array_equal(a, b)
 
 
+class PaidReset(SyncVectorEnv):
+    """A ready vector that pays in dummy rows too."""
+
+    def step(self, actions):
+        dummy = self._autoreset_envs.copy()
+        obs, rewards, *rest = super().step(actions)
+        return obs, rewards + 100.0 * dummy, *rest
+
+
+def test_what_a_dummy_row_pays_is_no_part_of_an_episodes_return(world):
+    vector = PaidReset([make_scripted] * NUM_ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
+    collector = HostCollector(HostEnv(vector, "Paid", seed=0), world.learner.actor, world.settings)
+    collector.reset(0)
+    rollout, episodes, *_ = collector.collect(
+        world.state.params["policy"], world.state.obs_stats, 0
+    )
+    assert (rollout.rewards[~rollout.valid] >= 100.0).all()
+    assert episodes.ended.any()
+    assert episodes.returns.max() < 100.0
+
+
 class WholeStart(SyncVectorEnv):
     """A ready vector whose reset gives whole numbers, and whose steps do not."""
 
