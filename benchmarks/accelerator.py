@@ -72,11 +72,12 @@ def flat(env: JaxEnv) -> JaxEnv:
         state, obs = env.reset(key)
         return state, obs.reshape(-1)
 
-    def step(key, state, action):
-        step = env.step(key, state, action)
+    def step(drawn, state, action):
+        step = env.step(drawn, state, action)
         return step._replace(obs=step.obs.reshape(-1), final_obs=step.final_obs.reshape(-1))
 
-    return JaxEnv(dataclasses.replace(env.spec, observation_space=space), reset, step)
+    spec = dataclasses.replace(env.spec, observation_space=space)
+    return env._replace(spec=spec, reset=reset, step=step)
 
 
 def throughput(env: JaxEnv, agents: int, num_envs: int, num_steps: int, iterations: int) -> float:

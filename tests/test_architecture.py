@@ -39,7 +39,10 @@ PLAIN = {"limits", "config", "types", "errors"}
 # Modules beside the arrow: each may be imported from the rollout on, and knows only these.
 KNOWS = {
     **{name: NOUNS | PARTS | {"distributions"} for name in PARTS},
-    **{name: PLAIN for name in ("alarms", "checkpoint", "plots", "metrics", "flags", "statistics")},
+    **{
+        name: PLAIN
+        for name in ("alarms", "checkpoint", "plots", "programs", "metrics", "flags", "statistics")
+    },
     "run": PLAIN | {"checkpoint"},
     "envs": NOUNS | PARTS | {"distributions", "tabular"},
     "loggers": PLAIN | {"run"},

@@ -785,3 +785,32 @@ def test_evaluation_of_a_jax_native_environment_plays_one_whole_episode_each(wor
     for result in found:
         assert set(zip(result.returns.tolist(), result.lengths.tolist(), strict=True)) == whole
     assert len(traced) == 1, "a second evaluation must build no second program"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "DeepSea-bsuite",
+     "FourRooms-misc", "FrozenLake-misc", "Reacher-misc"],
+)  # fmt: skip
+def test_what_is_drawn_of_a_gymnax_step_is_what_its_own_step_draws(name):
+    gymnax = pytest.importorskip("gymnax")
+    other, params = gymnax.make(name)
+    env = find_env(f"gymnax:{name}", {}).make()
+
+    def both(state, key):
+        action_key, key = jax.random.split(key)
+        action = other.action_space(params).sample(action_key)
+        step = env.step(env.draw(key), state, action)
+        obs, state, reward, terminated, truncated, info = other.step(key, state, action, params)
+        final = info["final_observation"]
+        expected = (state, obs, reward, terminated, truncated & ~terminated, final)
+        return state, (tuple(step), expected)
+
+    @jax.vmap
+    def walk(key):
+        keys = jax.random.split(key, 600)
+        return jax.lax.scan(both, env.reset(key)[0], keys)[1]
+
+    got, expected = jax.jit(walk)(jax.random.split(jax.random.key(0), 4))
+    assert np.asarray(got[3] | got[4]).any()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)

@@ -225,13 +225,13 @@ def test_a_sampled_table_follows_its_law_and_its_clock():
     env = tabular_env(mdp, "tabular:FrozenLake-v1")
     keys = jax.random.split(jax.random.key(0), 20_000)
     state = (jax.numpy.int32(14), jax.numpy.int32(3))
-    steps = jax.jit(jax.vmap(lambda key: env.step(key, state, 2)))(keys)
+    steps = jax.jit(jax.vmap(lambda key: env.step(env.draw(key), state, 2)))(keys)
     shares = np.bincount(np.asarray(steps.final_obs), minlength=16) / 20_000
     np.testing.assert_allclose(shares, mdp.transitions[14, 2], atol=0.015)
     np.testing.assert_array_equal(steps.terminated, mdp.terminal[np.asarray(steps.final_obs)])
     np.testing.assert_allclose(steps.reward, mdp.rewards[14, 2], rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(steps.obs)[np.asarray(steps.terminated)], 0)
-    late = env.step(keys[0], (jax.numpy.int32(0), jax.numpy.int32(99)), 0)
+    late = env.step(env.draw(keys[0]), (jax.numpy.int32(0), jax.numpy.int32(99)), 0)
     assert bool(late.truncated)
     assert not bool(late.terminated)
     assert int(late.state[1]) == 0

@@ -20,7 +20,7 @@ from surefoot.experience import make_batch, state_values
 from surefoot.learner import make_learner
 from surefoot.networks import build
 from surefoot.presets import settle
-from surefoot.rollout import collect_jax, noise_block, start_jax_envs
+from surefoot.rollout import collect_jax, drawn_block, start_jax_envs
 from surefoot.rollout_host import HostCollector
 from surefoot.types import Batch, Inputs
 
@@ -344,7 +344,7 @@ def noise_of(given, rollout):
 
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
-    monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", 1)
+    monkeypatch.setattr("surefoot.rollout.DRAWN_BYTES", 1)
     env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
@@ -354,14 +354,17 @@ def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypa
 
 @pytest.mark.parametrize(("limit", "block"), [(1, 1), (10**9, NUM_STEPS)])
 def test_a_jax_native_rollout_uses_no_noise_and_no_key_twice(monkeypatch, limit, block):
-    given, env = lesson("trpo", "box"), scripted_jax(action="box")
+    given, twin = lesson("trpo", "box"), scripted_jax(action="box")
 
-    def step(key, state, action):
-        return env.step(key, state, action)._replace(reward=jax.random.uniform(key))
+    def step(drawn, state, action):
+        key, chance = drawn
+        return twin.step(key, state, action)._replace(reward=chance)
 
-    monkeypatch.setattr("surefoot.rollout.NOISE_BYTES", limit)
-    assert noise_block(given.learner.actor.network, NUM_STEPS, NUM_ENVS) == block
-    collect = partial(collect_jax, env._replace(step=step), given.learner.actor, given.settings)
+    env = twin._replace(step=step, draw=lambda key: (key, jax.random.uniform(key)))
+    monkeypatch.setattr("surefoot.rollout.DRAWN_BYTES", limit)
+    noise = given.learner.actor.network.noise(jax.random.key(0), (1, NUM_ENVS))
+    assert drawn_block(noise, NUM_STEPS) == block
+    collect = partial(collect_jax, env, given.learner.actor, given.settings)
     _, rollout, _ = jax.jit(collect)(
         given.state.params["policy"],
         given.state.obs_stats,

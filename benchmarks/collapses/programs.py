@@ -86,8 +86,8 @@ def with_dials(plain: Settings, dials: Mapping[str, Any]) -> Settings:
 def scale_rewards(env: JaxEnv, scale: Float[Array, ""]) -> JaxEnv:
     """The same environment, its rewards in other units."""
 
-    def step(key, state, action):
-        result = env.step(key, state, action)
+    def step(drawn, state, action):
+        result = env.step(drawn, state, action)
         return result._replace(reward=scale * result.reward)
 
     return env._replace(step=step)

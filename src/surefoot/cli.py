@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from surefoot.commands.common import emit, env_flag, keep_programs
+from surefoot.commands.common import emit, env_flag
 from surefoot.commands.comparing import compare_command, explain_command
 from surefoot.commands.laboratory import (
     EXACT_RULES,
@@ -26,6 +26,7 @@ from surefoot.config import RULES
 from surefoot.errors import StoppedBySignal, SurefootError
 from surefoot.flags import Parser, add_settings, refuse_unknown, whole
 from surefoot.presets import NAMES
+from surefoot.programs import keep_programs_of_processes
 
 _PRESETS = (
     "A preset may change these defaults, and auto is the one that runs unless --preset names "
@@ -191,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
             while extra[:1] and extra[0] in EXACT_RULES:
                 options.rules.append(extra.pop(0))
         refuse_unknown(options.parser, extra)
-        keep_programs()
+        keep_programs_of_processes()
         with _quiet_warnings():
             return options.run(options)
     except SurefootError as fault:

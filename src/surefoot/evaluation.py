@@ -116,7 +116,7 @@ def _play(
         noise = actor.network.noise(jax.random.fold_in(noise_key, t), (episodes,))
         _, sent, _ = actor.act(policy, obs_stats, obs, mask, noise if stochastic else None)
         keys = jax.random.split(jax.random.fold_in(step_key, t), episodes)
-        step = jax.vmap(env.step)(keys, state, sent)
+        step = jax.vmap(env.step)(jax.vmap(env.draw)(keys), state, sent)
         returns = returns + jnp.where(running, step.reward, 0.0)
         lengths = lengths + running
         running = running & ~(step.terminated | step.truncated)

@@ -4,8 +4,10 @@ Both worlds meet at `Rollout`. Every random number comes from a key that depends
 the iteration and a purpose, so that nothing but the counter is needed to go on.
 """
 
+import math
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,18 +79,18 @@ def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> A
     return Actor(network, act, inputs)
 
 
-NOISE_BYTES = 64 * 2**20
-"""Most memory that a rollout's noise takes at once; it is drawn in blocks of time."""
+DRAWN_BYTES = 64 * 2**20
+"""Most memory that a rollout's random numbers take at once; they are drawn in blocks of time."""
 
 
-def noise_block(network: ActorCritic, num_steps: int, num_envs: int) -> int:
-    """Steps whose noise is drawn at once: all, or the largest even share that takes little memory.
+def drawn_block(one_step: PyTree, num_steps: int) -> int:
+    """Steps whose random numbers are drawn at once: all, or the largest even share that is small.
 
-    Drawing it step by step would cost more than acting.
+    Drawing them step by step would cost more than acting. `one_step` has the shapes of one step.
     """
-    sizes = jax.eval_shape(lambda key: network.noise(key, (1, num_envs)), jax.random.key(0))
-    step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sizes))
-    most = max(1, NOISE_BYTES // max(step_bytes, 1))
+    leaves = jax.tree.leaves(one_step)
+    step_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    most = max(1, DRAWN_BYTES // max(step_bytes, 1))
     return next(n for n in range(min(most, num_steps), 0, -1) if num_steps % n == 0)
 
 
@@ -123,11 +125,16 @@ def collect_jax(
     action_key = run_key(seed, iteration, Purpose.ACTION)
     step_key = run_key(seed, iteration, Purpose.STEP)
 
-    def advance(loop: EnvLoop, drawn: tuple[Any, Key[Array, " env"]]):
-        noise, keys = drawn
+    def draw(index: Int[Array, ""], steps: int):
+        noise = actor.network.noise(jax.random.fold_in(action_key, index), (steps, num_envs))
+        keys = jax.random.split(jax.random.fold_in(step_key, index), (steps, num_envs))
+        return noise, jax.vmap(jax.vmap(env.draw))(keys)
+
+    def advance(loop: EnvLoop, drawn: tuple[Any, Any]):
+        noise, chance = drawn
         mask = jax.vmap(env.action_mask)(loop.state) if env.action_mask else None
         action, sent, log_prob = actor.act(policy, obs_stats, loop.obs, mask, noise)
-        step = jax.vmap(env.step)(keys, loop.state, sent)
+        step = jax.vmap(env.step)(chance, loop.state, sent)
         done = step.terminated | step.truncated
         returns, lengths = loop.returns + step.reward, loop.lengths + 1
         row = (loop.obs, action, mask, log_prob, step, done, returns, lengths)
@@ -136,12 +143,10 @@ def collect_jax(
         )
         return new, row
 
-    block = noise_block(actor.network, num_steps, num_envs)
+    block = drawn_block(jax.eval_shape(partial(draw, steps=1), jnp.int32(0)), num_steps)
 
     def advance_block(loop: EnvLoop, index: Int[Array, ""]):
-        noise = actor.network.noise(jax.random.fold_in(action_key, index), (block, num_envs))
-        keys = jax.random.split(jax.random.fold_in(step_key, index), (block, num_envs))
-        return jax.lax.scan(advance, loop, (noise, keys))
+        return jax.lax.scan(advance, loop, draw(index, block))
 
     last, rows = jax.lax.scan(advance_block, loop, jnp.arange(num_steps // block))
     rows = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), rows)

@@ -1,6 +1,7 @@
 """Rollouts of Gymnasium's environments, stepped by Python around one small compiled call."""
 
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import PyTree
 
 from surefoot.config import Settings
 from surefoot.envs.host import HostEnv, HostStep
-from surefoot.rollout import Actor, Purpose, env_seeds, noise_block, run_key
+from surefoot.rollout import Actor, Purpose, drawn_block, env_seeds, run_key
 from surefoot.spaces import as_jax_dtype, widened_obs
 from surefoot.types import Episodes, Params, Rollout
 
@@ -37,8 +38,9 @@ class HostCollector:
     def __init__(self, env: HostEnv, actor: Actor, settings: Settings):
         self._env, self._settings, self._actor = env, settings, actor
         steps, envs = settings.train.num_steps, settings.train.num_envs
-        self._block = noise_block(actor.network, steps, envs)
-        self._draw = jax.jit(lambda key: actor.network.noise(key, (self._block, envs)))
+        noise = lambda key, steps: actor.network.noise(key, (steps, envs))  # noqa: E731
+        self._block = drawn_block(jax.eval_shape(partial(noise, steps=1), jax.random.key(0)), steps)
+        self._draw = jax.jit(partial(noise, steps=self._block))
         self._log_probs = jax.jit(self._compute_log_probs)
         # At every step trees pass in and out as lists of arrays, which Python and JAX take apart
         # several times faster than modules and mappings.

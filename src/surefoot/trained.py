@@ -20,6 +20,7 @@ from surefoot.loop_state import LoopState
 from surefoot.networks import build
 from surefoot.policy import Policy
 from surefoot.presets import frozen_settings
+from surefoot.programs import keep_programs
 from surefoot.run import RunDirectory
 
 MOST_EVALUATION_ENVS = 10
@@ -172,6 +173,7 @@ def begin(
     # Nothing here computes while Python does something else, and handing a step's small program to
     # another thread takes longer than running it. It has no effect where JAX has been used before.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    keep_programs()
     train = settings.train
     if source.kind == "jax":
         opened = native = source.make()

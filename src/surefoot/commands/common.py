@@ -1,23 +1,11 @@
 """What several commands share: JSON lines, arguments of environments, the cache of programs."""
 
 import json
-import os
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from surefoot.errors import ConfigError
-
-
-def keep_programs() -> None:
-    """Have JAX keep compiled programs in the user's cache; workers inherit it.
-
-    To be called before JAX is imported. JAX keys them by program, version and machine.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(home) / "surefoot" / "programs"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def emit(record: Mapping[str, Any]) -> None:

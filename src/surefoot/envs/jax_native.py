@@ -30,14 +30,18 @@ class JaxStep(NamedTuple):
 class JaxEnv(NamedTuple):
     """One environment as pure functions; surefoot vmaps it.
 
-    `reset(key) -> (state, obs)`; `step(key, state, action) -> JaxStep`. `action_mask(state)` gives
-    the mask of allowed actions where `spec.masked`, and is None otherwise.
+    `reset(key) -> (state, obs)`; `step(drawn, state, action) -> JaxStep`, where `drawn = draw(key)`
+    is by default the key itself. An environment that draws there what depends on nothing but the
+    key, such as the next episode's start, is faster: a rollout draws many steps' at once.
+    `action_mask(state)` gives the mask of allowed actions where `spec.masked`, and is None
+    otherwise.
     """
 
     spec: EnvSpec
     reset: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
-    step: Callable[[Key[Array, ""], PyTree, Any], JaxStep]
+    step: Callable[[Any, PyTree, Any], JaxStep]
     action_mask: Callable[[PyTree], PyTree] | None = None
+    draw: Callable[[Key[Array, ""]], Any] = lambda key: key
 
 
 def gymnasium_space(space: Any) -> spaces.Space:
@@ -58,6 +62,8 @@ def gymnasium_space(space: Any) -> spaces.Space:
 
 def from_gymnax(env: Any, params: Any, env_id: str) -> JaxEnv:
     """A gymnax environment (1.0 or later) and its parameters as a `JaxEnv`."""
+    from gymnax.environments.environment import Environment
+
     spec = EnvSpec(
         env_id=env_id,
         observation_space=gymnasium_space(env.observation_space(params)),
@@ -73,16 +79,27 @@ def from_gymnax(env: Any, params: Any, env_id: str) -> JaxEnv:
 
     def step(key, state, action):
         obs, state, reward, terminated, truncated, info = env.step(key, state, action, params)
-        return JaxStep(
-            state,
-            obs,
-            reward,
-            terminated,
-            truncated & ~terminated,
-            info["final_observation"],
-        )
+        truncated, final_obs = truncated & ~terminated, info["final_observation"]
+        return JaxStep(state, obs, reward, terminated, truncated, final_obs)
 
-    return JaxEnv(spec, reset, step)
+    if type(env).step is not Environment.step:
+        # Its next episode keeps something of the last.
+        return JaxEnv(spec, reset, step)
+
+    def draw(key):
+        step_key, reset_key = jax.random.split(key)
+        return step_key, env.reset_env(reset_key, params)
+
+    def step_drawn(drawn, state, action):
+        """What `env.step` does, with the keys and the reset that it would make of its key."""
+        key, start = drawn
+        final_obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
+        truncated = env.is_truncated(state, params)
+        ended, after = terminated | truncated, (final_obs, state)
+        obs, state = jax.tree.map(lambda a, b: jax.lax.select(ended, a, b), start, after)
+        return JaxStep(state, obs, reward, terminated, truncated & ~terminated, final_obs)
+
+    return JaxEnv(spec, reset, step_drawn, draw=draw)
 
 
 def find_gymnax(name: str, env_kwargs: Mapping[str, Any]) -> JaxEnv:

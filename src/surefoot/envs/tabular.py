@@ -184,26 +184,28 @@ def tabular_env(mdp: MDP, env_id: str) -> JaxEnv:
         jax_native=True,
     )
 
-    def draw(key, law):
+    def outcome(point, law):
         # Below the last sum, which rounding may leave under 1.
-        point = jax.random.uniform(key, dtype=law.dtype) * law[-1]
-        return jnp.sum(point >= law).astype(jnp.int32)
+        return jnp.sum(point * law[-1] >= law).astype(jnp.int32)
 
     def reset(key):
-        state = draw(key, first)
+        state = outcome(jax.random.uniform(key, dtype=first.dtype), first)
         return (state, jnp.int32(0)), state
 
-    def step(key, state, action):
-        draw_key, reset_key = jax.random.split(key)
+    def draw(key):
+        step_key, reset_key = jax.random.split(key)
+        return jax.random.uniform(step_key, dtype=laws.dtype), reset(reset_key)[0]
+
+    def step(drawn, state, action):
+        point, fresh = drawn
         here, time = state
-        after, time = draw(draw_key, laws[here, action]), time + 1
+        after, time = outcome(point, laws[here, action]), time + 1
         terminated = terminal[after]
         late = jnp.array(False) if mdp.max_steps is None else time >= mdp.max_steps
         truncated = late & ~terminated
         ended = terminated | truncated
-        fresh, _ = reset(reset_key)
         start = jax.tree.map(lambda a, b: jnp.where(ended, a, b), fresh, (after, time))
         reward = rewards[here, action].astype(jnp.zeros(()).dtype)
         return JaxStep(start, start[0], reward, terminated, truncated, after)
 
-    return JaxEnv(spec, reset, step)
+    return JaxEnv(spec, reset, step, draw=draw)

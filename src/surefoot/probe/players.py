@@ -122,7 +122,8 @@ def _play(
         mask = jax.vmap(env.action_mask)(state) if env.action_mask else None
         both = fate(t + 1)
         action, sent = jax.vmap(partial(act, policy))(obs, mask, both[:, 0])
-        return mask, action, jax.vmap(env.step)(both[:, 1], state, sent)
+        chance = jax.vmap(env.draw)(both[:, 1])
+        return mask, action, jax.vmap(env.step)(chance, state, sent)
 
     def advance(carry):
         t, state, obs, running, played, trace = carry
