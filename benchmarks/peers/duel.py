@@ -2,6 +2,7 @@
 
 import json
 import os
+import os
 import platform
 import shlex
 import statistics
@@ -38,6 +39,8 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            # What "ready" says is of a first time, whoever keeps programs.
+            env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         )
         self.ready = self._answer()["ready_s"]
 
