@@ -2,7 +2,6 @@
 
 import json
 import os
-import os
 import platform
 import shlex
 import statistics
