@@ -31,7 +31,18 @@ LAYERS = [
     {"update", "critic", "diagnostics", "lens", "guard", "shuffle"},
     {"rollout", "rollout_host"},
     {"experience", "loop_state", "iteration", "learner", "evaluation", "policy"},
-    {"trained", "steppers", "plan", "memory", "loop", "training", "many"},
+    {
+        "trained",
+        "steppers",
+        "plan",
+        "memory",
+        "loop",
+        "training",
+        "many",
+        "faults",
+        "exporting",
+        "exported",
+    },
     {"compare", "cells", "processes", "scores", "tables", "laboratory", "probe", "report"},
     {"cli", "commands", "__main__", "__init__"},
 ]
@@ -43,7 +54,7 @@ KNOWS = {
         name: PLAIN
         for name in ("alarms", "checkpoint", "plots", "programs", "metrics", "flags", "statistics")
     },
-    "run": PLAIN | {"checkpoint"},
+    "run": PLAIN | {"checkpoint", "locks"},
     "envs": NOUNS | PARTS | {"distributions", "tabular"},
     "loggers": PLAIN | {"run"},
     "progress": PLAIN | {"metrics"},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from surefoot.envs.jax_native import JaxEnv, JaxStep
     from surefoot.errors import ConfigError, SurefootError
+    from surefoot.faults import replay
     from surefoot.many import make_train, train_many
     from surefoot.policy import Policy
     from surefoot.probe.contenders import Callables
@@ -43,6 +44,7 @@ _HOMES = {
     ),
     "training": ("train", "resume"),
     "many": ("train_many", "make_train"),
+    "faults": ("replay",),
     "trained": ("Run", "load", "OwnNetworks"),
     "policy": ("Policy",),
     "probe.contenders": ("Callables",),
@@ -77,6 +79,7 @@ __all__ = [
     "make_train",
     "probe_policies",
     "probe_run",
+    "replay",
     "resume",
     "train",
     "train_many",

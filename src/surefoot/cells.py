@@ -18,6 +18,7 @@ import jax
 from surefoot.config import Settings
 from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError, SurefootError
+from surefoot.locks import lock
 from surefoot.loop import drive, drive_together
 from surefoot.plan import DEFAULT_EPISODE_LIMIT
 from surefoot.processes import Outcome, attempt, said
@@ -105,6 +106,7 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
     if directory.checkpoints():
         run = load(cell.path, env=cell.env, network=cell.own)
         if not run.finished:
+            lock(directory.path)
             run.rows = directory.trim(run.iteration, run.env_steps)
         run.learner = template.learner
         return run
@@ -118,7 +120,7 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
 def _forget(directory: RunDirectory) -> None:
     """A run of these very settings, killed before its first checkpoint, holds nothing to keep."""
     if (directory.path / "config.json").exists():
-        directory.forget()
+        directory.clear()
 
 
 def _start(cell: Cell, settings: Settings, out: Path | None) -> tuple[Run, Any]:

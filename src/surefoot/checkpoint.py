@@ -90,6 +90,17 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_file(target: Path, data: bytes) -> None:
+    """Write a file whole, or leave the old one."""
+    aside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        write_file(aside, data)
+        aside.replace(target)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

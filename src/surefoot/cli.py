@@ -1,4 +1,4 @@
-"""The command line: train, resume, evaluate, probe, report, explain, compare, exact, essay."""
+"""The command line: what each command takes, and how it ends."""
 
 import argparse
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from surefoot.commands.common import emit, env_flag
+from surefoot.commands.common import emit, env_flag, only_json
 from surefoot.commands.comparing import compare_command, explain_command
 from surefoot.commands.laboratory import (
     EXACT_RULES,
@@ -20,10 +20,11 @@ from surefoot.commands.laboratory import (
     exact_command,
 )
 from surefoot.commands.probing import add_probe_flags, probe_command
+from surefoot.commands.replaying import replay_command
 from surefoot.commands.reporting import report_command
 from surefoot.commands.training import evaluate_command, resume_command, train_command
 from surefoot.config import RULES
-from surefoot.errors import StoppedBySignal, SurefootError
+from surefoot.errors import StoppedBySignal, SurefootError, printable
 from surefoot.flags import Parser, add_settings, refuse_unknown, whole
 from surefoot.presets import NAMES
 from surefoot.programs import keep_programs_of_processes
@@ -78,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--best", action="store_true", help="the best evaluation's policy")
     evaluate.add_argument("--seed", type=whole, help="seed of the episodes")
     evaluate.add_argument("--env", help="the environment again, where it is a module of your own")
+
+    replay = command("replay", "Meet the fault of an environment again.", replay_command)
+    replay.add_argument("path", metavar="RUN")
+    replay.add_argument("--fault", action="store_true", help="the fault that ended the run")
+    replay.add_argument("--env", help="the environment again, where it is a module of your own")
 
     probe = command("probe", "Look at one update of a run from fresh episodes.", probe_command)
     add_probe_flags(probe)
@@ -141,7 +147,7 @@ def _quiet_warnings() -> Iterator[None]:
 
 
 def _fail(fault: SurefootError, *, as_json: bool) -> int:
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(fault)).split())
+    text = printable(str(fault))
     if as_json:
         record = {"event": "error", "name": fault.name, "message": text, "exit_code": fault.code}
         emit(record | {"retryable": fault.retryable})
@@ -167,7 +173,7 @@ def _stopped(stop: StoppedBySignal, options: Any) -> int:
             emit({"event": "stopped", "signal": stop.number, "resume": command})
         text += f"; go on with: {command}"
     print(f"surefoot: {text}", file=sys.stderr)
-    return 128 + stop.number
+    return stop.code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.rules.append(extra.pop(0))
         refuse_unknown(options.parser, extra)
         keep_programs_of_processes()
-        with _quiet_warnings():
+        with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
             return options.run(options)
     except SurefootError as fault:
         if debug:

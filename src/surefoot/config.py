@@ -51,6 +51,18 @@ class Train:
         "process each (async); auto: over the cores where they are Gymnasium's own and gain by it",
         choices=("auto", "sync", "cores", "async"),
     )
+    env_timeout_s: float = setting(
+        600.0, "seconds after which a step that has not returned ends the run; 0: never", low=0.0
+    )
+    on_env_error: str = setting(
+        "stop",
+        "stop where a Gymnasium environment raises, or restart:N: make it anew, N times in a run",
+        choices=("stop", "restart:N"),
+        pattern=r"stop|restart:[1-9][0-9]{0,5}",
+    )
+    strict_env: bool = setting(
+        False, "stop where an observation lies outside its space; else such rows are counted"
+    )
     action_scale: str = setting(
         "affine", "map [-1, 1] onto a bounded Box, or clip as it is", choices=("affine", "raw")
     )

@@ -6,7 +6,12 @@ bug in surefoot itself; everything a user can mend has one of the classes below.
 
 import signal
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+
+def printable(text: str) -> str:
+    """Text on one line, in which nothing steers a terminal, wherever it comes from."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 class SurefootError(Exception):
@@ -19,6 +24,10 @@ class SurefootError(Exception):
         super().__init__(message)
         self.name = name
 
+    def add(self, hint: str) -> None:
+        """Say one thing more at the end of the line."""
+        self.args = (f"{self}; {hint}",)
+
 
 class ConfigError(SurefootError, ValueError):
     """Wrong settings, found before anything is built: exit code 2."""
@@ -30,22 +39,36 @@ class ConfigError(SurefootError, ValueError):
 
 
 class EnvContractError(SurefootError):
-    """The environment broke its contract (shape, dtype, missing field): exit code 3."""
+    """An environment broke its contract (shape, dtype, a number that is none): exit code 3.
+
+    Attributes:
+        index: the environment's number, where it is known.
+        story: what was done to it since its seed, where that is known.
+    """
 
     code = 3
 
-    def __init__(self, message: str, *, name: str = "ENV-CONTRACT"):
+    def __init__(self, message: str, *, name: str = "ENV-CONTRACT", index: int | None = None):
         super().__init__(message, name=name)
+        self.index = index
+        self.story: Any = None
 
 
 class EnvCrashError(SurefootError):
-    """The environment raised or its worker died: exit code 4."""
+    """An environment raised or hung, or its process died: exit code 4.
+
+    Attributes:
+        index: the environment's number, where it is known.
+        story: what was done to it since its seed, where that is known.
+    """
 
     code = 4
     retryable = True
 
-    def __init__(self, message: str, *, name: str = "ENV-CRASH"):
+    def __init__(self, message: str, *, name: str = "ENV-CRASH", index: int | None = None):
         super().__init__(message, name=name)
+        self.index = index
+        self.story: Any = None
 
 
 class NotFiniteError(SurefootError):
@@ -76,11 +99,21 @@ class StorageError(SurefootError):
         super().__init__(message, name=name)
 
 
+class OutOfMemoryError(SurefootError):
+    """The device or the system has no memory left: exit code 8."""
+
+    code = 8
+
+    def __init__(self, message: str, *, name: str = "OUT-OF-MEMORY"):
+        super().__init__(message, name=name)
+
+
 class StoppedBySignal(Exception):  # noqa: N818
-    """SIGINT or SIGTERM ended a run after an iteration; its checkpoint, if any, is written.
+    """A signal ended a run after an iteration; its checkpoint, if any, is written.
 
     Attributes:
-        number: the signal's number; the exit code is 128 more.
+        number: the signal's number.
+        code: the exit code, 128 more; of a scheduler's SIGUSR1 that of SIGTERM, which it announces.
         iteration: iterations done.
         path: the run directory to resume, or None.
     """
@@ -88,3 +121,4 @@ class StoppedBySignal(Exception):  # noqa: N818
     def __init__(self, number: int, iteration: int, path: Path | None):
         super().__init__(f"stopped by {signal.Signals(number).name} at iteration {iteration}")
         self.number, self.iteration, self.path = number, iteration, path
+        self.code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)

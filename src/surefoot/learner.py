@@ -20,8 +20,9 @@ class Learner(NamedTuple):
     """The pure functions of a run.
 
     `init(seed) -> LoopState`; `learn(state, rollout, episodes, look) -> (state, metrics)`;
-    `iterate(state, look) -> (state, metrics)` collects as well, and is None in host runs. `look`
-    says whether the lens's dearer figures are taken (`is_due`); they are not unless it is given.
+    `collect(state) -> (environments, rollout, episodes)` and `iterate(state, look) -> (state,
+    metrics)`, which does both, are None in host runs. `look` says whether the lens's dearer figures
+    are taken (`is_due`); they are not unless it is given.
     """
 
     spec: EnvSpec
@@ -29,6 +30,7 @@ class Learner(NamedTuple):
     init: Callable[[Any], LoopState]
     learn: Callable[..., tuple[LoopState, Metrics]]
     iterate: Callable[..., tuple[LoopState, Metrics]] | None
+    collect: Callable[[LoopState], tuple[EnvLoop, Rollout, Episodes]] | None
 
 
 def make_learner(
@@ -41,16 +43,31 @@ def make_learner(
     def learn(state, rollout, episodes, look=False):
         return learn_from(parts, state, rollout, episodes, look)
 
+    def collect(state):
+        assert env is not None
+        return collect_jax(
+            env,
+            actor,
+            settings,
+            state.params["policy"],
+            state.obs_stats,
+            state.env,
+            seed=state.seed,
+            iteration=state.iteration,
+        )
+
     def iterate(state, look=False):
-        loop, rollout, episodes = _collect(parts, state)
+        loop, rollout, episodes = collect(state)
         return learn(state._replace(env=loop), rollout, episodes, look)
 
+    native = env is not None
     return Learner(
         spec,
         actor,
         lambda seed: start_loop(parts, seed),
         learn,
-        iterate if env is not None else None,
+        iterate if native else None,
+        collect if native else None,
     )
 
 
@@ -58,18 +75,3 @@ def is_due(settings: Settings, iteration: Any) -> Any:
     """Whether the lens's dearer figures are taken at an iteration, counted from 0; maybe traced."""
     every = settings.train.lens_every
     return (every > 0) & (iteration % max(every, 1) == 0)
-
-
-def _collect(parts: Parts, state: LoopState) -> tuple[EnvLoop, Rollout, Episodes]:
-    assert parts.env is not None
-    assert state.env is not None
-    return collect_jax(
-        parts.env,
-        parts.actor,
-        parts.settings,
-        state.params["policy"],
-        state.obs_stats,
-        state.env,
-        seed=state.seed,
-        iteration=state.iteration,
-    )

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import field, fields
@@ -15,7 +16,10 @@ def _exact(bound: float) -> str:
 
 
 class Limits(NamedTuple):
-    """What a setting means, its library default, and the values it may take."""
+    """What a setting means, its library default, and the values it may take.
+
+    `choices` are its words; with a `pattern` for them, what they look like.
+    """
 
     default: Any
     help: str
@@ -24,6 +28,7 @@ class Limits(NamedTuple):
     open_low: bool = False
     open_high: bool = False
     choices: tuple[str, ...] = ()
+    pattern: str = ""
     fewest: int = 0
 
     def describe(self) -> str:
@@ -43,6 +48,8 @@ class Limits(NamedTuple):
         values = value if isinstance(value, tuple) else (value,)
         if len(values) < self.fewest:
             return False
+        if self.pattern:
+            return all(re.fullmatch(self.pattern, item) for item in values)
         if self.choices:
             return all(item in self.choices for item in values)
         numbers = [x for x in values if isinstance(x, int | float) and not isinstance(x, bool)]

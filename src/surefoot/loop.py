@@ -1,18 +1,25 @@
 """The loop: advance, log, evaluate, store; until the steps are done or someone stops it."""
 
+import contextlib
 import importlib.metadata
+import json
 import math
 import platform
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from surefoot.alarms import Watchman
 from surefoot.checkpoint import Checkpoint, name_arrays
+from surefoot.config import Settings
+from surefoot.envs import imports_nothing
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import (
@@ -20,17 +27,21 @@ from surefoot.errors import (
     EnvCrashError,
     NotFiniteError,
     StoppedBySignal,
+    StorageError,
     SurefootError,
 )
+from surefoot.locks import unlock
 from surefoot.loop_state import LoopState
-from surefoot.memory import fitting
+from surefoot.memory import fitting, told_of_memory
 from surefoot.plan import Plan, make_plan
-from surefoot.run import finite_row
+from surefoot.run import FaultRecord, finite_row
 from surefoot.steppers import HostStepper, JaxStepper, Stepper, Together
 from surefoot.trained import Evaluator, Run
 
 MOST_IN_TROUBLE = 20
 """Updates in trouble that are kept for probes, in one go; those of `probe_every` come on top."""
+NOT_FINITE = "not-finite.json"
+"""What a run leaves that ended because its updates were not finite."""
 EVERY_ONE = 10**9
 """More checkpoints than any run keeps."""
 
@@ -71,8 +82,13 @@ class Silence:
         """Nothing."""
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
+"""After which a run is stored and ends: of a person, of a system, of a scheduler that takes the
+machine away."""
+
+
 class _Signals:
-    """Notes SIGINT and SIGTERM instead of dying; a second one stops at once."""
+    """Notes these signals instead of dying; a second one stops at once."""
 
     def __init__(self) -> None:
         self.caught: int | None = None
@@ -85,7 +101,7 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._old[number] = signal.signal(number, self._note)
         return self
 
@@ -124,16 +140,15 @@ def _save_point(run: Run, point: _Point, folder: str, keep: int) -> None:
     run.directory.save(checkpoint, keep=keep, folder=folder)
 
 
-def _check_finite(run: Run, row: Mapping[str, Any]) -> None:
-    limit = run.settings.train.max_refusals
-    if row["update/refusals"] >= limit:
-        kept = run.directory.checkpoints()[-1:] if run.directory else []
-        hint = f"; the last good checkpoint is {kept[0]}" if kept else ""
-        raise NotFiniteError(
-            f"{limit} updates in a row were not finite, the last at iteration "
-            f"{row['iteration']}; the policy is as it was before the first of them{hint}; "
-            "look at the rewards and observations, or lower the learning rate"
-        )
+def _statistics(tree: Any) -> dict[str, Any]:
+    """What there is to say of arrays, whatever stands in them."""
+    flat = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+    values = np.concatenate(flat) if flat else np.zeros(0)
+    finite = values[np.isfinite(values)]
+    told: dict[str, Any] = {"count": len(values), "not_finite": len(values) - len(finite)}
+    if len(finite):
+        told |= {"smallest": finite.min(), "mean": finite.mean(), "largest": finite.max()}
+    return told
 
 
 class _Loop:
@@ -233,11 +248,32 @@ class _Loop:
                 run.directory.append(row)
             self._listener.row(row)
             stop = bool(self._on_update and self._on_update(row)) or stop
-            _check_finite(run, row)
+            if row["update/refusals"] >= run.settings.train.max_refusals:
+                self._give_up(row)
         if in_trouble and self._in_trouble < MOST_IN_TROUBLE:
             self._in_trouble += 1
             self._pin(self._before, self._point())
         return stop
+
+    def _give_up(self, row: Mapping[str, Any]) -> None:
+        """End a run whose updates are not finite, with what can be said of the batch."""
+        run, limit = self.run, self.run.settings.train.max_refusals
+        where = ""
+        if run.directory:
+            rollout = self._stepper.last_rollout(run.state)
+            parts = ("obs", "actions", "log_probs", "rewards", "terminated", "truncated", "valid")
+            batch = {name: _statistics(getattr(rollout, name)) for name in parts}
+            rows = [old for old in run.rows if old["iteration"] <= row["iteration"]]
+            told = {"rows": rows[-limit - 1 :], "batch": batch}
+            run.directory.write(NOT_FINITE, json.dumps(told, indent=1, allow_nan=False))
+            where = f"; {run.directory.path / NOT_FINITE} has the batch in numbers"
+            kept = run.directory.checkpoints()[-1:]
+            where += f"; the last good checkpoint is {kept[0]}" if kept else ""
+        raise NotFiniteError(
+            f"{limit} updates in a row were not finite, the last at iteration "
+            f"{row['iteration']}; the policy is as it was before the first of them{where}; "
+            "look at the rewards and observations, or lower the learning rate"
+        )
 
     def _point(self) -> _Point:
         """Where the run stands; a host run is repeatable only right after a scheduled reset."""
@@ -273,7 +309,7 @@ def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
     """Move loops on in step until each is done or has failed; the fault of each.
 
     Raises:
-        StoppedBySignal: after SIGINT or SIGTERM, with the checkpoints written.
+        StoppedBySignal: after one of `SIGNALS`, with the checkpoints written.
     """
     faults: list[SurefootError | None] = [None] * len(loops)
     raised: BaseException | None = None
@@ -302,10 +338,41 @@ def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
     return faults
 
 
-def _forget_unstarted(run: Run) -> None:
-    """What failed before a first iteration leaves nothing that a second try would meet."""
-    if run.directory and run.iteration == 0:
-        run.directory.forget()
+def _keep_fault(run: Run, fault: SurefootError) -> None:
+    """Keep what led an environment to its fault, and say what there is to go on from.
+
+    What failed before a first iteration otherwise leaves nothing that a second try would meet.
+    """
+    directory, named = run.directory, run.settings.env
+    if directory is None:
+        return
+    story = fault.story if isinstance(fault, EnvContractError | EnvCrashError) else None
+    if story is not None and run.source.kind != "vector":
+        actions = name_arrays({"action": story.actions})
+        with contextlib.suppress(StorageError):  # the fault itself is what has to be told
+            directory.write_fault(FaultRecord(str(fault), story.index, story.seed, actions))
+        again = "" if imports_nothing(named) else f" --env {shlex.quote(named)}"
+        fault.add(f"`surefoot replay {shlex.quote(str(directory.path))} --fault{again}` meets it")
+    elif run.iteration == 0:
+        directory.forget()
+    stored = directory.checkpoints()[-1:]
+    if stored and not isinstance(fault, NotFiniteError):
+        fault.add(f"the last good checkpoint is {stored[0]}")
+
+
+def _smaller(settings: Settings) -> str:
+    """What to do where a run does not fit."""
+    train = settings.train
+    return (
+        f"an update reads {settings.batch_size:,} rows (num_envs {train.num_envs} x num_steps "
+        f"{train.num_steps}): halve num_steps, or choose narrower --hidden layers"
+    )
+
+
+def _let_go(run: Run) -> None:
+    """Another process may write there now."""
+    if run.directory:
+        unlock(run.directory.path)
 
 
 def drive(
@@ -325,16 +392,18 @@ def drive(
         plan = make_plan(run.settings, run.learner.spec)
         stepper.reset(run.iteration)
         listener.started(run, plan)
-        (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
+        with told_of_memory(_smaller(run.settings)):
+            (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
         if fault is not None:
             raise fault
         return run
-    except SurefootError:
-        _forget_unstarted(run)
+    except SurefootError as fault:
+        _keep_fault(run, fault)
         raise
     finally:
         listener.finished(run)
         stepper.close()
+        _let_go(run)
 
 
 def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError | None]:
@@ -345,7 +414,7 @@ def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError 
     other `jobs`, they go in turns.
 
     Raises:
-        StoppedBySignal: after SIGINT or SIGTERM, with the checkpoints written.
+        StoppedBySignal: after one of `SIGNALS`, with the checkpoints written.
     """
     first, silence = runs[0], Silence()
     states = [run.state for run in runs]
@@ -364,5 +433,6 @@ def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError 
     )
     for run, fault in zip(runs, faults, strict=True):
         if fault is not None:
-            _forget_unstarted(run)
+            _keep_fault(run, fault)
+        _let_go(run)
     return faults

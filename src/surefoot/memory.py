@@ -1,10 +1,15 @@
-"""How many runs fit into memory at once, told by their compiled program."""
+"""What fits into memory: one run, and how many at once; and what is said where it does not."""
 
+import contextlib
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from surefoot.errors import ConfigError, OutOfMemoryError
 
 
 def memory_of(program: Any) -> int:
@@ -24,6 +29,41 @@ def memory_left() -> int | None:
     except (OSError, StopIteration):
         return None
     return int(0.9 * 1024 * int(kilobytes))
+
+
+def check_size(shapes: Any, what: str) -> None:
+    """Refuse what is larger than all memory that is left, before any of it is made.
+
+    Raises:
+        ConfigError: with both sizes.
+    """
+    left = memory_left()
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if left is not None and size > left:
+        raise ConfigError(
+            f"{what} takes {size / 2**30:,.1f} GiB before it learns anything and "
+            f"{left / 2**30:,.1f} GiB are left; choose fewer or narrower --hidden layers",
+            name="TOO-LARGE",
+        )
+
+
+@contextlib.contextmanager
+def told_of_memory(advice: str) -> Iterator[None]:
+    """What a device or the system refuses for want of memory, as a fault with a name.
+
+    Raises:
+        OutOfMemoryError: for what was refused, with the advice.
+    """
+    try:
+        yield
+    except MemoryError as fault:
+        raise OutOfMemoryError(f"out of memory: {fault or 'nothing is left'}; {advice}") from fault
+    except jax.errors.JaxRuntimeError as fault:
+        text = str(fault)
+        if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
+            raise
+        first = " ".join(text.splitlines()[0].split())[:300]
+        raise OutOfMemoryError(f"out of memory: {first}; {advice}") from fault
 
 
 def fitting(program: Any, seeds: int, *, jobs: int = 1) -> int:

@@ -502,6 +502,19 @@ METRICS: dict[str, Metric] = {
     "update/refusals": Metric(
         "updates", "Updates in a row that were not finite.", "0", _NOT_FINITE
     ),
+    "env/outside": Metric(
+        "rows",
+        "Observations of the rollout that lay outside the bounds of their space (host runs).",
+        "0",
+        "mend the environment's observation_space or its observations; --strict-env stops at the "
+        "first.",
+    ),
+    "env/restarts": Metric(
+        "environments",
+        "Environments that raised and were made anew so far, under --on-env-error restart:N.",
+        "0",
+        "mend the environment; nothing of the episodes that they were in is learned from.",
+    ),
     "time/steps_per_second": Metric(
         "steps / s", "Steps over the iteration's time, compilation left out.", "any", _NO_REMEDY
     ),

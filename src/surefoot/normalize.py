@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 
 class RunningStats(NamedTuple):
@@ -21,7 +21,7 @@ def start_stats(shape: tuple[int, ...]) -> RunningStats:
 
 
 def merge_stats(
-    stats: RunningStats, values: Float[Array, "batch ..."], weights: Float[Array, " batch"]
+    stats: RunningStats, values: Shaped[Array, "batch ..."], weights: Float[Array, " batch"]
 ) -> RunningStats:
     """Take in rows of weight above 0; a row with an element that is not finite is left out.
 

@@ -1,6 +1,7 @@
 """Rollouts of Gymnasium's environments, stepped by Python around one small compiled call."""
 
 import time
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ from surefoot.types import Episodes, Params, Rollout
 class HostRollout(NamedTuple):
     """A rollout of Gymnasium's environments, with what only the host can see.
 
-    `infos` are the scalar infos of the episodes' last steps; the seconds are wall clock.
+    `infos` are the scalar infos of the episodes' last steps; `outside` is how many observations
+    lay outside their space; the seconds are wall clock.
     """
 
     rollout: Rollout
     episodes: Episodes
     infos: list[dict[str, float]]
+    outside: int
     env_seconds: float
     policy_seconds: float
 
@@ -49,6 +52,7 @@ class HostCollector:
         self._policy_tree = jax.tree.structure(shapes)
         self._noise = jax.eval_shape(self._draw, jax.random.key(0))
         self._shapes: tuple[PyTree, PyTree] | None = None
+        self._told_outside = False
 
     def _compute_actions(self, policy, obs_stats, obs, mask, noise):
         policy = jax.tree.unflatten(self._policy_tree, policy)
@@ -113,6 +117,8 @@ class HostCollector:
             rows.rewards[t], rows.terminated[t] = step.rewards, step.terminated
             rows.truncated[t], rows.valid[t] = step.truncated, step.valid
             self._count_episodes(t, step)
+            for index in step.restarted:
+                self._drop_episode(rows, t, index)
             for index, obs in step.final_obs.items():
                 final_obs.append(jax.tree.map(as_jax_dtype, obs))
                 final_rows.append(t * envs + index)
@@ -121,10 +127,10 @@ class HostCollector:
         log_probs = self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
         padded, padded_rows = _pad_final(final_obs, final_rows, self._obs, steps * envs)
         rollout = rows._replace(log_probs=log_probs, final_obs=padded, final_rows=padded_rows)
+        outside = self._count_outside(rows.obs)
         seconds = time.monotonic() - started
-        return HostRollout(
-            rollout, self._episodes(steps, envs), infos, env_seconds, seconds - env_seconds
-        )
+        episodes = self._episodes(steps, envs)
+        return HostRollout(rollout, episodes, infos, outside, env_seconds, seconds - env_seconds)
 
     def _count_episodes(self, t: int, step: HostStep) -> None:
         np.add(self._returns, step.rewards, out=self._returns, where=step.valid)
@@ -133,6 +139,25 @@ class HostCollector:
             row = (t, index, float(self._returns[index]), int(self._lengths[index]))
             self._ended.append(row)
             self._returns[index], self._lengths[index] = 0.0, 0
+
+    def _drop_episode(self, rows: Rollout, t: int, index: int) -> None:
+        """Nothing of an episode whose environment raised at a step counts, or is learned from."""
+        done = rows.terminated[:t, index] | rows.truncated[:t, index]
+        begun = int(np.flatnonzero(done)[-1]) + 1 if np.any(done) else 0
+        valid, ended = np.asarray(rows.valid), np.asarray(rows.terminated)
+        valid[begun : t + 1, index], ended[t, index] = False, True
+        self._returns[index], self._lengths[index] = 0.0, 0
+
+    def _count_outside(self, obs: PyTree) -> int:
+        count, first = self._env.count_outside(jax.tree.map(lambda leaf: leaf[1:], obs))
+        if count and not self._told_outside:
+            self._told_outside = True
+            warnings.warn(
+                f"{self._env.spec.env_id}: {first}; such rows are counted as env/outside, and "
+                "--strict-env stops at the first",
+                stacklevel=2,
+            )
+        return count
 
     def _action_shapes(self, policy: Params, obs_stats: Any) -> tuple[PyTree, PyTree]:
         """Shapes of an action as it is sampled, and as it is sent."""

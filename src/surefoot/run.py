@@ -3,12 +3,15 @@
 import contextlib
 import json
 import math
-import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
 
 from surefoot.checkpoint import (
     LARGEST_JSON,
@@ -17,12 +20,30 @@ from surefoot.checkpoint import (
     marked_exact,
     read_checkpoint,
     read_file,
+    replace_file,
     storage,
     strict_json,
     write_checkpoint,
     write_file,
 )
 from surefoot.errors import CheckpointError, ConfigError
+from surefoot.locks import lock, unlock
+
+LARGEST_FAULT = 2**30
+_FAULT = ("fault.json", "fault.safetensors")
+
+
+class FaultRecord(NamedTuple):
+    """A fault of one environment, and what it takes to meet it again.
+
+    `actions` are those that the environment was sent since `seed`, by their place in its action
+    space, [step, ..].
+    """
+
+    said: str
+    index: int
+    seed: int
+    actions: dict[str, np.ndarray]
 
 
 class RunDirectory:
@@ -33,13 +54,15 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunDirectory":
-        """A new run directory.
+        """A new run directory, locked.
 
         Raises:
             ConfigError: where a run or anything else is there already.
-            StorageError: where it cannot be written.
+            StorageError: where it cannot be written, or another run is about to.
         """
         with storage(path, "reading"):
+            if (path / "fault.json").is_file() and not cls(path).checkpoints():
+                cls(path).clear()  # of a run that met a fault before its first checkpoint
             used = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if used:
             raise ConfigError(
@@ -50,6 +73,7 @@ class RunDirectory:
         run = cls(path)
         with storage(path, "writing"):
             path.mkdir(parents=True, exist_ok=True)
+            lock(path)
             write_file(path / "config.json", dump(dict(config)))
         return run
 
@@ -61,6 +85,12 @@ class RunDirectory:
             CheckpointError: where there is no run here.
         """
         file = self.path / "config.json"
+        if "://" in str(self.path) or re.match(r"\w+:/", str(self.path)):
+            raise CheckpointError(
+                f"{self.path} is an address: runs are read from directories only; fetch it "
+                "yourself and check what you got",
+                name="ADDRESS",
+            )
         if not file.exists():
             raise CheckpointError(f"{self.path} is no run directory: it has no config.json")
         config = strict_json(read_file(file, LARGEST_JSON), file)
@@ -81,7 +111,7 @@ class RunDirectory:
         file = self.path / "metrics.jsonl"
         rows = []
         for line in file.read_bytes().splitlines() if file.exists() else ():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
                 if isinstance(row, dict) and isinstance(row.get("iteration"), int):
                     rows.append(row)
@@ -108,26 +138,68 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Remove a run that never reached a checkpoint; what else is here stays."""
-        for name in ("config.json", "metrics.jsonl", "score.json", "wandb-id.txt"):
+        names = (
+            "config.json",
+            "metrics.jsonl",
+            "score.json",
+            "wandb-id.txt",
+            "not-finite.json",
+            "lock",
+        )
+        names += _FAULT
+        for name in names:
             (self.path / name).unlink(missing_ok=True)
         kept = ("checkpoints", "best", "kept", "tensorboard", "wandb")
         folders = (self.path / name for name in kept)
         for left in (*self.path.glob(".tmp-*"), *folders):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+        unlock(self.path)
         with contextlib.suppress(OSError):  # somebody else's files are there
             self.path.rmdir()
 
-    def write(self, name: str, text: str) -> None:
+    def clear(self) -> None:
+        """The same, where nobody is writing.
+
+        Raises:
+            StorageError: where another process is.
+        """
+        lock(self.path)
+        self.forget()
+
+    def write_fault(self, fault: FaultRecord) -> None:
+        """Keep a fault of an environment, so that it can be met again."""
+        about = {"said": fault.said, "index": fault.index, "seed": fault.seed}
+        # A slice of a larger array would be written as the memory that it lies in.
+        whole = {name: np.array(leaf, order="C") for name, leaf in fault.actions.items()}
+        self.write(_FAULT[1], safetensors.numpy.save(whole))
+        self.write(_FAULT[0], dump(about))
+
+    def read_fault(self) -> FaultRecord:
+        """The fault that was kept last.
+
+        Raises:
+            CheckpointError: where there is none, or it is damaged.
+        """
+        file = self.path / _FAULT[0]
+        if not file.exists():
+            raise CheckpointError(
+                f"{self.path} has no fault of an environment to replay: none ended it, or it came "
+                "as a ready vector, or is JAX-native",
+                name="NO-FAULT",
+            )
+        about = strict_json(read_file(file, LARGEST_JSON), file)
+        data = read_file(self.path / _FAULT[1], LARGEST_FAULT)
+        try:
+            actions = safetensors.numpy.load(data)
+            return FaultRecord(str(about["said"]), int(about["index"]), int(about["seed"]), actions)
+        except Exception as fault:
+            raise CheckpointError(f"{file} cannot be read: {fault}") from fault
+
+    def write(self, name: str, text: str | bytes) -> None:
         """Write a small file whole, or leave the old one."""
         target = self.path / name
-        aside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
         with storage(target, "writing"):
-            try:
-                write_file(aside, text.encode())
-                aside.replace(target)
-            except BaseException:
-                aside.unlink(missing_ok=True)
-                raise
+            replace_file(target, text.encode() if isinstance(text, str) else text)
 
     def folder(self, name: str) -> Path:
         """A folder of the run for what was made of it later, there from now on."""

@@ -13,6 +13,7 @@ from surefoot.envs.host import HostEnv
 from surefoot.learner import Learner, is_due
 from surefoot.loop_state import LoopState
 from surefoot.rollout_host import HostCollector
+from surefoot.types import Rollout
 
 Notice = Callable[[str], None]
 """Called with the name of a program before it is built, which takes seconds."""
@@ -53,6 +54,10 @@ class Stepper(Protocol):
         """The state after the chunk, and one row of metrics an iteration."""
         ...
 
+    def last_rollout(self, state: LoopState) -> Rollout:
+        """What the update before this state learned from, or the like of it."""
+        ...
+
     def close(self) -> None:
         """Let go of the environments."""
         ...
@@ -76,6 +81,7 @@ class HostStepper:
         compiled, warming = self._learn.seconds, self._warm_up(state)
         started, iteration = time.monotonic(), int(state.iteration)
         host = self._collector.collect(state.params["policy"], state.obs_stats, iteration)
+        self._rollout = host.rollout
         before, look = time.monotonic(), np.bool_(is_due(self._settings, iteration))
         state, metrics = self._learn(state, host.rollout, host.episodes, look)
         metrics = jax.device_get(metrics)
@@ -83,6 +89,8 @@ class HostStepper:
         now = time.monotonic()
         row = metrics | _info_means(host.infos, self._settings.train.info_keys)
         row |= {
+            "env/outside": host.outside,
+            "env/restarts": self._env.restarts,
             "time/env": host.env_seconds,
             "time/policy": host.policy_seconds,
             "time/update": now - before - compiling,
@@ -90,6 +98,10 @@ class HostStepper:
             "time/iteration": now - started - compiling,
         }
         return state, [row]
+
+    def last_rollout(self, state: LoopState) -> Rollout:
+        """The last one that was collected."""
+        return self._rollout
 
     def _warm_up(self, state: LoopState) -> float:
         """Compile what acting needs before the first rollout; the seconds that took."""
@@ -123,9 +135,15 @@ class JaxStepper:
         self._chunk = chunk_length(settings)
         run = chunk_of(learner, settings, self._chunk)
         self._run = Compiled(run, "the whole iteration", compiling)
+        self._collect = learner.collect
 
     def reset(self, iteration: int) -> None:
         """Nothing: the environments' states are part of the loop's."""
+
+    def last_rollout(self, state: LoopState) -> Rollout:
+        """The one that comes next: those before it stayed inside the program."""
+        assert self._collect is not None
+        return jax.jit(self._collect)(state)[1]
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
@@ -155,6 +173,7 @@ class Together:
         self._chunk = chunk_length(settings)
         run = jax.vmap(chunk_of(learner, settings, self._chunk), in_axes=(0, None, None))
         self._run = Compiled(run, f"the whole iteration of {len(states)} seeds", compiling)
+        self._collect = learner.collect
         self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         self._take = jax.jit(lambda states, i: jax.tree.map(lambda leaf: leaf[i], states))
         self._iteration, self._rows = int(states[0].iteration), [[]] * len(states)
@@ -171,6 +190,11 @@ class Together:
         if iteration == self._iteration:
             self._advance()
         return self._take(self._states, position), self._rows[position]
+
+    def rollout(self, state: LoopState) -> Rollout:
+        """A rollout of one of the runs."""
+        assert self._collect is not None
+        return jax.jit(self._collect)(state)[1]
 
     def _advance(self) -> None:
         count = min(self._chunk, self._iterations - self._iteration)
@@ -200,6 +224,10 @@ class _Seat:
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """The state behind the chunk, which the others go through as well."""
         return self._together.chunk_of(self._position, int(state.iteration))
+
+    def last_rollout(self, state: LoopState) -> Rollout:
+        """The one that comes next."""
+        return self._together.rollout(state)
 
     def close(self) -> None:
         """Nothing to close."""

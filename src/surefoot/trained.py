@@ -10,13 +10,14 @@ import numpy as np
 from surefoot.checkpoint import restore_arrays
 from surefoot.config import OwnNetwork, Settings
 from surefoot.envs import EnvSource, find_env, imports_nothing
-from surefoot.envs.host import HostEnv, open_host_env
+from surefoot.envs.host import Care, HostEnv, open_host_env
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.vector import spread
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.evaluation import Evaluation, evaluate_host, evaluate_jax
 from surefoot.learner import Learner, make_learner
 from surefoot.loop_state import LoopState
+from surefoot.memory import check_size
 from surefoot.networks import build
 from surefoot.policy import Policy
 from surefoot.presets import frozen_settings
@@ -118,6 +119,7 @@ class Evaluator:
                 source,
                 min(episodes, MOST_EVALUATION_ENVS),
                 seed=settings.train.seed,
+                care=Care.of(settings.train),
             )
         )
 
@@ -182,16 +184,41 @@ def begin(
         if to_train:
             how = train.vectorization
             processes = spread(source, how, num_envs=train.num_envs, steps=train.steps)
-        opened = open_host_env(source, train.num_envs, seed=train.seed, processes=processes)
+        opened = open_host_env(
+            source, train.num_envs, seed=train.seed, processes=processes, care=Care.of(train)
+        )
         native = None
     try:
         network = build(opened.spec, settings.network, own.policy, own.critic)
         learner = make_learner(settings, opened.spec, network, native)
+        check_size(jax.eval_shape(learner.init, train.seed), settings.env + "'s run")
         return Run(settings, source, learner, jax.jit(learner.init)(train.seed)), opened
     except BaseException:
         if isinstance(opened, HostEnv) and source.kind != "vector":
             opened.close()
         raise
+
+
+def named_source(directory: RunDirectory, env: Any = None) -> tuple[Settings, EnvSource]:
+    """The settings of a run, and the source of its environments; nothing it names is imported.
+
+    Raises:
+        CheckpointError: where there is no run, or its environment must be named again.
+    """
+    config, path = directory.config, directory.path
+    named = config.get("env")
+    if not isinstance(named, str):
+        raise CheckpointError(f"{path}: config.json names no environment")
+    local = config.get("env_from_python", False) or not imports_nothing(named)
+    if env is None and local:
+        raise CheckpointError(
+            f"{path} was trained on {named}, which loading will not import by itself; "
+            f"name it again: --env {named} (in Python: env=...)",
+            name="NAME-ENV",
+        )
+    settings = frozen_settings(config, path / "config.json")
+    by_id = env is None or isinstance(env, str)
+    return settings, find_env(named if env is None else env, settings.env_kwargs if by_id else {})
 
 
 def open_run(
@@ -212,25 +239,13 @@ def open_run(
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
     directory, own = RunDirectory(Path(path)), own or OwnNetworks()
+    settings, source = named_source(directory, env)
     config = directory.config
-    named = config.get("env")
-    if not isinstance(named, str):
-        raise CheckpointError(f"{path}: config.json names no environment")
-    local = config.get("env_from_python", False) or not imports_nothing(named)
-    if env is None and local:
-        raise CheckpointError(
-            f"{path} was trained on {named}, which loading will not import by itself; "
-            f"name it again: --env {named} (in Python: env=...)",
-            name="NAME-ENV",
-        )
     if config.get("own_networks", False) and own == OwnNetworks():
         raise CheckpointError(
             f"{path} was trained with a network of your own; give it again (network=...)",
             name="NAME-NETWORK",
         )
-    settings = frozen_settings(config, directory.path / "config.json")
-    by_id = env is None or isinstance(env, str)
-    source = find_env(named if env is None else env, settings.env_kwargs if by_id else {})
     checkpoint = directory.newest(exact=exact, folder=folder)
     run, opened = begin(settings, source, own, to_train=to_train)
     try:

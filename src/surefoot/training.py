@@ -1,5 +1,6 @@
 """Train a policy, go on with a run, or do whichever of the two a directory calls for."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from surefoot.envs import EnvSource, find_env
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import ConfigError
+from surefoot.locks import lock, unlock
 from surefoot.loop import Listener, drive, versions
 from surefoot.presets import differing_settings, known_rule, settle
 from surefoot.run import RunDirectory
@@ -156,15 +158,37 @@ def resume(
 
     Raises:
         CheckpointError: where there is no run, or no checkpoint to go on from.
+        StorageError: where another process is at it.
     """
-    run, opened = open_run(path, env=env, own=network, exact=exact, to_train=True)
-    assert run.directory is not None
-    if run.finished:
-        if isinstance(opened, HostEnv):
-            opened.close()
-        return run
-    run.rows = run.directory.trim(run.iteration, run.env_steps)
-    return drive(run, opened, listener, on_update)
+    directory = RunDirectory(Path(path))
+    _ = directory.config  # is it a run at all?
+    lock(directory.path)
+    try:
+        run, opened = open_run(path, env=env, own=network, exact=exact, to_train=True)
+        if run.finished:
+            if isinstance(opened, HostEnv):
+                opened.close()
+            return run
+        _tell_versions(directory)
+        run.rows = directory.trim(run.iteration, run.env_steps)
+        return drive(run, opened, listener, on_update)
+    finally:
+        unlock(directory.path)
+
+
+def _tell_versions(directory: RunDirectory) -> None:
+    """Warn where a run goes on under other versions than it began with."""
+    began, now = directory.config.get("versions"), versions()
+    began = began if isinstance(began, dict) else {}
+    others = [
+        f"{name} {began.get(name)} to {now[name]}" for name in now if began.get(name) != now[name]
+    ]
+    if others:
+        warnings.warn(
+            f"{directory.path} goes on under other versions ({', '.join(others)}): it need not "
+            "equal a run that never stopped",
+            stacklevel=2,
+        )
 
 
 def train_or_resume(
@@ -184,6 +208,6 @@ def train_or_resume(
     if differences:
         raise ConfigError(f"{path} holds another run: {'; '.join(differences[:5])}")
     if not directory.checkpoints():
-        directory.forget()
+        directory.clear()
         return start()
     return resume(path, **how)

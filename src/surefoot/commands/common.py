@@ -1,16 +1,47 @@
 """What several commands share: JSON lines, arguments of environments, the cache of programs."""
 
+import contextlib
 import json
+import os
 import shlex
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 from surefoot.errors import ConfigError
+
+_own_stdout: IO[str] | None = None
+
+
+@contextlib.contextmanager
+def only_json() -> Iterator[None]:
+    """Standard output has nothing but what `emit` says: what environments print goes elsewhere.
+
+    That is standard error, for Python's prints, those of native code and of other processes.
+    """
+    global _own_stdout
+    number, kept = None, sys.stdout
+    with contextlib.suppress(OSError, ValueError):  # a stand-in has no number
+        number = sys.stdout.fileno()
+    if number is not None:
+        sys.stdout.flush()
+        kept = os.fdopen(os.dup(number), "w", encoding="utf-8")
+        os.dup2(2, number)
+    _own_stdout = kept
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _own_stdout = None
+        if number is not None:
+            os.dup2(kept.fileno(), number)
+            with contextlib.suppress(BrokenPipeError):
+                kept.close()
 
 
 def emit(record: Mapping[str, Any]) -> None:
     """One JSON line on standard output."""
-    print(json.dumps(record, allow_nan=False), flush=True)
+    print(json.dumps(record, allow_nan=False), file=_own_stdout, flush=True)
 
 
 def parse_env_kwargs(text: str | None) -> dict[str, Any]:

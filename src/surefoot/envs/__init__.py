@@ -201,10 +201,10 @@ def _missing_extra(env_id: str, fault: Exception) -> ConfigError:
     return ConfigError(f"{env_id} needs a package that is not installed: {fix}", name="EXTRA")
 
 
-def crashed(env_id: str, doing: str, fault: Exception) -> EnvCrashError:
+def crashed(env_id: str, doing: str, fault: BaseException) -> EnvCrashError:
     """The error for an exception that an environment raised."""
     text = " ".join(str(fault).split()) or "no message"
-    kind = getattr(fault, "raised", type(fault).__name__)  # of another process
     return EnvCrashError(
-        f"{env_id}: {doing} raised {kind}: {text}; run it alone with the same seed to see it"
+        f"{env_id}: {doing} raised {type(fault).__name__}: {text}; run it alone with the same seed "
+        "to see it"
     )

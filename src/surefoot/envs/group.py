@@ -4,6 +4,7 @@ It lives here, away from JAX, because every process that steps environments impo
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from surefoot.envs import EnvSource, OwnObs, crashed
+from surefoot.envs.contract import ObsContract, check_info, check_outcome, old_interface
+from surefoot.envs.watch import OverdueError
 from surefoot.errors import EnvContractError, SurefootError
 
 Told = list[tuple[int, dict[str, Any]]]
@@ -76,49 +79,142 @@ def _write(target: Any, values: Any) -> None:
         target[...] = values
 
 
+class EnvRaisedError(Exception):
+    """What one environment raised, here or in another process.
+
+    Attributes:
+        index: the environment's number.
+        raised: the name of the class that it raised.
+        trace: where it did.
+    """
+
+    def __init__(self, index: int, raised: str, text: str, trace: str):
+        super().__init__(index, raised, text, trace)
+        self.index, self.raised, self.text, self.trace = index, raised, text, trace
+
+    def __str__(self) -> str:
+        return f"{self.raised}: {self.text}\n{self.trace}"
+
+
+class blaming:  # noqa: N801  (a context manager, and one that must cost little)
+    """Names the environment in what it raises, and in what it gives wrong.
+
+    Raises:
+        EnvContractError: for a broken contract, with the environment's number.
+        EnvRaisedError: for all else, what ends a process included.
+    """
+
+    def __init__(self, index: int):
+        self._index = index
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
+        if fault is None:
+            return
+        if isinstance(fault, OverdueError):
+            fault.args = (f"environment {self._index}",)
+        elif isinstance(fault, EnvContractError):
+            fault.index = self._index
+        elif isinstance(fault, Exception | SystemExit) and not isinstance(fault, SurefootError):
+            hint = old_interface(fault)
+            if hint:
+                raise EnvContractError(hint, index=self._index) from fault
+            text = " ".join(str(fault).split())
+            found = "".join(traceback.format_exception(fault))
+            raise EnvRaisedError(self._index, type(fault).__name__, text, found) from fault
+
+
 class Group:
     """Environments stepped one after another, with same-step autoreset.
+
+    One that raises in a step is thrown away where there is a way to `make_again`: another one
+    starts an episode in its place, with a seed of its own, and is told of as "restarted".
 
     Attributes:
         envs: the environments; `first` is the number of the first among all.
     """
 
-    def __init__(self, envs: Sequence[OwnObs], board: Board, first: int):
-        self.envs, self.first = envs, first
+    def __init__(
+        self,
+        envs: list[OwnObs],
+        board: Board,
+        first: int,
+        make_again: Callable[[], gymnasium.Env] | None = None,
+    ):
+        self.envs, self.first, self._make_again = envs, first, make_again
         self._board = board.rows(first, len(envs))
         self._obs_space = envs[0].observation_space
         self._action_spaces = batch_space(envs[0].action_space, len(envs))
+        self._contract = ObsContract(self._obs_space)
+        self._seeds: Sequence[int] = ()
+        self._restarts = 0
 
     def reset(self, seeds: Sequence[int]) -> Told:
         """Start a new episode everywhere."""
-        told, seen = [], []
+        told, seen, self._seeds = [], [], seeds
         for i, env in enumerate(self.envs):
-            obs, info = env.reset(seed=seeds[i])
-            seen.append(obs)
-            if "action_mask" in info:
-                told.append((self.first + i, {"action_mask": info["action_mask"]}))
+            with blaming(self.first + i):
+                obs, info = env.reset(seed=seeds[i])
+                check_info(info, "reset")
+                seen.append(self._contract(obs))
+                if "action_mask" in info:
+                    told.append((self.first + i, {"action_mask": info["action_mask"]}))
         concatenate(self._obs_space, seen, self._board.obs)
         return told
 
     def step(self) -> Told:
         """Act as the board says, and start the next episode where one ends."""
-        told, seen, board = [], [], self._board
+        told, seen = [], []
         # An environment may keep its action, and the board's is overwritten.
-        actions = _map(np.copy, board.actions)
+        actions = _map(np.copy, self._board.actions)
         for i, action in enumerate(iterate(self._action_spaces, actions)):
-            env, tell = self.envs[i], {}
-            obs, board.rewards[i], terminated, truncated, info = env.step(action)
-            board.terminated[i], board.truncated[i] = terminated, truncated
-            if terminated or truncated:
-                tell = {"final_obs": obs, "final_info": _numbers(info)}
-                obs, info = env.reset()
-            if "action_mask" in info:
-                tell["action_mask"] = info["action_mask"]
+            try:
+                obs, tell = self._step(i, action)
+            except EnvRaisedError as fault:
+                if self._make_again is None:
+                    raise
+                obs, tell = self._restart(i, fault)
             if tell:
                 told.append((self.first + i, tell))
             seen.append(obs)
-        concatenate(self._obs_space, seen, board.obs)
+        concatenate(self._obs_space, seen, self._board.obs)
         return told
+
+    def _step(self, i: int, action: Any) -> tuple[Any, dict[str, Any]]:
+        env, board, tell = self.envs[i], self._board, {}
+        with blaming(self.first + i):
+            obs, reward, terminated, truncated, info = env.step(action)
+            check_outcome(reward, terminated, truncated, info)
+            board.rewards[i] = reward
+            board.terminated[i], board.truncated[i] = terminated, truncated
+            obs = self._contract(obs)
+            if terminated or truncated:
+                tell = {"final_obs": obs, "final_info": _numbers(info)}
+                obs, info = env.reset()
+                check_info(info, "reset")
+                obs = self._contract(obs)
+            if "action_mask" in info:
+                tell["action_mask"] = info["action_mask"]
+        return obs, tell
+
+    def _restart(self, i: int, fault: EnvRaisedError) -> tuple[Any, dict[str, Any]]:
+        """Another environment in the place of one that raised, at the start of an episode."""
+        assert self._make_again is not None
+        close_envs([self.envs[i]])
+        self._restarts += 1
+        words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)
+        seed = int(words[0]) & 0x7FFFFFFF
+        with blaming(self.first + i):
+            self.envs[i] = OwnObs(self._make_again())
+            obs, info = self.envs[i].reset(seed=seed)
+            check_info(info, "reset")
+            obs = self._contract(obs)
+        self._board.rewards[i] = 0.0
+        self._board.terminated[i] = self._board.truncated[i] = False
+        tell = {"restarted": f"{fault.raised}: {fault.text}", "seed": seed}
+        return obs, tell | {key: info[key] for key in ("action_mask",) if key in info}
 
 
 def _numbers(info: dict[str, Any]) -> dict[str, float]:
@@ -151,7 +247,7 @@ def make_envs(source: EnvSource, count: int, first: int = 0) -> list[OwnObs]:
             envs.append(OwnObs(source.make()))
             expected = envs[0].observation_space, envs[0].action_space
             check_spaces(source.env_id, envs[-1], expected, index)
-    except Exception as fault:
+    except (Exception, SystemExit) as fault:
         close_envs(envs)
         if isinstance(fault, SurefootError):
             raise

@@ -1,7 +1,7 @@
 """Gymnasium's vector environments behind one contract, whatever their autoreset mode."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,12 +10,20 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
+from surefoot.config import Train
 from surefoot.envs import EnvSource, crashed, time_limit
+from surefoot.envs.contract import Bounds, ObsContract, find_not_finite
+from surefoot.envs.group import EnvRaisedError
 from surefoot.envs.masks import empty_masks, write_mask
+from surefoot.envs.tape import Tape
 from surefoot.envs.vector import make_vector
+from surefoot.envs.watch import OverdueError, Watch
 from surefoot.errors import EnvContractError, EnvCrashError
 from surefoot.spaces import own_dtype
 from surefoot.types import EnvSpec
+
+CLOSING = 30.0
+"""Seconds that environments have to close, where a step has less."""
 
 
 class HostStep(NamedTuple):
@@ -25,6 +33,8 @@ class HostStep(NamedTuple):
     disjoint. `final_obs` maps the index of each truncated environment to its true last
     observation. `valid` is False where the action was ignored because the step was a reset.
     `final_infos` maps the index of each environment whose episode ended to that step's info.
+    `restarted` are the environments that raised and were made anew: what they did since their
+    episode began is lost, and `obs` begins another.
     """
 
     obs: PyTree
@@ -35,6 +45,25 @@ class HostStep(NamedTuple):
     final_obs: dict[int, PyTree]
     valid: np.ndarray
     final_infos: dict[int, dict[str, Any]]
+    restarted: list[int]
+
+
+class Care(NamedTuple):
+    """What is done about environments that misbehave.
+
+    `strict`: whether an observation outside its space is a fault. `timeout_s`: seconds that a step
+    may take, 0 for any. `restarts`: how many environments that raised are made anew.
+    """
+
+    strict: bool = False
+    timeout_s: float = 0.0
+    restarts: int = 0
+
+    @classmethod
+    def of(cls, train: Train) -> "Care":
+        """As a run's settings have it."""
+        _, _, times = train.on_env_error.partition(":")
+        return cls(train.strict_env, train.env_timeout_s, int(times or 0))
 
 
 def _time_limit(vector: Any, *, ours: bool) -> int | None:
@@ -73,14 +102,28 @@ class HostEnv:
     Attributes:
         spec: spaces, time limit, and whether there are action masks.
         num_envs: how many environments step side by side.
+        restarts: how many were made anew so far.
     """
 
-    def __init__(self, vector: VectorEnv, env_id: str, *, seed: int, ours: bool = False):
+    def __init__(
+        self,
+        vector: VectorEnv,
+        env_id: str,
+        *,
+        seed: int,
+        ours: bool = False,
+        care: Care = Care(),  # noqa: B008  (it never changes)
+    ):
         self._mode = _autoreset_mode(vector, env_id)
         self._vector: Any = vector  # the base class types neither lists of seeds nor masks
         self.num_envs = vector.num_envs
         self._resetting = np.zeros(self.num_envs, bool)
-        self._steps = 0
+        self._tape, self._care, self.restarts = Tape(), care, 0
+        self._watch = Watch(care.timeout_s, env_id)
+        self._bounds = Bounds(vector.single_observation_space)
+        # Those of our own vectors are looked at one by one, where they are given.
+        space = vector.single_observation_space
+        self._contract = None if ours else ObsContract(space, self.num_envs)
         self.spec = EnvSpec(
             env_id=env_id,
             observation_space=vector.single_observation_space,
@@ -93,42 +136,126 @@ class HostEnv:
         if "action_mask" in infos:
             self.spec = replace(self.spec, masked=True)
 
-    def _guarded(self, doing: str, call: Callable[[], Any]) -> Any:
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Says of every fault where it came from, and what was done to the environment before."""
         try:
-            return call()
+            with self._watch:
+                yield
+        except OverdueError as fault:
+            what = f"{fault.args[0] if fault.args else 'it'} {self._watch.told}"
+            raise self._located(EnvCrashError(what, name="ENV-HUNG")) from fault
+        except EnvRaisedError as fault:
+            what = f"raised {fault.raised}: {fault.text or 'no message'}"
+            raise self._located(EnvCrashError(what, index=fault.index)) from fault
+        except EnvContractError as breach:
+            raise self._located(breach) from breach.__cause__
         except EnvCrashError:
             raise
         except Exception as fault:
+            doing = f"step {self._tape.steps}" if self._tape.steps else "reset"
             raise crashed(self.spec.env_id, doing, fault) from fault
 
+    def _located(self, fault: EnvContractError | EnvCrashError) -> EnvContractError | EnvCrashError:
+        index, where = fault.index, f"{self.spec.env_id}: "
+        if index is None:
+            steps = self._tape.steps
+            at = f"at step {steps}" if steps else "at a reset"
+        else:
+            where += f"environment {index}" + (" " if isinstance(fault, EnvCrashError) else ": ")
+            steps, seed = self._tape.age(index), self._tape.seeds[index]
+            at = f"at step {steps} after reset(seed={seed})" if steps else f"at reset(seed={seed})"
+            fault.story = self._tape.of(index)
+            at += f", action {_short(fault.story.actions)}" if steps and fault.story else ""
+        fault.args = (f"{where}{fault}; {at}",)
+        return fault
+
+    def _checked(self, obs: PyTree, rewards: np.ndarray | None = None) -> PyTree:
+        """The observations, if they and the rewards are what they should be."""
+        obs = obs if self._contract is None else self._contract(obs)
+        wrong = find_not_finite(obs, "observation")
+        if wrong is None and rewards is not None:
+            if rewards.shape != (self.num_envs,):
+                raise EnvContractError(f"rewards have shape {rewards.shape}, not {self.num_envs}")
+            wrong = find_not_finite(rewards, "reward")
+        if wrong is not None:
+            raise EnvContractError(f"{wrong.where} is {wrong.value}", index=wrong.row)
+        if self._care.strict:
+            rows, first = self._bounds.outside(obs, leading=1)
+            if rows is not None:
+                raise EnvContractError(first, index=int(np.argmax(rows)))
+        return obs
+
+    def count_outside(self, obs: PyTree) -> tuple[int, str]:
+        """How many of a rollout's observations, [time, env, ..], lie outside their space.
+
+        The second is the first of them, in words.
+        """
+        rows, first = self._bounds.outside(obs, leading=2)
+        return (0, "") if rows is None else (int(rows.sum()), first)
+
+    def _restarted(self, infos: dict[str, Any]) -> list[int]:
+        """Environments that raised in this step and were made anew.
+
+        Raises:
+            EnvCrashError: where they are more than are allowed.
+        """
+        if "restarted" not in infos:
+            return []
+        rows = np.flatnonzero(infos["_restarted"]).tolist()
+        for row in rows:
+            self.restarts += 1
+            if self.restarts > self._care.restarts:
+                said = f"raised {infos['restarted'][row]}, after {self._care.restarts} restarts"
+                raise EnvCrashError(said, index=row)
+        for row in rows:
+            self._tape.restart(row, int(infos["seed"][row]))
+        return rows
+
     def _reset(self, seeds: list[int]) -> tuple[PyTree, dict[str, Any]]:
-        return self._guarded(f"reset(seed={seeds[0]}...)", lambda: self._vector.reset(seed=seeds))
+        self._tape.start(seeds)
+        with self._telling():
+            obs, infos = self._vector.reset(seed=seeds)
+            return self._checked(obs), infos
 
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
-        """Start a new episode everywhere; the first observations and action masks."""
+        """Start a new episode everywhere; the first observations and action masks.
+
+        Raises:
+            EnvCrashError: where an environment raises.
+            EnvContractError: for what does not fit its space, or is not finite.
+        """
         obs, infos = self._reset(seeds)
         self._resetting = np.zeros(self.num_envs, bool)
-        return obs, self._mask(infos)
+        with self._telling():
+            return obs, self._mask(infos)
 
     def step(self, actions: PyTree) -> HostStep:
         """Act everywhere at once.
 
         Raises:
             EnvCrashError: where an environment raises.
-            EnvContractError: for an action mask that does not fit or allows nothing.
+            EnvContractError: for what does not fit its space, is not finite, or for an action mask
+                that does not fit or allows nothing.
         """
-        self._steps += 1
-        doing, actions = f"step {self._steps}", own_dtype(self.spec.action_space, actions)
-        obs, rewards, terminated, truncated, infos = self._guarded(
-            doing, lambda: self._vector.step(actions)
-        )
+        actions = own_dtype(self.spec.action_space, actions)
+        self._tape.add(actions)
+        with self._telling():
+            return self._step(actions)
+
+    def _step(self, actions: PyTree) -> HostStep:
+        obs, rewards, terminated, truncated, infos = self._vector.step(actions)
+        rewards = np.asarray(rewards)
+        obs = self._checked(obs, rewards)
+        restarted = self._restarted(infos)
         valid = ~self._resetting
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         truncated = truncated & ~terminated
         done = terminated | truncated
         ended = np.flatnonzero(done).tolist()
         final_infos = {i: self._final_info(infos, i) for i in ended}
-        final_obs = {i: self._final_obs(obs, infos, i) for i in ended if truncated[i]}
+        final_obs = {i: self._final_obs(obs, infos, i) for i in ended}
+        final_obs = {i: final for i, final in final_obs.items() if truncated[i]}
         if self._mode is AutoresetMode.SAME_STEP:
             mask = self._mask(infos)
         else:
@@ -137,21 +264,26 @@ class HostEnv:
         if self._mode is AutoresetMode.NEXT_STEP:
             self._resetting = done
         if self._mode is AutoresetMode.DISABLED and done.any():
-            restart = {"reset_mask": done}
-            obs, infos = self._guarded(doing, lambda: self._vector.reset(options=restart))
+            obs, infos = self._vector.reset(options={"reset_mask": done})
+            obs = self._checked(obs)
             mask = self._mask(infos, unread=~done, masks=mask)
         return HostStep(
-            obs, mask, np.asarray(rewards), terminated, truncated, final_obs, valid, final_infos
+            obs, mask, rewards, terminated, truncated, final_obs, valid, final_infos, restarted
         )
 
     def _final_obs(self, obs: PyTree, infos: dict[str, Any], index: int) -> PyTree:
         """The true last observation of one environment, in memory of its own."""
-        if self._mode is AutoresetMode.SAME_STEP:
-            final = infos["final_obs"]
-            if isinstance(final, dict | tuple):
-                return jax.tree.map(lambda leaf: np.array(leaf[index]), final)
-            return jax.tree.map(np.array, final[index])
-        return jax.tree.map(lambda leaf: np.array(leaf[index]), obs)
+        if self._mode is not AutoresetMode.SAME_STEP:
+            return jax.tree.map(lambda leaf: np.array(leaf[index]), obs)
+        final = infos["final_obs"]
+        if isinstance(final, dict | tuple):
+            final = jax.tree.map(lambda leaf: np.array(leaf[index]), final)
+        else:
+            final = jax.tree.map(np.array, final[index])
+        wrong = find_not_finite(jax.tree.map(lambda leaf: leaf[None], final), "last observation")
+        if wrong is not None:
+            raise EnvContractError(f"{wrong.where} is {wrong.value}", index=index)
+        return final
 
     def _final_info(self, infos: dict[str, Any], index: int) -> dict[str, Any]:
         """The scalar entries of the info of an episode's last step."""
@@ -179,8 +311,7 @@ class HostEnv:
         if not self.spec.masked:
             if given is not None:
                 raise EnvContractError(
-                    f"{self.spec.env_id}: info['action_mask'] came at step {self._steps} and not "
-                    "on reset; give one in every info"
+                    "info['action_mask'] came at a step and not on reset; give one in every info"
                 )
             return None
         if masks is None:
@@ -194,16 +325,33 @@ class HostEnv:
 
     def close(self) -> None:
         """Close the environments and their processes; one that fails to close stops nobody."""
-        with contextlib.suppress(Exception):
+        self._watch.seconds = max(self._watch.seconds, CLOSING)
+        with contextlib.suppress(Exception, OverdueError), self._watch:
             self._vector.close()
+        self._watch.close()
 
 
-def open_host_env(source: EnvSource, num_envs: int, *, seed: int, processes: int = 1) -> HostEnv:
+def open_host_env(
+    source: EnvSource,
+    num_envs: int,
+    *,
+    seed: int,
+    processes: int = 1,
+    care: Care = Care(),  # noqa: B008
+) -> HostEnv:
     """Build and reset the environments of a source, spread over `processes`."""
-    vector = make_vector(source, num_envs, processes=processes)
+    vector = make_vector(source, num_envs, processes=processes, restart=care.restarts > 0)
     try:
-        return HostEnv(vector, source.env_id, seed=seed, ours=source.kind == "gymnasium")
+        ours = source.kind == "gymnasium"
+        return HostEnv(vector, source.env_id, seed=seed, ours=ours, care=care)
     except BaseException:
         if source.kind != "vector":
             vector.close()
         raise
+
+
+def _short(actions: PyTree) -> str:
+    """The last action of a story, on one line."""
+    last = [leaf[-1] for leaf in jax.tree.leaves(actions)]
+    shown = [np.array2string(leaf, precision=4, threshold=8, edgeitems=4) for leaf in last]
+    return " ".join(" ".join(shown).split())

@@ -23,8 +23,11 @@ def write_mask(spec: EnvSpec, masks: PyTree, given: Any, row: int) -> None:
     Raises:
         EnvContractError: for a mask of another form or size, or one that allows nothing.
     """
-    where = f"{spec.env_id}: info['action_mask'] of environment {row}"
-    _write(spec.action_space, masks, given, row, where)
+    try:
+        _write(spec.action_space, masks, given, row, "info['action_mask']")
+    except EnvContractError as breach:
+        breach.index = row
+        raise
 
 
 def _write(space: Any, masks: PyTree, given: Any, row: int, where: str) -> None:

@@ -95,7 +95,9 @@ class SameStepVector(VectorEnv):
         time_limit: of the environments, in steps, or None.
     """
 
-    def __init__(self, source: EnvSource, num_envs: int, *, processes: int = 1):
+    def __init__(
+        self, source: EnvSource, num_envs: int, *, processes: int = 1, restart: bool = False
+    ):
         own, *others = _shares(num_envs, processes)
         patience = PATIENCE if processes <= usable_cores() else 0.0
         self._workers: list[Worker] = []
@@ -105,7 +107,14 @@ class SameStepVector(VectorEnv):
             undo.callback(end_workers, self._workers)
             memory = stack.enter_context(contextlib.closing(BoardMemory()))
             for rows in others:
-                worker = Worker(source, memory, rows=rows, num_envs=num_envs, patience=patience)
+                worker = Worker(
+                    source,
+                    memory,
+                    rows=rows,
+                    num_envs=num_envs,
+                    patience=patience,
+                    restart=restart,
+                )
                 self._workers.append(worker)
             envs += make_envs(source, len(own))
             spaces = envs[0].observation_space, envs[0].action_space
@@ -115,7 +124,8 @@ class SameStepVector(VectorEnv):
             for worker in self._workers:
                 worker.answer()
             undo.pop_all()
-        self._group, self._board = Group(envs, board, own[0]), board
+        again = source.make if restart else None
+        self._group, self._board = Group(envs, board, own[0], again), board
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = spaces
         self.observation_space, self.action_space = (batch_space(one, num_envs) for one in spaces)
@@ -164,7 +174,9 @@ def _shares(num_envs: int, processes: int) -> list[range]:
     return [range(*pair) for pair in itertools.pairwise(ends)]
 
 
-def make_vector(source: EnvSource, num_envs: int, *, processes: int = 1) -> VectorEnv:
+def make_vector(
+    source: EnvSource, num_envs: int, *, processes: int = 1, restart: bool = False
+) -> VectorEnv:
     """A vector environment of `num_envs`, with same-step autoreset where it is built here.
 
     Raises:
@@ -176,12 +188,17 @@ def make_vector(source: EnvSource, num_envs: int, *, processes: int = 1) -> Vect
     if source.kind in ("gymnasium", "pool"):
         try:
             if source.kind == "pool":
-                return source.make(num_envs)
-            return SameStepVector(source, num_envs, processes=processes)
+                return source.make(num_envs)  # its environments raise nothing
+            return SameStepVector(source, num_envs, processes=processes, restart=restart)
         except SurefootError:
             raise
         except Exception as fault:
             raise crashed(source.env_id, "making it", fault) from fault
+    if restart:
+        raise ConfigError(
+            f"{source.env_id} came as a ready vector environment, of which none can be made anew; "
+            "leave --on-env-error out, or give a function that makes one environment"
+        )
     vector = source.make()
     if vector.num_envs != num_envs:
         raise ConfigError(

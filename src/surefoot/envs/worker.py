@@ -27,8 +27,18 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from surefoot.envs import EnvSource, OwnObs
-from surefoot.envs.group import Board, Group, Told, check_spaces, close_envs, make_board, make_envs
+from surefoot.envs import EnvSource, OwnObs, crashed
+from surefoot.envs.group import (
+    Board,
+    EnvRaisedError,
+    Group,
+    Told,
+    check_spaces,
+    close_envs,
+    make_board,
+    make_envs,
+)
+from surefoot.envs.watch import OverdueError
 from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
 PATIENCE = 1e-3
@@ -50,18 +60,6 @@ sys.path[:] = sys.argv[4:]
 from {__name__} import main
 main()
 """
-
-
-class WorkerError(Exception):
-    """What an environment raised in another process; `raised` is the name of its class there."""
-
-    def __init__(self, raised: str, text: str, trace: str):
-        super().__init__(text)
-        self.raised = raised
-        self.add_note(trace)
-
-    def __reduce__(self) -> Any:
-        return WorkerError, (self.raised, str(self), self.__notes__[0])
 
 
 class HungUpError(Exception):
@@ -196,6 +194,7 @@ class _Job(NamedTuple):
     first: int
     count: int
     num_envs: int
+    restart: bool
 
 
 def _whole(value: Any) -> Any:
@@ -214,7 +213,14 @@ class Worker:
     """
 
     def __init__(
-        self, source: EnvSource, memory: BoardMemory, *, rows: range, num_envs: int, patience: float
+        self,
+        source: EnvSource,
+        memory: BoardMemory,
+        *,
+        rows: range,
+        num_envs: int,
+        patience: float,
+        restart: bool,
     ):
         self.rows, self._env_id = rows, source.env_id
         ours, theirs = socket.socketpair()
@@ -229,7 +235,7 @@ class Worker:
             )
         self._line = Line(ours, patience=patience, alive=lambda: self._process.poll() is None)
         try:
-            self._send(_whole(_Job(source, rows[0], len(rows), num_envs)))
+            self._send(_whole(_Job(source, rows[0], len(rows), num_envs, restart)))
         except Exception as fault:
             self.hang_up()
             self.end(time.monotonic())
@@ -256,6 +262,9 @@ class Worker:
             told = self._line.receive()
         except HungUpError as fault:
             raise self._lost() from fault
+        except OverdueError as fault:
+            fault.args = (f"the process of {self._whose}",)
+            raise
         if isinstance(told, Exception):
             raise told
         return told or []
@@ -265,12 +274,16 @@ class Worker:
         with contextlib.suppress(HungUpError):
             self._line.send(message)
 
+    @property
+    def _whose(self) -> str:
+        return f"environments {self.rows[0]} to {self.rows[-1]}"
+
     def _lost(self) -> EnvCrashError:
         how = "hung up"
         with contextlib.suppress(subprocess.TimeoutExpired):
             how = _ended(self._process.wait(GRACE))
         return EnvCrashError(
-            f"{self._env_id}: the process of environments {self.rows[0]} to {self.rows[-1]} "
+            f"{self._env_id}: the process of {self._whose} "
             f"(pid {self._process.pid}) {how}; --vectorization sync needs no such process"
         )
 
@@ -310,7 +323,8 @@ def _serve(line: Line, memory: BoardMemory, envs: list[OwnObs]) -> None:
     envs += make_envs(job.source, job.count, job.first)
     expected = line.receive().fn
     check_spaces(job.source.env_id, envs[0], expected, job.first)
-    group = Group(envs, memory.board(expected, job.num_envs), job.first)
+    again = job.source.make if job.restart else None
+    group = Group(envs, memory.board(expected, job.num_envs), job.first, again)
     told: Told = []
     while True:
         line.send(told or None)
@@ -340,7 +354,8 @@ def main() -> None:
 
 def _tellable(fault: BaseException) -> Exception:
     """A fault as another process can read it, whose modules may not be this one's."""
-    if isinstance(fault, SurefootError):
+    if isinstance(fault, SurefootError | EnvRaisedError):
         return fault
-    text = " ".join(str(fault).split())
-    return WorkerError(type(fault).__name__, text, traceback.format_exc())
+    told = crashed("environments of another process", "making or stepping them", fault)
+    told.add_note(traceback.format_exc())
+    return told

@@ -29,7 +29,7 @@ def groups_of(rollout: Rollout) -> Int[Array, "time env"]:
     """The group of each row: its environment, or its episode in turn where there is only one."""
     num_steps, num_envs = rollout.rewards.shape
     if num_envs > 1:
-        return jnp.broadcast_to(jnp.arange(num_envs), (num_steps, num_envs))
+        return jnp.broadcast_to(jnp.arange(num_envs, dtype=jnp.int32), (num_steps, num_envs))
     ended = rollout.terminated | rollout.truncated
     before = jnp.cumsum(ended, axis=0) - ended
     return (before % EPISODE_GROUPS).astype(jnp.int32)

@@ -1,0 +1,191 @@
+"""An exported policy, played with NumPy alone.
+
+This file imports nothing else: copy it beside the exported file onto a machine that has NumPy.
+
+    from exported import load
+    policy = load("policy.npz")
+    action = policy(observation)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+MASKED_LOGIT = -1e9
+
+
+def load(path: str | Path) -> "Exported":
+    """A policy from the file that `surefoot export` wrote; nothing in it is run.
+
+    Raises:
+        ValueError: for a file of another kind, or of a newer format.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if "about" not in file.files:
+            raise ValueError(f"{path} is no exported policy")
+        about = json.loads(file["about"].tobytes())
+        if about["format"] != FORMAT:
+            raise ValueError(f"{path} has format {about['format']}, this file reads {FORMAT}")
+        return Exported(about, {name: file[name] for name in file.files if name != "about"})
+
+
+class Exported:
+    """A policy and its normaliser as arrays; call it with an observation or a batch of them.
+
+    Attributes:
+        about: what it was trained on, its spaces and its network's shape.
+        arrays: weights, the normaliser's statistics, bounds of actions.
+    """
+
+    def __init__(self, about: dict[str, Any], arrays: dict[str, np.ndarray]):
+        self.about, self.arrays = about, arrays
+
+    def __call__(
+        self, obs: Any, *, action_mask: Any = None, rng: np.random.Generator | None = None
+    ) -> Any:
+        """The action, ready for the environment: scaled, clipped, of its dtype.
+
+        Args:
+            obs: as the environment gives it, not normalised; one, or a batch of them.
+            action_mask: True where an action is allowed, flat; of a Dict or Tuple of actions, one
+                for each part that has choices.
+            rng: draws a sample; without one the action is the most probable.
+        """
+        leaves = _leaves(self.about["observation"], obs)
+        kinds = _leaf_spaces(self.about["observation"])
+        single = np.ndim(leaves[0]) == len(kinds[0]["shape"])
+        if single:
+            leaves = [np.asarray(leaf)[None] for leaf in leaves]
+        out = self._outputs(kinds, leaves)
+        masks = action_mask
+        if single and masks is not None:
+            masks = _map_mask(lambda mask: np.asarray(mask)[None], masks)
+        action, _, _ = self._act(self.about["action"], out, masks, rng, 0)
+        return _map_action(lambda leaf: leaf[0], action) if single else action
+
+    def _outputs(self, kinds: list[dict[str, Any]], leaves: list[Any]) -> np.ndarray:
+        """What the network's last layer says."""
+        rows, flat, images = len(leaves[0]), [], []
+        for i, (kind, leaf) in enumerate(zip(kinds, leaves, strict=True)):
+            values = np.asarray(leaf)
+            if kind["kind"] == "Discrete":
+                flat.append(_one_hot(values - kind["start"], kind["n"]))
+            elif kind["kind"] == "MultiDiscrete":
+                columns = values.reshape(rows, -1)
+                sizes = zip(kind["nvec"], kind["starts"], strict=True)
+                flat += [_one_hot(columns[:, j] - s, n) for j, (n, s) in enumerate(sizes)]
+            else:
+                values = values.astype(np.float32)
+                if f"mean{i}" in self.arrays:
+                    scaled = (values - self.arrays[f"mean{i}"]) / self.arrays[f"std{i}"]
+                    clip = np.float32(self.about["obs_clip"])
+                    values = np.clip(scaled, -clip, clip)
+                images.append(values) if kind["image"] else flat.append(values.reshape(rows, -1))
+        parts = [*flat] or [np.zeros((rows, 0), np.float32)]
+        for j, image in enumerate(images):
+            weight, bias = self.arrays[f"conv{j}.weight"], self.arrays[f"conv{j}.bias"]
+            windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (1, 2))
+            seen = np.einsum("bhwcij,ocij->bohw", windows, weight, optimize=True) + bias
+            parts.append(self._activate(seen).reshape(rows, -1))
+        x = np.concatenate(parts, axis=1).astype(np.float32)
+        for j in range(self.about["layers"]):
+            x = x @ self.arrays[f"layer{j}.weight"].T + self.arrays[f"layer{j}.bias"]
+            if j < self.about["layers"] - 1:
+                x = self._activate(x)
+        return x
+
+    def _activate(self, x: np.ndarray) -> np.ndarray:
+        name = self.about["activation"]
+        if name == "tanh":
+            return np.tanh(x)
+        if name == "relu":
+            return np.maximum(x, 0)
+        if name == "swish":
+            return x / (1 + np.exp(-np.clip(x, -80, 80)))
+        if name == "elu":
+            return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+        # gelu, in its tanh form
+        inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
+        return x * (1 + np.tanh(inner)) / 2
+
+    def _act(
+        self, space: dict[str, Any], out: np.ndarray, mask: Any, rng: Any, stds: int
+    ) -> tuple[Any, np.ndarray, int]:
+        """The action of one part of the space; the outputs and deviations that are left."""
+        kind = space["kind"]
+        if kind in ("Dict", "Tuple"):
+            found: dict[Any, Any] = {}
+            for key, part in space["parts"]:
+                inner = None if mask is None else mask[key]
+                found[key], out, stds = self._act(part, out, inner, rng, stds)
+            return found if kind == "Dict" else tuple(found.values()), out, stds
+        size = space["size"]
+        now, rest = out[:, :size], out[:, size:]
+        if mask is not None:
+            now = np.where(np.reshape(mask, now.shape), now, np.float32(MASKED_LOGIT))
+        shape, dtype = (len(out), *space["shape"]), np.dtype(space["dtype"])
+        if kind == "Discrete":
+            chosen = np.argmax(now + _gumbel(rng, now), axis=1) + space["start"]
+            return chosen.astype(dtype), rest, stds
+        if kind == "MultiDiscrete":
+            columns = np.split(now + _gumbel(rng, now), np.cumsum(space["nvec"])[:-1], axis=1)
+            chosen = np.stack([np.argmax(column, axis=1) for column in columns], axis=1)
+            return (chosen + space["starts"]).reshape(shape).astype(dtype), rest, stds
+        if kind == "MultiBinary":
+            noise = 0.0 if rng is None else rng.logistic(size=now.shape)
+            return (now + noise > 0).reshape(shape).astype(dtype), rest, stds
+        if rng is not None:
+            deviation = np.exp(self.arrays["log_std"][stds : stds + size])
+            now = now + deviation * rng.standard_normal(now.shape)
+        action = self._sent(space, now.reshape(shape)).astype(dtype)
+        low, high = self.arrays[f"{space['name']}.low"], self.arrays[f"{space['name']}.high"]
+        return np.clip(action, low, high), rest, stds + size
+
+    def _sent(self, space: dict[str, Any], action: np.ndarray) -> np.ndarray:
+        low, high = self.arrays[f"{space['name']}.low"], self.arrays[f"{space['name']}.high"]
+        if self.about["tanh"]:
+            action = np.tanh(action)
+        if space["scaled"]:
+            action = low + (np.clip(action, -1, 1) + 1) / 2 * (high - low)
+        if np.dtype(space["dtype"]).kind in "iu":
+            action = np.round(action)
+        return np.clip(action, low, high)
+
+
+def _one_hot(values: np.ndarray, size: int) -> np.ndarray:
+    return (values.reshape(-1, 1) == np.arange(size)).astype(np.float32)
+
+
+def _gumbel(rng: np.random.Generator | None, like: np.ndarray) -> Any:
+    return 0.0 if rng is None else rng.gumbel(size=like.shape)
+
+
+def _leaf_spaces(space: dict[str, Any]) -> list[dict[str, Any]]:
+    if "parts" not in space:
+        return [space]
+    return [leaf for _, part in space["parts"] for leaf in _leaf_spaces(part)]
+
+
+def _leaves(space: dict[str, Any], value: Any) -> list[Any]:
+    if "parts" not in space:
+        return [value]
+    return [leaf for key, part in space["parts"] for leaf in _leaves(part, value[key])]
+
+
+def _map_mask(function: Any, mask: Any) -> Any:
+    if isinstance(mask, dict):
+        return {key: _map_mask(function, part) for key, part in mask.items()}
+    if isinstance(mask, tuple):
+        return tuple(_map_mask(function, part) for part in mask)
+    return None if mask is None else function(mask)
+
+
+def _map_action(function: Any, action: Any) -> Any:
+    if isinstance(action, dict):
+        return {key: _map_action(function, part) for key, part in action.items()}
+    if isinstance(action, tuple):
+        return tuple(_map_action(function, part) for part in action)
+    return function(action)

@@ -1,0 +1,72 @@
+"""One writer to a run directory: who came second is told who came first.
+
+The lock is the operating system's, on a file in the directory: it goes with the process that has
+it, however that ends, and what a process forks off does not inherit it.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import IO
+
+from surefoot.errors import StorageError
+
+_held: dict[str, IO[str]] = {}
+
+
+def lock(path: Path) -> None:
+    """Take a directory for this process.
+
+    Raises:
+        StorageError: where another run has it, with its host and process.
+    """
+    key = str(path.resolve())
+    if key in _held:
+        raise StorageError(f"{path} is being written by another run of this process", name="LOCKED")
+    try:
+        file = open(path / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (kept open)
+    except OSError as fault:
+        raise StorageError(f"locking {path}: {fault.strerror or fault}") from fault
+    try:
+        _take(file)
+    except (BlockingIOError, PermissionError) as fault:
+        with file:
+            raise StorageError(
+                f"{path} is being written by {_owner(file)}; wait for it, or choose another --out",
+                name="LOCKED",
+            ) from fault
+    except (OSError, ImportError) as fault:
+        warnings.warn(
+            f"{path} cannot be locked ({fault}); see to it that one run writes there", stacklevel=2
+        )
+    file.truncate(0)
+    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+    file.flush()
+    _held[key] = file
+
+
+def unlock(path: Path) -> None:
+    """Give it back, if this process has it; the file stays, empty."""
+    file = _held.pop(str(path.resolve()), None)
+    if file is not None:
+        with contextlib.suppress(OSError), file:
+            file.truncate(0)
+
+
+def _take(file: IO[str]) -> None:
+    import fcntl  # where there is none, nothing is locked
+
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _owner(file: IO[str]) -> str:
+    """Who has it, as the file says."""
+    try:
+        file.seek(0)
+        owner = json.loads(file.read(1000))
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
+    except (ValueError, KeyError, TypeError, OSError):
+        return "another process"
