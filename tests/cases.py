@@ -257,3 +257,10 @@ def case(number: int):
     """Marks the test of a case."""
     assert number in CASES
     return pytest.mark.case(number)
+
+
+def pytest_collection_modifyitems(items):
+    """As a plugin (`-p cases`): notes each test's cases in the XML of its results."""
+    for item in items:
+        for mark in item.iter_markers("case"):
+            item.user_properties.append(("case", mark.args[0]))

@@ -52,8 +52,9 @@ KNOWS = {
     **{name: NOUNS | PARTS | {"distributions"} for name in PARTS},
     **{
         name: PLAIN
-        for name in ("alarms", "checkpoint", "plots", "programs", "metrics", "flags", "statistics")
+        for name in ("alarms", "checkpoint", "locks", "plots", "metrics", "flags", "statistics")
     },
+    "programs": set(),
     "run": PLAIN | {"checkpoint", "locks"},
     "envs": NOUNS | PARTS | {"distributions", "tabular"},
     "loggers": PLAIN | {"run"},

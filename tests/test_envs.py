@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import case
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted import (
     ACTION_SPACES,
@@ -194,6 +195,7 @@ def slow_advantages(rows, value):
     return advantages
 
 
+@case(24)
 @pytest.mark.core
 def test_every_autoreset_mode_leads_to_the_same_advantages_and_value_targets(experience, world):
     actor, state, rollout = world.learner.actor, world.state, experience.rollout
@@ -367,6 +369,7 @@ def test_a_vector_environment_is_read_in_the_mode_it_steps_in():
     assert not env.step(np.zeros(1, np.int64)).valid.any()
 
 
+@case(24)
 @pytest.mark.parametrize("declared", ["sometimes", None])
 def test_an_unknown_autoreset_mode_is_refused(declared):
     class Odd(gymnasium.vector.VectorEnv):

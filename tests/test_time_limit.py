@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import case
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -116,6 +117,7 @@ def targets_of(request):
     return targets
 
 
+@case(23)
 @pytest.mark.core
 def test_no_step_has_an_advantage_under_the_value_of_living_for_ever(targets_of):
     targets, advantages = targets_of(FOR_EVER)
@@ -134,6 +136,7 @@ def test_fitting_the_targets_again_and_again_leads_to_the_value_of_living_for_ev
         distance = abs(value - FOR_EVER)
 
 
+@case(22)
 @pytest.mark.parametrize("mode", AutoresetMode, ids=str)
 def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
     settings, spec = settings_for(), constant_jax().spec

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import case
 from jax.flatten_util import ravel_pytree
 
 from surefoot.config import PPO, RULES, resolve
@@ -135,6 +136,7 @@ def test_a_step_that_is_never_finite_is_refused_and_returns_the_parameters_bit_f
     assert info["update/step_norm"] == 0
 
 
+@case(37)
 def test_a_step_that_goes_too_far_with_no_backtrack_left_is_refused_bit_for_bit(toy):
     problem = toy("gaussian")
     settings = {"max_kl": 1.0, "max_backtracks": 0, "damping": 0.0, "fisher_fraction": 0.05}
@@ -148,6 +150,7 @@ def test_a_step_that_goes_too_far_with_no_backtrack_left_is_refused_bit_for_bit(
     assert went_too_far > 2
 
 
+@case(36)
 def test_a_gradient_that_is_not_finite_is_refused_for_that_reason(toy):
     problem = toy()
     spoiled = with_batch(problem, advantages=problem.batch.advantages.at[5].set(jnp.nan))

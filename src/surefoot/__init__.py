@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from surefoot.envs.jax_native import JaxEnv, JaxStep
     from surefoot.errors import ConfigError, SurefootError
+    from surefoot.exporting import export
     from surefoot.faults import replay
     from surefoot.many import make_train, train_many
     from surefoot.policy import Policy
@@ -45,6 +46,7 @@ _HOMES = {
     "training": ("train", "resume"),
     "many": ("train_many", "make_train"),
     "faults": ("replay",),
+    "exporting": ("export",),
     "trained": ("Run", "load", "OwnNetworks"),
     "policy": ("Policy",),
     "probe.contenders": ("Callables",),
@@ -75,6 +77,7 @@ __all__ = [
     "Run",
     "SurefootError",
     "Train",
+    "export",
     "load",
     "make_train",
     "probe_policies",

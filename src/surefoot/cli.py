@@ -13,6 +13,7 @@ from typing import Any
 
 from surefoot.commands.common import emit, env_flag, only_json
 from surefoot.commands.comparing import compare_command, explain_command
+from surefoot.commands.exporting import export_command
 from surefoot.commands.laboratory import (
     EXACT_RULES,
     add_exact_flags,
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("path", metavar="RUN")
     replay.add_argument("--fault", action="store_true", help="the fault that ended the run")
     replay.add_argument("--env", help="the environment again, where it is a module of your own")
+
+    export = command("export", "Write a policy that needs NumPy alone.", export_command)
+    export.add_argument("path", metavar="RUN")
+    export.add_argument("file", metavar="FILE", help="what is written, such as policy.npz")
+    export.add_argument("--best", action="store_true", help="the best evaluation's policy")
+    export.add_argument("--env", help="the environment again, where it is a module of your own")
 
     probe = command("probe", "Look at one update of a run from fresh episodes.", probe_command)
     add_probe_flags(probe)

@@ -425,14 +425,17 @@ def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError 
         turns = [runs[start : start + turn] for start in range(0, len(runs), turn)]
         return [fault for some in turns for fault in drive_together(some, jobs=jobs)]
     plan = make_plan(first.settings, first.learner.spec)
-    faults = _go(
-        [
-            _Loop(run, stepper, plan, silence, None)
-            for run, stepper in zip(runs, together.steppers, strict=True)
-        ]
-    )
-    for run, fault in zip(runs, faults, strict=True):
-        if fault is not None:
-            _keep_fault(run, fault)
-        _let_go(run)
-    return faults
+    try:
+        faults = _go(
+            [
+                _Loop(run, stepper, plan, silence, None)
+                for run, stepper in zip(runs, together.steppers, strict=True)
+            ]
+        )
+        for run, fault in zip(runs, faults, strict=True):
+            if fault is not None:
+                _keep_fault(run, fault)
+        return faults
+    finally:
+        for run in runs:
+            _let_go(run)

@@ -1,35 +1,14 @@
-"""Commands as a user gives them, in an empty directory, and what they leave."""
+"""Commands in an empty directory."""
 
 import json
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
+from shell import SMALL, Ended
 
-import surefoot as sf
 from surefoot.cli import main
-
-SMALL = [
-    *("--num-envs", "2", "--num-steps", "16", "--hidden", "8", "--eval-episodes", "1"),
-    *("--critic-num-epochs", "1", "--critic-num-minibatches", "1", "--preset", "none"),
-]
-
-
-def pytest_configure(config: Any) -> None:
-    config.addinivalue_line("markers", "case(number): of the list of what may go wrong")
-
-
-class Ended(NamedTuple):
-    """How a command ended: its exit code, its last line of errors, its records."""
-
-    code: int
-    line: str
-    records: list[dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -64,32 +43,3 @@ def train(command):
         return command("train", env, "vpg", "--steps", steps, *SMALL, *flags, "--json")
 
     return run
-
-
-def in_a_shell(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    command = [sys.executable, "-m", "surefoot", *words]
-    return subprocess.run(command, env=around(variables), capture_output=True, text=True)
-
-
-def around(variables: dict[str, str]) -> dict[str, str]:
-    """The environment of such a process, which finds the modules beside the tests."""
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | variables
-
-
-def last_good(path: str = "run", env: str | None = None) -> sf.Run:
-    """The run from its newest checkpoint; its policy acts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run = sf.load(path, env=env)
-    space = run.learner.spec.action_space
-    assert space.contains(run.policy(run.learner.spec.observation_space.sample()))
-    return run
-
-
-def same_bits(one: Any, other: Any) -> bool:
-    """Whether two trees of arrays are equal to the bit, NaN included."""
-    import jax
-
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)

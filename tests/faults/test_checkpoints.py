@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from broken_envs import Sound
 from cases import case
-from conftest import SMALL, around, in_a_shell, last_good, same_bits
+from shell import SMALL, around, in_a_shell, last_good, same_bits
 
 import surefoot as sf
 from surefoot.checkpoint import Checkpoint, dump

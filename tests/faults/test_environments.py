@@ -12,9 +12,9 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
-from broken_envs import AT, Flaky, Sound, ThirdOf, ThirdUnlike
+from broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike
 from cases import case
-from conftest import SMALL, in_a_shell, last_good, same_bits
+from shell import SMALL, in_a_shell, last_good, same_bits
 
 import surefoot as sf
 from surefoot.errors import EnvContractError, EnvCrashError
@@ -274,6 +274,22 @@ def test_an_environment_that_rewrites_the_array_it_gave(train):
     assert train(of("Rewrites"), "--out", "rewrites").code == 0
     kept = [sf.load(name, env=of("Sound")).state.params for name in ("sound", "rewrites")]
     assert same_bits(*kept)
+
+
+@case(26)
+def test_an_episode_that_never_ends():
+    memory = []
+
+    def note(row):
+        assert "episode/return_mean" not in row
+        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+
+    settings = sf.Train(num_envs=2, num_steps=64)
+    critic = sf.Critic(num_epochs=1, num_minibatches=1)
+    how = {"critic": critic, "preset": "none", "on_update": note}
+    sf.train(Endless, sf.VPG(), steps=400 * 128, train=settings, **how)
+    assert len(memory) == 400
+    assert memory[-1] - memory[100] < 2 * 2**20
 
 
 @case(27)

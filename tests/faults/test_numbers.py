@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from broken_envs import Constant, Scaled, Sound
 from cases import case
-from conftest import in_a_shell, last_good, same_bits
 from gymnasium import spaces
 from scripted import scripted_jax
+from shell import in_a_shell, last_good, same_bits
 
 import surefoot as sf
 from surefoot.networks import build

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from broken_envs import Sound
 from cases import case
-from conftest import SMALL, in_a_shell
+from shell import SMALL, in_a_shell
 
 import surefoot as sf
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from broken_envs import Sound
 from cases import case
-from conftest import SMALL, around, last_good
+from shell import SMALL, around, last_good
 
 import surefoot as sf
 from surefoot.envs import EnvSource, find_env

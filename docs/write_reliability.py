@@ -1,0 +1,90 @@
+"""Writes `docs/reliability.md`: what may go wrong, what is promised, and the tests that show it.
+
+Run: python docs/write_reliability.py        (runs those tests, some minutes)
+"""
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from cases import CASES  # noqa: E402
+
+HEAD = """# Reliability
+
+What may go wrong on one machine, what surefoot promises for it, and the tests that make it go wrong
+and look. `pytest -m case` runs them (those marked slow too with `-m "case and slow"`), `pytest
+tests/faults` the ones that break something on purpose. Written by `docs/write_reliability.py`.
+
+A fault is one line, `surefoot: error[NAME]: what, where, what to do`, and an exit code: 2 wrong
+command or settings, 3 an environment that breaks its contract, 4 one that crashed or hung, 5
+updates that are not finite, 6 a checkpoint that is missing, damaged, hostile or of another run, 7
+storage, 8 memory, 130 and 143 stopped by a signal and saved, 1 a bug of ours. No traceback without
+`--debug`. What was done stays: the last good checkpoint is named in the line, and
+`surefoot resume RUN` goes on from it.
+
+Beside each promise stands how others do, from reading their code (S Stable-Baselines3 2.9.2, C
+CleanRL, B Brax 0.14.2, R RLlib 2.60): + kept, ~ partly or as a raw Python error, - not kept, . does
+not apply, ? not established.
+"""
+
+LIMITS = """## Limits
+
+* A hang in native code that holds the interpreter's lock stops the thread that watches as well;
+  nothing in the process can end it. In another process (`--vectorization cores` or `async`) it is
+  ended like any other.
+* `env_timeout_s` needs the main thread and a free SIGALRM: in another thread, or where a program
+  uses that signal itself, a hang is not ended.
+* `--on-env-error restart:N` is for exceptions; an environment's process that is killed ends the run.
+* What an environment shows in the last step of an episode that terminated is looked at, too, but
+  bounds (`env/outside`) are counted for observations that are acted on.
+* A lock holds on file systems that have locks; where they have none, a warning says so.
+* An environment that depends on something beside its seed and its actions cannot be replayed;
+  `replay` says so. Actions are kept since the last seed, at most 64 MB of them.
+* Equality to the bit holds on one kind of machine with the same versions.
+"""
+
+
+def page(tests: dict[int, list[str]], passed: Iterable[int]) -> str:
+    """The page's text, from the names of each case's tests and the cases whose tests passed."""
+    count = len(set(passed))
+    lines = [HEAD, f"**{count} of {len(CASES)}** cases are kept, each by the tests named beside it."]
+    for area in dict.fromkeys(case.area for case in CASES.values()):
+        lines += [f"\n## {area}\n", "| | what happens | promised | S C B R | shown by |"]
+        lines.append("|---|---|---|---|---|")
+        for number, case in CASES.items():
+            if case.area == area:
+                names = ", ".join(f"`{name}`" for name in tests.get(number, ())) or "nothing yet"
+                cells = (str(number), case.happens, case.promise, " ".join(case.others), names)
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", LIMITS])
+
+
+def run_tests() -> tuple[dict[int, list[str]], set[int]]:
+    """Run the tests of the cases: their names by case, and the cases that all of them keep."""
+    with tempfile.NamedTemporaryFile(suffix=".xml") as file:
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "case", f"--junitxml={file.name}"]
+        subprocess.run([*command, "-p", "cases", str(ROOT / "tests")], cwd=ROOT, check=False)
+        found = ET.parse(file.name).getroot().iter("testcase")
+        tests: dict[int, list[str]] = {}
+        failed: set[int] = set()
+        for each in found:
+            name = str(each.get("name")).partition("[")[0]
+            for one in each.iter("property"):
+                if one.get("name") == "case":
+                    number = int(str(one.get("value")))
+                    names = tests.setdefault(number, [])
+                    names += [name] * (name not in names)
+                    if each.find("failure") is not None or each.find("error") is not None:
+                        failed.add(number)
+    return dict(sorted(tests.items())), set(tests) - failed
+
+
+if __name__ == "__main__":
+    target = Path(__file__).with_name("reliability.md")
+    target.write_text(page(*run_tests()), encoding="utf-8")
