@@ -63,7 +63,7 @@ def strict_json(data: bytes, path: Path) -> Any:
         raise ValueError(f"{word} is not JSON")
 
     try:
-        return json.loads(data, parse_constant=refuse)
+        return json.loads(data.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as fault:
         raise CheckpointError(f"{path} is not valid JSON: {fault}") from fault
 

@@ -112,7 +112,7 @@ class RunDirectory:
         rows = []
         for line in file.read_bytes().splitlines() if file.exists() else ():
             with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
+                row = json.loads(line.decode())
                 if isinstance(row, dict) and isinstance(row.get("iteration"), int):
                     rows.append(row)
         return rows

@@ -1,0 +1,106 @@
+"""`python -m benchmarks.contract_cost`: what looking at everything an environment gives costs.
+
+Two collectors of the same environments take turns: one as it is, one whose looks are taken out
+(shapes, dtypes, finiteness, bounds, the record for a replay, the limit of a step's time). Whole
+rollouts, calls of the policy included; a ratio is of two neighbours.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import jax
+
+import surefoot as sf
+from surefoot.envs import find_env
+from surefoot.envs.host import Care, open_host_env
+from surefoot.learner import make_learner
+from surefoot.networks import build
+from surefoot.presets import settle
+from surefoot.rollout_host import HostCollector
+
+ENVS = ("HalfCheetah-v5", "CartPole-v1")
+
+
+class _Nothing:
+    """A limit that nobody looks at."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def unlooked() -> Iterator[None]:
+    """Everything that is looked at, passed over."""
+    passed: dict[str, Any] = {
+        "surefoot.envs.group.check_outcome": lambda *_: None,
+        "surefoot.envs.group.check_info": lambda *_: None,
+        "surefoot.envs.contract.ObsContract.__call__": lambda self, obs: obs,
+        "surefoot.envs.host.find_not_finite": lambda *_: None,
+        "surefoot.envs.tape.Tape.add": lambda *_: None,
+        "surefoot.envs.host.HostEnv.count_outside": lambda *_: (0, ""),
+        "surefoot.envs.host.HostEnv._telling": lambda self: _Nothing(),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, instead in passed.items():
+            stack.enter_context(patch(name, instead))
+        yield
+
+
+def compare(env: str, pairs: int) -> dict[str, Any]:
+    """Milliseconds of a rollout with and without, and their ratio pair by pair."""
+    train = sf.Train(vectorization="sync")
+    settings = settle(env, sf.PPO(), train, sf.Network(), sf.Critic(), preset="none")
+    care, num_envs = Care.of(settings.train), settings.train.num_envs
+    opened = open_host_env(find_env(env, {}), num_envs, seed=0, care=care)
+    learner = make_learner(settings, opened.spec, build(opened.spec, settings.network))
+    state = jax.jit(learner.init)(0)
+    collector = HostCollector(opened, learner.actor, settings)
+    collector.reset(0)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        collector.collect(state.params["policy"], state.obs_stats, 0)
+        return time.perf_counter() - began
+
+    seconds(), seconds()
+    looked, passed = [], []
+    for pair in range(pairs):
+        for here in (True, False) if pair % 2 else (False, True):
+            with contextlib.nullcontext() if here else unlooked():
+                (looked if here else passed).append(seconds())
+    opened.close()
+    ratios = sorted(a / b for a, b in zip(looked, passed, strict=True))
+    return {
+        "with_ms": round(1e3 * statistics.median(looked), 2),
+        "without_ms": round(1e3 * statistics.median(passed), 2),
+        "ratio": round(statistics.median(ratios), 4),
+        "quartiles": [round(ratios[len(ratios) // 4], 4), round(ratios[-len(ratios) // 4], 4)],
+    }
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contract_cost", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--json", type=Path, help="where the figures are kept")
+    given = parser.parse_args()
+    found = {}
+    for env in ENVS:
+        found[env] = compare(env, given.pairs)
+        print(env, found[env], flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
