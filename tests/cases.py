@@ -206,7 +206,9 @@ CASES = {
     57: Case(_R, "three stops, the last in a save", "the same", "----"),
     58: Case(_R, "schedules behind a stop", "go on where they were", "~.-~"),
     59: Case(_R, "going on with a finished run", "exit 0, nothing rewritten", "-.-?"),
-    60: Case(_R, "going on with other settings", "exit 2 listing them", "-.--"),
+    60: Case(
+        _R, "going on with other settings", "exit 2 listing them, unless they are named", "-.--"
+    ),
     61: Case(
         _R, "going on under other versions", "allowed, with a warning that equality is off", "..??"
     ),

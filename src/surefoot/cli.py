@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", choices=["auto"], help="go on with a matching run in --out, or start one"
     )
+    train.add_argument(
+        "--override", nargs="+", default=(), metavar="KEY", help="with --resume: may differ there"
+    )
     _add_logging(train)
     add_settings(train)
 

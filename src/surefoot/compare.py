@@ -171,7 +171,7 @@ def _refuse_other_settings(cell: Cell) -> None:
     directory = RunDirectory(cell.path)
     if not (directory.path / "config.json").exists():
         return
-    told = differing_settings(directory.config, cell.settings)
+    told = list(differing_settings(directory.config, cell.settings).values())
     if told:
         raise ConfigError(
             f"{cell.path} holds a run of other settings: {'; '.join(told)}; choose another --out"

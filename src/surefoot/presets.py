@@ -285,18 +285,18 @@ def _scaled_ends(
     }
 
 
-def differing_settings(config: Mapping[str, Any], settings: Settings) -> list[str]:
-    """Where a run's `config.json` and these settings differ, a line each."""
+def differing_settings(config: Mapping[str, Any], settings: Settings) -> dict[str, str]:
+    """Where a run's `config.json` and these settings differ: what is said of each, by its name."""
     new = settings.to_dict()
     pairs = [(name, config.get(name), new[name]) for name in ("env", "env_kwargs")]
     for section in ("rule", "train", "network", "critic"):
         there = config.get(section, {})
         pairs += [(f"{section}.{k}", there.get(k), value) for k, value in new[section].items()]
-    return [
-        f"{name} is {shown(old)} there and {shown(value)} here"
+    return {
+        name: f"{name} is {shown(old)} there and {shown(value)} here"
         for name, old, value in pairs
         if shown(old) != shown(value)
-    ]
+    }
 
 
 def settle_tables(config: Mapping[str, Any]) -> Settings:

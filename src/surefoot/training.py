@@ -1,10 +1,11 @@
 """Train a policy, go on with a run, or do whichever of the two a directory calls for."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from surefoot.checkpoint import dump
 from surefoot.config import (
     RULES,
     TRPO,
@@ -18,7 +19,7 @@ from surefoot.config import (
 from surefoot.envs import EnvSource, find_env
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.errors import ConfigError
+from surefoot.errors import CheckpointError, ConfigError
 from surefoot.locks import lock, unlock
 from surefoot.loop import Listener, drive, versions
 from surefoot.presets import differing_settings, known_rule, settle
@@ -192,22 +193,42 @@ def _tell_versions(directory: RunDirectory) -> None:
 
 
 def train_or_resume(
-    path: str | Path, settings: Settings, start: Callable[[], Run], **how: Any
+    path: str | Path,
+    settings: Settings,
+    start: Callable[[], Run],
+    *,
+    override: Sequence[str] = (),
+    **how: Any,
 ) -> Run:
     """Go on with the run at `path` where it matches `settings`, else `start` one there.
 
-    A matching run that was killed before its first checkpoint starts over.
+    A matching run that was killed before its first checkpoint starts over. Settings named in
+    `override`, as `steps` or `train.steps`, may differ: the run goes on with the new ones, which
+    its `config.json` has from then on.
 
     Raises:
         ConfigError: where the run there has other settings; they are listed.
+        CheckpointError: where its arrays do not fit the new ones.
     """
     directory = RunDirectory(Path(path))
     if not (directory.path / "config.json").exists():
         return start()
-    differences = differing_settings(directory.config, settings)
-    if differences:
-        raise ConfigError(f"{path} holds another run: {'; '.join(differences[:5])}")
+    config = directory.config
+    differences = differing_settings(config, settings)
+    allowed = {name for name in differences for key in override if f".{name}".endswith(f".{key}")}
+    if refused := [said for name, said in differences.items() if name not in allowed]:
+        raise ConfigError(
+            f"{path} holds another run: {'; '.join(refused[:5])}; those that may differ are named "
+            "by --override KEY.."
+        )
     if not directory.checkpoints():
         directory.clear()
         return start()
-    return resume(path, **how)
+    if not differences:
+        return resume(path, **how)
+    directory.write("config.json", dump(config | settings.to_dict()))
+    try:
+        return resume(path, **how)
+    except CheckpointError:
+        directory.write("config.json", dump(config))
+        raise

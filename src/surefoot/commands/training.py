@@ -124,6 +124,8 @@ def train_command(options: argparse.Namespace) -> int:
     )
     if options.resume and options.out is None:
         raise ConfigError("--resume auto needs --out DIR, the directory to go on in")
+    if options.override and not options.resume:
+        raise ConfigError("--override goes with --resume auto")
     out = Path(options.out) if options.out else None
     out = out or _free_directory(options.env, rule_name, settings.train.seed)
     listener = _Listener(options)
@@ -143,7 +145,8 @@ def train_command(options: argparse.Namespace) -> int:
         )
 
     if options.resume:
-        run = train_or_resume(out, settings, begin, env=options.env, listener=listener)
+        how = {"override": options.override, "env": options.env, "listener": listener}
+        run = train_or_resume(out, settings, begin, **how)
     else:
         run = begin()
     return _finish(run, options, listener)
