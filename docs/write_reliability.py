@@ -40,9 +40,10 @@ LIMITS = """## Limits
   ended like any other.
 * `env_timeout_s` needs the main thread and a free SIGALRM: in another thread, or where a program
   uses that signal itself, a hang is not ended.
-* `--on-env-error restart:N` is for exceptions; an environment's process that is killed ends the run.
-* What an environment shows in the last step of an episode that terminated is looked at, too, but
-  bounds (`env/outside`) are counted for observations that are acted on.
+* `--on-env-error restart:N` is for exceptions; a process that is killed ends the run.
+* What is shown at the end of an episode that terminated is read by nobody: its shape and dtype are
+  looked at, its numbers are not. Bounds (`env/outside`) are counted for observations that are
+  acted on.
 * A lock holds on file systems that have locks; where they have none, a warning says so.
 * An environment that depends on something beside its seed and its actions cannot be replayed;
   `replay` says so. Actions are kept since the last seed, at most 64 MB of them.
@@ -53,7 +54,10 @@ LIMITS = """## Limits
 def page(tests: dict[int, list[str]], passed: Iterable[int]) -> str:
     """The page's text, from the names of each case's tests and the cases whose tests passed."""
     count = len(set(passed))
-    lines = [HEAD, f"**{count} of {len(CASES)}** cases are kept, each by the tests named beside it."]
+    lines = [
+        HEAD,
+        f"**{count} of {len(CASES)}** cases are kept, each by the tests named beside it.",
+    ]
     for area in dict.fromkeys(case.area for case in CASES.values()):
         lines += [f"\n## {area}\n", "| | what happens | promised | S C B R | shown by |"]
         lines.append("|---|---|---|---|---|")

@@ -96,7 +96,7 @@ class EnvRaisedError(Exception):
         return f"{self.raised}: {self.text}\n{self.trace}"
 
 
-class blaming:  # noqa: N801  (a context manager, and one that must cost little)
+class Blame:
     """Names the environment in what it raises, and in what it gives wrong.
 
     Raises:
@@ -155,7 +155,7 @@ class Group:
         """Start a new episode everywhere."""
         told, seen, self._seeds = [], [], seeds
         for i, env in enumerate(self.envs):
-            with blaming(self.first + i):
+            with Blame(self.first + i):
                 obs, info = env.reset(seed=seeds[i])
                 check_info(info, "reset")
                 seen.append(self._contract(obs))
@@ -184,7 +184,7 @@ class Group:
 
     def _step(self, i: int, action: Any) -> tuple[Any, dict[str, Any]]:
         env, board, tell = self.envs[i], self._board, {}
-        with blaming(self.first + i):
+        with Blame(self.first + i):
             obs, reward, terminated, truncated, info = env.step(action)
             check_outcome(reward, terminated, truncated, info)
             board.rewards[i] = reward
@@ -206,7 +206,7 @@ class Group:
         self._restarts += 1
         words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)
         seed = int(words[0]) & 0x7FFFFFFF
-        with blaming(self.first + i):
+        with Blame(self.first + i):
             self.envs[i] = OwnObs(self._make_again())
             obs, info = self.envs[i].reset(seed=seed)
             check_info(info, "reset")

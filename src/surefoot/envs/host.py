@@ -132,7 +132,11 @@ class HostEnv:
             masked=False,
             jax_native=False,
         )
-        _, infos = self._reset([seed + index for index in range(self.num_envs)])
+        try:
+            _, infos = self._reset([seed + index for index in range(self.num_envs)])
+        except BaseException:
+            self._watch.close()
+            raise
         if "action_mask" in infos:
             self.spec = replace(self.spec, masked=True)
 
@@ -207,7 +211,7 @@ class HostEnv:
             self.restarts += 1
             if self.restarts > self._care.restarts:
                 said = f"raised {infos['restarted'][row]}, after {self._care.restarts} restarts"
-                raise EnvCrashError(said, index=row)
+                raise self._located(EnvCrashError(said, index=row))
         for row in rows:
             self._tape.restart(row, int(infos["seed"][row]))
         return rows
@@ -254,8 +258,7 @@ class HostEnv:
         done = terminated | truncated
         ended = np.flatnonzero(done).tolist()
         final_infos = {i: self._final_info(infos, i) for i in ended}
-        final_obs = {i: self._final_obs(obs, infos, i) for i in ended}
-        final_obs = {i: final for i, final in final_obs.items() if truncated[i]}
+        final_obs = {i: self._final_obs(obs, infos, i) for i in ended if truncated[i]}
         if self._mode is AutoresetMode.SAME_STEP:
             mask = self._mask(infos)
         else:
