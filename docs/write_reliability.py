@@ -72,7 +72,8 @@ def page(tests: dict[int, list[str]], passed: Iterable[int]) -> str:
 def run_tests() -> tuple[dict[int, list[str]], set[int]]:
     """Run the tests of the cases: their names by case, and the cases that all of them keep."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as file:
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "case", f"--junitxml={file.name}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-n2", "-m", "case and not slow"]
+        command += [f"--junitxml={file.name}"]
         subprocess.run([*command, "-p", "cases", str(ROOT / "tests")], cwd=ROOT, check=False)
         found = ET.parse(file.name).getroot().iter("testcase")
         tests: dict[int, list[str]] = {}

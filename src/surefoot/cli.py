@@ -186,8 +186,18 @@ def _stopped(stop: StoppedBySignal, options: Any) -> int:
     return stop.code
 
 
+def _fill_standard_streams() -> None:
+    """A program started without some of them would take a socket or a file of ours for one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
+    _fill_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.path.insert(0, os.getcwd())
     # Read by hand, so that they hold for a fault of the command line itself too.

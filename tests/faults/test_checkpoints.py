@@ -23,6 +23,7 @@ from surefoot.checkpoint import Checkpoint, dump
 from surefoot.run import RunDirectory
 
 SOUND = "broken_envs:Sound"
+EARLIER = Path(__file__).parent / "earlier"
 OFTEN = ["--checkpoint-every", "32", "--no-reset-at-checkpoints"]
 AGAIN = ["resume", "run", "--env", SOUND, "--json"]
 
@@ -290,6 +291,17 @@ def test_a_newer_format(train, command):
     ended = command("evaluate", "run", "--env", SOUND)
     assert ended.code == 6
     assert "has format 99, this surefoot reads 1; install the version that wrote it" in ended.line
+
+
+@case(54)
+@pytest.mark.parametrize("version", [path.name for path in EARLIER.iterdir()])
+def test_a_checkpoint_of_an_earlier_release(command, version):
+    shutil.copytree(EARLIER / version, "run")
+    told = json.loads(Path("run/actions.json").read_text())
+    policy = sf.load("run").policy
+    found = policy(np.array(told["observations"], np.float32))
+    assert found.tolist() == told["actions"]
+    assert command("evaluate", "run", "--episodes", "1").code == 0
 
 
 @case(55)

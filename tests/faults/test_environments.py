@@ -90,14 +90,20 @@ def test_a_fault_in_a_first_rollout_can_be_replayed_and_the_command_given_again(
 
 
 @case(10)
-def test_step_raises_and_the_environment_is_made_anew():
+@pytest.mark.parametrize("vectorization", ["sync", "cores"])
+def test_step_raises_and_the_environment_is_made_anew(vectorization):
     how = {"critic": sf.Critic(num_epochs=1, num_minibatches=1), "preset": "none"}
     settings = sf.Train(
-        num_envs=2, num_steps=16, on_env_error="restart:4", reset_at_checkpoints=False
+        num_envs=2,
+        num_steps=16,
+        on_env_error="restart:4",
+        reset_at_checkpoints=False,
+        vectorization=vectorization,
     )
     with pytest.raises(EnvCrashError, match="the cable is loose, after 4 restarts") as caught:
         sf.train(Flaky, sf.VPG(), train=settings, steps=1024, out="run", **how)
     assert caught.value.index == 0
+    assert "at step 35 after reset(seed=" in str(caught.value)
     run = sf.load("run", env=Flaky)
     # Both break at steps 35, 70 and 105: the fifth of an episode each time. Of the first the
     # third rollout has three steps, of the second the fifth rollout has all.

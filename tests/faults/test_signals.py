@@ -215,6 +215,13 @@ def test_the_clock_jumps(monkeypatch):
         assert 0 < row["time/steps_per_second"] < 1e6
 
 
+def test_standard_streams_that_are_closed_from_the_start():
+    words = [sys.executable, "-m", "surefoot", "train", SOUND, "vpg", "--steps", "64", *SMALL]
+    line = " ".join([*words, *TWO, "--out", "run", "<&-", ">&-", "2>&-"])
+    assert subprocess.run(["sh", "-c", line], env=around({})).returncode == 0
+    assert last_good(env=SOUND).finished
+
+
 def test_a_watch_lets_what_is_in_time_go_on_and_ends_with_its_owner():
     watch = Watch(0.4, "it")
     for _ in range(30):

@@ -1,0 +1,41 @@
+"""Every case of what may go wrong has a test, and the page names it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from cases import CASES
+
+ROOT = Path(__file__).parents[1]
+
+
+def tests_by_case():
+    """Names of the fast test functions that are marked with each case."""
+    found = {}
+    for path in (ROOT / "tests").glob("**/test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            marks = getattr(node, "decorator_list", ())
+            if any("mark.slow" in ast.unparse(mark) for mark in marks):
+                continue
+            for mark in marks:
+                if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == "case":
+                    found.setdefault(mark.args[0].value, set()).add(node.name)
+    return found
+
+
+FOUND = tests_by_case()
+PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", CASES)
+def test_a_case_has_tests_and_the_page_names_them(number):
+    row = re.search(rf"^\| {number} \| .*$", PAGE, re.M)[0]
+    assert CASES[number].promise in row
+    named = set(re.findall(r"`(test_\w+)`", row))
+    assert FOUND[number] == named
+    assert named
+
+
+def test_the_page_says_that_every_case_is_kept():
+    assert f"**{len(CASES)} of {len(CASES)}** cases are kept" in PAGE
