@@ -225,8 +225,9 @@ def test_standard_streams_that_are_closed_from_the_start():
 def test_a_watch_lets_what_is_in_time_go_on_and_ends_with_its_owner():
     watch = Watch(0.4, "it")
     for _ in range(30):
-        with watch:
-            time.sleep(0.02)
+        watch.since = time.monotonic()
+        time.sleep(0.02)
+    watch.since = None
     time.sleep(0.5)
     watch.close()
     deadline = time.monotonic() + 5

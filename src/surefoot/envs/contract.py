@@ -18,6 +18,9 @@ LARGEST_INT = 2**31 - 1
 
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
+TRUTHS = frozenset((bool, np.bool_))
+NUMBERS = frozenset((float, int, np.float64, np.float32))
+"""What the ends and rewards of nearly every environment are; others are looked at closely."""
 _TRUTHS = (bool, np.bool_, int, np.integer)
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 _OLD_INTERFACE = (
@@ -39,12 +42,16 @@ _OLD_INTERFACE = (
 
 
 class ObsContract:
-    """Whether observations of one environment, or of `num_rows` at once, fit their space."""
+    """Whether observations of one environment, or of `num_rows` at once, fit their space.
+
+    Attributes:
+        casts: whether one had to be cast so far.
+    """
 
     def __init__(self, space: spaces.Space, num_rows: int | None = None):
         self._space = space
         self._leading = () if num_rows is None else (num_rows,)
-        self._warned = False
+        self.casts, self._warned = False, False
         plain = isinstance(space, spaces.Box) and _bounds(space) is None
         self._plain = ((*self._leading, *(space.shape or ())), space.dtype) if plain else None
 
@@ -105,6 +112,7 @@ class ObsContract:
             self._refuse(outside, array, where, f"beyond what {_told(space)}")
         if array.dtype == space.dtype:
             return array
+        self.casts = True
         with np.errstate(all="ignore"):
             cast = array.astype(space.dtype)
         if cast.dtype.kind == "f":
@@ -194,6 +202,12 @@ class NotFinite(NamedTuple):
     value: float
 
 
+def all_finite(values: np.ndarray) -> bool:
+    """Whether a batch is finite in 32 bits for sure: one product says it in half a microsecond."""
+    flat = values.ravel()
+    return bool(np.dot(flat, flat) < LARGEST_FLOAT)
+
+
 def find_not_finite(values: Any, where: str) -> NotFinite | None:
     """The first entry of a batch of arrays that is not finite in 32 bits."""
     if isinstance(values, dict):
@@ -202,17 +216,38 @@ def find_not_finite(values: Any, where: str) -> NotFinite | None:
     if isinstance(values, tuple):
         found = (find_not_finite(part, f"{where}[{i}]") for i, part in enumerate(values))
         return next(filter(None, found), None)
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
-        return None
-    # One product says it in half a microsecond; only where it is large are the entries looked at.
-    flat = values.ravel()
-    if np.vdot(flat, flat) < LARGEST_FLOAT:
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or all_finite(values):
         return None
     wrong = np.argwhere(~(np.abs(values) <= LARGEST_FLOAT))
     if not len(wrong):
         return None
     row, *rest = (int(i) for i in wrong[0])
     return NotFinite(row, f"{where}{_place(rest)}", float(values[tuple(wrong[0])]))
+
+
+def has_whole_numbers(space: spaces.Space) -> bool:
+    """Whether a space has numbers whose range has to be looked at at every step."""
+    counts = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    return any(isinstance(part, counts) or _bounds(part) is not None for part in _parts(space))
+
+
+def may_wrap(space: spaces.Space) -> bool:
+    """Whether NumPy would wrap a number that does not fit: whole ones, where it has a sign."""
+    return any(isinstance(part, spaces.Box) and part.dtype.kind == "i" for part in _parts(space))
+
+
+def _parts(space: Any) -> Iterator[Any]:
+    """The parts of a nested space that hold numbers."""
+    if isinstance(space, spaces.Dict):
+        for part in space.spaces.values():
+            yield from _parts(part)
+    elif isinstance(space, spaces.Tuple):
+        for part in space.spaces:
+            yield from _parts(part)
+    elif isinstance(
+        space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    ):
+        yield space
 
 
 class Bounds:

@@ -14,7 +14,15 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from surefoot.envs import EnvSource, OwnObs, crashed
-from surefoot.envs.contract import ObsContract, check_info, check_outcome, old_interface
+from surefoot.envs.contract import (
+    NUMBERS,
+    TRUTHS,
+    ObsContract,
+    check_info,
+    check_outcome,
+    may_wrap,
+    old_interface,
+)
 from surefoot.envs.watch import OverdueError
 from surefoot.errors import EnvContractError, SurefootError
 
@@ -96,34 +104,19 @@ class EnvRaisedError(Exception):
         return f"{self.raised}: {self.text}\n{self.trace}"
 
 
-class Blame:
-    """Names the environment in what it raises, and in what it gives wrong.
-
-    Raises:
-        EnvContractError: for a broken contract, with the environment's number.
-        EnvRaisedError: for all else, what ends a process included.
-    """
-
-    def __init__(self, index: int):
-        self._index = index
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
-        if fault is None:
-            return
-        if isinstance(fault, OverdueError):
-            fault.args = (f"environment {self._index}",)
-        elif isinstance(fault, EnvContractError):
-            fault.index = self._index
-        elif isinstance(fault, Exception | SystemExit) and not isinstance(fault, SurefootError):
-            hint = old_interface(fault)
-            if hint:
-                raise EnvContractError(hint, index=self._index) from fault
-            text = " ".join(str(fault).split())
-            found = "".join(traceback.format_exception(fault))
-            raise EnvRaisedError(self._index, type(fault).__name__, text, found) from fault
+def blamed(fault: BaseException, index: int) -> BaseException:
+    """A fault with the environment that it came from; what an environment raised, as such."""
+    if isinstance(fault, OverdueError):
+        fault.args = (f"environment {index}",)
+    elif isinstance(fault, EnvContractError):
+        fault.index = index
+    elif isinstance(fault, Exception | SystemExit) and not isinstance(fault, SurefootError):
+        if hint := old_interface(fault):
+            return EnvContractError(hint, index=index)
+        text = " ".join(str(fault).split())
+        trace = "".join(traceback.format_exception(fault))
+        return EnvRaisedError(index, type(fault).__name__, text, trace)
+    return fault
 
 
 class Group:
@@ -134,6 +127,10 @@ class Group:
 
     Attributes:
         envs: the environments; `first` is the number of the first among all.
+
+    Raises:
+        EnvContractError: for what breaks the contract, with the environment's number.
+        EnvRaisedError: for what an environment raises, an end of the process included.
     """
 
     def __init__(
@@ -149,18 +146,20 @@ class Group:
         self._action_spaces = batch_space(envs[0].action_space, len(envs))
         self._contract = ObsContract(self._obs_space)
         self._seeds: Sequence[int] = ()
-        self._restarts = 0
+        self._restarts, self._may_wrap = 0, may_wrap(self._obs_space)
 
     def reset(self, seeds: Sequence[int]) -> Told:
         """Start a new episode everywhere."""
         told, seen, self._seeds = [], [], seeds
         for i, env in enumerate(self.envs):
-            with Blame(self.first + i):
+            try:
                 obs, info = env.reset(seed=seeds[i])
                 check_info(info, "reset")
                 seen.append(self._contract(obs))
-                if "action_mask" in info:
-                    told.append((self.first + i, {"action_mask": info["action_mask"]}))
+            except BaseException as fault:
+                raise blamed(fault, self.first + i) from fault
+            if "action_mask" in info:
+                told.append((self.first + i, {"action_mask": info["action_mask"]}))
         concatenate(self._obs_space, seen, self._board.obs)
         return told
 
@@ -172,31 +171,52 @@ class Group:
         for i, action in enumerate(iterate(self._action_spaces, actions)):
             try:
                 obs, tell = self._step(i, action)
-            except EnvRaisedError as fault:
-                if self._make_again is None:
-                    raise
-                obs, tell = self._restart(i, fault)
+            except BaseException as fault:
+                found = blamed(fault, self.first + i)
+                if self._make_again is None or not isinstance(found, EnvRaisedError):
+                    raise found from fault
+                obs, tell = self._restart(i, found)
             if tell:
                 told.append((self.first + i, tell))
             seen.append(obs)
-        concatenate(self._obs_space, seen, self._board.obs)
+        # An array that does not fit is refused by NumPy, so that looks at each are for this case,
+        # for what it would wrap, and for what is cast since the start.
+        if self._may_wrap or self._contract.casts:
+            seen = self._look_at(seen)
+        try:
+            concatenate(self._obs_space, seen, self._board.obs)
+        except Exception:
+            concatenate(self._obs_space, self._look_at(seen), self._board.obs)
         return told
+
+    def _look_at(self, seen: list[Any]) -> list[Any]:
+        """Observations that fit their space.
+
+        Raises:
+            EnvContractError: for the first that does not.
+        """
+        fitting = []
+        for i, obs in enumerate(seen):
+            try:
+                fitting.append(self._contract(obs))
+            except EnvContractError as breach:
+                raise blamed(breach, self.first + i) from breach.__cause__
+        return fitting
 
     def _step(self, i: int, action: Any) -> tuple[Any, dict[str, Any]]:
         env, board, tell = self.envs[i], self._board, {}
-        with Blame(self.first + i):
-            obs, reward, terminated, truncated, info = env.step(action)
+        obs, reward, terminated, truncated, info = env.step(action)
+        plain = type(reward) in NUMBERS and type(terminated) in TRUTHS and type(truncated) in TRUTHS
+        if not (plain and type(info) is dict):
             check_outcome(reward, terminated, truncated, info)
-            board.rewards[i] = reward
-            board.terminated[i], board.truncated[i] = terminated, truncated
-            obs = self._contract(obs)
-            if terminated or truncated:
-                tell = {"final_obs": obs, "final_info": _numbers(info)}
-                obs, info = env.reset()
-                check_info(info, "reset")
-                obs = self._contract(obs)
-            if "action_mask" in info:
-                tell["action_mask"] = info["action_mask"]
+        board.rewards[i] = reward
+        board.terminated[i], board.truncated[i] = terminated, truncated
+        if terminated or truncated:
+            tell = {"final_obs": self._contract(obs), "final_info": _numbers(info)}
+            obs, info = env.reset()
+            check_info(info, "reset")
+        if "action_mask" in info:
+            tell["action_mask"] = info["action_mask"]
         return obs, tell
 
     def _restart(self, i: int, fault: EnvRaisedError) -> tuple[Any, dict[str, Any]]:
@@ -206,11 +226,12 @@ class Group:
         self._restarts += 1
         words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)
         seed = int(words[0]) & 0x7FFFFFFF
-        with Blame(self.first + i):
+        try:
             self.envs[i] = OwnObs(self._make_again())
             obs, info = self.envs[i].reset(seed=seed)
             check_info(info, "reset")
-            obs = self._contract(obs)
+        except BaseException as again:
+            raise blamed(again, self.first + i) from again
         self._board.rewards[i] = 0.0
         self._board.terminated[i] = self._board.truncated[i] = False
         tell = {"restarted": f"{fault.raised}: {fault.text}", "seed": seed}

@@ -1,7 +1,8 @@
 """Gymnasium's vector environments behind one contract, whatever their autoreset mode."""
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,7 +13,13 @@ from jaxtyping import PyTree
 
 from surefoot.config import Train
 from surefoot.envs import EnvSource, crashed, time_limit
-from surefoot.envs.contract import Bounds, ObsContract, find_not_finite
+from surefoot.envs.contract import (
+    Bounds,
+    ObsContract,
+    all_finite,
+    find_not_finite,
+    has_whole_numbers,
+)
 from surefoot.envs.group import EnvRaisedError
 from surefoot.envs.masks import empty_masks, write_mask
 from surefoot.envs.tape import Tape
@@ -121,9 +128,10 @@ class HostEnv:
         self._tape, self._care, self.restarts = Tape(), care, 0
         self._watch = Watch(care.timeout_s, env_id)
         self._bounds = Bounds(vector.single_observation_space)
-        # Those of our own vectors are looked at one by one, where they are given.
+        # Of our own vectors shapes and dtypes are looked at where they are given, one by one.
         space = vector.single_observation_space
-        self._contract = None if ours else ObsContract(space, self.num_envs)
+        whole = has_whole_numbers(space) or not ours
+        self._contract = ObsContract(space, self.num_envs) if whole else None
         self.spec = EnvSpec(
             env_id=env_id,
             observation_space=vector.single_observation_space,
@@ -132,20 +140,21 @@ class HostEnv:
             masked=False,
             jax_native=False,
         )
+        seeds = [seed + index for index in range(self.num_envs)]
+        self._tape.start(seeds)
         try:
-            _, infos = self._reset([seed + index for index in range(self.num_envs)])
+            _, infos = self._watched(self._reset, seeds)
         except BaseException:
             self._watch.close()
             raise
         if "action_mask" in infos:
             self.spec = replace(self.spec, masked=True)
 
-    @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Says of every fault where it came from, and what was done to the environment before."""
+    def _watched(self, call: Callable[..., Any], *given: Any) -> Any:
+        """What a call gives; of every fault, where it came from and what was done before."""
+        self._watch.since = time.monotonic()
         try:
-            with self._watch:
-                yield
+            return call(*given)
         except OverdueError as fault:
             what = f"{fault.args[0] if fault.args else 'it'} {self._watch.told}"
             raise self._located(EnvCrashError(what, name="ENV-HUNG")) from fault
@@ -159,6 +168,8 @@ class HostEnv:
         except Exception as fault:
             doing = f"step {self._tape.steps}" if self._tape.steps else "reset"
             raise crashed(self.spec.env_id, doing, fault) from fault
+        finally:
+            self._watch.since = None
 
     def _located(self, fault: EnvContractError | EnvCrashError) -> EnvContractError | EnvCrashError:
         index, where = fault.index, f"{self.spec.env_id}: "
@@ -176,12 +187,13 @@ class HostEnv:
 
     def _checked(self, obs: PyTree, rewards: np.ndarray | None = None) -> PyTree:
         """The observations, if they and the rewards are what they should be."""
-        obs = obs if self._contract is None else self._contract(obs)
+        if self._contract is not None:
+            obs = self._contract(obs)
         wrong = find_not_finite(obs, "observation")
         if wrong is None and rewards is not None:
             if rewards.shape != (self.num_envs,):
                 raise EnvContractError(f"rewards have shape {rewards.shape}, not {self.num_envs}")
-            wrong = find_not_finite(rewards, "reward")
+            wrong = None if all_finite(rewards) else find_not_finite(rewards, "reward")
         if wrong is not None:
             raise EnvContractError(f"{wrong.where} is {wrong.value}", index=wrong.row)
         if self._care.strict:
@@ -217,10 +229,8 @@ class HostEnv:
         return rows
 
     def _reset(self, seeds: list[int]) -> tuple[PyTree, dict[str, Any]]:
-        self._tape.start(seeds)
-        with self._telling():
-            obs, infos = self._vector.reset(seed=seeds)
-            return self._checked(obs), infos
+        obs, infos = self._vector.reset(seed=seeds)
+        return self._checked(obs), infos
 
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; the first observations and action masks.
@@ -229,10 +239,14 @@ class HostEnv:
             EnvCrashError: where an environment raises.
             EnvContractError: for what does not fit its space, or is not finite.
         """
-        obs, infos = self._reset(seeds)
-        self._resetting = np.zeros(self.num_envs, bool)
-        with self._telling():
+
+        def begin():
+            obs, infos = self._reset(seeds)
             return obs, self._mask(infos)
+
+        self._tape.start(seeds)
+        self._resetting = np.zeros(self.num_envs, bool)
+        return self._watched(begin)
 
     def step(self, actions: PyTree) -> HostStep:
         """Act everywhere at once.
@@ -244,8 +258,7 @@ class HostEnv:
         """
         actions = own_dtype(self.spec.action_space, actions)
         self._tape.add(actions)
-        with self._telling():
-            return self._step(actions)
+        return self._watched(self._step, actions)
 
     def _step(self, actions: PyTree) -> HostStep:
         obs, rewards, terminated, truncated, infos = self._vector.step(actions)
@@ -329,8 +342,8 @@ class HostEnv:
     def close(self) -> None:
         """Close the environments and their processes; one that fails to close stops nobody."""
         self._watch.seconds = max(self._watch.seconds, CLOSING)
-        with contextlib.suppress(Exception, OverdueError), self._watch:
-            self._vector.close()
+        with contextlib.suppress(Exception):
+            self._watched(self._vector.close)
         self._watch.close()
 
 

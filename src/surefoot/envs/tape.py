@@ -30,22 +30,28 @@ class Tape:
         self.seeds, self.steps = list(seeds), 0
         self._since = [0] * len(seeds)
         self._blocks: list[list[np.ndarray]] = []
+        self._block: list[np.ndarray] = []
         self._bytes = 0
 
     def add(self, actions: PyTree) -> None:
         """Note what is about to be sent."""
-        leaves, at = jax.tree.leaves(actions), self.steps % BLOCK
-        if at == 0 and self._bytes <= MOST_BYTES:
-            block = [np.empty((BLOCK, *leaf.shape), leaf.dtype) for leaf in leaves]
-            self._blocks.append(block)
-            self._bytes += sum(row.nbytes for row in block)
-            self._tree = jax.tree.structure(actions)
-        if self._bytes > MOST_BYTES:
-            self._blocks = []
-        else:
-            for rows, leaf in zip(self._blocks[-1], leaves, strict=True):
-                rows[at] = leaf
+        leaves = [actions] if type(actions) is np.ndarray else jax.tree.leaves(actions)
+        at = self.steps % BLOCK
+        if at == 0:
+            self._begin_block(actions, leaves)
+        for rows, leaf in zip(self._block, leaves, strict=False):
+            rows[at] = leaf
         self.steps += 1
+
+    def _begin_block(self, actions: PyTree, leaves: list[np.ndarray]) -> None:
+        """Room for more steps, where there is some."""
+        if self._bytes > MOST_BYTES:
+            self._blocks, self._block = [], []
+            return
+        self._block = [np.empty((BLOCK, *leaf.shape), leaf.dtype) for leaf in leaves]
+        self._blocks.append(self._block)
+        self._bytes += sum(rows.nbytes for rows in self._block)
+        self._tree = jax.tree.structure(actions)
 
     def restart(self, index: int, seed: int) -> None:
         """One of them starts anew: its story begins here."""

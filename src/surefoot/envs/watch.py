@@ -23,11 +23,14 @@ class OverdueError(BaseException):
 
 
 class Watch:
-    """A limit in `seconds` for what is done inside `with watch`; 0 is none."""
+    """A limit in `seconds` for what goes on; 0 is none.
+
+    `since` is when it began, by the monotonic clock, and None while nothing goes on.
+    """
 
     def __init__(self, seconds: float, what: str):
         self.seconds, self._what = seconds, what
-        self._since: float | None = None
+        self.since: float | None = None
         self._closed = threading.Event()
         in_main = threading.current_thread() is threading.main_thread()
         # Without that signal's default action there is somebody else who waits for it.
@@ -39,24 +42,18 @@ class Watch:
             signal.signal(signal.SIGALRM, _interrupt)
             threading.Thread(target=self._look, daemon=True, name="surefoot-watch").start()
 
-    def __enter__(self) -> None:
-        self._since = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._since = None
-
     def _look(self) -> None:
         while not self._closed.wait(min(1.0, self.seconds / 4)):
-            since = self._since
+            since = self.since
             if since is None or time.monotonic() - since < self.seconds:
                 continue
             _overdue[self] = since
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
             until = time.monotonic() + UNINTERRUPTED
-            while self._since == since and time.monotonic() < until:
+            while self.since == since and time.monotonic() < until:
                 self._closed.wait(0.05)
             _overdue.pop(self, None)
-            if self._since == since:
+            if self.since == since:
                 said = f"{self._what} {self.told}, in code that cannot be interrupted"
                 fault = EnvCrashError(said, name="ENV-HUNG")
                 print(f"surefoot: error[{fault.name}]: {fault}", file=sys.stderr, flush=True)
@@ -73,7 +70,7 @@ class Watch:
 
     def is_still(self, since: float) -> bool:
         """Whether what began then has not ended."""
-        return self._since == since
+        return self.since == since
 
 
 _overdue: dict[Watch, float] = {}
