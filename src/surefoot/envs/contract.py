@@ -204,8 +204,8 @@ class NotFinite(NamedTuple):
 
 def all_finite(values: np.ndarray) -> bool:
     """Whether a batch is finite in 32 bits for sure: one product says it in half a microsecond."""
-    flat = values.ravel()
-    return bool(np.dot(flat, flat) < LARGEST_FLOAT)
+    flat = values if values.ndim == 1 else values.ravel()
+    return flat.dot(flat) < LARGEST_FLOAT
 
 
 def find_not_finite(values: Any, where: str) -> NotFinite | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
@@ -132,6 +133,7 @@ class HostEnv:
         space = vector.single_observation_space
         whole = has_whole_numbers(space) or not ours
         self._contract = ObsContract(space, self.num_envs) if whole else None
+        self._is_array = isinstance(space, spaces.Box) and space.dtype.kind == "f"
         self.spec = EnvSpec(
             env_id=env_id,
             observation_space=vector.single_observation_space,
@@ -189,18 +191,22 @@ class HostEnv:
         """The observations, if they and the rewards are what they should be."""
         if self._contract is not None:
             obs = self._contract(obs)
-        wrong = find_not_finite(obs, "observation")
-        if wrong is None and rewards is not None:
-            if rewards.shape != (self.num_envs,):
-                raise EnvContractError(f"rewards have shape {rewards.shape}, not {self.num_envs}")
-            wrong = None if all_finite(rewards) else find_not_finite(rewards, "reward")
-        if wrong is not None:
-            raise EnvContractError(f"{wrong.where} is {wrong.value}", index=wrong.row)
+        if rewards is not None and rewards.shape != (self.num_envs,):
+            raise EnvContractError(f"rewards have shape {rewards.shape}, not {self.num_envs}")
+        if not (self._is_array and all_finite(obs)):
+            self._refuse_not_finite(obs, "observation")
+        if not (rewards is None or all_finite(rewards)):
+            self._refuse_not_finite(rewards, "reward")
         if self._care.strict:
             rows, first = self._bounds.outside(obs, leading=1)
             if rows is not None:
                 raise EnvContractError(first, index=int(np.argmax(rows)))
         return obs
+
+    def _refuse_not_finite(self, values: PyTree, what: str) -> None:
+        wrong = find_not_finite(values, what)
+        if wrong is not None:
+            raise EnvContractError(f"{wrong.where} is {wrong.value}", index=wrong.row)
 
     def count_outside(self, obs: PyTree) -> tuple[int, str]:
         """How many of a rollout's observations, [time, env, ..], lie outside their space.

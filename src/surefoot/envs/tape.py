@@ -20,38 +20,39 @@ class Story(NamedTuple):
 
 
 class Tape:
-    """Seeds, and actions of all environments, copied step by step into blocks."""
+    """Seeds, and actions of all environments since, packed block by block."""
 
     def __init__(self) -> None:
         self.start([])
 
     def start(self, seeds: list[int]) -> None:
         """New episodes everywhere: what came before decides nothing any more."""
-        self.seeds, self.steps = list(seeds), 0
-        self._since = [0] * len(seeds)
-        self._blocks: list[list[np.ndarray]] = []
-        self._block: list[np.ndarray] = []
-        self._bytes = 0
+        self.seeds, self._since = list(seeds), [0] * len(seeds)
+        self._packed: list[PyTree] = []
+        self._recent: list[PyTree] = []
+        self._steps, self._bytes = 0, 0
 
     def add(self, actions: PyTree) -> None:
-        """Note what is about to be sent."""
-        leaves = [actions] if type(actions) is np.ndarray else jax.tree.leaves(actions)
-        at = self.steps % BLOCK
-        if at == 0:
-            self._begin_block(actions, leaves)
-        for rows, leaf in zip(self._block, leaves, strict=False):
-            rows[at] = leaf
-        self.steps += 1
+        """Note what is about to be sent, in arrays that nobody writes to any more."""
+        self._recent.append(actions)
+        if len(self._recent) == BLOCK:
+            self._pack()
 
-    def _begin_block(self, actions: PyTree, leaves: list[np.ndarray]) -> None:
-        """Room for more steps, where there is some."""
-        if self._bytes > MOST_BYTES:
-            self._blocks, self._block = [], []
-            return
-        self._block = [np.empty((BLOCK, *leaf.shape), leaf.dtype) for leaf in leaves]
-        self._blocks.append(self._block)
-        self._bytes += sum(rows.nbytes for rows in self._block)
-        self._tree = jax.tree.structure(actions)
+    def _pack(self) -> None:
+        """Make one array of many small ones, which take several times their numbers' room."""
+        self._steps += len(self._recent)
+        if self._bytes <= MOST_BYTES:
+            block = jax.tree.map(lambda *leaves: np.stack(leaves), *self._recent)
+            self._packed.append(block)
+            self._bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(block))
+        else:
+            self._packed = []
+        self._recent = []
+
+    @property
+    def steps(self) -> int:
+        """Steps since all were seeded."""
+        return self._steps + len(self._recent)
 
     def restart(self, index: int, seed: int) -> None:
         """One of them starts anew: its story begins here."""
@@ -62,10 +63,12 @@ class Tape:
         return self.steps - self._since[index]
 
     def of(self, index: int) -> Story | None:
-        """What one environment went through; None where it was too much to keep."""
-        if not self._blocks or not self.seeds:
+        """What one environment went through; None where it was too much to keep, or nothing."""
+        steps = self.steps
+        if self._recent:
+            self._pack()
+        if not self._packed:
             return None
-        leaves = [
-            np.concatenate(rows)[: self.steps, index] for rows in zip(*self._blocks, strict=True)
-        ]
-        return Story(index, self.seeds[index], jax.tree.unflatten(self._tree, leaves))
+        mine = slice(self._since[index], steps), index
+        actions = jax.tree.map(lambda *rows: np.concatenate(rows)[mine], *self._packed)
+        return Story(index, self.seeds[index], actions)
