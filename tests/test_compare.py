@@ -754,6 +754,7 @@ def test_seeds_that_do_not_fit_together_are_trained_in_turns(
 ):
     monkeypatch.setattr("surefoot.memory.memory_of", lambda program: 30)
     monkeypatch.setattr("surefoot.memory.memory_left", lambda: 29)
+    monkeypatch.setattr("surefoot.trained.check_size", lambda shapes, what: None)
     monkeypatch.setattr(comparing, "forecast", lambda groups, total, jobs: "")
     result = compare([NATIVE], RULES[:1], seeds=2, out=tmp_path, tell=lambda _: None, **TINY_NATIVE)
     assert "2 seeds at once need" in capsys.readouterr().err

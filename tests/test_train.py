@@ -509,7 +509,7 @@ def test_updates_that_are_not_finite_are_refused_and_soon_end_the_run(tmp_path):
 
 
 def test_a_run_recovers_from_a_passing_fault():
-    given = {**arguments("jax", max_refusals=9), "env": spoilt(range(8, 11))}
+    given = {**arguments("jax", max_refusals=9), "env": spoilt(range(14, 17))}
     run = train(**given, seed=3, on_update=stop_at(8))
     refusals = [row["update/refusals"] for row in run.rows]
     assert refusals[0] == 0
