@@ -3,6 +3,7 @@
 Run: python docs/write_reliability.py        (runs those tests, some minutes)
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -74,7 +75,8 @@ def run_tests() -> tuple[dict[int, list[str]], set[int]]:
     with tempfile.NamedTemporaryFile(suffix=".xml") as file:
         command = [sys.executable, "-m", "pytest", "-q", "-n2", "-m", "case and not slow"]
         command += [f"--junitxml={file.name}"]
-        subprocess.run([*command, "-p", "cases", str(ROOT / "tests")], cwd=ROOT, check=False)
+        given = os.environ | {"PYTHONPATH": str(ROOT / "tests")}  # where the plugin is
+        subprocess.run([*command, "-p", "cases", "tests"], cwd=ROOT, env=given, check=False)
         found = ET.parse(file.name).getroot().iter("testcase")
         tests: dict[int, list[str]] = {}
         failed: set[int] = set()
