@@ -48,7 +48,7 @@ CASES = {
         _C,
         "an unknown environment, or a package that is missing",
         "exit 2 with what to install",
-        "~+~~",
+        "~~~~",
     ),
     7: Case(
         _C,
@@ -63,7 +63,7 @@ CASES = {
         _E,
         "step raises",
         "exit 4: exception, environment, seed, step, action; replay meets it again",
-        "+-.+",
+        "~-.+",
     ),
     10: Case(
         _E,
@@ -71,13 +71,13 @@ CASES = {
         "made anew; nothing of its episode is learned from; the fourth is exit 4",
         "--.+",
     ),
-    11: Case(_E, "the third constructor raises", "exit 4 with its number", "~~.+"),
+    11: Case(_E, "the third constructor raises", "exit 4 with its number", "~~.~"),
     12: Case(_E, "step never returns", "exit 4 after env_timeout_s; no process is left", "--.+"),
     13: Case(
         _E,
         "an environment's process is killed",
         "exit 4 within 5 s: environments, pid, signal",
-        "~~.+",
+        "~..+",
     ),
     14: Case(
         _E,
@@ -89,9 +89,9 @@ CASES = {
         _E,
         "NaN in an observation",
         "exit 3: environment, key, element, step; nothing was learned from it",
-        "~--~",
+        "~---",
     ),
-    16: Case(_E, "an infinite or NaN reward", "exit 3 likewise", "~--~"),
+    16: Case(_E, "an infinite or NaN reward", "exit 3 likewise", "~---"),
     17: Case(
         _E,
         "an observation of another shape, from reset or step",
@@ -121,7 +121,7 @@ CASES = {
         _E,
         "an environment that rewrites the array it gave",
         "stored rows stay as they were",
-        "+?.+",
+        "+?.?",
     ),
     26: Case(_E, "an episode that never ends", "rows go on, memory is flat", "+++?"),
     27: Case(_E, "episodes of one step", "finite and right returns", "~?+?"),
@@ -158,7 +158,7 @@ CASES = {
         _N,
         "a line search that finds nothing",
         "old parameters, bit for bit; training goes on",
-        "+.+.",
+        "+...",
     ),
     38: Case(_N, "a ratio beyond exp(80)", "capped; no inf in a row of metrics", "---~"),
     39: Case(
@@ -200,7 +200,7 @@ CASES = {
         "-???",
     ),
     53: Case(_R, "a newer format", "exit 6 naming what reads it", "---~"),
-    54: Case(_R, "a checkpoint of an earlier release", "loads, and acts as recorded", "~~--"),
+    54: Case(_R, "a checkpoint of an earlier release", "loads, and acts as recorded", "~--~"),
     55: Case(_R, "another environment or network", "exit 6, field by field", "+~~~"),
     56: Case(_R, "a stop anywhere, and going on", "as if never stopped, bit for bit", "----"),
     57: Case(_R, "three stops, the last in a save", "the same", "----"),
@@ -210,7 +210,7 @@ CASES = {
         _R, "going on with other settings", "exit 2 listing them, unless they are named", "-.--"
     ),
     61: Case(
-        _R, "going on under other versions", "allowed, with a warning that equality is off", "..??"
+        _R, "going on under other versions", "allowed, with a warning that equality is off", "...?"
     ),
     62: Case(
         _R,
@@ -222,7 +222,7 @@ CASES = {
         _R,
         "a kill in a row of metrics",
         "the half row is passed over; going on leaves no gap and no double",
-        "-.-?",
+        "--.?",
     ),
     64: Case(
         _R, "old checkpoints are removed", "never the newest that is whole, nor the best", "...~"
@@ -247,7 +247,7 @@ CASES = {
     85: Case(_X, "ports", "none is opened", "...-"),
     86: Case(_X, "a run from an address", "refused: only a directory is read", "~-.."),
     87: Case(
-        _X, "a run that names code", "nothing is imported; exit 6 with the command to type", "--+-"
+        _X, "a run that names code", "nothing is imported; exit 6 with the command to type", "-.+-"
     ),
     88: Case(
         _X, "control characters and secrets", "neither reaches the terminal or the run", "----"

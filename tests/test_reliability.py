@@ -10,7 +10,7 @@ from cases import CASES
 ROOT = Path(__file__).parents[1]
 
 
-def tests_by_case():
+def names_by_case():
     """Names of the fast test functions that are marked with each case."""
     found = {}
     for path in (ROOT / "tests").glob("**/test_*.py"):
@@ -24,7 +24,7 @@ def tests_by_case():
     return found
 
 
-FOUND = tests_by_case()
+FOUND = names_by_case()
 
 
 def page():
