@@ -42,9 +42,12 @@ LIMITS = """## Limits
 * `env_timeout_s` needs the main thread and a free SIGALRM: in another thread, or where a program
   uses that signal itself, a hang is not ended.
 * `--on-env-error restart:N` is for exceptions; a process that is killed ends the run.
-* What is shown at the end of an episode that terminated is read by nobody: its shape and dtype are
-  looked at, its numbers are not. Bounds (`env/outside`) are counted for observations that are
-  acted on.
+* Under `--on-env-error restart:N` rows of the lost episode that an earlier rollout had are learned
+  from already. N counts from the start of the process, and of each evaluation anew.
+* What is shown at the end of an episode that terminated is read by nobody: of environments that
+  surefoot builds its shape and dtype are looked at, its numbers are not. Bounds (`env/outside`) are
+  counted for observations that are acted on. A part of a Dict that the space has not is passed over.
+* The one warning of a cast comes where a reset already gives the other dtype.
 * A lock holds on file systems that have locks; where they have none, a warning says so.
 * An environment that depends on something beside its seed and its actions cannot be replayed;
   `replay` says so. Actions are kept since the last seed, at most 64 MB of them.

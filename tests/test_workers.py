@@ -218,7 +218,7 @@ def test_a_killed_process_is_told_at_once_with_its_environments(number):
 def test_signals_for_the_whole_job_are_left_to_the_trainer():
     env = opened(2, 2)
     env.reset([0, 1])
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(children()[0], number)
     time.sleep(0.1)
     env.step(np.zeros(2, np.int64))

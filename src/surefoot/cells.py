@@ -18,7 +18,7 @@ import jax
 from surefoot.config import Settings
 from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError, SurefootError
-from surefoot.locks import lock
+from surefoot.locks import lock, unlock
 from surefoot.loop import drive, drive_together
 from surefoot.plan import DEFAULT_EPISODE_LIMIT
 from surefoot.processes import Outcome, attempt, said
@@ -104,9 +104,11 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
     """A cell's run where it stands, with the learner that all its group shares."""
     directory = RunDirectory(cell.path)
     if directory.checkpoints():
+        lock(directory.path)
         run = load(cell.path, env=cell.env, network=cell.own)
-        if not run.finished:
-            lock(directory.path)
+        if run.finished:
+            unlock(directory.path)
+        else:
             run.rows = directory.trim(run.iteration, run.env_steps)
         run.learner = template.learner
         return run

@@ -17,7 +17,7 @@ from surefoot.cells import Cell, Group, grouped, stored_score, train_group, tria
 from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
 from surefoot.envs import find_env
 from surefoot.errors import ConfigError
-from surefoot.presets import differing_settings, settle
+from surefoot.presets import differing_settings, frozen_settings, settle
 from surefoot.processes import ComparisonStopped, Outcome, side_by_side
 from surefoot.run import RunDirectory
 from surefoot.scores import Comparison, Curve, Failure, Score, read_runs
@@ -171,7 +171,8 @@ def _refuse_other_settings(cell: Cell) -> None:
     directory = RunDirectory(cell.path)
     if not (directory.path / "config.json").exists():
         return
-    told = list(differing_settings(directory.config, cell.settings).values())
+    there = frozen_settings(directory.config, directory.path / "config.json").to_dict()
+    told = list(differing_settings(there, cell.settings).values())
     if told:
         raise ConfigError(
             f"{cell.path} holds a run of other settings: {'; '.join(told)}; choose another --out"

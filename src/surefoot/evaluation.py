@@ -54,6 +54,7 @@ def evaluate_host(
         step = env.step(jax.tree.map(np.asarray, sent))
         totals += np.where(step.valid, step.rewards, 0.0)
         lengths += step.valid
+        totals[step.restarted], lengths[step.restarted] = 0.0, 0  # episodes that are lost
         for index in np.flatnonzero(
             step.terminated | step.truncated | (lengths >= LONGEST_EPISODE)
         ):

@@ -119,7 +119,9 @@ class Exported:
         if kind in ("Dict", "Tuple"):
             found: dict[Any, Any] = {}
             for key, part in space["parts"]:
-                inner = None if mask is None else mask[key]
+                inner = None
+                if mask is not None:
+                    inner = mask.get(key) if kind == "Dict" else mask[key]
                 found[key], out, stds = self._act(part, out, inner, rng, stds)
             return found if kind == "Dict" else tuple(found.values()), out, stds
         size = space["size"]

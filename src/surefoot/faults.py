@@ -37,31 +37,32 @@ def replay(
     settings, source = named_source(directory, env)
     if source.kind not in ("gymnasium", "pool"):
         raise ConfigError(
-            f"{path}: of a ready vector environment none can be stepped alone; give a function "
-            "that makes one environment"
+            f"{path}: {source.env_id} is no environment that can be stepped alone; give a function "
+            "that makes one"
         )
-    strict = Care.of(settings.train)._replace(restarts=0)
-    opened = None
+    care = Care.of(settings.train)._replace(restarts=0)
+    show(f"environment {fault.index} of {source.env_id}: reset(seed={fault.seed})")
+    steps = len(next(iter(fault.actions.values()), ()))
+    done, again, opened = 0, None, None
     try:
-        opened = open_host_env(source, 1, seed=fault.seed, care=strict)
-        space = opened.spec.action_space
-        steps = len(next(iter(fault.actions.values()), ()))
-        template = {"action": create_empty_array(space, n=steps, fn=np.zeros)}
-        actions = restore_arrays(template, fault.actions, str(path)) if steps else {}
-        show(f"environment {fault.index} of {source.env_id}: reset(seed={fault.seed})")
-        opened.reset([fault.seed])
+        opened = open_host_env(source, 1, seed=fault.seed, care=care)
         show(f"{steps} steps as they were recorded")
-        for t in range(steps):
-            opened.step(
-                jax.tree.map(lambda leaf, t=t: np.asarray(leaf[t : t + 1]), actions["action"])
-            )
-    except (EnvContractError, EnvCrashError) as again:
-        return again
+        template = {"action": create_empty_array(opened.spec.action_space, n=steps, fn=np.zeros)}
+        actions = restore_arrays(template, fault.actions, str(path)) if steps else {}
+        opened.reset([fault.seed])
+        for done in range(1, steps + 1):
+            now = jax.tree.map(lambda leaf, t=done: np.asarray(leaf[t - 1 : t]), actions["action"])
+            opened.step(now)
+    except (EnvContractError, EnvCrashError) as met:
+        again = met
     finally:
         if opened is not None:
             opened.close()
+    if again is not None and (again.name, done) == (fault.name, steps):
+        return again
+    instead = f"this instead: {again}" if again else "no fault"
     raise EnvContractError(
-        f"{source.env_id}: {steps} steps after reset(seed={fault.seed}) brought no fault; it "
-        "depends on something other than its seed and its actions",
+        f"{source.env_id}: {steps} steps after reset(seed={fault.seed}) brought {instead}; it "
+        f"depends on something other than its seed and its actions. Recorded was: {fault.said}",
         name="NOT-REPEATED",
     )

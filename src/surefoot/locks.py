@@ -5,9 +5,11 @@ it, however that ends, and what a process forks off does not inherit it.
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 import warnings
 from pathlib import Path
 from typing import IO
@@ -27,7 +29,7 @@ def lock(path: Path) -> None:
     if key in _held:
         raise StorageError(f"{path} is being written by another run of this process", name="LOCKED")
     try:
-        file = open(path / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (kept open)
+        file = _open(path / "lock")
     except OSError as fault:
         raise StorageError(f"locking {path}: {fault.strerror or fault}") from fault
     try:
@@ -42,10 +44,11 @@ def lock(path: Path) -> None:
         warnings.warn(
             f"{path} cannot be locked ({fault}); see to it that one run writes there", stacklevel=2
         )
-    file.truncate(0)
-    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-    file.flush()
     _held[key] = file
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        file.flush()
 
 
 def unlock(path: Path) -> None:
@@ -54,6 +57,17 @@ def unlock(path: Path) -> None:
     if file is not None:
         with contextlib.suppress(OSError), file:
             file.truncate(0)
+
+
+def _open(path: Path) -> IO[str]:
+    """The file of a lock, which is a plain one of its own: what a link names would be emptied."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    file = os.fdopen(os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o644), "a+")
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        file.close()
+        raise OSError(errno.EINVAL, "lock is no plain file of its own", str(path))
+    return file
 
 
 def _take(file: IO[str]) -> None:

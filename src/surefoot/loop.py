@@ -349,10 +349,14 @@ def _keep_fault(run: Run, fault: SurefootError) -> None:
     story = fault.story if isinstance(fault, EnvContractError | EnvCrashError) else None
     if story is not None and run.source.kind != "vector":
         actions = name_arrays({"action": story.actions})
+        record = FaultRecord(str(fault), fault.name, story.index, story.seed, actions)
         with contextlib.suppress(StorageError):  # the fault itself is what has to be told
-            directory.write_fault(FaultRecord(str(fault), story.index, story.seed, actions))
-        again = "" if imports_nothing(named) else f" --env {shlex.quote(named)}"
-        fault.add(f"`surefoot replay {shlex.quote(str(directory.path))} --fault{again}` meets it")
+            directory.write_fault(record)
+            again = "" if imports_nothing(named) else f" --env {shlex.quote(named)}"
+            line = f"surefoot replay {shlex.quote(str(directory.path))} --fault{again}"
+            if directory.config.get("env_from_python"):
+                line = f"sf.replay({str(directory.path)!r}, env=...)"
+            fault.add(f"`{line}` meets it")
     elif run.iteration == 0:
         directory.forget()
     stored = directory.checkpoints()[-1:]
@@ -383,6 +387,20 @@ def drive(
 ) -> Run:
     """Run the loop over opened environments, and close them whatever happens."""
     listener = listener or Silence()
+    with contextlib.ExitStack() as ending:
+        ending.callback(_let_go, run)
+        if isinstance(env, HostEnv):
+            ending.callback(env.close)
+        ending.callback(listener.finished, run)
+        return _drive(run, env, listener, on_update)
+
+
+def _drive(
+    run: Run,
+    env: JaxEnv | HostEnv,
+    listener: Listener,
+    on_update: Callable[[dict[str, Any]], Any] | None,
+) -> Run:
     stepper: Stepper
     if isinstance(env, HostEnv):
         stepper = HostStepper(env, run.learner, run.settings, listener.compiling)
@@ -400,10 +418,6 @@ def drive(
     except SurefootError as fault:
         _keep_fault(run, fault)
         raise
-    finally:
-        listener.finished(run)
-        stepper.close()
-        _let_go(run)
 
 
 def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError | None]:
@@ -416,6 +430,15 @@ def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError 
     Raises:
         StoppedBySignal: after one of `SIGNALS`, with the checkpoints written.
     """
+    try:
+        with told_of_memory(_smaller(runs[0].settings)):
+            return _drive_together(runs, jobs)
+    finally:
+        for run in runs:
+            _let_go(run)
+
+
+def _drive_together(runs: Sequence[Run], jobs: int) -> list[SurefootError | None]:
     first, silence = runs[0], Silence()
     states = [run.state for run in runs]
     together = Together(first.learner, first.settings, states, silence.compiling)
@@ -425,17 +448,12 @@ def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError 
         turns = [runs[start : start + turn] for start in range(0, len(runs), turn)]
         return [fault for some in turns for fault in drive_together(some, jobs=jobs)]
     plan = make_plan(first.settings, first.learner.spec)
-    try:
-        faults = _go(
-            [
-                _Loop(run, stepper, plan, silence, None)
-                for run, stepper in zip(runs, together.steppers, strict=True)
-            ]
-        )
-        for run, fault in zip(runs, faults, strict=True):
-            if fault is not None:
-                _keep_fault(run, fault)
-        return faults
-    finally:
-        for run in runs:
-            _let_go(run)
+    loops = [
+        _Loop(run, stepper, plan, silence, None)
+        for run, stepper in zip(runs, together.steppers, strict=True)
+    ]
+    faults = _go(loops)
+    for run, fault in zip(runs, faults, strict=True):
+        if fault is not None:
+            _keep_fault(run, fault)
+    return faults

@@ -32,7 +32,10 @@ def keep_programs() -> None:
 
 
 def _options() -> dict[str, Any]:
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:  # nobody's home: a user without a name, in a container
+        return {}
     return {
         "jax_compilation_cache_dir": str(Path(home) / "surefoot" / "programs"),
         "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import warnings
@@ -41,6 +42,7 @@ class FaultRecord(NamedTuple):
     """
 
     said: str
+    name: str
     index: int
     seed: int
     actions: dict[str, np.ndarray]
@@ -61,8 +63,8 @@ class RunDirectory:
             StorageError: where it cannot be written, or another run is about to.
         """
         with storage(path, "reading"):
-            if (path / "fault.json").is_file() and not cls(path).checkpoints():
-                cls(path).clear()  # of a run that met a fault before its first checkpoint
+            if cls(path)._met_a_fault_at_once():
+                cls(path).clear()
             used = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if used:
             raise ConfigError(
@@ -74,8 +76,19 @@ class RunDirectory:
         with storage(path, "writing"):
             path.mkdir(parents=True, exist_ok=True)
             lock(path)
-            write_file(path / "config.json", dump(dict(config)))
+            try:
+                write_file(path / "config.json", dump(dict(config)))
+            except BaseException:
+                run.forget()
+                raise
         return run
+
+    def _met_a_fault_at_once(self) -> bool:
+        """Whether nothing is here but the story of a fault before the first update."""
+        ours = {"config.json", "lock", *_FAULT}
+        if not (self.path / _FAULT[0]).is_file():
+            return False
+        return {path.name for path in self.path.iterdir()} <= ours
 
     @property
     def config(self) -> dict[str, Any]:
@@ -100,11 +113,10 @@ class RunDirectory:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to `metrics.jsonl`."""
-        with (
-            storage(self.path / "metrics.jsonl", "writing"),
-            open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file,
-        ):
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        file = self.path / "metrics.jsonl"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with storage(file, "writing"), os.fdopen(os.open(file, flags, 0o644), "a") as rows:
+            rows.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a line cut short by a kill is passed over."""
@@ -129,7 +141,10 @@ class RunDirectory:
                     aside = later.with_name(f"left-{later.name}")
                     shutil.rmtree(aside, ignore_errors=True)
                     later.rename(aside)
-        for left in (*self.path.glob(".tmp-*"), *self.path.glob("*/.tmp-*")):
+        for name in _FAULT:  # of a course that is gone on from
+            (self.path / name).unlink(missing_ok=True)
+        inner = (left for left in self.path.glob("*/.tmp-*") if not left.parent.is_symlink())
+        for left in (*self.path.glob(".tmp-*"), *inner):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         kept = [row for row in self.rows() if row["iteration"] <= iteration]
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
@@ -164,11 +179,15 @@ class RunDirectory:
             StorageError: where another process is.
         """
         lock(self.path)
-        self.forget()
+        try:
+            with storage(self.path, "clearing"):
+                self.forget()
+        finally:
+            unlock(self.path)
 
     def write_fault(self, fault: FaultRecord) -> None:
         """Keep a fault of an environment, so that it can be met again."""
-        about = {"said": fault.said, "index": fault.index, "seed": fault.seed}
+        about = {"said": fault.said, "name": fault.name, "index": fault.index, "seed": fault.seed}
         # A slice of a larger array would be written as the memory that it lies in.
         whole = {name: np.array(leaf, order="C") for name, leaf in fault.actions.items()}
         self.write(_FAULT[1], safetensors.numpy.save(whole))
@@ -191,7 +210,12 @@ class RunDirectory:
         data = read_file(self.path / _FAULT[1], LARGEST_FAULT)
         try:
             actions = safetensors.numpy.load(data)
-            return FaultRecord(str(about["said"]), int(about["index"]), int(about["seed"]), actions)
+            steps = {len(leaf) for leaf in actions.values()}
+            sound = len(steps) <= 1 and all(leaf.size for leaf in actions.values())
+            index, seed = int(about["index"]), int(about["seed"])
+            if not (sound and index >= 0 and 0 <= seed < 2**32):
+                raise ValueError("it is not what a run keeps of a fault")
+            return FaultRecord(str(about["said"]), str(about["name"]), index, seed, actions)
         except Exception as fault:
             raise CheckpointError(f"{file} cannot be read: {fault}") from fault
 
@@ -217,7 +241,8 @@ class RunDirectory:
         """The stored checkpoints, oldest first."""
         parent = self.path / folder
         # Beyond nine digits a longer name is a later step, though it sorts before.
-        stored = parent.glob("step-[0-9]*") if parent.is_dir() else ()
+        own = parent.is_dir() and not parent.is_symlink()
+        stored = parent.glob("step-[0-9]*") if own else ()
         return sorted(stored, key=lambda path: (len(path.name), path.name))
 
     def save(self, checkpoint: Checkpoint, *, keep: int, folder: str = "checkpoints") -> Path:

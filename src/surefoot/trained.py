@@ -229,18 +229,19 @@ def open_run(
     folder: str = "checkpoints",
     exact: bool = False,
     to_train: bool = False,
+    settings: Settings | None = None,
 ) -> tuple[Run, JaxEnv | HostEnv]:
     """A run from its directory, and its environments, opened.
 
     Nothing that the directory names is imported: an environment that needs an import of the
-    user's own, and own networks, must be given again.
+    user's own, and own networks, must be given again. `settings` take the place of its own.
 
     Raises:
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
     directory, own = RunDirectory(Path(path)), own or OwnNetworks()
-    settings, source = named_source(directory, env)
-    config = directory.config
+    frozen, source = named_source(directory, env)
+    settings, config = settings or frozen, directory.config
     if config.get("own_networks", False) and own == OwnNetworks():
         raise CheckpointError(
             f"{path} was trained with a network of your own; give it again (network=...)",

@@ -19,10 +19,10 @@ from surefoot.config import (
 from surefoot.envs import EnvSource, find_env
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.errors import CheckpointError, ConfigError
+from surefoot.errors import ConfigError
 from surefoot.locks import lock, unlock
 from surefoot.loop import Listener, drive, versions
-from surefoot.presets import differing_settings, known_rule, settle
+from surefoot.presets import differing_settings, frozen_settings, known_rule, settle
 from surefoot.run import RunDirectory
 from surefoot.trained import OwnNetworks, Run, begin, open_run, recorded_spaces
 
@@ -161,18 +161,34 @@ def resume(
         CheckpointError: where there is no run, or no checkpoint to go on from.
         StorageError: where another process is at it.
     """
+    return _go_on(path, None, env=env, own=network, exact=exact, hear=(on_update, listener))
+
+
+def _go_on(
+    path: str | Path,
+    settings: Settings | None,
+    *,
+    env: Any = None,
+    own: OwnNetworks | None = None,
+    exact: bool = False,
+    hear: tuple[Callable[[dict[str, Any]], Any] | None, Listener | None] = (None, None),
+) -> Run:
+    """Go on with a run, with settings in the place of its own if they are given."""
     directory = RunDirectory(Path(path))
-    _ = directory.config  # is it a run at all?
+    config = directory.config  # which says whether it is a run at all
     lock(directory.path)
     try:
-        run, opened = open_run(path, env=env, own=network, exact=exact, to_train=True)
+        how = {"env": env, "own": own, "exact": exact, "settings": settings}
+        run, opened = open_run(path, to_train=True, **how)
+        if settings is not None:
+            directory.write("config.json", dump(config | settings.to_dict()))
         if run.finished:
             if isinstance(opened, HostEnv):
                 opened.close()
             return run
         _tell_versions(directory)
         run.rows = directory.trim(run.iteration, run.env_steps)
-        return drive(run, opened, listener, on_update)
+        return drive(run, opened, hear[1], hear[0])
     finally:
         unlock(directory.path)
 
@@ -197,8 +213,9 @@ def train_or_resume(
     settings: Settings,
     start: Callable[[], Run],
     *,
+    env: Any = None,
     override: Sequence[str] = (),
-    **how: Any,
+    listener: Listener | None = None,
 ) -> Run:
     """Go on with the run at `path` where it matches `settings`, else `start` one there.
 
@@ -211,10 +228,12 @@ def train_or_resume(
         CheckpointError: where its arrays do not fit the new ones.
     """
     directory = RunDirectory(Path(path))
-    if not (directory.path / "config.json").exists():
+    file = directory.path / "config.json"
+    if not file.exists():
         return start()
-    config = directory.config
-    differences = differing_settings(config, settings)
+    # With its defaults filled in, which a version before this one may not have had.
+    there = frozen_settings(directory.config, file).to_dict()
+    differences = differing_settings(there, settings)
     allowed = {name for name in differences for key in override if f".{name}".endswith(f".{key}")}
     if refused := [said for name, said in differences.items() if name not in allowed]:
         raise ConfigError(
@@ -224,11 +243,5 @@ def train_or_resume(
     if not directory.checkpoints():
         directory.clear()
         return start()
-    if not differences:
-        return resume(path, **how)
-    directory.write("config.json", dump(config | settings.to_dict()))
-    try:
-        return resume(path, **how)
-    except CheckpointError:
-        directory.write("config.json", dump(config))
-        raise
+    changed = settings if differences else None
+    return _go_on(path, changed, env=env, hear=(None, listener))

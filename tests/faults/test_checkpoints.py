@@ -20,6 +20,7 @@ from shell import SMALL, around, in_a_shell, last_good
 
 import surefoot as sf
 from surefoot.checkpoint import Checkpoint, dump
+from surefoot.locks import lock, unlock
 from surefoot.run import RunDirectory
 
 SOUND = "broken_envs:Sound"
@@ -37,6 +38,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from surefoot.checkpoint import Checkpoint
+from surefoot.locks import lock, unlock
 from surefoot.run import RunDirectory
 
 CALLS = ["open", "mkdir", "fsync", "rename", "rmdir", "unlink"]
@@ -231,6 +233,7 @@ import resource, time, warnings
 from pathlib import Path
 import jax
 from surefoot.errors import CheckpointError
+from surefoot.locks import lock, unlock
 from surefoot.run import RunDirectory
 
 warnings.simplefilter("ignore")
@@ -395,6 +398,35 @@ def test_two_runs_in_one_directory(train, command):
     assert json.loads(Path("run/lock").read_text())["pid"] == first.pid
     run = sf.resume("run", env=Sound, on_update=lambda row: True)
     assert run.iteration > 1
+
+
+@case(51)
+def test_a_lock_that_is_a_link_empties_nothing(train, command):
+    assert train(SOUND, *OFTEN).code == 0
+    shutil.rmtree(newest())
+    Path("mine").write_text("mine")
+    Path("run/lock").unlink()
+    Path("run/lock").symlink_to(Path("mine").absolute())
+    assert command(*AGAIN).code == 7
+    assert Path("mine").read_text() == "mine"
+    Path("run/lock").unlink()
+    Path("run/metrics.jsonl").rename("elsewhere")
+    Path("run/metrics.jsonl").symlink_to(Path("mine").absolute())
+    with pytest.raises(sf.SurefootError):
+        RunDirectory(Path("run")).append({"iteration": 9})
+    assert Path("mine").read_text() == "mine"
+
+
+@case(62)
+def test_named_settings_of_a_run_that_is_being_written_stay(train):
+    assert train(SOUND, "--resume", "auto").code == 0
+    before = Path("run/config.json").read_text()
+    lock(Path("run"))
+    more = ["--resume", "auto", "--override", "steps"]
+    assert train(SOUND, *more, steps=512).code == 7
+    assert Path("run/config.json").read_text() == before
+    unlock(Path("run"))
+    assert train(SOUND, *more, steps=512).code == 0
 
 
 @case(63)

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 from broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike
 from cases import case
+from gymnasium import spaces
 from shell import SMALL, in_a_shell, last_good, same_bits
 
 import surefoot as sf
+from surefoot.envs import find_env
+from surefoot.envs.contract import Bounds, ObsContract
+from surefoot.envs.host import Care, open_host_env
 from surefoot.errors import EnvContractError, EnvCrashError
+from surefoot.evaluation import evaluate_host
 
 TWO = ["--vectorization", "cores"]
 HERE_AND_ELSEWHERE = pytest.mark.parametrize(
@@ -239,6 +244,68 @@ def test_float64_beyond_float32(train):
 )
 def test_objects_words_or_whole_numbers_beyond_32_bits(train, kind, said):
     broken(train(of(kind)), kind, 3, f"environment 0: {said}")
+
+
+@case(19)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32])
+def test_no_whole_number_wraps_around(dtype):
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    fit = ObsContract(spaces.Box(low, high, (2,), dtype))
+    for wrong in ([0, high + 1], [low - 1, 0], [0.0, float(high) + 1000]):
+        with pytest.raises(EnvContractError, match="beyond what"):
+            fit(np.array(wrong))
+    assert fit(np.array([low, high])).tolist() == [low, high]
+
+
+@case(9)
+@pytest.mark.parametrize("text", ["too many values to unpack (expected 2)", "expected 5, got 4"])
+def test_what_an_environment_raises_of_its_own_is_not_taken_for_an_old_interface(text):
+    class Muddled(Sound):
+        def broken(self, *given):
+            raise ValueError(text)
+
+    with pytest.raises(EnvCrashError, match="raised ValueError"):
+        sf.train(Muddled, sf.VPG(), steps=256, train=sf.Train(num_envs=2, num_steps=16))
+
+
+@case(9)
+def test_another_fault_is_not_taken_for_the_recorded_one(train, command):
+    assert train(of("Raises")).code == 4
+    ended = command("replay", "run", "--fault", "--env", of("NanObs"))
+    assert ended.code == 3
+    assert "brought this instead: " in ended.line
+
+
+@case(10)
+def test_an_episode_that_is_lost_counts_in_no_evaluation():
+    settings = sf.Train(num_envs=2, num_steps=16, on_env_error="restart:9")
+    critic = sf.Critic(num_epochs=1, num_minibatches=1)
+    run = sf.train(Sound, sf.VPG(), steps=32, train=settings, critic=critic, preset="none")
+    run.source = find_env(Flaky, {})
+    assert set(run.evaluate(12)["returns"]) <= set(map(float, range(11)))
+    opened = open_host_env(run.source, 1, seed=0, care=Care(restarts=9))
+    found = evaluate_host(
+        opened,
+        run.learner.actor,
+        run.state.params["policy"],
+        run.state.obs_stats,
+        episodes=8,
+        stochastic=False,
+        seed=0,
+    )
+    opened.close()
+    assert found.lengths.tolist() == [10] * 8
+
+
+@case(20)
+def test_bounds_of_several_parts_blame_the_environment_of_the_first():
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (1,)), "b": spaces.Box(-1, 1, (1,))})
+    obs = {"a": np.zeros((6, 1), np.float32), "b": np.zeros((6, 1), np.float32)}
+    obs["a"][5], obs["b"][2] = 7.0, 8.0
+    found = Bounds(space).outside(obs, leading=1)
+    assert found.at == (5,)
+    assert found.said == "observation['a'][0] is 7, outside -1 to 1"
+    assert found.rows.tolist() == [False, False, True, False, False, True]
 
 
 @case(20)

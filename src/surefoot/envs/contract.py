@@ -4,10 +4,13 @@ It lives here, away from JAX, because every process that steps environments impo
 """
 
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -23,14 +26,15 @@ NUMBERS = frozenset((float, int, np.float64, np.float32))
 """What the ends and rewards of nearly every environment are; others are looked at closely."""
 _TRUTHS = (bool, np.bool_, int, np.integer)
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
+_CALLERS = Path(__file__).parents[1], Path(gymnasium.__file__).parent
 _OLD_INTERFACE = (
     (
-        r"expected 5, got 4",
+        r"^not enough values to unpack \(expected 5, got 4\)$",
         "step returned 4 values, as Gym did before 0.26; return obs, reward, terminated, "
         "truncated, info, where terminated is an end of the task and truncated a time limit",
     ),
     (
-        r"unpack \(expected 2",
+        r"^(not enough|too many) values to unpack \(expected 2",
         "reset returned no pair; since Gym 0.26 it returns (obs, info)",
     ),
     (
@@ -107,7 +111,7 @@ class ObsContract:
         if space.dtype.kind in "iu":
             if array.dtype.kind == "f":
                 self._refuse(array != np.floor(array), array, where, "no whole number")
-            bounds = _bounds(space) or (-LARGEST_INT - 1, LARGEST_INT)
+            bounds = _bounds(space) or _held(space.dtype)
             outside = (array < bounds[0]) | (array > bounds[1])
             self._refuse(outside, array, where, f"beyond what {_told(space)}")
         if array.dtype == space.dtype:
@@ -149,6 +153,12 @@ def _bounds(space: Any) -> tuple[Any, Any] | None:
     return (-LARGEST_INT - 1, LARGEST_INT) if wide else None
 
 
+def _held(dtype: np.dtype) -> tuple[int, int]:
+    """The whole numbers that a dtype and 32 bits hold."""
+    kept = np.iinfo(dtype)
+    return max(int(kept.min), -LARGEST_INT - 1), min(int(kept.max), LARGEST_INT)
+
+
 def _told(space: Any) -> str:
     return (
         "32 bits hold, with which JAX computes" if isinstance(space, spaces.Box) else f"{space} has"
@@ -156,7 +166,14 @@ def _told(space: Any) -> str:
 
 
 def old_interface(fault: BaseException) -> str | None:
-    """What is wrong and what to do where an exception shows an environment for Gym before 0.26."""
+    """What is wrong and what to do where an exception shows an environment for Gym before 0.26.
+
+    It comes from whoever called it, Gymnasium's wrappers or this package, not from its own code.
+    """
+    frames = traceback.extract_tb(fault.__traceback__)
+    innermost = Path(frames[-1].filename) if frames else Path()
+    if not any(innermost.is_relative_to(caller) for caller in _CALLERS):
+        return None
     text = str(fault)
     return next((hint for pattern, hint in _OLD_INTERFACE if re.search(pattern, text)), None)
 
@@ -191,7 +208,13 @@ def check_outcome(reward: Any, terminated: Any, truncated: Any, info: Any) -> No
 
 def _is_scalar(value: Any) -> bool:
     """Whether it is an array without axes, as simulators on a GPU give."""
-    return getattr(value, "shape", None) == () and np.asarray(value).dtype.kind in "biuf"
+    if getattr(value, "shape", None) != ():
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class NotFinite(NamedTuple):
@@ -232,8 +255,9 @@ def has_whole_numbers(space: spaces.Space) -> bool:
 
 
 def may_wrap(space: spaces.Space) -> bool:
-    """Whether NumPy would wrap a number that does not fit: whole ones, where it has a sign."""
-    return any(isinstance(part, spaces.Box) and part.dtype.kind == "i" for part in _parts(space))
+    """Whether NumPy would wrap a whole number that does not fit, and say nothing."""
+    parts = _parts(space)
+    return any(part.dtype.kind in "iu" and part.dtype.itemsize < 8 for part in parts)
 
 
 def _parts(space: Any) -> Iterator[Any]:
@@ -250,15 +274,23 @@ def _parts(space: Any) -> Iterator[Any]:
         yield space
 
 
+class Outside(NamedTuple):
+    """Rows of a batch that lie outside their space; where the first is, and in words."""
+
+    rows: np.ndarray
+    at: tuple[int, ...]
+    said: str
+
+
 class Bounds:
     """The bounds of an observation space, where it has some."""
 
     def __init__(self, space: spaces.Space):
         self._parts = list(_bounded(space, "observation", ()))
 
-    def outside(self, obs: Any, leading: int) -> tuple[np.ndarray | None, str]:
-        """Which of a batch's rows, with so many axes, lie outside; and the first, in words."""
-        rows, first = None, ""
+    def outside(self, obs: Any, leading: int) -> Outside | None:
+        """What lies outside of a batch whose rows have so many axes."""
+        found: Outside | None = None
         for part, where, path in self._parts:
             values = obs
             for key in path:
@@ -268,13 +300,17 @@ class Bounds:
                 low, high = low.astype(values.dtype), high.astype(values.dtype)
             wrong = (values < low) | (values > high)
             if wrong.any():
-                at = tuple(int(i) for i in np.argwhere(wrong)[0])
-                inner = at[leading:]
+                place = tuple(int(i) for i in np.argwhere(wrong)[0])
+                at, inner = place[:leading], place[leading:]
                 limits = f"{part.low[inner]:.6g} to {part.high[inner]:.6g}"
-                first = first or f"{where}{_place(inner)} is {values[at]:.6g}, outside {limits}"
-                found = wrong.reshape(*values.shape[:leading], -1).any(-1)
-                rows = found if rows is None else rows | found
-        return rows, first
+                said = f"{where}{_place(inner)} is {values[place]:.6g}, outside {limits}"
+                rows = wrong.reshape(*values.shape[:leading], -1).any(-1)
+                found = (
+                    Outside(rows, at, said)
+                    if found is None
+                    else found._replace(rows=found.rows | rows)
+                )
+        return found
 
 
 def _bounded(

@@ -127,7 +127,7 @@ class HostEnv:
         self.num_envs = vector.num_envs
         self._resetting = np.zeros(self.num_envs, bool)
         self._tape, self._care, self.restarts = Tape(), care, 0
-        self._watch = Watch(care.timeout_s, env_id)
+        self._ours = ours
         self._bounds = Bounds(vector.single_observation_space)
         # Of our own vectors shapes and dtypes are looked at where they are given, one by one.
         space = vector.single_observation_space
@@ -144,6 +144,7 @@ class HostEnv:
         )
         seeds = [seed + index for index in range(self.num_envs)]
         self._tape.start(seeds)
+        self._watch = Watch(care.timeout_s, env_id)
         try:
             _, infos = self._watched(self._reset, seeds)
         except BaseException:
@@ -198,9 +199,9 @@ class HostEnv:
         if not (rewards is None or all_finite(rewards)):
             self._refuse_not_finite(rewards, "reward")
         if self._care.strict:
-            rows, first = self._bounds.outside(obs, leading=1)
-            if rows is not None:
-                raise EnvContractError(first, index=int(np.argmax(rows)))
+            found = self._bounds.outside(obs, leading=1)
+            if found is not None:
+                raise EnvContractError(found.said, index=found.at[0])
         return obs
 
     def _refuse_not_finite(self, values: PyTree, what: str) -> None:
@@ -213,8 +214,8 @@ class HostEnv:
 
         The second is the first of them, in words.
         """
-        rows, first = self._bounds.outside(obs, leading=2)
-        return (0, "") if rows is None else (int(rows.sum()), first)
+        found = self._bounds.outside(obs, leading=2)
+        return (0, "") if found is None else (int(found.rows.sum()), found.said)
 
     def _restarted(self, infos: dict[str, Any]) -> list[int]:
         """Environments that raised in this step and were made anew.
@@ -222,7 +223,7 @@ class HostEnv:
         Raises:
             EnvCrashError: where they are more than are allowed.
         """
-        if "restarted" not in infos:
+        if not self._ours or "restarted" not in infos:
             return []
         rows = np.flatnonzero(infos["_restarted"]).tolist()
         for row in rows:
@@ -269,8 +270,8 @@ class HostEnv:
     def _step(self, actions: PyTree) -> HostStep:
         obs, rewards, terminated, truncated, infos = self._vector.step(actions)
         rewards = np.asarray(rewards)
-        obs = self._checked(obs, rewards)
         restarted = self._restarted(infos)
+        obs = self._checked(obs, rewards)
         valid = ~self._resetting
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         truncated = truncated & ~terminated

@@ -12,7 +12,7 @@ MOST_BYTES = 64 * 2**20
 
 
 class Story(NamedTuple):
-    """What one environment went through: its seed, and the actions since, [step, ...]."""
+    """What one environment went through: its seed, and the actions since, [step, ...], if any."""
 
     index: int
     seed: int
@@ -63,8 +63,10 @@ class Tape:
         return self.steps - self._since[index]
 
     def of(self, index: int) -> Story | None:
-        """What one environment went through; None where it was too much to keep, or nothing."""
+        """What one environment went through; None where it was too much to keep."""
         steps = self.steps
+        if steps == self._since[index]:
+            return Story(index, self.seeds[index], ())
         if self._recent:
             self._pack()
         if not self._packed:

@@ -54,8 +54,8 @@ _ALIGNMENT = 64  # bytes, of every array on the board
 # ends with an exec, where an ignored signal stays ignored by what an environment starts.
 _START = f"""
 import signal, sys
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda *_: None)
+for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda *_: None)
 sys.path[:] = sys.argv[4:]
 from {__name__} import main
 main()
