@@ -46,7 +46,7 @@ LIMITS = """## Limits
   from already. N counts from the start of the process, and of each evaluation anew.
 * What is shown at the end of an episode that terminated is read by nobody: of environments that
   surefoot builds its shape and dtype are looked at, its numbers are not. Bounds (`env/outside`) are
-  counted for observations that are acted on. A part of a Dict that the space has not is passed over.
+  counted for observations that are acted on. What a Dict has beside its space is passed over.
 * The one warning of a cast comes where a reset already gives the other dtype.
 * A lock holds on file systems that have locks; where they have none, a warning says so.
 * An environment that depends on something beside its seed and its actions cannot be replayed;
