@@ -36,11 +36,12 @@ not apply, ? not established.
 
 LIMITS = """## Long runs, and files with anything in them
 
-`python -m benchmarks.soak` trains a million host steps and ten million JAX-native ones twice, once in
-peace and once killed by SIGKILL at random rows and given the same command again, and compares the
-last checkpoints, the rows and the memory. `pytest -m slow tests/faults/test_fuzz.py` changes files of a run
-at random 200,000 times (2,000 times in the fast tests): each is read or refused by name within a second, and nothing
-outside of the run is opened.
+`python -m benchmarks.soak` trains a million host steps and ten million JAX-native ones twice, once
+in peace and once killed by SIGKILL at random rows and given the same command again, and compares
+the last checkpoints, the rows and the memory.
+`pytest -m slow tests/faults/test_fuzz.py` changes files of a run at random 200,000 times (2,000
+times in the fast tests): each is read or refused by name within a second, and nothing outside of
+the run is opened.
 
 ## Limits
 
