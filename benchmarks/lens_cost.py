@@ -79,6 +79,7 @@ class _Side:
         settings = settle(task, RULES[rule](), Train(**given), Network(), Critic())
         run, env = begin(settings, find_env(task, {}), OwnNetworks())
         parts = (run.learner, settings, lambda what: None)
+        self._env = env
         self._stepper: Any = (
             HostStepper(env, *parts) if isinstance(env, HostEnv) else JaxStepper(*parts)
         )
@@ -93,7 +94,8 @@ class _Side:
 
     def close(self) -> None:
         """Close the environments."""
-        self._stepper.close()
+        if isinstance(self._env, HostEnv):
+            self._env.close()
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:

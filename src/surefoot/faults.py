@@ -1,6 +1,9 @@
-"""A recorded fault of an environment, met again: one environment, its seed and its actions."""
+"""What a run leaves that met a fault, and how a fault of an environment is met again."""
 
-from collections.abc import Callable
+import contextlib
+import json
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,70 @@ import jax
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
-from surefoot.checkpoint import restore_arrays
+from surefoot.checkpoint import name_arrays, restore_arrays
+from surefoot.envs import imports_nothing
 from surefoot.envs.host import Care, open_host_env
-from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
-from surefoot.run import RunDirectory
-from surefoot.trained import named_source
+from surefoot.errors import (
+    ConfigError,
+    EnvContractError,
+    EnvCrashError,
+    NotFiniteError,
+    StorageError,
+    SurefootError,
+)
+from surefoot.run import NOT_FINITE, FaultRecord, RunDirectory
+from surefoot.trained import Run, named_source
+from surefoot.types import Rollout
+
+
+def keep_fault(run: Run, fault: SurefootError) -> None:
+    """Keep what led an environment to its fault, and say in it what there is to go on from.
+
+    What failed before a first iteration otherwise leaves nothing that a second try would meet.
+    """
+    directory, named = run.directory, run.settings.env
+    if directory is None:
+        return
+    story = fault.story if isinstance(fault, EnvContractError | EnvCrashError) else None
+    if story is not None and run.source.kind != "vector":
+        actions = name_arrays({"action": story.actions})
+        record = FaultRecord(str(fault), fault.name, story.index, story.seed, actions)
+        with contextlib.suppress(StorageError):  # the fault itself is what has to be told
+            directory.write_fault(record)
+            again = "" if imports_nothing(named) else f" --env {shlex.quote(named)}"
+            line = f"surefoot replay {shlex.quote(str(directory.path))} --fault{again}"
+            if directory.config.get("env_from_python"):
+                line = f"sf.replay({str(directory.path)!r}, env=...)"
+            fault.add(f"`{line}` meets it")
+    elif run.iteration == 0:
+        directory.forget()
+    stored = directory.checkpoints()[-1:]
+    if stored and not isinstance(fault, NotFiniteError):
+        fault.add(f"the last good checkpoint is {stored[0]}")
+
+
+def keep_batch(run: Run, rollout: Rollout, row: Mapping[str, Any]) -> str:
+    """Keep a batch in numbers behind updates that were refused; the words that say where."""
+    assert run.directory is not None
+    parts = ("obs", "actions", "log_probs", "rewards", "terminated", "truncated", "valid")
+    batch = {name: _statistics(getattr(rollout, name)) for name in parts}
+    rows = [old for old in run.rows if old["iteration"] <= row["iteration"]]
+    told = {"rows": rows[-run.settings.train.max_refusals - 1 :], "batch": batch}
+    run.directory.write(NOT_FINITE, json.dumps(told, indent=1, allow_nan=False))
+    said = f"; {run.directory.path / NOT_FINITE} has the batch in numbers"
+    kept = run.directory.checkpoints()[-1:]
+    return said + (f"; the last good checkpoint is {kept[0]}" if kept else "")
+
+
+def _statistics(tree: Any) -> dict[str, Any]:
+    """What there is to say of arrays, whatever stands in them."""
+    flat = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+    values = np.concatenate(flat) if flat else np.zeros(0)
+    finite = values[np.isfinite(values)]
+    told: dict[str, Any] = {"count": len(values), "not_finite": len(values) - len(finite)}
+    if len(finite):
+        told |= {"smallest": finite.min(), "mean": finite.mean(), "largest": finite.max()}
+    return told
 
 
 def replay(

@@ -2,24 +2,19 @@
 
 import contextlib
 import importlib.metadata
-import json
 import math
 import platform
-import shlex
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from surefoot.alarms import Watchman
 from surefoot.checkpoint import Checkpoint, name_arrays
 from surefoot.config import Settings
-from surefoot.envs import imports_nothing
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import (
@@ -27,21 +22,19 @@ from surefoot.errors import (
     EnvCrashError,
     NotFiniteError,
     StoppedBySignal,
-    StorageError,
     SurefootError,
 )
+from surefoot.faults import keep_batch, keep_fault
 from surefoot.locks import unlock
 from surefoot.loop_state import LoopState
 from surefoot.memory import fitting, told_of_memory
 from surefoot.plan import Plan, make_plan
-from surefoot.run import FaultRecord, finite_row
+from surefoot.run import finite_row
 from surefoot.steppers import HostStepper, JaxStepper, Stepper, Together
 from surefoot.trained import Evaluator, Run
 
 MOST_IN_TROUBLE = 20
 """Updates in trouble that are kept for probes, in one go; those of `probe_every` come on top."""
-NOT_FINITE = "not-finite.json"
-"""What a run leaves that ended because its updates were not finite."""
 EVERY_ONE = 10**9
 """More checkpoints than any run keeps."""
 
@@ -138,17 +131,6 @@ def _save_point(run: Run, point: _Point, folder: str, keep: int) -> None:
         name_arrays(state), int(state.iteration), point.env_steps, point.exact, versions()
     )
     run.directory.save(checkpoint, keep=keep, folder=folder)
-
-
-def _statistics(tree: Any) -> dict[str, Any]:
-    """What there is to say of arrays, whatever stands in them."""
-    flat = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
-    values = np.concatenate(flat) if flat else np.zeros(0)
-    finite = values[np.isfinite(values)]
-    told: dict[str, Any] = {"count": len(values), "not_finite": len(values) - len(finite)}
-    if len(finite):
-        told |= {"smallest": finite.min(), "mean": finite.mean(), "largest": finite.max()}
-    return told
 
 
 class _Loop:
@@ -256,22 +238,13 @@ class _Loop:
         return stop
 
     def _give_up(self, row: Mapping[str, Any]) -> None:
-        """End a run whose updates are not finite, with what can be said of the batch."""
-        run, limit = self.run, self.run.settings.train.max_refusals
-        where = ""
-        if run.directory:
-            rollout = self._stepper.last_rollout(run.state)
-            parts = ("obs", "actions", "log_probs", "rewards", "terminated", "truncated", "valid")
-            batch = {name: _statistics(getattr(rollout, name)) for name in parts}
-            rows = [old for old in run.rows if old["iteration"] <= row["iteration"]]
-            told = {"rows": rows[-limit - 1 :], "batch": batch}
-            run.directory.write(NOT_FINITE, json.dumps(told, indent=1, allow_nan=False))
-            where = f"; {run.directory.path / NOT_FINITE} has the batch in numbers"
-            kept = run.directory.checkpoints()[-1:]
-            where += f"; the last good checkpoint is {kept[0]}" if kept else ""
+        """End a run whose updates are not finite."""
+        limit, kept = self.run.settings.train.max_refusals, ""
+        if self.run.directory:
+            kept = keep_batch(self.run, self._stepper.last_rollout(self.run.state), row)
         raise NotFiniteError(
             f"{limit} updates in a row were not finite, the last at iteration "
-            f"{row['iteration']}; the policy is as it was before the first of them{where}; "
+            f"{row['iteration']}; the policy is as it was before the first of them{kept}; "
             "look at the rewards and observations, or lower the learning rate"
         )
 
@@ -338,32 +311,6 @@ def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
     return faults
 
 
-def _keep_fault(run: Run, fault: SurefootError) -> None:
-    """Keep what led an environment to its fault, and say what there is to go on from.
-
-    What failed before a first iteration otherwise leaves nothing that a second try would meet.
-    """
-    directory, named = run.directory, run.settings.env
-    if directory is None:
-        return
-    story = fault.story if isinstance(fault, EnvContractError | EnvCrashError) else None
-    if story is not None and run.source.kind != "vector":
-        actions = name_arrays({"action": story.actions})
-        record = FaultRecord(str(fault), fault.name, story.index, story.seed, actions)
-        with contextlib.suppress(StorageError):  # the fault itself is what has to be told
-            directory.write_fault(record)
-            again = "" if imports_nothing(named) else f" --env {shlex.quote(named)}"
-            line = f"surefoot replay {shlex.quote(str(directory.path))} --fault{again}"
-            if directory.config.get("env_from_python"):
-                line = f"sf.replay({str(directory.path)!r}, env=...)"
-            fault.add(f"`{line}` meets it")
-    elif run.iteration == 0:
-        directory.forget()
-    stored = directory.checkpoints()[-1:]
-    if stored and not isinstance(fault, NotFiniteError):
-        fault.add(f"the last good checkpoint is {stored[0]}")
-
-
 def _smaller(settings: Settings) -> str:
     """What to do where a run does not fit."""
     train = settings.train
@@ -389,35 +336,25 @@ def drive(
     listener = listener or Silence()
     with contextlib.ExitStack() as ending:
         ending.callback(_let_go, run)
+        stepper: Stepper
         if isinstance(env, HostEnv):
             ending.callback(env.close)
+            stepper = HostStepper(env, run.learner, run.settings, listener.compiling)
+        else:
+            stepper = JaxStepper(run.learner, run.settings, listener.compiling)
         ending.callback(listener.finished, run)
-        return _drive(run, env, listener, on_update)
-
-
-def _drive(
-    run: Run,
-    env: JaxEnv | HostEnv,
-    listener: Listener,
-    on_update: Callable[[dict[str, Any]], Any] | None,
-) -> Run:
-    stepper: Stepper
-    if isinstance(env, HostEnv):
-        stepper = HostStepper(env, run.learner, run.settings, listener.compiling)
-    else:
-        stepper = JaxStepper(run.learner, run.settings, listener.compiling)
-    try:
-        plan = make_plan(run.settings, run.learner.spec)
-        stepper.reset(run.iteration)
-        listener.started(run, plan)
-        with told_of_memory(_smaller(run.settings)):
-            (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
-        if fault is not None:
-            raise fault
-        return run
-    except SurefootError as fault:
-        _keep_fault(run, fault)
-        raise
+        try:
+            plan = make_plan(run.settings, run.learner.spec)
+            stepper.reset(run.iteration)
+            listener.started(run, plan)
+            with told_of_memory(_smaller(run.settings)):
+                (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
+            if fault is not None:
+                raise fault
+            return run
+        except SurefootError as fault:
+            keep_fault(run, fault)
+            raise
 
 
 def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError | None]:
@@ -455,5 +392,5 @@ def _drive_together(runs: Sequence[Run], jobs: int) -> list[SurefootError | None
     faults = _go(loops)
     for run, fault in zip(runs, faults, strict=True):
         if fault is not None:
-            _keep_fault(run, fault)
+            keep_fault(run, fault)
     return faults

@@ -31,6 +31,7 @@ from surefoot.errors import CheckpointError, ConfigError
 from surefoot.locks import lock, unlock
 
 LARGEST_FAULT = 2**30
+NOT_FINITE = "not-finite.json"
 _FAULT = ("fault.json", "fault.safetensors")
 
 
@@ -158,7 +159,7 @@ class RunDirectory:
             "metrics.jsonl",
             "score.json",
             "wandb-id.txt",
-            "not-finite.json",
+            NOT_FINITE,
             "lock",
         )
         names += _FAULT

@@ -58,10 +58,6 @@ class Stepper(Protocol):
         """What the update before this state learned from, or the like of it."""
         ...
 
-    def close(self) -> None:
-        """Let go of the environments."""
-        ...
-
 
 class HostStepper:
     """One iteration a chunk: a rollout stepped by Python, then the compiled learning."""
@@ -112,10 +108,6 @@ class HostStepper:
         self._collector.warm_up(state.params["policy"], state.obs_stats)
         return time.monotonic() - started
 
-    def close(self) -> None:
-        """Close the environments."""
-        self._env.close()
-
 
 def _info_means(infos: list[dict[str, float]], keys: tuple[str, ...]) -> dict[str, float]:
     """Means of `is_success` and of the chosen keys over the episodes that ended."""
@@ -155,9 +147,6 @@ class JaxStepper:
         compiling = self._run.seconds - compiled
         seconds = (time.monotonic() - started - compiling) / count
         return state, _rows(metrics, count, seconds, compiling)
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 class Together:
@@ -228,9 +217,6 @@ class _Seat:
     def last_rollout(self, state: LoopState) -> Rollout:
         """The one that comes next."""
         return self._together.rollout(state)
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def _rows(

@@ -1,5 +1,6 @@
 """Train a policy, go on with a run, or do whichever of the two a directory calls for."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -161,7 +162,8 @@ def resume(
         CheckpointError: where there is no run, or no checkpoint to go on from.
         StorageError: where another process is at it.
     """
-    return _go_on(path, None, env=env, own=network, exact=exact, hear=(on_update, listener))
+    how = {"on_update": on_update, "listener": listener}
+    return _go_on(path, None, env=env, own=network, exact=exact, **how)
 
 
 def _go_on(
@@ -171,7 +173,8 @@ def _go_on(
     env: Any = None,
     own: OwnNetworks | None = None,
     exact: bool = False,
-    hear: tuple[Callable[[dict[str, Any]], Any] | None, Listener | None] = (None, None),
+    on_update: Callable[[dict[str, Any]], Any] | None = None,
+    listener: Listener | None = None,
 ) -> Run:
     """Go on with a run, with settings in the place of its own if they are given."""
     directory = RunDirectory(Path(path))
@@ -180,15 +183,17 @@ def _go_on(
     try:
         how = {"env": env, "own": own, "exact": exact, "settings": settings}
         run, opened = open_run(path, to_train=True, **how)
-        if settings is not None:
-            directory.write("config.json", dump(config | settings.to_dict()))
-        if run.finished:
+        with contextlib.ExitStack() as undo:
             if isinstance(opened, HostEnv):
-                opened.close()
-            return run
-        _tell_versions(directory)
-        run.rows = directory.trim(run.iteration, run.env_steps)
-        return drive(run, opened, hear[1], hear[0])
+                undo.callback(opened.close)
+            if settings is not None:
+                directory.write("config.json", dump(config | settings.to_dict()))
+            if run.finished:
+                return run
+            _tell_versions(directory)
+            run.rows = directory.trim(run.iteration, run.env_steps)
+            undo.pop_all()  # from here on they are closed by the loop
+        return drive(run, opened, listener, on_update)
     finally:
         unlock(directory.path)
 
@@ -244,4 +249,4 @@ def train_or_resume(
         directory.clear()
         return start()
     changed = settings if differences else None
-    return _go_on(path, changed, env=env, hear=(None, listener))
+    return _go_on(path, changed, env=env, listener=listener)

@@ -1,9 +1,11 @@
 """Commands as a user gives them, and what they leave."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,16 @@ def last_good(path: str = "run", env: str | None = None) -> sf.Run:
     space = run.learner.spec.action_space
     assert space.contains(run.policy(run.learner.spec.observation_space.sample()))
     return run
+
+
+@contextlib.contextmanager
+def told_of(word: str) -> Iterator[list[str]]:
+    """The warnings with a word in them, once the block is left."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield said
+    said += [str(each.message) for each in told if word in str(each.message)]
 
 
 def same_bits(one: Any, other: Any) -> bool:

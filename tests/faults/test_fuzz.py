@@ -18,6 +18,7 @@ from cases import case
 import surefoot as sf
 from surefoot.checkpoint import Checkpoint
 from surefoot.errors import CheckpointError, ConfigError
+from surefoot.locks import unlock
 from surefoot.presets import frozen_settings, settle
 from surefoot.run import FaultRecord, RunDirectory
 
@@ -46,7 +47,8 @@ def directory():
     run.save(Checkpoint(arrays, 3, 96, True, {"jax": "1"}), keep=1)
     run.append({"iteration": 1, "policy/kl_mean": 0.01})
     run.append({"iteration": 2, "policy/kl_mean": None})
-    run.write_fault(FaultRecord("it broke", 1, 5, {"action": np.arange(3)}))
+    run.write_fault(FaultRecord("it broke", "ENV-CRASH", 1, 5, {"action": np.arange(3)}))
+    unlock(run.path)
     return run
 
 

@@ -2,12 +2,9 @@
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
-import gymnasium
-import numpy as np
 import pytest
 from broken_envs import Sound
 from cases import case
@@ -29,13 +26,20 @@ def test_no_network_and_no_port(tmp_path):
         "    if name in ('socket.bind', 'socket.connect', 'socket.getaddrinfo'):\n"
         f"        open({str(notes)!r}, 'a').write(f'{{name}} {{given}}\\n')\n"
         "sys.addaudithook(note)\n"
+        "import socket\n"
+        "try:\n"
+        "    socket.create_connection(('127.0.0.1', 1), 1)\n"
+        "except OSError:\n"
+        "    pass\n"
+        f"import os; os.rename({str(notes)!r}, {str(tmp_path / 'control')!r})\n"
     )
     words = ["train", SOUND, "vpg", "--steps", "64", *SMALL, "--out", "run", "--json"]
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
     done = in_a_shell(*words, "--vectorization", "cores", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
+    # Every Python began with a connection of its own, which was noted.
+    assert "socket.connect" in (tmp_path / "control").read_text()
     assert not notes.exists(), notes.read_text()
-    assert socket.AF_UNIX
 
 
 @case(86)
@@ -76,11 +80,9 @@ def test_control_characters_and_secrets(capsys, monkeypatch):
     assert "all is well" in str(caught.value)
     from surefoot.cli import main
 
-    gymnasium.register("\x1b[31mRed-v0", entry_point=Sound) if False else None
     assert main(["train", "No\x1b[31mSuch\x07-v0"]) == 2
     said = capsys.readouterr()
     assert not any(ord(c) < 32 and c != "\n" for c in said.err + said.out)
     for file in Path("run").rglob("*"):
         if file.is_file():
             assert b"hunter2" not in file.read_bytes()
-    assert np.isfinite(1.0)

@@ -160,9 +160,11 @@ def _held(dtype: np.dtype) -> tuple[int, int]:
 
 
 def _told(space: Any) -> str:
-    return (
-        "32 bits hold, with which JAX computes" if isinstance(space, spaces.Box) else f"{space} has"
-    )
+    """Whose bounds those are."""
+    if not isinstance(space, spaces.Box):
+        return f"{space} has"
+    narrow = space.dtype.itemsize < 4
+    return f"{space.dtype} holds" if narrow else "32 bits hold, with which JAX computes"
 
 
 def old_interface(fault: BaseException) -> str | None:
@@ -250,28 +252,32 @@ def find_not_finite(values: Any, where: str) -> NotFinite | None:
 
 def has_whole_numbers(space: spaces.Space) -> bool:
     """Whether a space has numbers whose range has to be looked at at every step."""
-    counts = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-    return any(isinstance(part, counts) or _bounds(part) is not None for part in _parts(space))
+    return any(_bounds(part.space) is not None for part in _parts(space))
 
 
 def may_wrap(space: spaces.Space) -> bool:
     """Whether NumPy would wrap a whole number that does not fit, and say nothing."""
-    parts = _parts(space)
-    return any(part.dtype.kind in "iu" and part.dtype.itemsize < 8 for part in parts)
+    dtypes = [part.space.dtype for part in _parts(space)]
+    return any(dtype.kind in "iu" and dtype.itemsize < 8 for dtype in dtypes)
 
 
-def _parts(space: Any) -> Iterator[Any]:
-    """The parts of a nested space that hold numbers."""
-    if isinstance(space, spaces.Dict):
-        for part in space.spaces.values():
-            yield from _parts(part)
-    elif isinstance(space, spaces.Tuple):
-        for part in space.spaces:
-            yield from _parts(part)
+class _Part(NamedTuple):
+    """A part of a nested space that holds numbers: what it is called, and the keys to it."""
+
+    space: Any
+    where: str
+    path: tuple[Any, ...]
+
+
+def _parts(space: Any, where: str = "observation", path: tuple[Any, ...] = ()) -> Iterator[_Part]:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        named = isinstance(space, spaces.Dict)
+        for key, part in space.spaces.items() if named else enumerate(space.spaces):
+            yield from _parts(part, f"{where}[{key!r}]", (*path, key))
     elif isinstance(
         space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
     ):
-        yield space
+        yield _Part(space, where, path)
 
 
 class Outside(NamedTuple):
@@ -286,23 +292,23 @@ class Bounds:
     """The bounds of an observation space, where it has some."""
 
     def __init__(self, space: spaces.Space):
-        self._parts = list(_bounded(space, "observation", ()))
+        self._parts = [part for part in _parts(space) if _has_bounds(part.space)]
 
     def outside(self, obs: Any, leading: int) -> Outside | None:
         """What lies outside of a batch whose rows have so many axes."""
         found: Outside | None = None
-        for part, where, path in self._parts:
+        for space, where, path in self._parts:
             values = obs
             for key in path:
                 values = values[key]
-            low, high = part.low, part.high
+            low, high = space.low, space.high
             if values.dtype.kind == "f":  # where a bound may be rounded, so was what lies on it
                 low, high = low.astype(values.dtype), high.astype(values.dtype)
             wrong = (values < low) | (values > high)
             if wrong.any():
                 place = tuple(int(i) for i in np.argwhere(wrong)[0])
                 at, inner = place[:leading], place[leading:]
-                limits = f"{part.low[inner]:.6g} to {part.high[inner]:.6g}"
+                limits = f"{space.low[inner]:.6g} to {space.high[inner]:.6g}"
                 said = f"{where}{_place(inner)} is {values[place]:.6g}, outside {limits}"
                 rows = wrong.reshape(*values.shape[:leading], -1).any(-1)
                 found = (
@@ -313,18 +319,10 @@ class Bounds:
         return found
 
 
-def _bounded(
-    space: spaces.Space, where: str, path: tuple[Any, ...]
-) -> Iterator[tuple[spaces.Box, str, tuple[Any, ...]]]:
-    """Boxes with a bound that their dtype does not already keep, with the path to each."""
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            yield from _bounded(part, f"{where}[{key!r}]", (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        for i, part in enumerate(space.spaces):
-            yield from _bounded(part, f"{where}[{i}]", (*path, i))
-    elif isinstance(space, spaces.Box):
-        info: Any = np.iinfo if space.dtype.kind in "iu" else None
-        edges = (info(space.dtype).min, info(space.dtype).max) if info else (-np.inf, np.inf)
-        if np.any(space.low > edges[0]) or np.any(space.high < edges[1]):
-            yield space, where, path
+def _has_bounds(space: Any) -> bool:
+    """Whether a space is a Box with a bound that its dtype does not keep by itself."""
+    if not isinstance(space, spaces.Box):
+        return False
+    kept: Any = np.iinfo if space.dtype.kind in "iu" else None
+    low, high = (kept(space.dtype).min, kept(space.dtype).max) if kept else (-np.inf, np.inf)
+    return bool(np.any(space.low > low) or np.any(space.high < high))

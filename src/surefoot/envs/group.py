@@ -228,6 +228,8 @@ class Group:
         seed = int(words[0]) & 0x7FFFFFFF
         try:
             self.envs[i] = OwnObs(self._make_again())
+            if self.envs[i].observation_space != self._obs_space:
+                raise EnvContractError("made anew, it has another observation space")
             obs, info = self.envs[i].reset(seed=seed)
             check_info(info, "reset")
         except BaseException as again:

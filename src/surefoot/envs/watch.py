@@ -40,7 +40,9 @@ class Watch:
         )
         if seconds and in_main and free:
             signal.signal(signal.SIGALRM, _interrupt)
-            threading.Thread(target=self._look, daemon=True, name="surefoot-watch").start()
+            thread = threading.Thread(target=self._look, daemon=True, name="surefoot-watch")
+            thread.start()
+            _looking[self] = thread
 
     def _look(self) -> None:
         while not self._closed.wait(min(1.0, self.seconds / 4)):
@@ -65,14 +67,22 @@ class Watch:
         return f"gave no answer for {self.seconds:g} s (env_timeout_s)"
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more; the last one gives the signal back."""
         self._closed.set()
+        thread = _looking.pop(self, None)
+        if thread is None or threading.current_thread() is not threading.main_thread():
+            return
+        thread.join(1.0)  # a signal of its own after that would end the process
+        ours = signal.getsignal(signal.SIGALRM) is _interrupt
+        if ours and not _looking and not thread.is_alive():
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def is_still(self, since: float) -> bool:
         """Whether what began then has not ended."""
         return self.since == since
 
 
+_looking: dict[Watch, threading.Thread] = {}
 _overdue: dict[Watch, float] = {}
 
 
