@@ -1,4 +1,4 @@
-"""What may go wrong on one machine, and what is promised: the list that the tests are held to.
+"""What may go wrong, and what is promised: the list that the tests are held to.
 
 Beside each promise how others stand, from reading their code (Stable-Baselines3 2.9.2, CleanRL,
 Brax 0.14.2, RLlib 2.60, in this order): + kept, ~ partly or as a raw Python error, - not kept,
@@ -19,12 +19,13 @@ class Case(NamedTuple):
     others: str
 
 
-_C, _E, _N, _R, _S, _X = (
+_C, _E, _N, _R, _S, _D, _X = (
     "Configuration",
     "Environments",
     "Numbers",
     "Checkpoints and runs",
     "Signals and resources",
+    "Several devices and machines",
     "Sharing",
 )
 
@@ -243,6 +244,43 @@ CASES = {
         "????",
     ),
     73: Case(_S, "the clock jumps", "limits and rates go on", "????"),
+    74: Case(
+        _D,
+        "a rank is killed",
+        "all go on from the last checkpoint, to the bits of a run in peace",
+        "???~",
+    ),
+    75: Case(_D, "the coordinator is killed", "the same", "???~"),
+    76: Case(
+        _D, "a rank is stuck", "ended within the heartbeat's time, then as when killed", "??-~"
+    ),
+    77: Case(
+        _D,
+        "ranks die again and again",
+        "after the restarts that are allowed exit 9, with the log of each rank",
+        "???+",
+    ),
+    78: Case(_D, "SIGTERM to one rank", "all save the same step, exit 143", "??-~"),
+    79: Case(
+        _D,
+        "other numbers of devices and processes",
+        "the same numbers, to rounding; the same bits for as many devices",
+        "----",
+    ),
+    80: Case(_D, "replicas that differ", "exit 5 at the next chunk, naming the rank", "??~?"),
+    81: Case(
+        _D,
+        "ranks with other settings, code or versions",
+        "exit 2 before they compute together",
+        "----",
+    ),
+    82: Case(
+        _D,
+        "an environment actor is killed",
+        "its fragment is collected again under the same policy: the batch is full, none is stale",
+        "???~",
+    ),
+    83: Case(_D, "a fragment of an older policy", "refused and counted", "???~"),
     84: Case(_X, "no network", "runs on one machine need none, and none is tried", "...~"),
     85: Case(_X, "ports", "none is opened", "...-"),
     86: Case(_X, "a run from an address", "refused: only a directory is read", "~-.."),

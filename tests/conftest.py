@@ -39,6 +39,8 @@ settings.load_profile("surefoot")
 
 # Compiling these small programs takes longer than running them.
 jax.config.update("jax_disable_most_optimizations", True)
+# Two devices, as two cores of a CPU; a program uses one unless it is told otherwise.
+jax.config.update("jax_num_cpu_devices", 2)
 
 STRICT = {f"test_{module}" for module in f"{LADDER} update critic".split()}
 

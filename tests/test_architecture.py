@@ -13,7 +13,7 @@ pytestmark = pytest.mark.core
 
 SOURCE = Path(surefoot.__file__).parent
 
-NOUNS = {"errors", "limits", "config", "types", "spaces"}
+NOUNS = {"errors", "limits", "config", "types", "spaces", "blocks"}
 LADDER = [
     "distributions",
     "returns",

@@ -163,7 +163,7 @@ def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(
         batch = draw_rows(old, key, 1600)
         fit = cross_fit(
             *(update, policy_fn, theta, batch, groups, 16),
-            num_envs=num_envs,
+            envs_in_block=num_envs,
             horizon=mdp.horizon,
         )
         halves = [batch._replace(weights=1.0 * (groups % 2 == side)) for side in (0, 1)]
@@ -183,7 +183,7 @@ def test_a_single_group_has_no_other_half_to_ask(pair):
     for groups, known in ((jnp.zeros(64, int), False), (jnp.arange(64) // 32, True)):
         fit = cross_fit(
             *(lambda half: theta + 0.1, policy_fn, theta, batch, groups, EPISODE_GROUPS),
-            num_envs=1,
+            envs_in_block=1,
             horizon=10.0,
         )
         assert np.isfinite(fit.insample) == known
@@ -211,7 +211,9 @@ def test_noise_promises_in_sample_and_not_across_halves():
             actions = jax.random.randint(a, (rows,), 0, 2)
             advantages = signal * (2.0 * actions - 1.0) + jax.random.normal(n, (rows,))
             batch = table_batch(states, actions, advantages)
-            fit = cross_fit(update, policy_fn, theta, batch, groups, 8, num_envs=8, horizon=10.0)
+            fit = cross_fit(
+                update, policy_fn, theta, batch, groups, 8, envs_in_block=8, horizon=10.0
+            )
             return fit.insample, fit.across.mean
 
         return jax.vmap(one)(keys)

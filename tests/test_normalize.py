@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from surefoot.blocks import to_rows
 from surefoot.normalize import (
     merge_obs_stats,
     merge_stats,
@@ -96,7 +97,8 @@ def test_leaves_without_statistics_pass_through_and_the_others_see_valid_rows_al
     obs = {"image": jnp.full((3, 2, 4), 7.0), "vector": jnp.arange(12.0).reshape(3, 2, 2)}
     example = jax.tree.map(lambda leaf: leaf[0, 0], obs)
     valid = jnp.array([[True, True], [True, False], [True, True]])
-    stats = merge_obs_stats(start_obs_stats(example, (False, True)), obs, valid)
+    rows = to_rows(obs, blocks=1)
+    stats = merge_obs_stats(start_obs_stats(example, (False, True)), rows, valid.reshape(-1))
     assert stats[0] is None
     seen = np.asarray(obs["vector"])[np.asarray(valid)]
     np.testing.assert_allclose(stats[1].mean, seen.mean(axis=0))

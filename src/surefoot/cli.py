@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--override", nargs="+", default=(), metavar="KEY", help="with --resume: may differ there"
     )
+    train.add_argument(
+        "--devices", type=whole, default=1, metavar="N", help="devices to spread it over (1)"
+    )
     _add_logging(train)
     add_settings(train)
 
@@ -74,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("path", metavar="RUN")
     resume.add_argument("--env", help="the environment again, where it is a module of your own")
     resume.add_argument("--exact", action="store_true", help="only from a scheduled checkpoint")
+    resume.add_argument(
+        "--devices", type=whole, metavar="N", help="devices to spread it over (as many as before)"
+    )
     _add_logging(resume)
 
     evaluate = command("evaluate", "Play whole episodes with a trained policy.", evaluate_command)

@@ -37,6 +37,12 @@ class Train:
     seed: int = setting(0, "seed of every random number of the run", low=0, high=2**31 - 1)
     num_envs: int = setting(8, "environments stepped side by side", low=1)
     num_steps: int = setting(256, "steps of each environment between two updates", low=1)
+    blocks: int = setting(
+        1,
+        "blocks of environments, which may live on different devices: rows are shuffled within "
+        "each, so that numbers depend on the blocks and not on the devices",
+        low=1,
+    )
     gamma: float = setting(0.99, "discount per step", **_FRACTION)
     gae_lambda: float = setting(
         0.95, "0: one-step advantage, 1: Monte Carlo advantage", **_FRACTION
@@ -390,17 +396,25 @@ def check_together(settings: Settings) -> None:
             f"{rule.name} takes one step of its own on the policy alone"
         )
     _refuse_idle(settings)
+    envs, blocks = settings.train.num_envs, settings.train.blocks
+    if envs % blocks:
+        raise ConfigError(
+            f"train: {blocks} blocks do not divide num_envs {envs}; nearest that do: "
+            f"{_nearest_divisors(envs, blocks)}"
+        )
     if settings.network.shared_torso and not critic.joint:
         raise ConfigError("network: shared_torso needs --critic-joint: one descent for both")
     parts = {"num_minibatches": getattr(rule, "num_minibatches", 1)}
     if not critic.joint:
         parts["critic num_minibatches"] = critic.num_minibatches
+    rows = batch // blocks
     for name, count in parts.items():
-        if batch % count:
+        if rows % count:
+            of_block = f", {blocks} blocks of {rows}" if blocks > 1 else ""
             raise ConfigError(
                 f"{name} {count} does not divide the batch of {batch} "
-                f"(num_envs {settings.train.num_envs} x num_steps {settings.train.num_steps}); "
-                f"nearest that do: {_nearest_divisors(batch, count)}"
+                f"(num_envs {envs} x num_steps {settings.train.num_steps}{of_block}); "
+                f"nearest that do: {_nearest_divisors(rows, count)}"
             )
 
 

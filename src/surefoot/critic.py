@@ -45,6 +45,8 @@ def fit_critic(
     params: Params,
     batch: Batch,
     key: Key[Array, ""],
+    *,
+    blocks: int = 1,
 ) -> tuple[Params, dict[str, Any], dict[str, Array]]:
     """Some epochs of minibatch Adam on the value loss."""
     rate_at = optax.linear_schedule(config.learning_rate, config.learning_rate_end, num_updates)
@@ -58,6 +60,7 @@ def fit_critic(
         key,
         learning_rate=learning_rate,
         settings=config,
+        blocks=blocks,
     )
     info = {"critic/loss": descent.loss, "critic/gradient_norm": descent.gradient_norm}
     return params, {"count": state["count"] + 1, "adam": adam}, info

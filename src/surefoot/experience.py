@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from surefoot.blocks import by_block, from_rows, local, to_rows
 from surefoot.config import Settings
 from surefoot.critic import explained_variance
 from surefoot.diagnostics import some_rows
@@ -38,7 +39,8 @@ def scale_rewards(
     rewards = jnp.where(rollout.valid, rollout.rewards, 0.0)
     ended = rollout.terminated | rollout.truncated
     totals, so_far = discounted_returns(rewards, so_far, ended, gamma=settings.train.gamma)
-    stats = merge_stats(stats, totals.reshape(-1), rollout.valid.reshape(-1).astype(totals.dtype))
+    totals, valid = to_rows((totals, rollout.valid), settings.train.blocks)
+    stats = merge_stats(stats, totals, valid.astype(totals.dtype))
     if not settings.train.return_norm:
         return rewards, stats, so_far, jnp.ones(())
     scale = standard_deviation(stats)
@@ -47,7 +49,7 @@ def scale_rewards(
 
 
 def state_values(
-    actor: Actor, params: dict[str, Params], obs_stats: Any, rollout: Rollout
+    actor: Actor, params: dict[str, Params], obs_stats: Any, rollout: Rollout, *, blocks: int = 1
 ) -> tuple[Float[Array, "time env"], Float[Array, "time env"]]:
     """The critic's V of each row's state and of its true successor, read before any reset."""
 
@@ -55,26 +57,30 @@ def state_values(
         # Of an unmasked observation: a mask belongs to the action, not to the state.
         return actor.network.value(params, actor.inputs(obs_stats, obs, None))
 
-    values = value(rollout.obs)
+    def fill(successors, final_rows, final_obs):
+        """A block's values of what follows each row, those behind a truncation in their places."""
+        size = min(len(final_rows), FINAL_ROWS)
+        count = jnp.sum(final_rows < len(successors))
+
+        def write_some(carry):
+            start, successors = carry
+            # The last slice may reach back into the one before, whose rows get equal values again.
+            rows, obs = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
+                (final_rows, final_obs),
+            )
+            return start + size, successors.at[rows].set(value(obs), mode="drop")
+
+        start = (jnp.int32(0), successors)
+        return jax.lax.while_loop(lambda carry: carry[0] < count, write_some, start)[1]
+
+    values = local(value, axis=1)(rollout.obs)
     after = values[1:]
-    room, size = len(rollout.final_rows), min(len(rollout.final_rows), FINAL_ROWS)
-    count = jnp.sum(rollout.final_rows < after.size)
-
-    def write_some(carry):
-        start, successors = carry
-        # The last slice may reach back into the one before, whose rows get the same values again.
-        rows, obs = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
-            (rollout.final_rows, rollout.final_obs),
-        )
-        return start + size, successors.at[rows].set(value(obs), mode="drop")
-
-    successors = after.reshape(-1)
-    if room:
-        _, successors = jax.lax.while_loop(
-            lambda carry: carry[0] < count, write_some, (jnp.int32(0), successors)
-        )
-    return values[:-1], jnp.where(rollout.truncated, successors.reshape(after.shape), after)
+    successors = to_rows(after, blocks)
+    if len(rollout.final_rows):
+        successors = by_block(fill, blocks)(successors, rollout.final_rows, rollout.final_obs)
+    successors = from_rows(successors, len(after), blocks)
+    return values[:-1], jnp.where(rollout.truncated, successors, after)
 
 
 def td_sums(
@@ -103,7 +109,8 @@ def td_sums(
         rollout.terminated,
         gamma=settings.train.gamma,
     )
-    return sum_by_group(errors, rollout.valid, groups, count)
+    errors, valid, groups = to_rows((errors, rollout.valid, groups), settings.train.blocks)
+    return sum_by_group(errors, valid, groups, count)
 
 
 def make_batch(
@@ -116,19 +123,19 @@ def make_batch(
     return_scale: Float[Array, ""],
 ) -> tuple[Batch, tuple[Float[Array, "time env"], Float[Array, "time env"]]]:
     """Rows with advantages and value targets, and the `state_values` they were made of."""
-    values = state_values(actor, params, obs_stats, rollout)
+    blocks = settings.train.blocks
+    values = state_values(actor, params, obs_stats, rollout, blocks=blocks)
     advantages = _advantages(settings, rollout, rewards, values, settings.train.gae_lambda)
-    flatten = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
     inputs = actor.inputs(obs_stats, obs, rollout.action_mask)
     batch = Batch(
-        inputs=Inputs(*jax.tree.map(flatten, tuple(inputs))),
-        actions=jax.tree.map(flatten, rollout.actions),
-        old_log_probs=flatten(rollout.log_probs),
-        advantages=flatten(advantages),
-        values=flatten(values[0]),
-        value_targets=flatten(values[0] + advantages),
-        weights=flatten(rollout.valid).astype(advantages.dtype),
+        inputs=Inputs(*to_rows(tuple(inputs), blocks)),
+        actions=to_rows(rollout.actions, blocks),
+        old_log_probs=to_rows(rollout.log_probs, blocks),
+        advantages=to_rows(advantages, blocks),
+        values=to_rows(values[0], blocks),
+        value_targets=to_rows(values[0] + advantages, blocks),
+        weights=to_rows(rollout.valid, blocks).astype(advantages.dtype),
         return_scale=return_scale,
     )
     return batch, values
@@ -163,9 +170,9 @@ def fresh_explained_variance(
     only for what comes after a rollout's end or a time limit.
     """
     monte_carlo = _advantages(settings, rollout, rewards, values, 1.0)
-    weights = rollout.valid.reshape(-1).astype(monte_carlo.dtype)
-    here = values[0].reshape(-1)
-    return explained_variance(here, here + monte_carlo.reshape(-1), weights)
+    blocks = settings.train.blocks
+    here, monte_carlo, valid = to_rows((values[0], monte_carlo, rollout.valid), blocks)
+    return explained_variance(here, here + monte_carlo, valid.astype(monte_carlo.dtype))
 
 
 def episode_metrics(episodes: Episodes) -> Metrics:
@@ -185,15 +192,15 @@ def episode_metrics(episodes: Episodes) -> Metrics:
 
 
 def normalization_kl(
-    actor: Actor, policy: Params, stats: Any, next_stats: Any, rollout: Rollout
+    actor: Actor, policy: Params, stats: Any, next_stats: Any, rows: tuple[Any, Any, Any]
 ) -> Float[Array, ""]:
-    """Mean KL of the new policy that the next statistics alone cause, in nats, over some rows."""
+    """Mean KL of the new policy that the next statistics alone cause, in nats, over some rows.
+
+    `rows` are raw observations, masks, and which of them are valid.
+    """
     if all(each is None for each in stats):
         return jnp.zeros(())
-    flatten = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
-    obs = jax.tree.map(lambda leaf: flatten(leaf[:-1]), rollout.obs)
-    rows = jax.tree.map(flatten, (rollout.action_mask, rollout.valid))
-    obs, mask, valid = jax.tree.map(some_rows, (obs, *rows))
+    obs, mask, valid = jax.tree.map(some_rows, rows)
     before, after = (
         actor.network.policy(policy, actor.inputs(each, obs, mask)) for each in (stats, next_stats)
     )

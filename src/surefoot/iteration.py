@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from surefoot.blocks import to_rows
 from surefoot.critic import explained_variance, fit_critic
 from surefoot.diagnostics import diagnose
 from surefoot.experience import (
@@ -99,9 +100,9 @@ def _cross_fit(parts: Parts, state: LoopState, rows: _Rows) -> CrossFit:
         parts.network.policy,
         state.params["policy"],
         rows.batch,
-        rows.groups.reshape(-1),
+        to_rows(rows.groups, parts.blocks),
         parts.num_groups,
-        num_envs=parts.settings.train.num_envs,
+        envs_in_block=parts.settings.train.num_envs // parts.blocks,
         horizon=horizon_of(parts.settings, parts.spec),
     )
 
@@ -140,6 +141,7 @@ def _update(
         state.params["critic"],
         batch,
         run_key(state.seed, state.iteration, Purpose.CRITIC),
+        blocks=parts.blocks,
     )
     params = {"policy": step.policy, "critic": critic}
     return (params, step.rule, critic_state), ratio, promises, step.info | critic_info | found
@@ -167,7 +169,9 @@ def learn_from(
     def td_of(values, scale):
         return td_sums(settings, values, scale, rollout, rows.groups, parts.num_groups)
 
-    judged_by = state_values(parts.actor, watch.params, watch.obs_stats, rollout)
+    judged_by = state_values(
+        parts.actor, watch.params, watch.obs_stats, rollout, blocks=parts.blocks
+    )
     ratio, gained, judged = judge(
         watch,
         td_of(judged_by, watch.return_scale),
@@ -186,8 +190,9 @@ def learn_from(
         parts.network.policy, state.params["policy"], params["policy"], batch, horizon=horizon
     )
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
-    obs_stats = merge_obs_stats(state.obs_stats, obs, rollout.valid)
-    drift = normalization_kl(parts.actor, params["policy"], state.obs_stats, obs_stats, rollout)
+    raw = to_rows((obs, rollout.action_mask, rollout.valid), parts.blocks)
+    obs_stats = merge_obs_stats(state.obs_stats, raw[0], raw[2])
+    drift = normalization_kl(parts.actor, params["policy"], state.obs_stats, obs_stats, raw)
     refusals = jnp.where(finite, 0, state.refusals + 1)
     metrics = info | looked | diagnosis | judged | episode_metrics(episodes)
     metrics |= {
@@ -234,7 +239,7 @@ def _states_of(parts: Parts, state: LoopState, rollout: Rollout, rows: _Rows) ->
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
     features = obs_features(parts.spec.observation_space, obs, most=MOST_FEATURES)
     key = run_key(state.seed, state.iteration, Purpose.STATES)
-    return sample_states(features, rows.groups, rollout.valid, key)
+    return sample_states(features, rows.groups, rollout.valid, key, blocks=parts.blocks)
 
 
 def _look(
@@ -249,7 +254,12 @@ def _look(
     def taken() -> tuple[RatioFilter, Metrics]:
         found = report_shift(watch, states, run_key(state.seed, state.iteration, Purpose.SHIFT))
         found |= report_noise(
-            parts.network.policy, state.params["policy"], rows.batch, rows.groups, parts.num_groups
+            parts.network.policy,
+            state.params["policy"],
+            rows.batch,
+            rows.groups,
+            parts.num_groups,
+            blocks=parts.blocks,
         )
         if parts.fits_across:
             return watch.ratio, found

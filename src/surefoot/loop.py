@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from surefoot.alarms import Watchman
 from surefoot.checkpoint import Checkpoint, name_arrays
 from surefoot.config import Settings
+from surefoot.devices import ONE
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.errors import (
@@ -126,7 +127,7 @@ def _save(run: Run, *, exact: bool, folder: str = "checkpoints") -> None:
 def _save_point(run: Run, point: _Point, folder: str, keep: int) -> None:
     if run.directory is None:
         return
-    state = point.state
+    state = run.placement.whole(point.state)
     checkpoint = Checkpoint(
         name_arrays(state), int(state.iteration), point.env_steps, point.exact, versions()
     )
@@ -210,7 +211,7 @@ class _Loop:
         """Add an evaluation to the newest row, and keep the policy where it is the best so far."""
         run = self.run
         seed = run.settings.train.seed + run.iteration
-        result = evaluator(run.state, seed, stochastic=False)
+        result = evaluator(run.placement.whole(run.state), seed, stochastic=False)
         names = ("return_mean", "return_std", "length_mean", "success_rate")
         row |= finite_row({f"eval/{name}": result[name] for name in names if name in result})
         if result["return_mean"] > self._best:
@@ -339,9 +340,9 @@ def drive(
         stepper: Stepper
         if isinstance(env, HostEnv):
             ending.callback(env.close)
-            stepper = HostStepper(env, run.learner, run.settings, listener.compiling)
+            stepper = HostStepper(env, run.learner, run.settings, listener.compiling, run.placement)
         else:
-            stepper = JaxStepper(run.learner, run.settings, listener.compiling)
+            stepper = JaxStepper(run.learner, run.settings, listener.compiling, run.placement)
         ending.callback(listener.finished, run)
         try:
             plan = make_plan(run.settings, run.learner.spec)
@@ -351,6 +352,7 @@ def drive(
                 (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
             if fault is not None:
                 raise fault
+            run.state, run.placement = run.placement.whole(run.state), ONE
             return run
         except SurefootError as fault:
             keep_fault(run, fault)

@@ -59,6 +59,11 @@ class Parts(NamedTuple):
         return self.actor.network
 
     @property
+    def blocks(self) -> int:
+        """Blocks of environments, within which rows are shuffled."""
+        return self.settings.train.blocks
+
+    @property
     def joint(self) -> bool:
         """Whether the critic is fitted inside the policy's descent."""
         return self.settings.critic.joint
@@ -76,15 +81,16 @@ class Parts(NamedTuple):
 
 def make_rule(settings: Settings, network: ActorCritic) -> UpdateRule:
     """The rule of a run, with the critic's loss inside where the critic is joint."""
-    make = UPDATE_RULES[settings.rule.name]
+    make, blocks = UPDATE_RULES[settings.rule.name], settings.train.blocks
     if not settings.critic.joint:
-        return make(settings.rule, network.policy, settings.num_iterations)
+        return make(settings.rule, network.policy, settings.num_iterations, blocks=blocks)
     weight, loss = settings.critic.vf_coef, critic_loss(settings.critic, network.value)
     return make(
         settings.rule,
         lambda params, inputs: network.policy(params["policy"], inputs),
         settings.num_iterations,
         lambda params, rows: weight * loss(params, rows),
+        blocks=blocks,
     )
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from surefoot.blocks import over_copies
 from surefoot.config import Network, OwnNetwork
 from surefoot.errors import ConfigError
 from surefoot.heads import make_head
@@ -257,4 +258,4 @@ def build(
             critic = {"torso": params["policy"]["net"]["torso"], **critic}
         return critic_net.apply(critic, inputs.obs)[..., 0]
 
-    return ActorCritic(init, policy, value, head.noise)
+    return ActorCritic(init, over_copies(policy), over_copies(value), head.noise)

@@ -63,12 +63,12 @@ def start_obs_stats(obs: PyTree, normalised: tuple[bool, ...]) -> tuple[RunningS
 
 
 def merge_obs_stats(
-    stats: tuple[RunningStats | None, ...], obs: PyTree, valid: Bool[Array, "time env"]
+    stats: tuple[RunningStats | None, ...], obs: PyTree, valid: Bool[Array, " batch"]
 ) -> tuple[RunningStats | None, ...]:
-    """Take in the observations of a rollout's valid rows."""
-    weights = valid.reshape(-1).astype(jnp.zeros(()).dtype)
+    """Take in the observations of valid rows."""
+    weights = valid.astype(jnp.zeros(()).dtype)
     return tuple(
-        None if s is None else merge_stats(s, leaf.reshape(-1, *leaf.shape[2:]), weights)
+        None if s is None else merge_stats(s, leaf, weights)
         for s, leaf in zip(stats, jax.tree.leaves(obs), strict=True)
     )
 

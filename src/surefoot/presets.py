@@ -219,6 +219,7 @@ def settle(
     tables: Mapping[str, Any] | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     shared_only: bool = False,
+    devices: int = 1,
 ) -> Settings:
     """Every setting of a run: explicit ones over `tables` over the preset over the defaults.
 
@@ -232,6 +233,7 @@ def settle(
         tables: a parsed configuration file, or the `config.json` of a run.
         env_kwargs: arguments of the environment.
         shared_only: see `preset_tables`.
+        devices: as many blocks of environments, where nothing else is set.
 
     Raises:
         ConfigError: for any setting that is unknown, out of range or at odds with another.
@@ -248,7 +250,8 @@ def settle(
         if not isinstance(table, Mapping):
             raise ConfigError(f"the configuration's {name} must be a table, got {table!r}")
         from_file = from_mapping(type(config), table)
-        usual = resolve(type(config)(), from_preset.get(name, {}))
+        spread = {"blocks": devices} if name == "train" else {}
+        usual = resolve(type(config)(), from_preset.get(name, {}), spread)
         chosen = resolve(config, vars(from_file), vars(usual))
         ends = _scaled_ends(from_preset.get(name, {}), vars(usual), vars(chosen))
         return resolve(config, vars(from_file), ends, vars(usual))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from surefoot.blocks import by_block, local, to_rows
 from surefoot.config import Settings
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.networks import ActorCritic
@@ -130,11 +131,13 @@ def collect_jax(
         keys = jax.random.split(jax.random.fold_in(step_key, index), (steps, num_envs))
         return noise, jax.vmap(jax.vmap(env.draw))(keys)
 
+    each_env = local(jax.vmap(env.step))
+
     def advance(loop: EnvLoop, drawn: tuple[Any, Any]):
         noise, chance = drawn
         mask = jax.vmap(env.action_mask)(loop.state) if env.action_mask else None
         action, sent, log_prob = actor.act(policy, obs_stats, loop.obs, mask, noise)
-        step = jax.vmap(env.step)(chance, loop.state, sent)
+        step = each_env(chance, loop.state, sent)
         done = step.terminated | step.truncated
         returns, lengths = loop.returns + step.reward, loop.lengths + 1
         row = (loop.obs, action, mask, log_prob, step, done, returns, lengths)
@@ -152,12 +155,9 @@ def collect_jax(
     rows = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), rows)
     obs, actions, masks, log_probs, step, done, returns, lengths = rows
     truncated = step.truncated & ~step.terminated
-    size = num_steps * num_envs
-    (final_rows,) = jnp.nonzero(truncated.reshape(-1), size=size, fill_value=size)
-    final_obs = jax.tree.map(
-        lambda leaf: leaf.reshape(size, *leaf.shape[2:]).at[final_rows].get(mode="clip"),
-        step.final_obs,
-    )
+    blocks = settings.train.blocks
+    gather = by_block(_gather_final, blocks)
+    final_rows, final_obs = gather(*to_rows((truncated, step.final_obs), blocks))
     rollout = Rollout(
         obs=jax.tree.map(lambda head, tail: jnp.concatenate([head, tail[None]]), obs, last.obs),
         actions=actions,
@@ -171,3 +171,12 @@ def collect_jax(
         valid=jnp.ones((num_steps, num_envs), bool),
     )
     return last, rollout, Episodes(done, returns, lengths)
+
+
+def _gather_final(
+    truncated: Bool[Array, " row"], final_obs: PyTree
+) -> tuple[Int[Array, " row"], PyTree]:
+    """The truncated rows of a block, numbered, in front of indices past its end; what they saw."""
+    size = len(truncated)
+    (rows,) = jnp.nonzero(truncated, size=size, fill_value=size)
+    return rows, jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), final_obs)

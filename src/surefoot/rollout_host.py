@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from surefoot.config import Settings
+from surefoot.config import Settings, Train
 from surefoot.envs.host import HostEnv, HostStep
 from surefoot.rollout import Actor, Purpose, drawn_block, env_seeds, run_key
 from surefoot.spaces import as_jax_dtype, widened_obs
@@ -89,8 +89,7 @@ class HostCollector:
         steps, envs = self._settings.train.num_steps, self._env.num_envs
         key = run_key(self._settings.train.seed, iteration, Purpose.ACTION)
         self._ended: list[tuple[int, int, float, int]] = []
-        final_obs: list[Any] = []
-        final_rows: list[int] = []
+        final: list[tuple[int, int, Any]] = []
         infos: list[dict[str, float]] = []
         noise: list[np.ndarray] = []
         action_like, sent_like = self._action_shapes(policy, obs_stats)
@@ -120,12 +119,11 @@ class HostCollector:
             for index in step.restarted:
                 self._drop_episode(rows, t, index)
             for index, obs in step.final_obs.items():
-                final_obs.append(jax.tree.map(as_jax_dtype, obs))
-                final_rows.append(t * envs + index)
+                final.append((t, index, jax.tree.map(as_jax_dtype, obs)))
             infos.extend(step.final_infos.values())
         self._obs = jax.tree.map(lambda row: row[steps].copy(), rows.obs)
         log_probs = self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
-        padded, padded_rows = _pad_final(final_obs, final_rows, self._obs, steps * envs)
+        padded, padded_rows = _pad_final(final, self._obs, self._settings.train)
         rollout = rows._replace(log_probs=log_probs, final_obs=padded, final_rows=padded_rows)
         outside = self._count_outside(rows.obs)
         seconds = time.monotonic() - started
@@ -216,14 +214,27 @@ def _write(rows: list[np.ndarray], t: int, values: PyTree) -> None:
 
 
 def _pad_final(
-    final_obs: list[Any], final_rows: list[int], like: PyTree, size: int
+    final: list[tuple[int, int, Any]], like: PyTree, train: Train
 ) -> tuple[PyTree, np.ndarray]:
-    """True last observations, padded to one of a few sizes so that few programs are compiled."""
-    capacity = next(n for n in (8, 64, 512, 4096, size, len(final_rows)) if n >= len(final_rows))
-    rows = np.full(capacity, size, np.int32)
-    rows[: len(final_rows)] = final_rows
-    padded = jax.tree.map(lambda leaf: np.zeros((capacity, *leaf.shape[1:]), leaf.dtype), like)
-    for position, obs in enumerate(final_obs):
+    """True last observations of (time, environment), block by block.
+
+    Each block's are padded to one of a few sizes, so that few programs are compiled.
+    """
+    width = train.num_envs // train.blocks
+    size = train.num_steps * width
+    counts = np.bincount([index // width for _, index, _ in final], minlength=train.blocks)
+    most = int(counts.max())
+    capacity = next(n for n in (8, 64, 512, 4096, size, most) if n >= most)
+    rows = np.full((train.blocks, capacity), size, np.int32)
+    padded = jax.tree.map(
+        lambda leaf: np.zeros((train.blocks * capacity, *leaf.shape[1:]), leaf.dtype), like
+    )
+    filled = np.zeros(train.blocks, int)
+    for t, index, obs in final:
+        block, column = divmod(index, width)
+        position = filled[block]
+        filled[block] += 1
+        rows[block, position] = t * width + column
         for target, leaf in zip(jax.tree.leaves(padded), jax.tree.leaves(obs), strict=True):
-            target[position] = leaf
-    return padded, rows
+            target[block * capacity + position] = leaf
+    return padded, rows.reshape(-1)

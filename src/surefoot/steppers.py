@@ -9,21 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from surefoot.config import Settings
+from surefoot.devices import ONE, Placement
 from surefoot.envs.host import HostEnv
 from surefoot.learner import Learner, is_due
 from surefoot.loop_state import LoopState
 from surefoot.rollout_host import HostCollector
-from surefoot.types import Rollout
+from surefoot.types import Params, Rollout
 
 Notice = Callable[[str], None]
 """Called with the name of a program before it is built, which takes seconds."""
 
 
 class Compiled:
-    """A function compiled ahead of time for each shape it meets, with the seconds that took."""
+    """A function compiled ahead of time for each shape it meets, with the seconds that took.
 
-    def __init__(self, function: Callable[..., Any], what: str, compiling: Notice):
-        self._function, self._what, self._notice = jax.jit(function), what, compiling
+    Where there is a placement, it gives a state and figures.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        what: str,
+        compiling: Notice,
+        placement: Placement = ONE,
+    ):
+        self._function = jax.jit(function, **placement.of_outputs())
+        self._placement = placement
+        self._what, self._notice = what, compiling
         self._programs: dict[Any, Any] = {}
         self.seconds = 0.0
 
@@ -38,7 +50,8 @@ class Compiled:
         if shapes not in self._programs:
             self._notice(self._what)
             started = time.monotonic()
-            self._programs[shapes] = self._function.lower(*arguments).compile()
+            with self._placement.scope():
+                self._programs[shapes] = self._function.lower(*arguments).compile()
             self.seconds += time.monotonic() - started
         return self._programs[shapes]
 
@@ -62,10 +75,17 @@ class Stepper(Protocol):
 class HostStepper:
     """One iteration a chunk: a rollout stepped by Python, then the compiled learning."""
 
-    def __init__(self, env: HostEnv, learner: Learner, settings: Settings, compiling: Notice):
-        self._env, self._settings = env, settings
+    def __init__(
+        self,
+        env: HostEnv,
+        learner: Learner,
+        settings: Settings,
+        compiling: Notice,
+        placement: Placement = ONE,
+    ):
+        self._env, self._settings, self._placement = env, settings, placement
         self._collector = HostCollector(env, learner.actor, settings)
-        self._learn = Compiled(learner.learn, "the update", compiling)
+        self._learn = Compiled(learner.learn, "the update", compiling, placement)
         self._notice, self._warm = compiling, False
 
     def reset(self, iteration: int) -> None:
@@ -76,10 +96,12 @@ class HostStepper:
         """One rollout and one update."""
         compiled, warming = self._learn.seconds, self._warm_up(state)
         started, iteration = time.monotonic(), int(state.iteration)
-        host = self._collector.collect(state.params["policy"], state.obs_stats, iteration)
+        host = self._collector.collect(*self._acting(state), iteration)
         self._rollout = host.rollout
         before, look = time.monotonic(), np.bool_(is_due(self._settings, iteration))
-        state, metrics = self._learn(state, host.rollout, host.episodes, look)
+        rollout, episodes = self._placement.put_rollout(host.rollout, host.episodes)
+        state = self._placement.put_state(state)
+        state, metrics = self._learn(state, rollout, episodes, look)
         metrics = jax.device_get(metrics)
         compiling = self._learn.seconds - compiled
         now = time.monotonic()
@@ -105,8 +127,12 @@ class HostStepper:
             return 0.0
         started, self._warm = time.monotonic(), True
         self._notice("the policy")
-        self._collector.warm_up(state.params["policy"], state.obs_stats)
+        self._collector.warm_up(*self._acting(state))
         return time.monotonic() - started
+
+    def _acting(self, state: LoopState) -> tuple[Params, Any]:
+        """What acting needs, on one device: a step's few observations are not worth more."""
+        return self._placement.here((state.params["policy"], state.obs_stats))
 
 
 def _info_means(infos: list[dict[str, float]], keys: tuple[str, ...]) -> dict[str, float]:
@@ -122,11 +148,17 @@ def _info_means(infos: list[dict[str, float]], keys: tuple[str, ...]) -> dict[st
 class JaxStepper:
     """Several iterations a chunk, collected and learned from in one program."""
 
-    def __init__(self, learner: Learner, settings: Settings, compiling: Notice):
-        self._iterations = settings.num_iterations
+    def __init__(
+        self,
+        learner: Learner,
+        settings: Settings,
+        compiling: Notice,
+        placement: Placement = ONE,
+    ):
+        self._iterations, self._placement = settings.num_iterations, placement
         self._chunk = chunk_length(settings)
         run = chunk_of(learner, settings, self._chunk)
-        self._run = Compiled(run, "the whole iteration", compiling)
+        self._run = Compiled(run, "the whole iteration", compiling, placement)
         self._collect = learner.collect
 
     def reset(self, iteration: int) -> None:
@@ -135,14 +167,16 @@ class JaxStepper:
     def last_rollout(self, state: LoopState) -> Rollout:
         """The one that comes next: those before it stayed inside the program."""
         assert self._collect is not None
-        return jax.jit(self._collect)(state)[1]
+        with self._placement.scope():
+            return self._placement.whole(jax.jit(self._collect)(state)[1])
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
         compiled, started = self._run.seconds, time.monotonic()
         iteration = int(state.iteration)
         count = min(self._chunk, self._iterations - iteration)
-        state, metrics = self._run(state, jnp.int32(iteration), jnp.int32(count))
+        state = self._placement.put_state(state)
+        state, metrics = self._run(state, np.int32(iteration), np.int32(count))
         metrics = jax.device_get(metrics)
         compiling = self._run.seconds - compiled
         seconds = (time.monotonic() - started - compiling) / count

@@ -9,6 +9,7 @@ import numpy as np
 
 from surefoot.checkpoint import restore_arrays
 from surefoot.config import OwnNetwork, Settings
+from surefoot.devices import ONE, Placement
 from surefoot.envs import EnvSource, find_env, imports_nothing
 from surefoot.envs.host import Care, HostEnv, open_host_env
 from surefoot.envs.jax_native import JaxEnv
@@ -46,6 +47,7 @@ class Run:
         rows: one row of metrics an iteration.
         directory: where it is kept, or None.
         env_steps: valid environment steps so far.
+        placement: the devices it trains on.
     """
 
     settings: Settings
@@ -55,6 +57,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     directory: RunDirectory | None = None
     env_steps: int = 0
+    placement: Placement = ONE
 
     @property
     def iteration(self) -> int:

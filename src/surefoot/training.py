@@ -17,6 +17,7 @@ from surefoot.config import (
     Train,
     refuse_other_kinds,
 )
+from surefoot.devices import ONE, Placement, claim_devices, place
 from surefoot.envs import EnvSource, find_env
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
@@ -53,6 +54,7 @@ def train(
     critic: Critic | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     tables: Mapping[str, Any] | None = None,
+    devices: int = 1,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -72,6 +74,9 @@ def train(
         critic: the critic's settings.
         env_kwargs: arguments for an environment named by its id.
         tables: a parsed configuration file.
+        devices: over which environments and rows are spread, a block of them or more on each; the
+            numbers depend on `Train.blocks`, which is this where it is not set. A CPU is divided
+            into as many as its cores, where JAX has not been used before.
         on_update: called with each row of metrics; returning True stops the run.
         listener: a live display.
 
@@ -86,6 +91,7 @@ def train(
         StoppedBySignal: after SIGINT or SIGTERM, with the checkpoint written.
     """
     rule = chosen_rule(rule)
+    claim_devices(devices)
     refuse_other_kinds("train", train, Train)
     refuse_other_kinds("network", network, Network, OwnNetworks)
     refuse_other_kinds("critic", critic, Critic)
@@ -103,8 +109,12 @@ def train(
         preset=preset,
         tables=tables,
         env_kwargs=env_kwargs,
+        devices=devices,
     )
-    run, opened = start(settings, source, own, out, env_from_python=not isinstance(env, str))
+    placement = place(settings, devices)
+    run, opened = start(
+        settings, source, own, out, env_from_python=not isinstance(env, str), placement=placement
+    )
     return drive(run, opened, listener, on_update)
 
 
@@ -115,9 +125,11 @@ def start(
     out: str | Path | None,
     *,
     env_from_python: bool,
+    placement: Placement = ONE,
 ) -> tuple[Run, JaxEnv | HostEnv]:
     """A run at its first iteration, in a new directory if one is named, and its environments."""
     run, opened = begin(settings, source, own)
+    run.placement = placement
     if out is not None:
         try:
             keep_in(run, out, env_from_python=env_from_python, own=own)
@@ -139,6 +151,7 @@ def keep_in(run: Run, out: str | Path, *, env_from_python: bool, own: OwnNetwork
         "env_from_python": env_from_python,
         "own_networks": own != OwnNetworks(),
         "versions": versions(),
+        "devices": run.placement.count,
         **recorded_spaces(run),
     }
     run.directory = RunDirectory.create(Path(out), config)
@@ -150,19 +163,21 @@ def resume(
     env: Any = None,
     network: OwnNetworks | None = None,
     exact: bool = False,
+    devices: int | None = None,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Go on with a run from its newest good checkpoint.
 
     On the same versions it equals never having stopped, bit for bit, from any checkpoint of a
-    JAX-native run and from a scheduled one of a host run; `exact` insists on such a one.
+    JAX-native run and from a scheduled one of a host run; `exact` insists on such a one. It goes
+    on on as many `devices` as before, where nothing else is said.
 
     Raises:
         CheckpointError: where there is no run, or no checkpoint to go on from.
         StorageError: where another process is at it.
     """
-    how = {"on_update": on_update, "listener": listener}
+    how = {"devices": devices, "on_update": on_update, "listener": listener}
     return _go_on(path, None, env=env, own=network, exact=exact, **how)
 
 
@@ -173,12 +188,16 @@ def _go_on(
     env: Any = None,
     own: OwnNetworks | None = None,
     exact: bool = False,
+    devices: int | None = None,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Go on with a run, with settings in the place of its own if they are given."""
     directory = RunDirectory(Path(path))
     config = directory.config  # which says whether it is a run at all
+    before = _whole_number(config.get("devices"))
+    devices = before if devices is None else devices
+    claim_devices(devices)
     lock(directory.path)
     try:
         how = {"env": env, "own": own, "exact": exact, "settings": settings}
@@ -190,7 +209,8 @@ def _go_on(
                 directory.write("config.json", dump(config | settings.to_dict()))
             if run.finished:
                 return run
-            _tell_versions(directory)
+            run.placement = place(run.settings, devices)
+            _tell_changes(directory, {"devices": before}, {"devices": devices})
             run.rows = directory.trim(run.iteration, run.env_steps)
             undo.pop_all()  # from here on they are closed by the loop
         return drive(run, opened, listener, on_update)
@@ -198,10 +218,16 @@ def _go_on(
         unlock(directory.path)
 
 
-def _tell_versions(directory: RunDirectory) -> None:
-    """Warn where a run goes on under other versions than it began with."""
-    began, now = directory.config.get("versions"), versions()
-    began = began if isinstance(began, dict) else {}
+def _whole_number(value: Any) -> int:
+    """A number of devices, out of a file that may hold anything."""
+    return value if isinstance(value, int) and value >= 1 else 1
+
+
+def _tell_changes(directory: RunDirectory, began: Any, now: dict[str, Any]) -> None:
+    """Warn where a run goes on under other versions, or on other devices, than it began with."""
+    before = directory.config.get("versions")
+    began = began | (before if isinstance(before, dict) else {})
+    now = now | versions()
     others = [
         f"{name} {began.get(name)} to {now[name]}" for name in now if began.get(name) != now[name]
     ]
@@ -220,6 +246,7 @@ def train_or_resume(
     *,
     env: Any = None,
     override: Sequence[str] = (),
+    devices: int = 1,
     listener: Listener | None = None,
 ) -> Run:
     """Go on with the run at `path` where it matches `settings`, else `start` one there.
@@ -249,4 +276,4 @@ def train_or_resume(
         directory.clear()
         return start()
     changed = settings if differences else None
-    return _go_on(path, changed, env=env, listener=listener)
+    return _go_on(path, changed, env=env, devices=devices, listener=listener)

@@ -32,9 +32,9 @@ class Rollout(NamedTuple):
 
     `obs` is raw and has one row more than the rest. `actions` are as sampled, before any squash,
     scale or clip. `terminated` and `truncated` are disjoint. `final_obs` holds the true last
-    observation of the truncated rows listed in `final_rows` (an index into time x env; behind
-    them, indices past the end pad). `valid` is False for the dummy transition of next-step
-    autoreset, which counts nowhere.
+    observation of the truncated rows listed in `final_rows`, block by block of environments (an
+    index into time x env of that block; behind them, indices past its end pad). `valid` is False
+    for the dummy transition of next-step autoreset, which counts nowhere.
     """
 
     obs: PyTree

@@ -14,6 +14,7 @@ from scripted import scripted_jax
 from shell import in_a_shell, last_good, same_bits
 
 import surefoot as sf
+from surefoot.config import Train
 from surefoot.networks import build
 from surefoot.presets import settle
 from surefoot.rollout_host import _pad_final
@@ -160,9 +161,9 @@ def test_jax_enable_x64():
 @case(44)
 def test_shapes_that_change():
     """Ends of episodes come at any number a rollout; the programs for them are five at most."""
-    like = np.zeros((2, 3), np.float32)
+    like, train = np.zeros((1, 3), np.float32), Train(num_envs=1, num_steps=8192, blocks=1)
     sizes = {
-        len(_pad_final([np.zeros(3)] * count, list(range(count)), like, 8192)[1])
+        len(_pad_final([(t, 0, np.zeros(3)) for t in range(count)], like, train)[1])
         for count in range(0, 8193, 97)
     }
     assert len(sizes) <= 5

@@ -121,6 +121,7 @@ def train_command(options: argparse.Namespace) -> int:
         preset=preset,
         tables=tables,
         env_kwargs=kwargs,
+        devices=options.devices,
     )
     if options.resume and options.out is None:
         raise ConfigError("--resume auto needs --out DIR, the directory to go on in")
@@ -141,12 +142,13 @@ def train_command(options: argparse.Namespace) -> int:
             critic=critic,
             env_kwargs=kwargs,
             tables=tables,
+            devices=options.devices,
             listener=listener,
         )
 
     if options.resume:
-        how = {"override": options.override, "env": options.env, "listener": listener}
-        run = train_or_resume(out, settings, begin, **how)
+        how = {"override": options.override, "env": options.env, "devices": options.devices}
+        run = train_or_resume(out, settings, begin, listener=listener, **how)
     else:
         run = begin()
     return _finish(run, options, listener)
@@ -161,6 +163,7 @@ _FROZEN = (
     "observation_space",
     "action_space",
     "versions",
+    "devices",
 )
 """Keys of a run's `config.json` that are no settings, so that it serves as a --config too."""
 
@@ -170,7 +173,8 @@ def resume_command(options: argparse.Namespace) -> int:
     from surefoot.training import resume
 
     listener = _Listener(options)
-    run = resume(options.path, env=options.env, exact=options.exact, listener=listener)
+    how = {"env": options.env, "exact": options.exact, "devices": options.devices}
+    run = resume(options.path, listener=listener, **how)
     return _finish(run, options, listener)
 
 

@@ -34,7 +34,7 @@ def cross_fit(
     groups: Int[Array, " batch"],
     count: int,
     *,
-    num_envs: int,
+    envs_in_block: int,
     horizon: float,
 ) -> CrossFit:
     """Make the update from each half of the groups, and score it on both.
@@ -49,7 +49,7 @@ def cross_fit(
         batch: rows with raw advantages.
         groups: the independent group of each row; even ones are the first half.
         count: how many groups there are at most.
-        num_envs: environments side by side; with several, each is a group.
+        envs_in_block: environments side by side in a block of rows; with several, each is a group.
         horizon: 1 / (1 - gamma).
 
     Source: the sample splitting of Chernozhukov et al. 2018, arXiv:1608.00060, section 1.
@@ -60,7 +60,7 @@ def cross_fit(
     halves = jnp.stack([jnp.where(rows, batch.weights, 0.0) for rows in (first, ~first)])
 
     def fitted_to(half: Int[Array, ""]) -> Batch:
-        if num_envs % 2:
+        if envs_in_block % 2:
             return batch._replace(weights=halves[half])
         # Rows of even and odd environments take turns: the update need not see the others at all.
         rows = jax.tree.map(

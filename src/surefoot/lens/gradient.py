@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from surefoot.blocks import copying
 from surefoot.surrogate import surrogate
 from surefoot.types import Batch, Inputs, Params
 
@@ -28,6 +29,8 @@ def gradient_noise(
     params: Params,
     parts: Callable[[Int[Array, ""]], Batch],
     count: int,
+    *,
+    blocks: int = 1,
 ) -> GradientNoise:
     """Noise of the surrogate's gradient at `params`, groups being the independent units.
 
@@ -40,16 +43,18 @@ def gradient_noise(
         params: the policy that collected the rows.
         parts: the rows of a group, by its number; advantages less their mean over all groups.
         count: how many groups there are at most.
+        blocks: of a group's rows.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1.
     """
     flat, unravel = ravel_pytree(params)
+    copies = copying(unravel, blocks)
 
     def gradient_of(batch: Batch) -> tuple[Float[Array, " param"], Float[Array, ""]]:
         old = policy_fn(params, batch.inputs).log_prob(batch.actions)
 
         def objective(x: Float[Array, " param"]) -> Float[Array, ""]:
-            new = policy_fn(unravel(x), batch.inputs).log_prob(batch.actions)
+            new = policy_fn(copies(x), batch.inputs).log_prob(batch.actions)
             return surrogate(new, old, batch.advantages, batch.weights)
 
         return jax.grad(objective)(flat), jnp.sum(batch.weights)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from surefoot.blocks import everywhere, take, to_rows
 from surefoot.natural_gradient import conjugate_gradient
 from surefoot.surrogate import weighted_mean
 
@@ -46,14 +47,22 @@ def sample_states(
     groups: Int[Array, "time env"],
     valid: Bool[Array, "time env"],
     key: Key[Array, ""],
+    *,
+    blocks: int = 1,
 ) -> States:
-    """`NUM_STATES` states of a rollout, drawn at random with replacement."""
-    num_steps, num_envs = valid.shape
-    rows = jax.random.randint(key, (NUM_STATES,), 0, valid.size)
-    real, drawn = valid.reshape(-1)[rows], features.reshape(valid.size, -1)[rows]
+    """`NUM_STATES` states of a rollout, drawn at random with replacement, as many of each block."""
+    num_steps, _ = valid.shape
+    late = jnp.broadcast_to(jnp.arange(num_steps)[:, None] >= num_steps // 2, valid.shape)
+    rows = jax.random.randint(key, (blocks, NUM_STATES // blocks), 0, valid.size // blocks)
+    table = to_rows((features, groups, late, valid), blocks)
+    drawn, group, late, real = take(table, rows.reshape(-1), blocks)
     drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
-    late = rows // num_envs >= num_steps // 2
-    return States(drawn, groups.reshape(-1)[rows], late, real)
+    # Blocks that do not share the places evenly leave some empty.
+    spare = NUM_STATES - len(real)
+    return jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1)),
+        everywhere(States(drawn, group, late, real)),
+    )
 
 
 class Shift(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from surefoot.blocks import to_rows
 from surefoot.lens.crossfit import CrossFit
 from surefoot.lens.gain import gain_by_group, realised_gain, total_gain
 from surefoot.lens.gradient import gradient_noise
@@ -138,32 +139,36 @@ def report_noise(
     batch: Batch,
     groups: Int[Array, "time env"],
     num_groups: int,
+    *,
+    blocks: int = 1,
 ) -> dict[str, Array]:
     """How much of the batch's gradient is noise."""
     centred = batch.advantages - weighted_mean(batch.advantages, batch.weights)
     batch = batch._replace(advantages=centred)
     num_steps, num_envs = groups.shape
-    count = _noise_groups(num_envs) if num_envs > 1 else num_groups
+    in_block = num_envs // blocks
+    count = _noise_groups(in_block) if in_block > 1 else num_groups
 
     def part(group: Int[Array, ""]) -> Batch:
-        if num_envs == 1:
-            mine = groups.reshape(-1) == group
+        if in_block == 1:
+            mine = to_rows(groups, blocks) == group
             return batch._replace(weights=jnp.where(mine, batch.weights, 0.0))
-        size = num_envs // count
+        # A group has environments of every block, so that no rows need to go elsewhere.
+        size = in_block // count
 
         def slice_of(leaf: Array) -> Array:
-            wide = leaf.reshape(num_steps, num_envs, *leaf.shape[1:])
-            narrow = jax.lax.dynamic_slice_in_dim(wide, group * size, size, axis=1)
-            return narrow.reshape(num_steps * size, *leaf.shape[1:])
+            wide = leaf.reshape(blocks, num_steps, in_block, *leaf.shape[1:])
+            narrow = jax.lax.dynamic_slice_in_dim(wide, group * size, size, axis=2)
+            return narrow.reshape(blocks * num_steps * size, *leaf.shape[1:])
 
         rows = jax.tree.map(slice_of, batch._replace(return_scale=None))
         return rows._replace(return_scale=batch.return_scale)
 
-    noise = gradient_noise(policy_fn, params, part, count)
+    noise = gradient_noise(policy_fn, params, part, count, blocks=blocks)
     return {"lens/noise_scale": noise.noise_scale, "lens/expected_cosine": noise.cosine}
 
 
-def _noise_groups(num_envs: int) -> int:
+def _noise_groups(in_block: int) -> int:
     """Groups of equally many environments: as many as allowed, or each alone where none fit."""
-    fitting = [n for n in range(2, MOST_NOISE_GROUPS + 1) if num_envs % n == 0]
-    return max(fitting, default=num_envs)
+    fitting = [n for n in range(2, MOST_NOISE_GROUPS + 1) if in_block % n == 0]
+    return max(fitting, default=in_block)

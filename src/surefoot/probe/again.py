@@ -50,7 +50,9 @@ def _collect_jax(run: Run, env: JaxEnv, state: LoopState) -> OwnBatch:
         )[1]  # fmt: skip
 
     assert state.env is not None
-    return OwnBatch(jax.device_get(collect(state)), np.asarray(state.env.lengths))
+    return OwnBatch(
+        jax.device_get(collect(state)), np.asarray(state.env.lengths), settings.train.blocks
+    )
 
 
 def _is_reset(run: Run, state: LoopState) -> bool:
@@ -91,4 +93,4 @@ def _collect_host(run: Run, env: HostEnv, states: list[LoopState]) -> OwnBatch:
         found = collector.collect(state.params["policy"], state.obs_stats, int(state.iteration))
         rollout = found.rollout
     assert rollout is not None
-    return OwnBatch(rollout, ages)
+    return OwnBatch(rollout, ages, run.settings.train.blocks)

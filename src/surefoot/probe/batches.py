@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from surefoot.blocks import from_rows, to_rows
 from surefoot.probe.scoring import OldRows
 from surefoot.probe.sweep import Setting
 from surefoot.returns import generalized_advantage_estimation
@@ -15,10 +16,14 @@ from surefoot.types import Rollout
 
 
 class OwnBatch(NamedTuple):
-    """The rollout an update learned from, and how old each environment's episode was before it."""
+    """The rollout an update learned from, and how old each environment's episode was before it.
+
+    `blocks` are those of its environments.
+    """
 
     rollout: Rollout
     ages: Int[np.ndarray, " env"]
+    blocks: int
 
 
 def batch_rows(batch: OwnBatch, setting: Setting) -> OldRows:
@@ -26,7 +31,7 @@ def batch_rows(batch: OwnBatch, setting: Setting) -> OldRows:
     rollout, value = batch.rollout, setting.judge.value
     assert value is not None
     times, episodes = episode_times(rollout, batch.ages)
-    values, next_values = state_values(rollout, value)
+    values, next_values = state_values(rollout, value, batch.blocks)
     advantages = generalized_advantage_estimation(
         jnp.where(rollout.valid, rollout.rewards, 0.0),
         jnp.asarray(values, jnp.float32),
@@ -69,16 +74,18 @@ def episode_times(
 
 
 def state_values(
-    rollout: Rollout, value: Callable[[Any], Float[np.ndarray, " row"]]
+    rollout: Rollout, value: Callable[[Any], Float[np.ndarray, " row"]], blocks: int
 ) -> tuple[Float[np.ndarray, "time env"], Float[np.ndarray, "time env"]]:
     """The critic's value of each row's state and of its true successor, read before any reset."""
     shape = np.shape(rollout.rewards)
     flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), rollout.obs)
     values = value(flat).reshape(shape[0] + 1, shape[1])
-    successors = values[1:].reshape(-1).copy()
-    rows = np.asarray(rollout.final_rows)
-    inside = rows < successors.size
+    successors = np.array(to_rows(values[1:], blocks)).reshape(blocks, -1)
+    rows = np.asarray(rollout.final_rows).reshape(blocks, -1)
+    inside = rows < successors.shape[1]
     if inside.any():
-        successors[rows[inside]] = value(jax.tree.map(np.asarray, rollout.final_obs))[inside]
-    next_values = np.where(rollout.truncated, successors.reshape(shape), values[1:])
+        seen = value(jax.tree.map(np.asarray, rollout.final_obs)).reshape(rows.shape)
+        successors[np.nonzero(inside)[0], rows[inside]] = seen[inside]
+    after = from_rows(successors.reshape(-1), shape[0], blocks)
+    next_values = np.where(rollout.truncated, after, values[1:])
     return values[:-1], next_values

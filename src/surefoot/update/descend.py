@@ -9,6 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
+from surefoot.blocks import copying, take
 from surefoot.shuffle import shuffled
 from surefoot.types import Params
 
@@ -42,6 +43,7 @@ def descend(
     learning_rate: Float[Array, ""],
     settings: Any,
     stop: Callable[[Params], Any] | None = None,
+    blocks: int = 1,
 ) -> tuple[Params, Any, Descent]:
     """Minimise `loss(params, minibatch)` for some epochs of reshuffled minibatches.
 
@@ -54,27 +56,31 @@ def descend(
         learning_rate: Adam's step size.
         settings: anything with `num_epochs`, `num_minibatches` and `max_grad_norm`.
         stop: asked after every epoch; True leaves the remaining epochs out.
+        blocks: of rows; every minibatch has as many rows of each.
     """
     start, unravel = ravel_pytree(params)
+    copies = copying(unravel, blocks)
     num_rows = jax.tree.leaves(rows)[0].shape[0]
+    in_block = num_rows // blocks
     # Half a batch may be few rows: the minibatches are fewer then, and less than one is left over.
-    size = -(-num_rows // settings.num_minibatches)
-    count = num_rows // size
+    size = -(-in_block // settings.num_minibatches)
+    count = in_block // size
     optimizer = adam(settings.max_grad_norm)
 
     def step(carry, indices):
         flat, state = carry
-        minibatch = jax.tree.map(lambda leaf: leaf[indices], rows)
-        value, gradient = jax.value_and_grad(lambda x: loss(unravel(x), minibatch))(flat)
+        minibatch = take(rows, indices, blocks)
+        value, gradient = jax.value_and_grad(lambda x: loss(copies(x), minibatch))(flat)
         direction, state = optimizer.update(gradient, state)
         return (flat - learning_rate * direction, state), (value, jnp.linalg.norm(gradient))
 
     def epoch(carry, epoch_key):
         flat, state, stopped = carry
-        order = jnp.arange(num_rows)
+        order = jnp.tile(jnp.arange(in_block), (blocks, 1))
         if count > 1:
-            order = shuffled(epoch_key, num_rows)[: count * size]
-        (new, new_state), traces = jax.lax.scan(step, (flat, state), order.reshape(count, size))
+            order = shuffled(epoch_key, num_rows, blocks)[:, : count * size]
+        parts = order.reshape(blocks, count, size).swapaxes(0, 1).reshape(count, blocks * size)
+        (new, new_state), traces = jax.lax.scan(step, (flat, state), parts)
         if stop is None:
             return (new, new_state, stopped), (*traces, jnp.array(True))
         keep = lambda a, b: jnp.where(stopped, a, b)  # noqa: E731

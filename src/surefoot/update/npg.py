@@ -9,6 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
+from surefoot.blocks import copying, take
 from surefoot.config import NPG, TRPO
 from surefoot.natural_gradient import (
     Solution,
@@ -57,31 +58,35 @@ def natural_step(
     *,
     radius: Float[Array, ""],
     boundary_damping: float = 0.0,
+    blocks: int = 1,
 ) -> NaturalStep:
     """Solve (F + damping I)x = g on a random share of the states, then scale x on all of them.
 
     States are drawn at random over time and environments: whole episodes would give a curvature
     of the wrong states. The scale comes from all rows, so that the share costs no accuracy of KL:
-    ½xᵀ(F + boundary_damping I)x = radius.
+    ½xᵀ(F + boundary_damping I)x = radius. As many states are drawn of each of the `blocks`.
     """
     flat, unravel = ravel_pytree(params)
-    gradient = jax.grad(lambda x: objective(config, policy_fn(unravel(x), batch.inputs), batch))(
-        flat
-    )
+    copies = copying(unravel, blocks)
+
+    def policy_of(x: Float[Array, " param"], inputs: Any) -> Any:
+        return policy_fn(copies(x), inputs)
+
+    gradient = jax.grad(lambda x: objective(config, policy_of(x, batch.inputs), batch))(flat)
     inputs, weights = batch.inputs, batch.weights
-    num_rows = weights.shape[0]
-    num_states = max(1, round(config.fisher_fraction * num_rows))
-    if num_states < num_rows:
-        chosen = shuffled(key, num_rows)[:num_states]
-        inputs, weights = jax.tree.map(lambda leaf: leaf[chosen], (inputs, weights))
-    product = fisher_vector_product(policy_fn, params, inputs, weights)
+    in_block = weights.shape[0] // blocks
+    num_states = max(1, round(config.fisher_fraction * in_block))
+    if num_states < in_block:
+        chosen = shuffled(key, weights.shape[0], blocks)[:, :num_states].reshape(-1)
+        inputs, weights = take((inputs, weights), chosen, blocks)
+    product = fisher_vector_product(policy_of, flat, inputs, weights)
     solution = conjugate_gradient(
-        lambda v: ravel_pytree(product(unravel(v)))[0] + config.damping * v,
+        lambda v: product(v) + config.damping * v,
         gradient,
         max_iters=config.cg_iters,
         tolerance=config.cg_tolerance,
     )
-    curvature = quadratic_form(policy_fn, params, batch.inputs, batch.weights, unravel(solution.x))
+    curvature = quadratic_form(policy_of, flat, batch.inputs, batch.weights, solution.x)
     squared = jnp.sum(solution.x**2)
     scale = boundary_scale(curvature + boundary_damping * squared, radius=radius)
     return NaturalStep(
@@ -110,6 +115,8 @@ def npg(
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
     critic_loss: None = None,
+    *,
+    blocks: int = 1,
 ) -> UpdateRule:
     """One natural step to the radius of the quadratic model, unchecked.
 
@@ -124,7 +131,14 @@ def npg(
         radius = jnp.asarray(radius_at(state["count"]))
         _, batch = reference(config, policy_fn, params, batch)
         natural = natural_step(
-            config, policy_fn, params, batch, key, radius=radius, boundary_damping=config.damping
+            config,
+            policy_fn,
+            params,
+            batch,
+            key,
+            radius=radius,
+            boundary_damping=config.damping,
+            blocks=blocks,
         )
         params = jax.tree.map(jnp.add, params, natural.step)
         info = report_step(natural, jnp.ones(()), radius)

@@ -49,6 +49,8 @@ def ppo_kl(
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
     critic_loss: Callable[[Params, Any], Any] | None = None,
+    *,
+    blocks: int = 1,
 ) -> UpdateRule:
     """Descend -E[r A] + β KL(old || new), and adapt β to the KL that came out.
 
@@ -84,6 +86,7 @@ def ppo_kl(
             key,
             learning_rate=learning_rate,
             settings=config,
+            blocks=blocks,
         )
         kl_mean = mean_kl(old, policy_fn(params, batch.inputs), batch.weights)
         kl_coef = adapt_kl_coef(state["kl_coef"], kl_mean, target_kl=config.target_kl)
@@ -100,6 +103,8 @@ def ppo(
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
     critic_loss: Callable[[Params, Any], Any] | None = None,
+    *,
+    blocks: int = 1,
 ) -> UpdateRule:
     """Descend the clipped surrogate for some epochs, with an optional stop on KL.
 
@@ -137,6 +142,7 @@ def ppo(
             learning_rate=learning_rate,
             settings=config,
             stop=too_far if config.target_kl > 0 else None,
+            blocks=blocks,
         )
         info = report(descent, learning_rate) | {"update/clip_eps": clip_eps}
         return params, {"count": state["count"] + 1, "adam": adam}, info

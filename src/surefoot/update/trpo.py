@@ -25,6 +25,8 @@ def trpo(
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
     critic_loss: None = None,
+    *,
+    blocks: int = 1,
 ) -> UpdateRule:
     """Maximise the surrogate within mean KL(old || new) <= max_kl.
 
@@ -47,7 +49,9 @@ def trpo(
     def update(state, params, batch, key):
         radius = state["radius"] if adaptive else jnp.asarray(radius_at(state["count"]))
         old, batch = reference(config, policy_fn, params, batch)
-        natural = natural_step(config, policy_fn, params, batch, key, radius=AIM * radius)
+        natural = natural_step(
+            config, policy_fn, params, batch, key, radius=AIM * radius, blocks=blocks
+        )
         old_objective = objective(config, old, batch)
 
         def at(fraction):

@@ -18,6 +18,8 @@ def vpg(
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
     critic_loss: Callable[[Params, Any], Any] | None = None,
+    *,
+    blocks: int = 1,
 ) -> UpdateRule:
     """One step on the whole batch along E[A grad log π(a|s)].
 
@@ -45,7 +47,14 @@ def vpg(
         rows = batch._replace(return_scale=None, advantages=advantages)
         learning_rate = jnp.asarray(learning_rate_at(state["count"]))
         params, adam, descent = descend(
-            loss, params, state["adam"], rows, key, learning_rate=learning_rate, settings=once
+            loss,
+            params,
+            state["adam"],
+            rows,
+            key,
+            learning_rate=learning_rate,
+            settings=once,
+            blocks=blocks,
         )
         state = {"count": state["count"] + 1, "adam": adam}
         return params, state, report(descent, learning_rate)

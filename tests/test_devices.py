@@ -1,0 +1,242 @@
+"""A run on two devices is the run on one: the same numbers, to rounding."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from cases import case
+from gymnasium.vector import AutoresetMode
+from programs import quickly_built
+from scripted import scripted_jax, scripted_vector
+from trees import assert_same_bits, same_bits
+
+import surefoot as sf
+from surefoot.config import Critic, Network, Train
+from surefoot.devices import ONE, claim_devices, spread_over
+from surefoot.errors import ConfigError
+from surefoot.learner import make_learner
+from surefoot.networks import build
+from surefoot.presets import settle
+from surefoot.steppers import Compiled
+
+TWO = spread_over(jax.local_devices()[:2])
+SHORT = {"num_epochs": 2, "num_minibatches": 2}
+RULES_HERE = {
+    "vpg": sf.VPG(),
+    "npg": sf.NPG(cg_iters=4),
+    "trpo": sf.TRPO(cg_iters=4, max_backtracks=4),
+    "ppo-kl": sf.PPOKL(**SHORT),
+    "ppo": sf.PPO(**SHORT),
+}
+every_rule = pytest.mark.parametrize("rule", list(RULES_HERE))
+
+
+@cache
+def learner_of(rule, *, blocks=2, guard=False, joint=False, shared=False):
+    env = scripted_jax()
+    settings = settle(
+        "Scripted",
+        RULES_HERE[rule],
+        Train(num_envs=8, num_steps=16, blocks=blocks, guard=guard),
+        Network(hidden=(8,), shared_torso=shared),
+        Critic(joint=joint) if joint else Critic(**SHORT),
+        preset="none",
+    )
+    return make_learner(settings, env.spec, build(env.spec, settings.network), env)
+
+
+@cache
+def started(rule, **how):
+    return jax.jit(learner_of(rule, **how).init)(0)
+
+
+@cache
+def iterated(rule, placement, **how):
+    """One iteration with the lens's dearer figures, on these devices."""
+    with quickly_built():
+        program = Compiled(learner_of(rule, **how).iterate, "", lambda what: None, placement)
+        state, metrics = program(placement.put_state(started(rule, **how)), np.bool_(True))
+    return placement.whole(state), {name: float(value) for name, value in metrics.items()}
+
+
+def distance(one, other):
+    """The largest difference of two trees, against the largest number of each leaf."""
+    far = [0.0]
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        scale = np.max(np.abs(a), initial=0.0)
+        far.append(np.max(np.abs(a - b), initial=0.0) / (scale or 1.0))
+    return max(far)
+
+
+HOWS = [
+    *((rule, {}) for rule in RULES_HERE),
+    ("trpo", {"guard": True}),
+    ("ppo", {"joint": True}),
+    ("ppo", {"joint": True, "shared": True}),
+    ("trpo", {"blocks": 8}),
+]
+
+
+@pytest.mark.parametrize(("rule", "how"), HOWS, ids=str)
+def test_one_iteration_on_two_devices_is_that_on_one(rule, how):
+    (one, figures), (two, others) = iterated(rule, ONE, **how), iterated(rule, TWO, **how)
+    assert not same_bits(one.params["policy"], started(rule, **how).params["policy"])
+    assert_same_bits(one.env, two.env)
+    assert distance(one.params, two.params) < 1e-5
+    assert distance(one._replace(env=None, watch=None), two._replace(env=None, watch=None)) < 1e-4
+    assert list(figures) == list(others)
+    for name, value in figures.items():
+        assert value == pytest.approx(others[name], rel=1e-3, abs=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("rule", ["vpg", "npg", "trpo"])
+def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
+    """So a gradient that is summed over blocks, and not averaged, is another one."""
+    whole = RULES_HERE[rule]
+    if rule != "vpg":
+        whole = type(whole)(**{**vars(whole), "fisher_fraction": 1.0})
+    found = []
+    for blocks in (1, 2, 4):
+        learner = learner_of(rule, blocks=blocks)
+        settings = settle(
+            "Scripted", whole, Train(num_envs=8, num_steps=16, blocks=blocks),
+            Network(hidden=(8,)), Critic(**SHORT), preset="none",
+        )  # fmt: skip
+        env = scripted_jax()
+        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+        with quickly_built():
+            state, _ = jax.jit(learner.iterate)(jax.jit(learner.init)(0))
+        found.append(state.params["policy"])
+    assert distance(found[0], found[1]) < 1e-5
+    assert distance(found[0], found[2]) < 1e-5
+
+
+@pytest.mark.parametrize("rule", ["trpo", "ppo"])
+def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule, x64):
+    learner = learner_of.__wrapped__(rule)
+    state = jax.jit(learner.init)(0)
+    with quickly_built():
+        collect = jax.jit(learner.collect)
+        rollouts = []
+        for iteration in range(10):
+            env, rollout, episodes = collect(state._replace(iteration=np.int32(iteration)))
+            rollouts.append((rollout, episodes))
+            state = state._replace(env=env)
+        ends = []
+        for placement in (ONE, TWO):
+            at = placement.put_state(state._replace(iteration=np.int32(0)))
+            program = Compiled(learner.learn, "", lambda what: None, placement)
+            for rollout, episodes in rollouts:
+                at, _ = program(at, *placement.put_rollout(rollout, episodes), np.bool_(False))
+            ends.append(placement.whole(at.params))
+    assert jax.tree.leaves(ends[0])[0].dtype == np.float64
+    assert distance(*ends) < 1e-9
+
+
+@case(79)
+@pytest.mark.parametrize("env", ["jax", "host"])
+def test_a_whole_run_on_two_devices(tmp_path, env):
+    """Its directory is read, evaluated and gone on with on one; a warning says what that means."""
+    how = {
+        "train": sf.Train(num_envs=4, num_steps=16, dispatch=1, reset_at_checkpoints=False),
+        "network": sf.Network(hidden=(8,)),
+        "critic": sf.Critic(**SHORT),
+    }
+    made = scripted_jax() if env == "jax" else sf_vector
+    ends = {}
+    for devices in (1, 2):
+        train = sf.Train(**{**vars(how["train"]), "blocks": 2})
+        out = tmp_path / str(devices)
+        with quickly_built():
+            run = sf.train(
+                made() if env == "host" else made, "trpo", steps=64 * 2, out=out,
+                devices=devices, **{**how, "train": train},
+            )  # fmt: skip
+        ends[devices] = run
+    assert distance(ends[1].state.params, ends[2].state.params) < 1e-4
+    assert ends[2].placement is ONE
+    loaded = sf.load(tmp_path / "2", env=made() if env == "host" else made)
+    assert_same_bits(loaded.state.params, ends[2].state.params)
+
+
+def sf_vector():
+    return scripted_vector(AutoresetMode.NEXT_STEP, 4)
+
+
+def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
+    how = {
+        "train": sf.Train(num_envs=4, num_steps=16, dispatch=1, blocks=2, checkpoint_every=64),
+        "network": sf.Network(hidden=(8,)),
+        "critic": sf.Critic(**SHORT),
+    }
+    env = scripted_jax()
+    with quickly_built():
+        whole = sf.train(env, "trpo", steps=256, devices=2, out=tmp_path / "whole", **how)
+        sf.train(
+            env, "trpo", steps=256, devices=2, out=tmp_path / "cut", **how,
+            on_update=lambda row: row["iteration"] == 2,
+        )  # fmt: skip
+        same = sf.resume(tmp_path / "cut", env=env)
+        assert_same_bits(same.state.params, whole.state.params)
+        sf.train(
+            env, "trpo", steps=256, devices=2, out=tmp_path / "again", **how,
+            on_update=lambda row: row["iteration"] == 2,
+        )  # fmt: skip
+        with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
+            other = sf.resume(tmp_path / "again", env=env, devices=1)
+    assert distance(other.state.params, whole.state.params) < 1e-3
+
+
+def test_as_many_blocks_as_devices_unless_something_else_is_said():
+    settled = settle("x", sf.TRPO(), Train(), Network(), Critic(), devices=4)
+    assert settled.train.blocks == 4
+    assert settle("x", sf.TRPO(), Train(blocks=8), Network(), Critic(), devices=4).train.blocks == 8
+
+
+def test_what_cannot_be_spread_is_refused():
+    with pytest.raises(ConfigError, match=r"devices 64: this machine has a CPU of \d+ cores"):
+        claim_devices(64)
+    with pytest.raises(ConfigError, match="devices must be at least 1"):
+        claim_devices(0)
+    with pytest.raises(ConfigError, match="2 devices cannot share 1 block of environments evenly"):
+        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=4, blocks=1), devices=2)
+    with pytest.raises(ConfigError, match=r"2 blocks do not divide num_envs 3; nearest.*1 and 3"):
+        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=3), devices=2)
+    with pytest.raises(ConfigError, match=r"num_minibatches 32 does not divide .*2 blocks of 16"):
+        sf.train(
+            scripted_jax(), "ppo", steps=64, train=sf.Train(num_envs=4, num_steps=8), devices=2
+        )
+
+
+def test_nothing_but_figures_goes_between_devices():
+    """No rows: what is gathered is a number a row at most, and a gradient goes once a step."""
+    learner = learner_of("ppo")
+    program = Compiled(learner.iterate, "", lambda what: None, TWO)
+    text = program.program(TWO.put_state(started("ppo")), np.bool_(False)).as_text()
+    rows = 8 * 16
+    moved = re.findall(r"= (.*?) (?:all-gather|all-to-all|collective-permute)\(", text)
+    sizes = [
+        int(np.prod([int(n) for n in shape.split(",") if n]))
+        for found in moved
+        for shape in re.findall(r"\[([\d,]*)\]", found)
+    ]
+    assert max(sizes) <= 3 * max(rows, 512)
+    assert "reduce-scatter" not in text  # its sums are wrong for large parts on CPUs (gloo)
+
+
+def test_devices_from_the_shell(tmp_path):
+    words = ["train", "gymnax:CartPole-v1", "ppo", "--devices", "2", "--steps", "4096", "--json"]
+    words += ["--num-envs", "4", "--num-steps", "128", "--num-epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "surefoot", *words, "--out", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"blocks": 2' in done.stdout
+    assert '"devices": 2' in (tmp_path / "run" / "config.json").read_text()
