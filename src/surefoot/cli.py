@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 from surefoot.commands.common import emit, env_flag, only_json
 from surefoot.commands.comparing import compare_command, explain_command
@@ -68,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         "--override", nargs="+", default=(), metavar="KEY", help="with --resume: may differ there"
     )
     train.add_argument(
-        "--devices", type=whole, default=1, metavar="N", help="devices to spread it over (1)"
+        "--devices", type=whole, default=1, metavar="N", help="devices of each process (default 1)"
+    )
+    train.add_argument(
+        "--cluster", choices=["auto"], help="one of the processes of a job, which train together"
     )
     _add_logging(train)
     add_settings(train)
@@ -180,9 +183,18 @@ def _internal(fault: Exception) -> SurefootError:
     )
 
 
+def _leave_at_once(code: int) -> NoReturn:
+    """End a rank that has failed: leaving in peace would wait for the others, and they for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _stopped(stop: StoppedBySignal, options: Any) -> int:
     text = str(stop)
-    if stop.path:
+    if getattr(options, "cluster", None):
+        text += "; the same command with --resume auto goes on from there"
+    elif stop.path:
         command = f"surefoot resume {shlex.quote(str(stop.path))}"
         command += env_flag(getattr(options, "env", None) or "")
         if options.json:
@@ -228,6 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
         with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
             return options.run(options)
     except SurefootError as fault:
+        if getattr(options, "cluster", None) == "auto":
+            _leave_at_once(_fail(fault, as_json=as_json))
         if debug:
             raise
         return _fail(fault, as_json=as_json)
@@ -243,7 +257,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as fault:
         if debug:
             raise
-        return _fail(_internal(fault), as_json=as_json)
+        code = _fail(_internal(fault), as_json=as_json)
+        if getattr(options, "cluster", None) == "auto":
+            _leave_at_once(code)
+        return code
 
 
 if __name__ == "__main__":

@@ -102,6 +102,25 @@ def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
     return jax.tree.map(put, tree)
 
 
+def divide_cpu(count: int) -> None:
+    """Let a CPU be so many devices, up to its cores, where JAX has not been used before.
+
+    Raises:
+        ConfigError: for less than one.
+    """
+    if count < 1:
+        raise ConfigError(f"devices must be at least 1, got {count}")
+    config: Any = jax.config
+    # It has no effect on accelerators, and is refused once JAX has started.
+    with contextlib.suppress(RuntimeError):
+        if config.jax_num_cpu_devices < count <= _cores():
+            config.update("jax_num_cpu_devices", count)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def claim_devices(count: int) -> None:
     """Make sure that this process has so many devices.
 
@@ -111,23 +130,17 @@ def claim_devices(count: int) -> None:
     Raises:
         ConfigError: where there are fewer.
     """
-    if count < 1:
-        raise ConfigError(f"devices must be at least 1, got {count}")
+    divide_cpu(count)
     if count == 1:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    config: Any = jax.config
-    # It has no effect on accelerators, and is refused once JAX has started.
-    with contextlib.suppress(RuntimeError):
-        if config.jax_num_cpu_devices < count <= (cores or 1):
-            config.update("jax_num_cpu_devices", count)
+    cores = _cores()
     have = jax.local_device_count()
     if have >= count:
         return
     what = f"{have} {jax.local_devices()[0].platform.upper()} device{'s' * (have > 1)}"
     if jax.default_backend() == "cpu":
         what = f"a CPU of {cores} cores"
-        if count <= (cores or 1):
+        if count <= cores:
             what += ", and JAX was started with fewer devices: ask before it is first used"
     raise ConfigError(f"devices {count}: this machine has {what}", name="DEVICES")
 

@@ -108,6 +108,25 @@ class OutOfMemoryError(SurefootError):
         super().__init__(message, name=name)
 
 
+class ReplicaError(SurefootError):
+    """What all ranks of a run must have alike is not: exit code 5."""
+
+    code = 5
+
+    def __init__(self, message: str, *, name: str = "REPLICAS"):
+        super().__init__(message, name=name)
+
+
+class WorkerLostError(SurefootError):
+    """A process of the run is gone, and is not made anew: exit code 9."""
+
+    code = 9
+    retryable = True
+
+    def __init__(self, message: str, *, name: str = "WORKER-LOST"):
+        super().__init__(message, name=name)
+
+
 class StoppedBySignal(Exception):  # noqa: N818
     """A signal ended a run after an iteration; its checkpoint, if any, is written.
 

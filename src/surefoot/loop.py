@@ -30,6 +30,7 @@ from surefoot.locks import unlock
 from surefoot.loop_state import LoopState
 from surefoot.memory import fitting, told_of_memory
 from surefoot.plan import Plan, make_plan
+from surefoot.ranks import ALONE
 from surefoot.run import finite_row
 from surefoot.steppers import HostStepper, JaxStepper, Stepper, Together
 from surefoot.trained import Evaluator, Run
@@ -125,9 +126,11 @@ def _save(run: Run, *, exact: bool, folder: str = "checkpoints") -> None:
 
 
 def _save_point(run: Run, point: _Point, folder: str, keep: int) -> None:
+    if run.directory is None and run.ranks.count == 1:
+        return
+    state = run.placement.whole(point.state)  # of which every rank has a part
     if run.directory is None:
         return
-    state = run.placement.whole(point.state)
     checkpoint = Checkpoint(
         name_arrays(state), int(state.iteration), point.env_steps, point.exact, versions()
     )
@@ -156,6 +159,7 @@ class _Loop:
         )
         self._watchman, self._in_trouble = Watchman(run.rows), 0
         self._before, self._asked_to_stop = self._point(), False
+        self._stored = run.env_steps  # where the newest checkpoint is: ranks must know it alike
         self._evaluator = None
         if plan.evaluate_every:
             self._evaluator = Evaluator(run.settings, run.source, run.learner, train.eval_episodes)
@@ -182,11 +186,9 @@ class _Loop:
         """
         if self._evaluator:
             self._evaluator.close()
-        if fault is None or isinstance(fault, EnvCrashError | EnvContractError):
-            stored = self.run.directory and self.run.directory.checkpoints()
-            newest = f"step-{self.run.env_steps:09d}"
-            if self.run.iteration and not (stored and stored[-1].name == newest):
-                _save(self.run, exact=self._always_exact)
+        good = fault is None or isinstance(fault, EnvCrashError | EnvContractError)
+        if good and self.run.env_steps != self._stored:
+            _save(self.run, exact=self._always_exact)
 
     def _is_due(self, every: int) -> bool:
         return self.run.iteration % every == 0 or self.run.finished
@@ -241,8 +243,10 @@ class _Loop:
     def _give_up(self, row: Mapping[str, Any]) -> None:
         """End a run whose updates are not finite."""
         limit, kept = self.run.settings.train.max_refusals, ""
-        if self.run.directory:
-            kept = keep_batch(self.run, self._stepper.last_rollout(self.run.state), row)
+        if self.run.directory or self.run.ranks.count > 1:
+            rollout = self._stepper.last_rollout(self.run.state)
+            if self.run.directory:
+                kept = keep_batch(self.run, rollout, row)
         raise NotFiniteError(
             f"{limit} updates in a row were not finite, the last at iteration "
             f"{row['iteration']}; the policy is as it was before the first of them{kept}; "
@@ -269,6 +273,7 @@ class _Loop:
             run.state = run.state._replace(returns_so_far=zeros)
         if due:
             _save(run, exact=self._always_exact or self._resets)
+            self._stored = run.env_steps
         self._store_for_probe()
         if due and self._resets and not run.finished:
             self._stepper.reset(run.iteration)
@@ -289,14 +294,15 @@ def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
     raised: BaseException | None = None
     with _Signals() as signals:
         try:
-            going = [i for i, loop in enumerate(loops) if loop.going]
-            while going and signals.caught is None:
+            going, caught = [i for i, loop in enumerate(loops) if loop.going], signals.caught
+            while going and caught is None:
                 for i in going:
                     try:
                         loops[i].once()
                     except SurefootError as fault:
                         faults[i] = fault
                 going = [i for i in going if loops[i].going and faults[i] is None]
+                caught = loops[0].run.ranks.agree(loops[0].run.state, signals.caught)
         except BaseException as other:
             raised = other
             raise
@@ -306,9 +312,11 @@ def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
                     loop.close(raised or faults[i])
                 except SurefootError as fault:
                     faults[i] = faults[i] or fault
-    if signals.caught is not None:
+    if loops[0].run.ranks is ALONE:
+        caught = signals.caught  # while the loops were closed too
+    if caught is not None:
         run = next((loop.run for loop in loops if loop.going), loops[0].run)
-        raise StoppedBySignal(signals.caught, run.iteration, run.directory and run.directory.path)
+        raise StoppedBySignal(caught, run.iteration, run.directory and run.directory.path)
     return faults
 
 
@@ -344,16 +352,21 @@ def drive(
         else:
             stepper = JaxStepper(run.learner, run.settings, listener.compiling, run.placement)
         ending.callback(listener.finished, run)
+        run.ranks.lead(run.iteration, run.directory and run.directory.path)
         try:
             plan = make_plan(run.settings, run.learner.spec)
             stepper.reset(run.iteration)
             listener.started(run, plan)
-            with told_of_memory(_smaller(run.settings)):
+            with run.ranks.losing(), told_of_memory(_smaller(run.settings)):
                 (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
             if fault is not None:
                 raise fault
             run.state, run.placement = run.placement.whole(run.state), ONE
+            run.ranks.leave()
             return run
+        except StoppedBySignal:
+            run.ranks.leave()
+            raise
         except SurefootError as fault:
             keep_fault(run, fault)
             raise

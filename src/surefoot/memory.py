@@ -20,7 +20,7 @@ def memory_of(program: Any) -> int:
 
 def memory_left() -> int | None:
     """Bytes a program may take: nine tenths of what its device has left; None where none tells."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
     try:

@@ -23,6 +23,7 @@ from surefoot.networks import build
 from surefoot.policy import Policy
 from surefoot.presets import frozen_settings
 from surefoot.programs import keep_programs
+from surefoot.ranks import ALONE, Alone, Ranks
 from surefoot.run import RunDirectory
 
 MOST_EVALUATION_ENVS = 10
@@ -48,6 +49,7 @@ class Run:
         directory: where it is kept, or None.
         env_steps: valid environment steps so far.
         placement: the devices it trains on.
+        ranks: the processes that train it together.
     """
 
     settings: Settings
@@ -58,6 +60,7 @@ class Run:
     directory: RunDirectory | None = None
     env_steps: int = 0
     placement: Placement = ONE
+    ranks: Alone | Ranks = ALONE
 
     @property
     def iteration(self) -> int:

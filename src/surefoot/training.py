@@ -17,14 +17,15 @@ from surefoot.config import (
     Train,
     refuse_other_kinds,
 )
-from surefoot.devices import ONE, Placement, claim_devices, place
+from surefoot.devices import ONE, Placement, check_blocks, claim_devices, divide_cpu, place
 from surefoot.envs import EnvSource, find_env
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.errors import ConfigError
+from surefoot.errors import CheckpointError, ConfigError
 from surefoot.locks import lock, unlock
 from surefoot.loop import Listener, drive, versions
 from surefoot.presets import differing_settings, frozen_settings, known_rule, settle
+from surefoot.ranks import ALONE, Alone, Ranks
 from surefoot.run import RunDirectory
 from surefoot.trained import OwnNetworks, Run, begin, open_run, recorded_spaces
 
@@ -55,6 +56,7 @@ def train(
     env_kwargs: Mapping[str, Any] | None = None,
     tables: Mapping[str, Any] | None = None,
     devices: int = 1,
+    ranks: Alone | Ranks = ALONE,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -77,6 +79,9 @@ def train(
         devices: over which environments and rows are spread, a block of them or more on each; the
             numbers depend on `Train.blocks`, which is this where it is not set. A CPU is divided
             into as many as its cores, where JAX has not been used before.
+        ranks: the processes that train it together, each with so many devices, from
+            `surefoot.ranks.join()` before anything else; `out` is then needed, on files that all
+            of them see.
         on_update: called with each row of metrics; returning True stops the run.
         listener: a live display.
 
@@ -91,7 +96,7 @@ def train(
         StoppedBySignal: after SIGINT or SIGTERM, with the checkpoint written.
     """
     rule = chosen_rule(rule)
-    claim_devices(devices)
+    divide_cpu(devices)
     refuse_other_kinds("train", train, Train)
     refuse_other_kinds("network", network, Network, OwnNetworks)
     refuse_other_kinds("critic", critic, Critic)
@@ -109,12 +114,65 @@ def train(
         preset=preset,
         tables=tables,
         env_kwargs=env_kwargs,
-        devices=devices,
+        devices=devices * ranks.count,
     )
-    placement = place(settings, devices)
-    run, opened = start(
-        settings, source, own, out, env_from_python=not isinstance(env, str), placement=placement
-    )
+
+    placement = _placed(settings, devices, ranks)
+    if isinstance(ranks, Ranks):
+        if source.kind != "jax":
+            raise ConfigError(
+                f"{source.env_id} is stepped by Python: several ranks train JAX-native "
+                "environments (gymnax:ID, a JaxEnv); --env-workers N steps others on many machines"
+            )
+        if out is None:
+            raise ConfigError("several ranks need a directory for their run: out=DIR")
+        if ranks.rank:
+            return _follow(ranks, settings, env, own, out, on_update, listener)
+    with ranks.leading(settings.to_dict()):
+        local = not isinstance(env, str)
+        run, opened = start(
+            settings, source, own, out, env_from_python=local, placement=placement, ranks=ranks
+        )
+        return drive(run, opened, listener, on_update)
+
+
+def _placed(settings: Settings, devices: int, ranks: Alone | Ranks) -> Placement:
+    """The devices of a run."""
+    claim_devices(devices)
+    if isinstance(ranks, Ranks):
+        check_blocks(settings, ranks.placement.count)
+        return ranks.placement
+    return place(settings, devices)
+
+
+def _follow(
+    ranks: Ranks,
+    settings: Settings,
+    env: Any,
+    own: OwnNetworks,
+    path: str | Path,
+    on_update: Callable[[dict[str, Any]], Any] | None,
+    listener: Listener | None,
+) -> Run:
+    """Train with rank 0, which has opened the run and alone writes to it."""
+    said = ranks.follow(settings.to_dict())
+    begins = said.get("iteration") == 0
+    if begins:
+        run, opened = begin(settings, find_env(env, settings.env_kwargs), own)
+    else:
+        how = {"env": env, "own": own, "settings": settings}
+        run, opened = open_run(path, to_train=True, **how)
+    run.directory, run.rows = None, []
+    if "finished" in said:
+        ranks.leave()
+        return run
+    if run.iteration != said["iteration"]:
+        raise CheckpointError(
+            f"rank {ranks.rank} found the run in {path} at iteration {run.iteration}, rank 0 at "
+            f"{said['iteration']}: do all ranks see the same files?"
+        )
+    ranks.share(Path(path))
+    run.placement, run.ranks = ranks.placement, ranks
     return drive(run, opened, listener, on_update)
 
 
@@ -126,10 +184,11 @@ def start(
     *,
     env_from_python: bool,
     placement: Placement = ONE,
+    ranks: Alone | Ranks = ALONE,
 ) -> tuple[Run, JaxEnv | HostEnv]:
     """A run at its first iteration, in a new directory if one is named, and its environments."""
     run, opened = begin(settings, source, own)
-    run.placement = placement
+    run.placement, run.ranks = placement, ranks
     if out is not None:
         try:
             keep_in(run, out, env_from_python=env_from_python, own=own)
@@ -189,6 +248,7 @@ def _go_on(
     own: OwnNetworks | None = None,
     exact: bool = False,
     devices: int | None = None,
+    ranks: Alone | Ranks = ALONE,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -197,7 +257,7 @@ def _go_on(
     config = directory.config  # which says whether it is a run at all
     before = _whole_number(config.get("devices"))
     devices = before if devices is None else devices
-    claim_devices(devices)
+    divide_cpu(devices)
     lock(directory.path)
     try:
         how = {"env": env, "own": own, "exact": exact, "settings": settings}
@@ -209,8 +269,8 @@ def _go_on(
                 directory.write("config.json", dump(config | settings.to_dict()))
             if run.finished:
                 return run
-            run.placement = place(run.settings, devices)
-            _tell_changes(directory, {"devices": before}, {"devices": devices})
+            run.placement, run.ranks = _placed(run.settings, devices, ranks), ranks
+            _tell_changes(directory, {"devices": before}, {"devices": run.placement.count})
             run.rows = directory.trim(run.iteration, run.env_steps)
             undo.pop_all()  # from here on they are closed by the loop
         return drive(run, opened, listener, on_update)
@@ -247,6 +307,7 @@ def train_or_resume(
     env: Any = None,
     override: Sequence[str] = (),
     devices: int = 1,
+    ranks: Alone | Ranks = ALONE,
     listener: Listener | None = None,
 ) -> Run:
     """Go on with the run at `path` where it matches `settings`, else `start` one there.
@@ -259,8 +320,22 @@ def train_or_resume(
         ConfigError: where the run there has other settings; they are listed.
         CheckpointError: where its arrays do not fit the new ones.
     """
-    directory = RunDirectory(Path(path))
-    file = directory.path / "config.json"
+    if isinstance(ranks, Ranks) and ranks.rank:
+        return start()  # it follows rank 0, whatever that finds there
+    with ranks.leading(settings.to_dict()):
+        how = {"env": env, "devices": devices, "ranks": ranks, "listener": listener}
+        return _match(RunDirectory(Path(path)), settings, start, override, how)
+
+
+def _match(
+    directory: RunDirectory,
+    settings: Settings,
+    start: Callable[[], Run],
+    override: Sequence[str],
+    how: dict[str, Any],
+) -> Run:
+    """Go on with the run in a directory where it matches, else `start` one."""
+    path, file = directory.path, directory.path / "config.json"
     if not file.exists():
         return start()
     # With its defaults filled in, which a version before this one may not have had.
@@ -276,4 +351,4 @@ def train_or_resume(
         directory.clear()
         return start()
     changed = settings if differences else None
-    return _go_on(path, changed, env=env, devices=devices, listener=listener)
+    return _go_on(path, changed, **how)

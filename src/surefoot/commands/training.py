@@ -96,6 +96,20 @@ class _Listener:
             logger.close()
 
 
+def _ranks(options: argparse.Namespace) -> Any:
+    """The processes that train together: this one alone, or those of a job."""
+    from surefoot.ranks import ALONE, join
+
+    if options.cluster is None:
+        return ALONE
+    if options.out is None:
+        raise ConfigError("--cluster auto needs --out DIR, on files that all ranks see")
+    from surefoot.devices import divide_cpu
+
+    divide_cpu(options.devices)
+    return join()
+
+
 def train_command(options: argparse.Namespace) -> int:
     """Train a policy, then play it."""
     config = _tables(options.config)
@@ -111,6 +125,7 @@ def train_command(options: argparse.Namespace) -> int:
     from surefoot.training import train as start
     from surefoot.training import train_or_resume
 
+    ranks = _ranks(options)
     tables = {key: table for key, table in config.items() if key not in _FROZEN}
     settings = settle(
         options.env,
@@ -121,7 +136,7 @@ def train_command(options: argparse.Namespace) -> int:
         preset=preset,
         tables=tables,
         env_kwargs=kwargs,
-        devices=options.devices,
+        devices=options.devices * ranks.count,
     )
     if options.resume and options.out is None:
         raise ConfigError("--resume auto needs --out DIR, the directory to go on in")
@@ -129,7 +144,7 @@ def train_command(options: argparse.Namespace) -> int:
         raise ConfigError("--override goes with --resume auto")
     out = Path(options.out) if options.out else None
     out = out or _free_directory(options.env, rule_name, settings.train.seed)
-    listener = _Listener(options)
+    listener = _Listener(options) if ranks.rank == 0 else None
 
     def begin() -> Any:
         return start(
@@ -143,14 +158,17 @@ def train_command(options: argparse.Namespace) -> int:
             env_kwargs=kwargs,
             tables=tables,
             devices=options.devices,
+            ranks=ranks,
             listener=listener,
         )
 
     if options.resume:
         how = {"override": options.override, "env": options.env, "devices": options.devices}
-        run = train_or_resume(out, settings, begin, listener=listener, **how)
+        run = train_or_resume(out, settings, begin, ranks=ranks, listener=listener, **how)
     else:
         run = begin()
+    if listener is None:
+        return 0  # rank 0 speaks for all
     return _finish(run, options, listener)
 
 
