@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any
 
 from surefoot.commands.common import emit, env_flag, only_json
 from surefoot.commands.comparing import compare_command, explain_command
@@ -174,6 +174,15 @@ def _fail(fault: SurefootError, *, as_json: bool) -> int:
     return fault.code
 
 
+def _ended(code: int, options: Any) -> int:
+    """The code of a command that failed; a rank among others ends here."""
+    if getattr(options, "cluster", None) == "auto":
+        from surefoot.ranks import leave_at_once
+
+        leave_at_once(code)
+    return code
+
+
 def _internal(fault: Exception) -> SurefootError:
     """A bug of ours as a fault with a name."""
     return SurefootError(
@@ -181,13 +190,6 @@ def _internal(fault: Exception) -> SurefootError:
         "what it prints",
         name="INTERNAL",
     )
-
-
-def _leave_at_once(code: int) -> NoReturn:
-    """End a rank that has failed: leaving in peace would wait for the others, and they for it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _stopped(stop: StoppedBySignal, options: Any) -> int:
@@ -240,11 +242,9 @@ def main(arguments: list[str] | None = None) -> int:
         with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
             return options.run(options)
     except SurefootError as fault:
-        if getattr(options, "cluster", None) == "auto":
-            _leave_at_once(_fail(fault, as_json=as_json))
         if debug:
             raise
-        return _fail(fault, as_json=as_json)
+        return _ended(_fail(fault, as_json=as_json), options)
     except StoppedBySignal as stop:
         return _stopped(stop, options)
     except KeyboardInterrupt:
@@ -257,10 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as fault:
         if debug:
             raise
-        code = _fail(_internal(fault), as_json=as_json)
-        if getattr(options, "cluster", None) == "auto":
-            _leave_at_once(code)
-        return code
+        return _ended(_fail(_internal(fault), as_json=as_json), options)
 
 
 if __name__ == "__main__":
