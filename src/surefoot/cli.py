@@ -71,7 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         "--devices", type=whole, default=1, metavar="N", help="devices of each process (default 1)"
     )
     train.add_argument(
-        "--cluster", choices=["auto"], help="one of the processes of a job, which train together"
+        "--cluster",
+        choices=["auto", "ray"],
+        help="auto: this is one of a job's processes, which train together; ray: start them on Ray",
+    )
+    train.add_argument("--workers", type=whole, metavar="N", help="ray: processes (default 2)")
+    train.add_argument("--address", help="ray: of one that is there, such as auto (default: ours)")
+    train.add_argument(
+        "--restarts", type=whole, metavar="N", help="ray: how often at most (default 3)"
     )
     _add_logging(train)
     add_settings(train)
@@ -238,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
             while extra[:1] and extra[0] in EXACT_RULES:
                 options.rules.append(extra.pop(0))
         refuse_unknown(options.parser, extra)
+        options.words = arguments[1:]
         keep_programs_of_processes()
         with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
             return options.run(options)

@@ -42,6 +42,9 @@ SILENCE_S = 20
 TOKEN = "SUREFOOT_CLUSTER_TOKEN"
 """The variable with the word that all ranks must know where their ports are open to others."""
 COORDINATES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+WITH_PARENT = "SUREFOOT_END_WITH_PARENT"
+"""The variable that lets a rank end where its standard input does: its starter holds the other end.
+"""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -305,6 +308,8 @@ def join() -> Ranks:
         ConfigError: where no cluster is found, or ports would be open to others without a token.
         WorkerLostError: where the others are not there within a minute.
     """
+    if os.environ.get(WITH_PARENT):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     given = {name: os.environ[name] for name in COORDINATES if os.environ.get(name)}
     try:
         count, rank = (int(given[name]) if name in given else None for name in COORDINATES[1:])
@@ -347,6 +352,13 @@ def join() -> Ranks:
     finally:
         waiting.cancel()
     return Ranks()
+
+
+def _end_with_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 64):
+            pass
+    os._exit(WorkerLostError.code)
 
 
 def end_at_once(fault: SurefootError) -> NoReturn:

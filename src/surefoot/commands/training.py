@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.commands.common import emit, env_flag, parse_env_kwargs
-from surefoot.config import RULES, Critic, Network, Train
+from surefoot.config import RULES, Critic, Network, Settings, Train
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.flags import given, rule_settings
 from surefoot.limits import limits_of
@@ -96,11 +96,75 @@ class _Listener:
             logger.close()
 
 
+def _check_cluster(options: argparse.Namespace) -> None:
+    """Refuse what would be passed over without Ray, and fill in what is usual with it."""
+    for name, usual in (("workers", 2), ("restarts", 3), ("address", None)):
+        value = getattr(options, name)
+        if value is not None and options.cluster != "ray":
+            raise ConfigError(f"--{name} goes with --cluster ray", name="FLAG")
+        if isinstance(value, int) and value < (name == "workers"):
+            raise ConfigError(f"--{name} must be at least {int(name == 'workers')}, got {value}")
+        if value is None and options.cluster == "ray":
+            setattr(options, name, usual)
+
+
+def _on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener: Any) -> Any:
+    """Train on Ray, and load what came of it."""
+    from surefoot.cluster import connected, train_on_ray
+    from surefoot.envs import find_env
+    from surefoot.envs.jax_native import JaxEnv
+    from surefoot.plan import make_plan
+    from surefoot.run import RunDirectory
+    from surefoot.trained import OwnNetworks, begin, load
+
+    if (out / "config.json").exists() and not options.resume:
+        raise ConfigError(f"{out} holds a run: --resume auto goes on with it, or name another")
+    with connected(options.address, options.workers * options.devices) as ray:
+        # Opened here too, so that what is wrong is told before anything is started.
+        run, opened = begin(settings, find_env(options.env, settings.env_kwargs), OwnNetworks())
+        if not isinstance(opened, JaxEnv):
+            opened.close()
+            raise ConfigError(
+                f"{settings.env} is stepped by Python: --cluster ray trains JAX-native "
+                "environments (gymnax:ID); --env-workers N steps others on many machines"
+            )
+        run.directory = RunDirectory(out)
+        listener.started(run, make_plan(settings, run.learner.spec))
+        listener.compiling("the whole iteration, by each rank")
+        try:
+            train_on_ray(
+                ray,
+                _words_of_a_rank(options, out),
+                out,
+                workers=options.workers,
+                devices=options.devices,
+                local=options.address is None,
+                restarts=options.restarts,
+                tell=listener.row,
+            )
+        finally:
+            listener.finished(run)
+    return load(out, env=options.env)
+
+
+def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
+    """The command line of one rank: this one's, without what is Ray's."""
+    mine = {"--cluster", "--workers", "--address", "--restarts", "--resume", "--out", "--wandb"}
+    words, skip = [], False
+    for word in options.words:
+        name, equals, _ = word.partition("=")
+        if skip or name in (mine | {"--json", "--tensorboard", "--debug"}):
+            skip = not skip and name in mine and not equals
+            continue
+        words.append(word)
+    return [*words, "--out", str(out.absolute())]
+
+
 def _ranks(options: argparse.Namespace) -> Any:
     """The processes that train together: this one alone, or those of a job."""
     from surefoot.ranks import ALONE, join
 
-    if options.cluster is None:
+    if options.cluster != "auto":
         return ALONE
     if options.out is None:
         raise ConfigError("--cluster auto needs --out DIR, on files that all ranks see")
@@ -125,6 +189,7 @@ def train_command(options: argparse.Namespace) -> int:
     from surefoot.training import train as start
     from surefoot.training import train_or_resume
 
+    _check_cluster(options)
     ranks = _ranks(options)
     tables = {key: table for key, table in config.items() if key not in _FROZEN}
     settings = settle(
@@ -136,7 +201,7 @@ def train_command(options: argparse.Namespace) -> int:
         preset=preset,
         tables=tables,
         env_kwargs=kwargs,
-        devices=options.devices * ranks.count,
+        devices=options.devices * (options.workers or ranks.count),
     )
     if options.resume and options.out is None:
         raise ConfigError("--resume auto needs --out DIR, the directory to go on in")
@@ -145,6 +210,10 @@ def train_command(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else None
     out = out or _free_directory(options.env, rule_name, settings.train.seed)
     listener = _Listener(options) if ranks.rank == 0 else None
+
+    if options.cluster == "ray":
+        assert listener is not None
+        return _finish(_on_ray(options, settings, out, listener), options, listener)
 
     def begin() -> Any:
         return start(
