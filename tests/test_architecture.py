@@ -31,6 +31,7 @@ LAYERS = [
     {"update", "critic", "diagnostics", "lens", "guard", "shuffle"},
     {"rollout", "rollout_host"},
     {"experience", "loop_state", "iteration", "learner", "evaluation", "policy"},
+    {"devices", "ranks", "actors"},
     {
         "trained",
         "steppers",
@@ -42,6 +43,7 @@ LAYERS = [
         "faults",
         "exporting",
         "exported",
+        "cluster",
     },
     {"compare", "cells", "processes", "scores", "tables", "laboratory", "probe", "report"},
     {"cli", "commands", "__main__", "__init__"},
@@ -65,6 +67,7 @@ ONLY = {
     "equinox": {"networks"},
     "matplotlib": {"plots"},
     "rich": {"cli", "progress"},
+    "ray": {"cluster"},
     "pickle": set(),
     "dill": set(),
     "cloudpickle": set(),

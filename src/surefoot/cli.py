@@ -76,10 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: this is one of a job's processes, which train together; ray: start them on Ray",
     )
     train.add_argument("--workers", type=whole, metavar="N", help="ray: processes (default 2)")
-    train.add_argument("--address", help="ray: of one that is there, such as auto (default: ours)")
-    train.add_argument(
-        "--restarts", type=whole, metavar="N", help="ray: how often at most (default 3)"
-    )
+    _add_env_workers(train)
     _add_logging(train)
     add_settings(train)
 
@@ -90,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument(
         "--devices", type=whole, metavar="N", help="devices to spread it over (as many as before)"
     )
+    _add_env_workers(resume)
     _add_logging(resume)
 
     evaluate = command("evaluate", "Play whole episodes with a trained policy.", evaluate_command)
@@ -154,6 +152,16 @@ def _parser() -> argparse.ArgumentParser:
     essay.add_argument("--claim", type=int, nargs="+", metavar="N", help="only these claims")
     essay.add_argument("--out", metavar="DIR", help="write one HTML page there")
     return parser
+
+
+def _add_env_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env-workers", type=whole, metavar="N", help="actors of Ray that step the environments"
+    )
+    parser.add_argument("--address", help="of a Ray that is there, such as auto (default: our own)")
+    parser.add_argument(
+        "--restarts", type=whole, metavar="N", help="on Ray: how often at most (default 3)"
+    )
 
 
 def _add_logging(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ from surefoot.loop_state import LoopState
 from surefoot.memory import fitting, told_of_memory
 from surefoot.plan import Plan, make_plan
 from surefoot.ranks import ALONE
+from surefoot.rollout_host import HostCollector
 from surefoot.run import finite_row
 from surefoot.steppers import HostStepper, JaxStepper, Stepper, Together
 from surefoot.trained import Evaluator, Run
@@ -348,7 +349,12 @@ def drive(
         stepper: Stepper
         if isinstance(env, HostEnv):
             ending.callback(env.close)
-            stepper = HostStepper(env, run.learner, run.settings, listener.compiling, run.placement)
+            collector = run.actors
+            if collector is None:
+                collector = HostCollector(env, run.learner.actor, run.settings)
+            stepper = HostStepper(
+                collector, run.learner, run.settings, listener.compiling, run.placement
+            )
         else:
             stepper = JaxStepper(run.learner, run.settings, listener.compiling, run.placement)
         ending.callback(listener.finished, run)

@@ -515,6 +515,19 @@ METRICS: dict[str, Metric] = {
         "0",
         "mend the environment; nothing of the episodes that they were in is learned from.",
     ),
+    "env/lost": Metric(
+        "fragments",
+        "Fragments that were lost with the actor that collected them so far, and collected again "
+        "under the same policy (--env-workers).",
+        "0",
+        "look why its machine or process died; --restarts says how many may.",
+    ),
+    "env/stale": Metric(
+        "fragments",
+        "Fragments of another policy than was asked for, so far: refused, and asked for again.",
+        "0",
+        "nothing of them is learned from; one is a bug worth reporting.",
+    ),
     "time/steps_per_second": Metric(
         "steps / s", "Steps over the iteration's time, compilation left out.", "any", _NO_REMEDY
     ),

@@ -3,7 +3,7 @@
 import time
 import warnings
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -31,17 +31,84 @@ class HostRollout(NamedTuple):
     policy_seconds: float
 
 
+class Fragment(NamedTuple):
+    """What some of a run's environments, neighbours, did in one iteration.
+
+    `version` is the iteration of the policy that acted. `rows` lacks what `final` holds: the true
+    last observation of each truncated episode, with its time and its environment's number in the
+    run. `ended` holds time, number, return and length of each episode that ended. The rest as in
+    `HostRollout`.
+    """
+
+    version: int
+    rows: Rollout
+    final: list[tuple[int, int, Any]]
+    ended: list[tuple[int, int, float, int]]
+    infos: list[dict[str, float]]
+    outside: int
+    env_seconds: float
+    policy_seconds: float
+
+
+def assemble(fragments: list[Fragment], train: Train) -> HostRollout:
+    """Fragments of all environments, in their order, as one rollout; the slowest tells the time."""
+    rows = fragments[0].rows
+    if len(fragments) > 1:
+        several = [each.rows._replace(final_rows=None) for each in fragments]
+        rows = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *several)
+    final = [end for each in fragments for end in each.final]
+    like = jax.tree.map(lambda row: row[0], rows.obs)
+    final_obs, final_rows = _pad_final(final, like, train)
+    ended = [end for each in fragments for end in each.ended]
+    slowest = max(fragments, key=lambda each: each.env_seconds + each.policy_seconds)
+    return HostRollout(
+        rows._replace(final_obs=final_obs, final_rows=final_rows),
+        _episodes(ended, train.num_steps, train.num_envs),
+        [info for each in fragments for info in each.infos],
+        sum(each.outside for each in fragments),
+        slowest.env_seconds,
+        slowest.policy_seconds,
+    )
+
+
+class Collector(Protocol):
+    """Collects the rollouts of a run's Gymnasium environments, wherever they are."""
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """What a row of metrics tells of the environments themselves."""
+        ...
+
+    def reset(self, iteration: int) -> None:
+        """New episodes everywhere, seeded by the run's seed and the iteration."""
+        ...
+
+    def warm_up(self, policy: Params, obs_stats: Any) -> None:
+        """Build the programs of a rollout, so that compiling them is not counted as acting."""
+        ...
+
+    def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
+        """One rollout under a policy."""
+        ...
+
+
 class HostCollector:
     """Steps Gymnasium's environments around one small compiled call.
 
     The noise of a rollout is drawn at once, arrays are allocated once, log-probabilities are
-    computed for the whole rollout in one call at its end.
+    computed for the whole rollout in one call at its end. Where `env` has only some of the run's
+    environments, the first of them has the number `first`; seeds and noise are those of the run.
     """
 
-    def __init__(self, env: HostEnv, actor: Actor, settings: Settings):
-        self._env, self._settings, self._actor = env, settings, actor
+    def __init__(self, env: HostEnv, actor: Actor, settings: Settings, *, first: int = 0):
+        self._env, self._settings, self._actor, self._first = env, settings, actor, first
         steps, envs = settings.train.num_steps, settings.train.num_envs
-        noise = lambda key, steps: actor.network.noise(key, (steps, envs))  # noqa: E731
+        self._mine = slice(first, first + env.num_envs)
+
+        def noise(key: Any, steps: int) -> PyTree:
+            drawn = actor.network.noise(key, (steps, envs))
+            return jax.tree.map(lambda leaf: leaf[:, self._mine], drawn)
+
         self._block = drawn_block(jax.eval_shape(partial(noise, steps=1), jax.random.key(0)), steps)
         self._draw = jax.jit(partial(noise, steps=self._block))
         self._log_probs = jax.jit(self._compute_log_probs)
@@ -68,8 +135,9 @@ class HostCollector:
 
     def reset(self, iteration: int) -> None:
         """New episodes everywhere, seeded by the run's seed and the iteration."""
-        seeds = env_seeds(self._settings.train.seed, iteration, self._env.num_envs, Purpose.RESET)
-        obs, self._mask = self._env.reset(seeds)
+        train = self._settings.train
+        seeds = env_seeds(train.seed, iteration, train.num_envs, Purpose.RESET)
+        obs, self._mask = self._env.reset(seeds[self._mine])
         self._obs = widened_obs(self._env.spec.observation_space, obs)
         self._returns = np.zeros(self._env.num_envs)
         self._lengths = np.zeros(self._env.num_envs, np.int64)
@@ -84,9 +152,18 @@ class HostCollector:
         )
         self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """What a row tells of the environments themselves."""
+        return {"env/restarts": self._env.restarts}
+
     def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
         """One rollout under a policy."""
-        steps, envs = self._settings.train.num_steps, self._env.num_envs
+        return assemble([self.gather(policy, obs_stats, iteration)], self._settings.train)
+
+    def gather(self, policy: Params, obs_stats: Any, iteration: int) -> Fragment:
+        """What these environments do under a policy."""
+        steps = self._settings.train.num_steps
         key = run_key(self._settings.train.seed, iteration, Purpose.ACTION)
         self._ended: list[tuple[int, int, float, int]] = []
         final: list[tuple[int, int, Any]] = []
@@ -119,22 +196,29 @@ class HostCollector:
             for index in step.restarted:
                 self._drop_episode(rows, t, index)
             for index, obs in step.final_obs.items():
-                final.append((t, index, jax.tree.map(as_jax_dtype, obs)))
+                final.append((t, self._first + index, jax.tree.map(as_jax_dtype, obs)))
             infos.extend(step.final_infos.values())
         self._obs = jax.tree.map(lambda row: row[steps].copy(), rows.obs)
         log_probs = self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
-        padded, padded_rows = _pad_final(final, self._obs, self._settings.train)
-        rollout = rows._replace(log_probs=log_probs, final_obs=padded, final_rows=padded_rows)
         outside = self._count_outside(rows.obs)
         seconds = time.monotonic() - started
-        episodes = self._episodes(steps, envs)
-        return HostRollout(rollout, episodes, infos, outside, env_seconds, seconds - env_seconds)
+        return Fragment(
+            iteration,
+            rows._replace(log_probs=log_probs),
+            final,
+            self._ended,
+            infos,
+            outside,
+            env_seconds,
+            seconds - env_seconds,
+        )
 
     def _count_episodes(self, t: int, step: HostStep) -> None:
         np.add(self._returns, step.rewards, out=self._returns, where=step.valid)
         self._lengths += step.valid
         for index in step.final_infos:
-            row = (t, index, float(self._returns[index]), int(self._lengths[index]))
+            number = self._first + index
+            row = (t, number, float(self._returns[index]), int(self._lengths[index]))
             self._ended.append(row)
             self._returns[index], self._lengths[index] = 0.0, 0
 
@@ -174,13 +258,14 @@ class HostCollector:
         steps, envs = self._settings.train.num_steps, self._env.num_envs
         return _empty_rollout(steps, envs, self._obs, action, self._mask)
 
-    def _episodes(self, steps: int, envs: int) -> Episodes:
-        ended, returns, lengths = (
-            _zeros((steps, envs), dtype) for dtype in (bool, np.float32, np.int32)
-        )
-        for t, index, total, length in self._ended:
-            ended[t, index], returns[t, index], lengths[t, index] = True, total, length
-        return Episodes(ended, returns, lengths)
+
+def _episodes(ends: list[tuple[int, int, float, int]], steps: int, envs: int) -> Episodes:
+    ended, returns, lengths = (
+        _zeros((steps, envs), dtype) for dtype in (bool, np.float32, np.int32)
+    )
+    for t, index, total, length in ends:
+        ended[t, index], returns[t, index], lengths[t, index] = True, total, length
+    return Episodes(ended, returns, lengths)
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -10,10 +10,9 @@ import numpy as np
 
 from surefoot.config import Settings
 from surefoot.devices import ONE, Placement
-from surefoot.envs.host import HostEnv
 from surefoot.learner import Learner, is_due
 from surefoot.loop_state import LoopState
-from surefoot.rollout_host import HostCollector
+from surefoot.rollout_host import Collector
 from surefoot.types import Params, Rollout
 
 Notice = Callable[[str], None]
@@ -77,14 +76,13 @@ class HostStepper:
 
     def __init__(
         self,
-        env: HostEnv,
+        collector: Collector,
         learner: Learner,
         settings: Settings,
         compiling: Notice,
         placement: Placement = ONE,
     ):
-        self._env, self._settings, self._placement = env, settings, placement
-        self._collector = HostCollector(env, learner.actor, settings)
+        self._collector, self._settings, self._placement = collector, settings, placement
         self._learn = Compiled(learner.learn, "the update", compiling, placement)
         self._notice, self._warm = compiling, False
 
@@ -108,7 +106,7 @@ class HostStepper:
         row = metrics | _info_means(host.infos, self._settings.train.info_keys)
         row |= {
             "env/outside": host.outside,
-            "env/restarts": self._env.restarts,
+            **self._collector.figures,
             "time/env": host.env_seconds,
             "time/policy": host.policy_seconds,
             "time/update": now - before - compiling,

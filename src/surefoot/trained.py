@@ -24,6 +24,7 @@ from surefoot.policy import Policy
 from surefoot.presets import frozen_settings
 from surefoot.programs import keep_programs
 from surefoot.ranks import ALONE, Alone, Ranks
+from surefoot.rollout_host import Collector
 from surefoot.run import RunDirectory
 
 MOST_EVALUATION_ENVS = 10
@@ -50,6 +51,7 @@ class Run:
         env_steps: valid environment steps so far.
         placement: the devices it trains on.
         ranks: the processes that train it together.
+        actors: where Gymnasium's environments are stepped elsewhere.
     """
 
     settings: Settings
@@ -61,6 +63,7 @@ class Run:
     env_steps: int = 0
     placement: Placement = ONE
     ranks: Alone | Ranks = ALONE
+    actors: Collector | None = None
 
     @property
     def iteration(self) -> int:
@@ -172,11 +175,17 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def begin(
-    settings: Settings, source: EnvSource, own: OwnNetworks, *, to_train: bool = True
+    settings: Settings,
+    source: EnvSource,
+    own: OwnNetworks,
+    *,
+    to_train: bool = True,
+    elsewhere: bool = False,
 ) -> tuple[Run, JaxEnv | HostEnv]:
     """A run at its first iteration, and its environments, opened.
 
-    They are spread over processes only where they are there `to_train`.
+    They are spread over processes only where they are there `to_train`; where they are stepped
+    `elsewhere`, one alone is opened, to look at.
     """
     # Nothing here computes while Python does something else, and handing a step's small program to
     # another thread takes longer than running it. It has no effect where JAX has been used before.
@@ -186,12 +195,12 @@ def begin(
     if source.kind == "jax":
         opened = native = source.make()
     else:
-        processes = 1
-        if to_train:
+        processes, count = 1, 1 if elsewhere else train.num_envs
+        if to_train and not elsewhere:
             how = train.vectorization
             processes = spread(source, how, num_envs=train.num_envs, steps=train.steps)
         opened = open_host_env(
-            source, train.num_envs, seed=train.seed, processes=processes, care=Care.of(train)
+            source, count, seed=train.seed, processes=processes, care=Care.of(train)
         )
         native = None
     try:
@@ -236,6 +245,7 @@ def open_run(
     exact: bool = False,
     to_train: bool = False,
     settings: Settings | None = None,
+    elsewhere: bool = False,
 ) -> tuple[Run, JaxEnv | HostEnv]:
     """A run from its directory, and its environments, opened.
 
@@ -254,7 +264,7 @@ def open_run(
             name="NAME-NETWORK",
         )
     checkpoint = directory.newest(exact=exact, folder=folder)
-    run, opened = begin(settings, source, own, to_train=to_train)
+    run, opened = begin(settings, source, own, to_train=to_train, elsewhere=elsewhere)
     try:
         _check_spaces(run, config, path)
         run.state = restore_arrays(run.state, checkpoint.arrays, str(path))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from surefoot.actors import EnvWorkers
 from surefoot.checkpoint import dump
 from surefoot.config import (
     RULES,
@@ -57,6 +58,7 @@ def train(
     tables: Mapping[str, Any] | None = None,
     devices: int = 1,
     ranks: Alone | Ranks = ALONE,
+    env_workers: EnvWorkers | None = None,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -82,6 +84,8 @@ def train(
         ranks: the processes that train it together, each with so many devices, from
             `surefoot.ranks.join()` before anything else; `out` is then needed, on files that all
             of them see.
+        env_workers: who steps Gymnasium's environments, named by their id, in place of this
+            process: actors of Ray, from `surefoot.cluster.connected`.
         on_update: called with each row of metrics; returning True stops the run.
         listener: a live display.
 
@@ -128,12 +132,45 @@ def train(
             raise ConfigError("several ranks need a directory for their run: out=DIR")
         if ranks.rank:
             return _follow(ranks, settings, env, own, out, on_update, listener)
+    if env_workers is not None:
+        if source.kind == "jax" or not isinstance(env, str):
+            raise ConfigError(
+                f"{source.env_id}: env workers step Gymnasium's environments that are named by id; "
+                "a JAX-native one is spread by --devices or --cluster"
+            )
+        if own != OwnNetworks():
+            raise ConfigError("env workers act with built networks, not with your own")
     with ranks.leading(settings.to_dict()):
         local = not isinstance(env, str)
+        elsewhere = env_workers is not None
         run, opened = start(
-            settings, source, own, out, env_from_python=local, placement=placement, ranks=ranks
-        )
+            settings, source, own, out,
+            env_from_python=local, placement=placement, ranks=ranks, elsewhere=elsewhere,
+        )  # fmt: skip
+        return _drive(run, opened, env_workers, listener, on_update)
+
+
+def _drive(
+    run: Run,
+    opened: JaxEnv | HostEnv,
+    env_workers: EnvWorkers | None,
+    listener: Listener | None,
+    on_update: Callable[[dict[str, Any]], Any] | None,
+) -> Run:
+    """Run the loop, with environments that are stepped elsewhere where there are such."""
+    if env_workers is None:
         return drive(run, opened, listener, on_update)
+    try:
+        run.actors = actors = env_workers.start(run.settings)
+    except BaseException:
+        if isinstance(opened, HostEnv):
+            opened.close()
+        raise
+    try:
+        return drive(run, opened, listener, on_update)
+    finally:
+        run.actors = None
+        actors.close()
 
 
 def _placed(settings: Settings, devices: int, ranks: Alone | Ranks) -> Placement:
@@ -185,9 +222,10 @@ def start(
     env_from_python: bool,
     placement: Placement = ONE,
     ranks: Alone | Ranks = ALONE,
+    elsewhere: bool = False,
 ) -> tuple[Run, JaxEnv | HostEnv]:
     """A run at its first iteration, in a new directory if one is named, and its environments."""
-    run, opened = begin(settings, source, own)
+    run, opened = begin(settings, source, own, elsewhere=elsewhere)
     run.placement, run.ranks = placement, ranks
     if out is not None:
         try:
@@ -223,6 +261,7 @@ def resume(
     network: OwnNetworks | None = None,
     exact: bool = False,
     devices: int | None = None,
+    env_workers: EnvWorkers | None = None,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -236,7 +275,8 @@ def resume(
         CheckpointError: where there is no run, or no checkpoint to go on from.
         StorageError: where another process is at it.
     """
-    how = {"devices": devices, "on_update": on_update, "listener": listener}
+    how: dict[str, Any] = {"devices": devices, "env_workers": env_workers}
+    how |= {"on_update": on_update, "listener": listener}
     return _go_on(path, None, env=env, own=network, exact=exact, **how)
 
 
@@ -249,6 +289,7 @@ def _go_on(
     exact: bool = False,
     devices: int | None = None,
     ranks: Alone | Ranks = ALONE,
+    env_workers: EnvWorkers | None = None,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -261,7 +302,8 @@ def _go_on(
     lock(directory.path)
     try:
         how = {"env": env, "own": own, "exact": exact, "settings": settings}
-        run, opened = open_run(path, to_train=True, **how)
+        elsewhere = env_workers is not None
+        run, opened = open_run(path, to_train=True, elsewhere=elsewhere, **how)
         with contextlib.ExitStack() as undo:
             if isinstance(opened, HostEnv):
                 undo.callback(opened.close)
@@ -273,7 +315,7 @@ def _go_on(
             _tell_changes(directory, {"devices": before}, {"devices": run.placement.count})
             run.rows = directory.trim(run.iteration, run.env_steps)
             undo.pop_all()  # from here on they are closed by the loop
-        return drive(run, opened, listener, on_update)
+        return _drive(run, opened, env_workers, listener, on_update)
     finally:
         unlock(directory.path)
 
@@ -308,6 +350,7 @@ def train_or_resume(
     override: Sequence[str] = (),
     devices: int = 1,
     ranks: Alone | Ranks = ALONE,
+    env_workers: EnvWorkers | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Go on with the run at `path` where it matches `settings`, else `start` one there.
@@ -323,7 +366,8 @@ def train_or_resume(
     if isinstance(ranks, Ranks) and ranks.rank:
         return start()  # it follows rank 0, whatever that finds there
     with ranks.leading(settings.to_dict()):
-        how = {"env": env, "devices": devices, "ranks": ranks, "listener": listener}
+        how: dict[str, Any] = {"env": env, "devices": devices, "listener": listener}
+        how |= {"ranks": ranks, "env_workers": env_workers}
         return _match(RunDirectory(Path(path)), settings, start, override, how)
 
 

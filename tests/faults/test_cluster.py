@@ -1,5 +1,6 @@
 """Ranks on Ray: placed, watched, and started anew; each test starts a Ray of its own."""
 
+import contextlib
 import json
 import os
 import re
@@ -117,3 +118,29 @@ def test_what_needs_a_token_or_ray_is_told_at_once():
     assert done.returncode == 2
     assert "pip install 'surefoot[ray]'" in done.stderr
     assert not Path("runs").exists()
+
+
+def env_actors():
+    """The processes of Ray's that step environments."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                if "_EnvActor" in (process / "cmdline").read_text():
+                    found.append(int(process.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@case(82)
+def test_a_killed_environment_actor_leaves_the_batch_full():
+    words = ["CartPole-v1", "--num-envs", "4", "--num-steps", "64", "--steps", "51200"]
+    command = [sys.executable, "-m", "surefoot", "train", *words, "--env-workers", "2"]
+    with open("driver.log", "w") as log:
+        process = subprocess.Popen([*command, "--out", "run"], stdout=log, stderr=log)
+        wait_for(process, trained(5))
+        os.kill(env_actors()[0], signal.SIGKILL)
+        assert process.wait(120) == 0, told()
+    assert rows()[-1]["env/lost"] == 1
+    assert [row["env_steps"] for row in rows()] == list(range(256, 51201, 256))
+    assert rows()[-1]["env/stale"] == 0

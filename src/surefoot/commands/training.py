@@ -5,11 +5,13 @@ import json
 import shlex
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from surefoot.commands.common import emit, env_flag, parse_env_kwargs
-from surefoot.config import RULES, Critic, Network, Settings, Train
+from surefoot.commands.scaling import check_scale, env_workers, on_ray, ranks_of
+from surefoot.config import RULES, Critic, Network, Train
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.flags import given, rule_settings
 from surefoot.limits import limits_of
@@ -96,84 +98,6 @@ class _Listener:
             logger.close()
 
 
-def _check_cluster(options: argparse.Namespace) -> None:
-    """Refuse what would be passed over without Ray, and fill in what is usual with it."""
-    for name, usual in (("workers", 2), ("restarts", 3), ("address", None)):
-        value = getattr(options, name)
-        if value is not None and options.cluster != "ray":
-            raise ConfigError(f"--{name} goes with --cluster ray", name="FLAG")
-        if isinstance(value, int) and value < (name == "workers"):
-            raise ConfigError(f"--{name} must be at least {int(name == 'workers')}, got {value}")
-        if value is None and options.cluster == "ray":
-            setattr(options, name, usual)
-
-
-def _on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener: Any) -> Any:
-    """Train on Ray, and load what came of it."""
-    from surefoot.cluster import connected, train_on_ray
-    from surefoot.envs import find_env
-    from surefoot.envs.jax_native import JaxEnv
-    from surefoot.plan import make_plan
-    from surefoot.run import RunDirectory
-    from surefoot.trained import OwnNetworks, begin, load
-
-    if (out / "config.json").exists() and not options.resume:
-        raise ConfigError(f"{out} holds a run: --resume auto goes on with it, or name another")
-    with connected(options.address, options.workers * options.devices) as ray:
-        # Opened here too, so that what is wrong is told before anything is started.
-        run, opened = begin(settings, find_env(options.env, settings.env_kwargs), OwnNetworks())
-        if not isinstance(opened, JaxEnv):
-            opened.close()
-            raise ConfigError(
-                f"{settings.env} is stepped by Python: --cluster ray trains JAX-native "
-                "environments (gymnax:ID); --env-workers N steps others on many machines"
-            )
-        run.directory = RunDirectory(out)
-        listener.started(run, make_plan(settings, run.learner.spec))
-        listener.compiling("the whole iteration, by each rank")
-        try:
-            train_on_ray(
-                ray,
-                _words_of_a_rank(options, out),
-                out,
-                workers=options.workers,
-                devices=options.devices,
-                local=options.address is None,
-                restarts=options.restarts,
-                tell=listener.row,
-            )
-        finally:
-            listener.finished(run)
-    return load(out, env=options.env)
-
-
-def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
-    """The command line of one rank: this one's, without what is Ray's."""
-    mine = {"--cluster", "--workers", "--address", "--restarts", "--resume", "--out", "--wandb"}
-    words, skip = [], False
-    for word in options.words:
-        name, equals, _ = word.partition("=")
-        if skip or name in (mine | {"--json", "--tensorboard", "--debug"}):
-            skip = not skip and name in mine and not equals
-            continue
-        words.append(word)
-    return [*words, "--out", str(out.absolute())]
-
-
-def _ranks(options: argparse.Namespace) -> Any:
-    """The processes that train together: this one alone, or those of a job."""
-    from surefoot.ranks import ALONE, join
-
-    if options.cluster != "auto":
-        return ALONE
-    if options.out is None:
-        raise ConfigError("--cluster auto needs --out DIR, on files that all ranks see")
-    from surefoot.devices import divide_cpu
-
-    divide_cpu(options.devices)
-    return join()
-
-
 def train_command(options: argparse.Namespace) -> int:
     """Train a policy, then play it."""
     config = _tables(options.config)
@@ -189,8 +113,8 @@ def train_command(options: argparse.Namespace) -> int:
     from surefoot.training import train as start
     from surefoot.training import train_or_resume
 
-    _check_cluster(options)
-    ranks = _ranks(options)
+    check_scale(options)
+    ranks = ranks_of(options)
     tables = {key: table for key, table in config.items() if key not in _FROZEN}
     settings = settle(
         options.env,
@@ -213,9 +137,9 @@ def train_command(options: argparse.Namespace) -> int:
 
     if options.cluster == "ray":
         assert listener is not None
-        return _finish(_on_ray(options, settings, out, listener), options, listener)
+        return _finish(on_ray(options, settings, out, listener), options, listener)
 
-    def begin() -> Any:
+    def begin(**how: Any) -> Any:
         return start(
             options.env,
             rule,
@@ -226,16 +150,18 @@ def train_command(options: argparse.Namespace) -> int:
             critic=critic,
             env_kwargs=kwargs,
             tables=tables,
-            devices=options.devices,
-            ranks=ranks,
-            listener=listener,
+            **how,
         )
 
-    if options.resume:
-        how = {"override": options.override, "env": options.env, "devices": options.devices}
-        run = train_or_resume(out, settings, begin, ranks=ranks, listener=listener, **how)
-    else:
-        run = begin()
+    with env_workers(options) as elsewhere:
+        how = {"devices": options.devices, "ranks": ranks, "env_workers": elsewhere}
+        how |= {"listener": listener}
+        if options.resume:
+            begin_so = partial(begin, **how)
+            how |= {"override": options.override, "env": options.env}
+            run = train_or_resume(out, settings, begin_so, **how)
+        else:
+            run = begin(**how)
     if listener is None:
         return 0  # rank 0 speaks for all
     return _finish(run, options, listener)
@@ -259,9 +185,11 @@ def resume_command(options: argparse.Namespace) -> int:
     """Go on with a run, then play it."""
     from surefoot.training import resume
 
+    check_scale(options)
     listener = _Listener(options)
     how = {"env": options.env, "exact": options.exact, "devices": options.devices}
-    run = resume(options.path, listener=listener, **how)
+    with env_workers(options) as elsewhere:
+        run = resume(options.path, env_workers=elsewhere, listener=listener, **how)
     return _finish(run, options, listener)
 
 

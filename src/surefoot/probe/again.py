@@ -65,7 +65,8 @@ def _advance_host(
     run: Run, env: HostEnv, state: LoopState, count: int
 ) -> tuple[list[LoopState], LoopState]:
     """The states before each of so many iterations, and the one after the last."""
-    stepper = HostStepper(env, run.learner, run.settings, lambda what: None)
+    collector = HostCollector(env, run.learner.actor, run.settings)
+    stepper = HostStepper(collector, run.learner, run.settings, lambda what: None)
     stepper.reset(int(state.iteration))
     states = []
     for index in range(count):

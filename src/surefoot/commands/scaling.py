@@ -1,0 +1,108 @@
+"""What `train` and `resume` do with more than this process: ranks, Ray, environments elsewhere."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from surefoot.config import Settings
+from surefoot.errors import ConfigError
+
+
+def check_scale(options: argparse.Namespace) -> None:
+    """Refuse what would be passed over without Ray, and fill in what is usual with it."""
+    cluster = getattr(options, "cluster", None)
+    if options.env_workers is not None and cluster:
+        raise ConfigError("--env-workers and --cluster are for different environments", name="FLAG")
+    for name, usual, least in (("workers", 2, 1), ("restarts", 3, 0), ("address", None, 0)):
+        value = getattr(options, name, None)
+        read = cluster == "ray" or (options.env_workers and name != "workers")
+        if value is not None and not read:
+            other = " or --env-workers" * (name != "workers")
+            raise ConfigError(f"--{name} goes with --cluster ray{other}", name="FLAG")
+        if isinstance(value, int) and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
+        if value is None and read:
+            setattr(options, name, usual)
+    if options.env_workers is not None and options.env_workers < 1:
+        raise ConfigError(f"--env-workers must be at least 1, got {options.env_workers}")
+
+
+@contextlib.contextmanager
+def env_workers(options: argparse.Namespace) -> Iterator[Any]:
+    """Ray's actors that are to step the environments, or None."""
+    if options.env_workers is None:
+        yield None
+        return
+    from surefoot.actors import EnvWorkers
+    from surefoot.cluster import connected
+
+    with connected(options.address, options.env_workers) as ray:
+        yield EnvWorkers(ray, options.env_workers, options.restarts)
+
+
+def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener: Any) -> Any:
+    """Train on Ray, and load what came of it."""
+    from surefoot.cluster import connected, train_on_ray
+    from surefoot.envs import find_env
+    from surefoot.envs.jax_native import JaxEnv
+    from surefoot.plan import make_plan
+    from surefoot.run import RunDirectory
+    from surefoot.trained import OwnNetworks, begin, load
+
+    if (out / "config.json").exists() and not options.resume:
+        raise ConfigError(f"{out} holds a run: --resume auto goes on with it, or name another")
+    with connected(options.address, options.workers * options.devices) as ray:
+        # Opened here too, so that what is wrong is told before anything is started.
+        run, opened = begin(settings, find_env(options.env, settings.env_kwargs), OwnNetworks())
+        if not isinstance(opened, JaxEnv):
+            opened.close()
+            raise ConfigError(
+                f"{settings.env} is stepped by Python: --cluster ray trains JAX-native "
+                "environments (gymnax:ID); --env-workers N steps others on many machines"
+            )
+        run.directory = RunDirectory(out)
+        listener.started(run, make_plan(settings, run.learner.spec))
+        listener.compiling("the whole iteration, by each rank")
+        try:
+            train_on_ray(
+                ray,
+                _words_of_a_rank(options, out),
+                out,
+                workers=options.workers,
+                devices=options.devices,
+                local=options.address is None,
+                restarts=options.restarts,
+                tell=listener.row,
+            )
+        finally:
+            listener.finished(run)
+    return load(out, env=options.env)
+
+
+def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
+    """The command line of one rank: this one's, without what is Ray's."""
+    mine = {"--cluster", "--workers", "--address", "--restarts", "--resume", "--out", "--wandb"}
+    words, skip = [], False
+    for word in options.words:
+        name, equals, _ = word.partition("=")
+        if skip or name in (mine | {"--json", "--tensorboard", "--debug"}):
+            skip = not skip and name in mine and not equals
+            continue
+        words.append(word)
+    return [*words, "--out", str(out.absolute())]
+
+
+def ranks_of(options: argparse.Namespace) -> Any:
+    """The processes that train together: this one alone, or those of a job."""
+    from surefoot.ranks import ALONE, join
+
+    if options.cluster != "auto":
+        return ALONE
+    if options.out is None:
+        raise ConfigError("--cluster auto needs --out DIR, on files that all ranks see")
+    from surefoot.devices import divide_cpu
+
+    divide_cpu(options.devices)
+    return join()

@@ -1,0 +1,145 @@
+"""Environments in actors: fragments are whole, of one policy, and what one process collects.
+
+Ray is played by a stand-in in this process; tests/faults/test_cluster.py has the real one.
+"""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from cases import case
+from trees import assert_same_bits
+
+from surefoot.actors import EnvActors
+from surefoot.config import TRPO, Critic, Network, Train
+from surefoot.envs import find_env
+from surefoot.envs.host import open_host_env
+from surefoot.errors import ConfigError, EnvContractError, WorkerLostError
+from surefoot.learner import make_learner
+from surefoot.networks import build
+from surefoot.presets import settle
+from surefoot.rollout_host import HostCollector
+
+
+class ActorDiedError(Exception):
+    """As Ray's."""
+
+
+class StandIn:
+    """What `EnvActors` asks of Ray; `spoil(reply)` may change a reply, or raise, once."""
+
+    exceptions = SimpleNamespace(RayActorError=ActorDiedError)
+
+    def __init__(self, spoil=None):
+        self.spoil, self.made, self.killed = spoil, 0, 0
+
+    def remote(self, kind):
+        def make(*arguments):
+            self.made += 1
+            inside = kind(*arguments)
+            reply = lambda *asked: lambda: inside.gather(*asked)  # noqa: E731
+            return SimpleNamespace(gather=SimpleNamespace(remote=reply))
+
+        return SimpleNamespace(options=lambda **how: SimpleNamespace(remote=make))
+
+    def put(self, value):
+        return value
+
+    def wait(self, refs):
+        return [refs[-1]], refs[:-1]  # the last asked answers first
+
+    def get(self, reply):
+        spoil, self.spoil = self.spoil, None
+        found = reply()
+        return spoil(found) if spoil else found
+
+    def kill(self, actor):
+        self.killed += 1
+
+
+def settings_of(**train):
+    train = {"num_envs": 4, "num_steps": 16, "blocks": 2} | train
+    return settle(
+        "CartPole-v1", TRPO(), Train(**train), Network(hidden=(8,)), Critic(), preset="none"
+    )
+
+
+def opened(settings):
+    env = open_host_env(find_env(settings.env, {}), settings.train.num_envs, seed=0)
+    learner = make_learner(settings, env.spec, build(env.spec, settings.network))
+    return env, learner, jax.jit(learner.init)(0)
+
+
+def collected(collector, state, iterations=3):
+    collector.reset(0)
+    policy = state.params["policy"]
+    return [collector.collect(policy, state.obs_stats, n) for n in range(iterations)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_actors_collect_what_one_process_does(workers):
+    settings = settings_of()
+    env, learner, state = opened(settings)
+    alone = collected(HostCollector(env, learner.actor, settings), state)
+    actors = EnvActors(StandIn(), settings, workers, restarts=0)
+    for one, other in zip(alone, collected(actors, state), strict=True):
+        exact = ("obs", "actions", "rewards", "terminated", "truncated", "valid", "final_rows")
+        for name in (*exact, "final_obs"):
+            assert_same_bits(getattr(one.rollout, name), getattr(other.rollout, name))
+        np.testing.assert_allclose(one.rollout.log_probs, other.rollout.log_probs, rtol=1e-5)
+        assert_same_bits(one.episodes, other.episodes)
+    assert actors.figures == {"env/restarts": 0, "env/lost": 0, "env/stale": 0}
+    actors.close()
+
+
+@case(82)
+def test_a_lost_fragment_is_collected_again_under_the_same_policy():
+    def die(reply):
+        raise ActorDiedError("killed")
+
+    ray = StandIn()
+    actors = EnvActors(ray, settings_of(), 2, restarts=1)
+    _, _, state = opened(settings_of())
+    actors.reset(0)
+    actors.collect(state.params["policy"], state.obs_stats, 0)
+    ray.spoil = die
+    again = actors.collect(state.params["policy"], state.obs_stats, 1).rollout
+    assert ray.made == 3
+    assert actors.figures["env/lost"] == 1
+    assert np.all(again.valid)
+    ray.spoil = die
+    with pytest.raises(WorkerLostError, match="environments 2 to 3 is gone, and 1 restarts are"):
+        actors.collect(state.params["policy"], state.obs_stats, 2)
+
+
+@case(83)
+def test_a_fragment_of_an_older_policy_is_refused_and_counted():
+    def age(reply):
+        fragment, *rest = reply
+        rows = fragment.rows._replace(rewards=np.full_like(fragment.rows.rewards, 99.0))
+        return fragment._replace(version=fragment.version - 1, rows=rows), *rest
+
+    actors = EnvActors(StandIn(age), settings_of(), 2, restarts=0)
+    _, _, state = opened(settings_of())
+    actors.reset(0)
+    rollout = actors.collect(state.params["policy"], state.obs_stats, 5).rollout
+    assert actors.figures["env/stale"] == 1
+    assert np.max(rollout.rewards) == 1.0
+
+
+def test_what_an_environment_does_is_told_with_its_number_in_the_run():
+    def break_one(reply):
+        return None, 0, (3, "ENV-CONTRACT", "reward is NaN", 3, "a story")
+
+    actors = EnvActors(StandIn(break_one), settings_of(), 2, restarts=0)
+    _, _, state = opened(settings_of())
+    actors.reset(0)
+    with pytest.raises(EnvContractError, match="reward is NaN") as told:
+        actors.collect(state.params["policy"], state.obs_stats, 0)
+    assert (told.value.index, told.value.story) == (3, "a story")
+
+
+def test_environments_that_do_not_divide():
+    with pytest.raises(ConfigError, match=r"3 env workers cannot share 4 .* num_envs 3 or 6"):
+        EnvActors(StandIn(), settings_of(), 3, restarts=0)
