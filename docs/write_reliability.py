@@ -18,14 +18,14 @@ from cases import CASES  # noqa: E402
 
 HEAD = """# Reliability
 
-What may go wrong on one machine, what surefoot promises for it, and the tests that make it go wrong
+What may go wrong, what surefoot promises for it, and the tests that make it go wrong
 and look. `pytest -m case` runs them (those marked slow too with `-m "case and slow"`), `pytest
 tests/faults` the ones that break something on purpose. Written by `docs/write_reliability.py`.
 
 A fault is one line, `surefoot: error[NAME]: what, where, what to do`, and an exit code: 2 wrong
 command or settings, 3 an environment that breaks its contract, 4 one that crashed or hung, 5
-updates that are not finite, 6 a checkpoint that is missing, damaged, hostile or of another run, 7
-storage, 8 memory, 130 and 143 stopped by a signal and saved, 1 a bug of ours. No traceback without
+updates that are not finite or replicas that differ, 6 a checkpoint that is missing, damaged, hostile or of another run, 7
+storage, 8 memory, 9 a process that is gone, 130 and 143 stopped by a signal and saved, 1 a bug of ours. No traceback without
 `--debug`. What was done stays: the last good checkpoint is named in the line, and
 `surefoot resume RUN` goes on from it.
 
@@ -42,7 +42,7 @@ the last checkpoints, the rows and the memory. Twenty kills, ten of each: checkp
 bit, rows equal and without a gap or a double, nothing left behind; memory grew by 0.6 MB in 700,000
 host steps and by 1.4 MB in 7,000,000 JAX-native ones ([results/soak.json](results/soak.json)).
 `pytest -m slow tests/faults/test_fuzz.py` changes files of a run at random 200,000 times (2,000
-times in the fast tests): each is read or refused by name within a second, and nothing outside of
+times in the fast tests), and passed: each is read or refused by name within a second, and nothing outside of
 the run is opened.
 
 ## Limits

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from surefoot.config import Settings
+from surefoot.devices import claim_devices
 from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError, SurefootError
 from surefoot.locks import lock, unlock
@@ -70,11 +71,12 @@ def grouped(cells: Sequence[Cell]) -> list[Group]:
     return [tuple(group) for group in groups.values()]
 
 
-def train_group(group: Group, *, jobs: int = 1) -> list[Outcome]:
+def train_group(group: Group, *, jobs: int = 1, devices: int = 1) -> list[Outcome]:
     """Train cells or go on with them, then score their final policies; the seconds of each.
 
-    Other groups are trained beside this one, `jobs` in all.
+    Other groups are trained beside this one, `jobs` in all, each on so many devices.
     """
+    claim_devices(devices)
     if len(group) == 1:
         return [attempt(_train_alone, group[0])]
     started = time.monotonic()
@@ -86,7 +88,7 @@ def train_group(group: Group, *, jobs: int = 1) -> list[Outcome]:
     for iteration in sorted({run.iteration for run in runs}):
         some = [run for run in runs if run.iteration == iteration]
         paths = [run.directory.path for run in some]
-        driven = attempt(partial(drive_together, jobs=jobs), some)
+        driven = attempt(partial(drive_together, jobs=jobs, devices=devices), some)
         each = [fault and said(fault) for fault in driven.value or ()]
         told = zip(paths, each or [driven.error] * len(some), strict=True)
         faults |= {path: error for path, error in told if error is not None}
@@ -182,11 +184,12 @@ def stored_score(directory: RunDirectory, episodes: int) -> dict[str, Any] | Non
     return None
 
 
-def trial(group: Group) -> float:
+def trial(group: Group, *, devices: int = 1) -> float:
     """Seconds that a whole group will take, from two iterations of it that nothing keeps.
 
     Compilation counts once. An evaluation on the host is taken to last its episodes' time limit.
     """
+    claim_devices(devices)
     cell, count, started = group[0], len(group), time.monotonic()
     settings = cell.settings
     train = replace(
@@ -199,7 +202,8 @@ def trial(group: Group) -> float:
     if count == 1:
         drive(run, opened, None, None)
     else:
-        faults = drive_together([replace(run, rows=[]) for _ in group[1:]] + [run])
+        several = [replace(run, rows=[]) for _ in group[1:]] + [run]
+        faults = drive_together(several, devices=devices)
         if (fault := faults[-1]) is not None:
             raise fault
     iteration = count * run.rows[-1]["time/iteration"]

@@ -137,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         help="where runs and tables go (default runs/compare; runs/compared for finished runs)",
     )
     compare.add_argument("--jobs", type=whole, help="runs at a time (default 1)")
+    compare.add_argument(
+        "--devices", type=whole, metavar="N", help="devices that share out seeds (default 1)"
+    )
     compare.add_argument("--preset", choices=["auto", "tuned", "none", "plain"])
     compare.add_argument(
         "--env", nargs="+", help="environments again, where runs are on a module of your own"

@@ -15,6 +15,7 @@ import gymnasium
 
 from surefoot.cells import Cell, Group, grouped, stored_score, train_group, trial
 from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
+from surefoot.devices import divide_cpu
 from surefoot.envs import find_env
 from surefoot.errors import ConfigError
 from surefoot.presets import differing_settings, frozen_settings, settle
@@ -50,6 +51,7 @@ def compare(
     out: str | Path,
     steps: int | None = None,
     jobs: int = 1,
+    devices: int = 1,
     preset: str = "auto",
     train: Train | None = None,
     network: Network | OwnNetworks | None = None,
@@ -72,6 +74,7 @@ def compare(
         steps: environment steps of each cell.
         jobs: cells at a time, each in a new process (a script needs its `__main__` guard). The
             seeds of a rule on a JAX-native environment are one program and count as one cell.
+        devices: of each such program, whose seeds are shared out among them.
         preset: all rules get what this preset shares among them; `tuned` gives each rule what
             `auto` gives it alone, critic included.
         train: settings shared by all rules, over the preset's.
@@ -89,6 +92,14 @@ def compare(
     for name, count in (("seeds", seeds), ("jobs", jobs), ("episodes", episodes)):
         if count < 1:
             raise ConfigError(f"compare: {name} must be at least 1, got {count}")
+    divide_cpu(devices)
+    if devices > 1 and any(find_env(env, env_kwargs or {}).kind != "jax" for env in envs):
+        raise ConfigError(
+            "compare: devices share out the seeds of JAX-native environments (gymnax:ID); "
+            "jobs trains others side by side"
+        )
+    if devices > seeds:
+        raise ConfigError(f"compare: {devices} devices need as many seeds, got {seeds}")
     refuse_other_kinds("train", train, Train)
     refuse_other_kinds("network", network, Network, OwnNetworks)
     refuse_other_kinds("critic", critic, Critic)
@@ -101,7 +112,7 @@ def compare(
     for cell in cells:
         _refuse_other_settings(cell)
     waiting = [c for c in cells if stored_score(RunDirectory(c.path), episodes) is None]
-    failures = _train_all(grouped(waiting), len(cells), jobs, tell) if waiting else {}
+    failures = _train_all(grouped(waiting), len(cells), jobs, devices, tell) if waiting else {}
     result = read_runs([cell.path for cell in cells if cell.name not in failures], episodes)
     return replace(result, failures=tuple(Failure(*failure) for failure in failures.items()))
 
@@ -180,10 +191,10 @@ def _refuse_other_settings(cell: Cell) -> None:
 
 
 def _train_all(
-    groups: Sequence[Group], total: int, jobs: int, tell: Callable[[str], None]
+    groups: Sequence[Group], total: int, jobs: int, devices: int, tell: Callable[[str], None]
 ) -> dict[str, str]:
     """Train the cells that are missing; the messages of those that failed, by name."""
-    tell(forecast(groups, total, jobs))
+    tell(forecast(groups, total, jobs, devices))
     failures: dict[str, str] = {}
     ended, count = 0, sum(map(len, groups))
 
@@ -204,11 +215,12 @@ def _train_all(
         final, seconds = score.get("return_mean", math.nan), duration(outcome.value)
         tell(f"{cell.name}: final return {final:.1f}, {seconds} ({ended} of {count})")
 
-    side_by_side(partial(train_group, jobs=jobs), groups, jobs=jobs, done=done)
+    work = partial(train_group, jobs=jobs, devices=devices)
+    side_by_side(work, groups, jobs=jobs, done=done)
     return failures
 
 
-def forecast(groups: Sequence[Group], total: int, jobs: int) -> str:
+def forecast(groups: Sequence[Group], total: int, jobs: int, devices: int) -> str:
     """How long the cells will take, from a short trial of each rule on each environment.
 
     Trials run as many at a time as the cells will, so that they share the machine alike; a part
@@ -218,7 +230,7 @@ def forecast(groups: Sequence[Group], total: int, jobs: int) -> str:
     outcomes: dict[tuple[str, str, int], Outcome] = {}
     names = list(kinds)
     side_by_side(
-        trial,
+        partial(trial, devices=devices),
         list(kinds.values()),
         jobs=jobs,
         done=lambda position, outcome: outcomes.update({names[position]: outcome}),

@@ -378,33 +378,37 @@ def drive(
             raise
 
 
-def drive_together(runs: Sequence[Run], *, jobs: int = 1) -> list[SurefootError | None]:
+def drive_together(
+    runs: Sequence[Run], *, jobs: int = 1, devices: int = 1
+) -> list[SurefootError | None]:
     """Run the loops of JAX-native runs as one program; the fault of each that failed.
 
     The runs share their learner, stand at the same iteration and differ in their seeds alone. One
     that fails leaves the others be. Where they do not fit into memory together, beside those of
-    other `jobs`, they go in turns.
+    other `jobs`, they go in turns. They are shared out among the `devices`.
 
     Raises:
         StoppedBySignal: after one of `SIGNALS`, with the checkpoints written.
     """
     try:
         with told_of_memory(_smaller(runs[0].settings)):
-            return _drive_together(runs, jobs)
+            return _drive_together(runs, jobs, devices)
     finally:
         for run in runs:
             _let_go(run)
 
 
-def _drive_together(runs: Sequence[Run], jobs: int) -> list[SurefootError | None]:
+def _drive_together(runs: Sequence[Run], jobs: int, devices: int) -> list[SurefootError | None]:
     first, silence = runs[0], Silence()
     states = [run.state for run in runs]
-    together = Together(first.learner, first.settings, states, silence.compiling)
+    devices = min(devices, len(runs))
+    together = Together(first.learner, first.settings, states, silence.compiling, devices)
     turn = fitting(together.program, len(runs), jobs=jobs)
     if turn < len(runs):
         del together, states  # what each turn needs is measured anew, without them
         turns = [runs[start : start + turn] for start in range(0, len(runs), turn)]
-        return [fault for some in turns for fault in drive_together(some, jobs=jobs)]
+        how = {"jobs": jobs, "devices": devices}
+        return [fault for some in turns for fault in drive_together(some, **how)]
     plan = make_plan(first.settings, first.learner.spec)
     loops = [
         _Loop(run, stepper, plan, silence, None)

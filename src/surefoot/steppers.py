@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from surefoot.config import Settings
 from surefoot.devices import ONE, Placement
@@ -15,6 +16,8 @@ from surefoot.loop_state import LoopState
 from surefoot.rollout_host import Collector
 from surefoot.types import Params, Rollout
 
+SEEDS = "seed"
+"""The axis of a mesh that whole runs are shared out along."""
 Notice = Callable[[str], None]
 """Called with the name of a program before it is built, which takes seconds."""
 
@@ -184,18 +187,32 @@ class JaxStepper:
 class Together:
     """Runs that differ in their seeds alone, in one program, each with a stepper of its own.
 
-    The runs go in step: the first stepper that is asked for a chunk moves all of them on.
+    The runs go in step: the first stepper that is asked for a chunk moves all of them on. Whole
+    runs are shared out among the `devices`, which have nothing to tell each other.
     """
 
     def __init__(
-        self, learner: Learner, settings: Settings, states: Sequence[LoopState], compiling: Notice
+        self,
+        learner: Learner,
+        settings: Settings,
+        states: Sequence[LoopState],
+        compiling: Notice,
+        devices: int = 1,
     ):
         self._iterations = settings.num_iterations
         self._chunk = chunk_length(settings)
         run = jax.vmap(chunk_of(learner, settings, self._chunk), in_axes=(0, None, None))
+        if devices > 1:
+            mesh = Mesh(np.asarray(jax.local_devices()[:devices]), (SEEDS,))
+            each = PartitionSpec(SEEDS)
+            shared = {"in_specs": (each, PartitionSpec(), PartitionSpec()), "out_specs": each}
+            run = jax.shard_map(run, mesh=mesh, check_vma=False, **shared)
         self._run = Compiled(run, f"the whole iteration of {len(states)} seeds", compiling)
         self._collect = learner.collect
-        self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        # Where they do not come out even, the last run is there more than once.
+        spare = -len(states) % devices
+        several = [*states, *[states[-1]] * spare]
+        self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
         self._take = jax.jit(lambda states, i: jax.tree.map(lambda leaf: leaf[i], states))
         self._iteration, self._rows = int(states[0].iteration), [[]] * len(states)
         self._told = 0.0  # of the seconds of compiling

@@ -57,6 +57,7 @@ def compare_command(options: argparse.Namespace) -> int:
                 seeds=options.seeds or 5,
                 out=out,
                 jobs=options.jobs or 1,
+                devices=options.devices or 1,
                 preset=options.preset or "auto",
                 train=Train(**given(options, "train")),
                 network=Network(**given(options, "network")),
@@ -98,7 +99,11 @@ def _reads_runs(options: argparse.Namespace) -> bool:
             f"compare reads finished runs ({runs[0]}) or trains on environments ({others[0]}), "
             "not both at once"
         )
-    training = [f for f in ("rules", "seeds", "jobs", "preset") if getattr(options, f) is not None]
+    training = [
+        f
+        for f in ("rules", "seeds", "jobs", "devices", "preset")
+        if getattr(options, f) is not None
+    ]
     for section in ("train", "network", "critic"):
         training += [name.replace("_", "-") for name in given(options, section)]
     if training:
