@@ -5,10 +5,11 @@
     python -m benchmarks.scale sums --json docs/results/scale_sums.json
 
 `ranks` trains gymnax:CartPole-v1 with 256 environments x 128 steps in all: one process pinned to
-one core against two processes pinned to a core each, and one process with two devices on both
-cores; in turn, round by round. `actors` trains HalfCheetah-v5 with one and with two actors and
-compares what they collect a second. `sums` times a mean over two processes, and counts those of one
-update. Nothing else should be running.
+one core against two processes pinned to a core each, one process with two devices on both cores,
+and two runs that have nothing to do with each other, a core each: what two of these cores are worth
+(two threads of one physical core are not two). In turn, round by round. `actors` trains
+HalfCheetah-v5 with one and with two actors and compares what they collect a second. `sums` times a
+mean over two processes, and counts those of one update. Nothing else should be running.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,10 @@ def trained(words: list[str], how: str, out: Path) -> float:
     words = [*TASK, *words, "--steps", "1e6", "--blocks", "2"]
     if how == "one":
         processes = [start(words, 0, out)]
+    elif how == "apart":
+        processes = [start(words, core, out.with_name(f"run-{core}")) for core in (0, 1)]
+        assert [process.wait() for process in processes] == [0, 0]
+        return sum(steps_per_second(out.with_name(f"run-{core}")) for core in (0, 1))
     elif how == "devices":
         processes = [start([*words, "--devices", "2"], None, out)]
     else:
@@ -78,18 +84,20 @@ def trained(words: list[str], how: str, out: Path) -> float:
     return steps_per_second(out)
 
 
-def compare_ranks() -> dict[str, Any]:
+def compare_ranks(only: str) -> dict[str, Any]:
     """Throughputs in turn, and the ratios of neighbours."""
     found: dict[str, Any] = {}
     for name, words in RULES.items():
-        rates: dict[str, list[float]] = {"one": [], "ranks": [], "devices": []}
+        if only not in name:
+            continue
+        rates: dict[str, list[float]] = {"one": [], "ranks": [], "devices": [], "apart": []}
         for _ in range(ROUNDS):
             for how, seen in rates.items():
                 with tempfile.TemporaryDirectory() as folder:
                     seen.append(trained(words, how, Path(folder) / "run"))
         against = {
             how: statistics.median(b / a for a, b in zip(rates["one"], rates[how], strict=True))
-            for how in ("ranks", "devices")
+            for how in ("ranks", "devices", "apart")
         }
         found[name] = {"steps_per_second": rates, "against_one_core": against}
         print(name, json.dumps(found[name]), flush=True)
@@ -184,8 +192,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["ranks", "actors", "sums"])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="ranks: rules with this in their name")
     options = parser.parse_args()
-    do = {"ranks": compare_ranks, "actors": compare_actors, "sums": time_sums}
+    ranks = partial(compare_ranks, options.only)
+    do = {"ranks": ranks, "actors": compare_actors, "sums": time_sums}
     found = do[options.what]()
     print(json.dumps(found, indent=1))
     if options.json:

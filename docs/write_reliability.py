@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cases import CASES  # noqa: E402
+from cases import CASES, names_by_case  # noqa: E402
 
 HEAD = """# Reliability
 
@@ -24,10 +24,10 @@ tests/faults` the ones that break something on purpose. Written by `docs/write_r
 
 A fault is one line, `surefoot: error[NAME]: what, where, what to do`, and an exit code: 2 wrong
 command or settings, 3 an environment that breaks its contract, 4 one that crashed or hung, 5
-updates that are not finite or replicas that differ, 6 a checkpoint that is missing, damaged, hostile or of another run, 7
-storage, 8 memory, 9 a process that is gone, 130 and 143 stopped by a signal and saved, 1 a bug of ours. No traceback without
-`--debug`. What was done stays: the last good checkpoint is named in the line, and
-`surefoot resume RUN` goes on from it.
+updates that are not finite or replicas that differ, 6 a checkpoint that is missing, damaged,
+hostile or of another run, 7 storage, 8 memory, 9 a process that is gone, 130 and 143 stopped by a
+signal and saved, 1 a bug of ours. No traceback without `--debug`. What was done stays: the last
+good checkpoint is named in the line, and `surefoot resume RUN` goes on from it.
 
 Beside each promise stands how others do, from reading their code (S Stable-Baselines3 2.9.2, C
 CleanRL, B Brax 0.14.2, R RLlib 2.60): + kept, ~ partly or as a raw Python error, - not kept, . does
@@ -42,8 +42,8 @@ the last checkpoints, the rows and the memory. Twenty kills, ten of each: checkp
 bit, rows equal and without a gap or a double, nothing left behind; memory grew by 0.6 MB in 700,000
 host steps and by 1.4 MB in 7,000,000 JAX-native ones ([results/soak.json](results/soak.json)).
 `pytest -m slow tests/faults/test_fuzz.py` changes files of a run at random 200,000 times (2,000
-times in the fast tests), and passed: each is read or refused by name within a second, and nothing outside of
-the run is opened.
+times in the fast tests), and passed: each is read or refused by name within a second, and nothing
+outside of the run is opened.
 
 ## Limits
 
@@ -66,8 +66,9 @@ the run is opened.
 """
 
 
-def page(tests: dict[int, list[str]], passed: Iterable[int]) -> str:
-    """The page's text, from the names of each case's tests and the cases whose tests passed."""
+def page(passed: Iterable[int]) -> str:
+    """The page's text, from the cases whose tests passed."""
+    tests = names_by_case()
     count = len(set(passed))
     lines = [
         HEAD,
@@ -78,34 +79,33 @@ def page(tests: dict[int, list[str]], passed: Iterable[int]) -> str:
         lines.append("|---|---|---|---|---|")
         for number, case in CASES.items():
             if case.area == area:
-                names = ", ".join(f"`{name}`" for name in tests.get(number, ())) or "nothing yet"
+                names = (
+                    ", ".join(f"`{name}`" for name in sorted(tests.get(number, ())))
+                    or "nothing yet"
+                )
                 cells = (str(number), case.happens, case.promise, " ".join(case.others), names)
                 lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", LIMITS])
 
 
-def run_tests() -> tuple[dict[int, list[str]], set[int]]:
-    """Run the tests of the cases: their names by case, and the cases that all of them keep."""
+def run_tests() -> set[int]:
+    """Run the tests of the cases; those that all of their tests keep."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as file:
-        command = [sys.executable, "-m", "pytest", "-q", "-n2", "-m", "case and not slow"]
+        # The tests marked slow too: some cases have no others.
+        command = [sys.executable, "-m", "pytest", "-q", "-n2", "-m", "case"]
         command += [f"--junitxml={file.name}"]
         given = os.environ | {"PYTHONPATH": str(ROOT / "tests")}  # where the plugin is
         subprocess.run([*command, "-p", "cases", "tests"], cwd=ROOT, env=given, check=False)
-        found = ET.parse(file.name).getroot().iter("testcase")
-        tests: dict[int, list[str]] = {}
+        seen: set[int] = set()
         failed: set[int] = set()
-        for each in found:
-            name = str(each.get("name")).partition("[")[0]
+        for each in ET.parse(file.name).getroot().iter("testcase"):
+            bad = each.find("failure") is not None or each.find("error") is not None
             for one in each.iter("property"):
                 if one.get("name") == "case":
-                    number = int(str(one.get("value")))
-                    names = tests.setdefault(number, [])
-                    names += [name] * (name not in names)
-                    if each.find("failure") is not None or each.find("error") is not None:
-                        failed.add(number)
-    return dict(sorted(tests.items())), set(tests) - failed
+                    (failed if bad else seen).add(int(str(one.get("value"))))
+    return seen - failed
 
 
 if __name__ == "__main__":
     target = Path(__file__).with_name("reliability.md")
-    target.write_text(page(*run_tests()), encoding="utf-8")
+    target.write_text(page(run_tests()), encoding="utf-8")

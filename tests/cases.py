@@ -5,6 +5,8 @@ Brax 0.14.2, RLlib 2.60, in this order): + kept, ~ partly or as a raw Python err
 . does not apply, ? not established.
 """
 
+import ast
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -297,6 +299,20 @@ def case(number: int):
     """Marks the test of a case."""
     assert number in CASES
     return pytest.mark.case(number)
+
+
+def names_by_case() -> dict[int, set[str]]:
+    """Names of the test functions that are marked with each case: the fast ones, if there are."""
+    fast: dict[int, set[str]] = {}
+    slow: dict[int, set[str]] = {}
+    for path in Path(__file__).parent.glob("**/test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            marks = getattr(node, "decorator_list", ())
+            found = slow if any(ast.unparse(mark)[-9:] == "mark.slow" for mark in marks) else fast
+            for mark in marks:
+                if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == "case":
+                    found.setdefault(mark.args[0].value, set()).add(node.name)
+    return slow | fast
 
 
 def pytest_collection_modifyitems(items):

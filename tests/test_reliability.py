@@ -1,27 +1,12 @@
 """Every case of what may go wrong has a test, and the page names it."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
-from cases import CASES
+from cases import CASES, names_by_case
 
 ROOT = Path(__file__).parents[1]
-
-
-def names_by_case():
-    """Names of the fast test functions that are marked with each case."""
-    found = {}
-    for path in (ROOT / "tests").glob("**/test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            marks = getattr(node, "decorator_list", ())
-            if any("mark.slow" in ast.unparse(mark) for mark in marks):
-                continue
-            for mark in marks:
-                if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == "case":
-                    found.setdefault(mark.args[0].value, set()).add(node.name)
-    return found
 
 
 FOUND = names_by_case()

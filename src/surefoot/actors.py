@@ -147,7 +147,8 @@ class _EnvActor:
             collector = self._open()
             if reset is not None:
                 collector.reset(reset)
-            fragment = collector.gather(*acting, iteration)
+            # As arrays of JAX, once: every step would take them over from NumPy anew.
+            fragment = collector.gather(*jax.device_put(acting), iteration)
         except SurefootError as fault:
             index = getattr(fault, "index", None)
             number = None if index is None else index + self._first

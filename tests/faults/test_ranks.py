@@ -118,10 +118,18 @@ def test_two_processes_are_two_devices_to_the_bit(in_peace):
     assert json.loads(played.stdout)["episodes"] == 1
 
 
-@pytest.mark.parametrize(
-    "killed", [pytest.param(1, marks=case(74)), pytest.param(0, marks=case(75))]
-)
-def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on(in_peace, killed):
+@case(74)
+def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on(in_peace):
+    kill_and_go_on(in_peace, 1)
+
+
+@pytest.mark.slow
+@case(75)
+def test_so_does_a_killed_coordinator(in_peace):
+    kill_and_go_on(in_peace, 0)
+
+
+def kill_and_go_on(in_peace, killed):
     with two(*LONG) as ranks:
         wait_for_rows(25)
         ranks[killed].kill()
@@ -136,6 +144,7 @@ def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on(in_peace, kil
     assert [row["policy/kl_mean"] for row in rows()] == in_peace[1]
 
 
+@pytest.mark.slow
 @case(76)
 @pytest.mark.parametrize("stuck", [1, 0])
 def test_a_stuck_rank_is_not_waited_for(stuck):
@@ -149,7 +158,7 @@ def test_a_stuck_rank_is_not_waited_for(stuck):
 
 
 @case(78)
-@pytest.mark.parametrize("told", [1, 0])
+@pytest.mark.parametrize("told", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all_at_one_step(told):
     with two(*ENDLESS) as ranks:
         wait_for_rows(5)
