@@ -1,6 +1,6 @@
 """The same programs on an accelerator: thousands of agents at once, and updates of large batches.
 
-    python -m benchmarks.accelerator [--quick] [--precision default] [--json FILE]
+    python -m benchmarks.accelerator [--quick] [--precision default] [--only updates] [--json FILE]
 
 Throughput is of whole training runs, one an agent, all in one program: environment steps of all
 agents over the seconds of the second call (the first one compiles). PureJaxRL reports 10.4M steps/s
@@ -136,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a hundredth of it, to see it run")
     parser.add_argument("--precision", default="default", choices=("default", "high", "highest"))
+    parser.add_argument("--only", choices=("agents", "updates"), help="one of the two parts")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", given.precision)
@@ -154,6 +155,8 @@ def main() -> None:
             given.json.write_text(json.dumps(found, indent=1) + "\n")
 
     for name, env_id, agents, num_envs, num_steps, iterations in AGENTS:
+        if given.only == "updates":
+            break
         env = find_env(env_id, {}).make()
         if name.endswith("flat"):
             env = flat(env)
@@ -168,7 +171,7 @@ def main() -> None:
         "ppo": (sf.PPO(**passes), sf.Critic(joint=True)),
         "trpo": (sf.TRPO(), sf.Critic(**passes)),
     }
-    for network in OBSERVATIONS:
+    for network in OBSERVATIONS if given.only != "agents" else ():
         for rows in SIZES[: 1 if given.quick else None]:
             ms = {
                 name: 1e3 * update_seconds(rule, critic, network, rows)
