@@ -102,7 +102,7 @@ def out(trained, tmp_path):
 @pytest.fixture
 def no_trial(monkeypatch):
     """The duration is not what the test is about."""
-    monkeypatch.setattr(comparing, "forecast", lambda groups, total, jobs: f"{len(groups)} groups")
+    monkeypatch.setattr(comparing, "forecast", lambda groups, *how: f"{len(groups)} groups")
 
 
 def files(path):
@@ -755,7 +755,7 @@ def test_seeds_that_do_not_fit_together_are_trained_in_turns(
     monkeypatch.setattr("surefoot.memory.memory_of", lambda program: 30)
     monkeypatch.setattr("surefoot.memory.memory_left", lambda: 29)
     monkeypatch.setattr("surefoot.trained.check_size", lambda shapes, what: None)
-    monkeypatch.setattr(comparing, "forecast", lambda groups, total, jobs: "")
+    monkeypatch.setattr(comparing, "forecast", lambda groups, *how: "")
     result = compare([NATIVE], RULES[:1], seeds=2, out=tmp_path, tell=lambda _: None, **TINY_NATIVE)
     assert "2 seeds at once need" in capsys.readouterr().err
     assert [s.final for s in result.scores] == [s.final for s in together[0].scores[:2]]
