@@ -636,6 +636,26 @@ def test_seeds_of_a_compiled_environment_are_trained_together_and_are_ordinary_r
         assert run.evaluate(3)["return_mean"] == result.scores[seed].final
 
 
+def test_seeds_shared_out_among_devices_are_the_same_runs(together, tmp_path, no_trial):
+    """Three seeds on two devices: one of them is there twice."""
+    how = TINY_NATIVE | {"tell": lambda _: None, "devices": 2}
+    result = compare([NATIVE], RULES[:1], seeds=3, out=tmp_path, **how)
+    assert not result.failures
+    for seed in range(3):
+        one, other = (RunDirectory(seed_path(out, seed)).rows() for out in (together[2], tmp_path))
+        for row, expected in zip(timeless(one), timeless(other), strict=True):
+            for name, value in row.items():
+                assert value == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+
+
+def test_devices_that_would_stand_idle_are_refused(tmp_path):
+    how = TINY_NATIVE | {"out": tmp_path / "out", "devices": 2}
+    with pytest.raises(ConfigError, match="2 devices need as many seeds, got 1"):
+        compare([NATIVE], RULES[:1], seeds=1, **how)
+    with pytest.raises(ConfigError, match="share out the seeds of JAX-native environments"):
+        compare([ENV], RULES[:1], seeds=2, **how)
+
+
 def test_seeds_together_go_on_from_where_each_stands(together, tmp_path, no_trial):
     out = shutil.copytree(together[2], tmp_path / "out")
     spoilt = {

@@ -19,5 +19,5 @@ def shuffled(key: Key[Array, ""], num_rows: int, blocks: int = 1) -> Int[Array, 
     index_bits = max(1, (size - 1).bit_length())
     low = jnp.uint32((1 << index_bits) - 1)
     words = jax.random.bits(key, (blocks, size), jnp.uint32) & ~low
-    in_order = local(jnp.sort)(words | jnp.arange(size, dtype=jnp.uint32))
+    in_order = local(jnp.sort)(words | jnp.arange(size, dtype=jnp.uint32)[None])
     return (in_order & low).astype(jnp.int32)
