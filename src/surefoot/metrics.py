@@ -517,8 +517,8 @@ METRICS: dict[str, Metric] = {
     ),
     "env/lost": Metric(
         "fragments",
-        "Fragments that were lost with the actor that collected them so far, and collected again "
-        "under the same policy (--env-workers).",
+        "Fragments that died with their actor so far, and were collected again under the same "
+        "policy (--env-workers).",
         "0",
         "look why its machine or process died; --restarts says how many may.",
     ),
@@ -526,7 +526,7 @@ METRICS: dict[str, Metric] = {
         "fragments",
         "Fragments of another policy than was asked for, so far: refused, and asked for again.",
         "0",
-        "nothing of them is learned from; one is a bug worth reporting.",
+        "nothing of such a fragment is learned from; one is a bug worth reporting.",
     ),
     "time/steps_per_second": Metric(
         "steps / s", "Steps over the iteration's time, compilation left out.", "any", _NO_REMEDY
