@@ -26,6 +26,20 @@ class ActorDiedError(Exception):
     """As Ray's."""
 
 
+OPENED = []
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """What a test opens is closed behind it, as an actor's process would."""
+    yield
+    while OPENED:
+        opened = OPENED.pop()
+        env = getattr(opened, "_collector", opened)
+        if env is not None:
+            getattr(env, "_env", env).close()
+
+
 class StandIn:
     """What `EnvActors` asks of Ray; `spoil(reply)` may change a reply, or raise, once."""
 
@@ -38,6 +52,7 @@ class StandIn:
         def make(*arguments):
             self.made += 1
             inside = kind(*arguments)
+            OPENED.append(inside)
             reply = lambda *asked: lambda: inside.gather(*asked)  # noqa: E731
             return SimpleNamespace(gather=SimpleNamespace(remote=reply))
 
@@ -67,6 +82,7 @@ def settings_of(**train):
 
 def opened(settings):
     env = open_host_env(find_env(settings.env, {}), settings.train.num_envs, seed=0)
+    OPENED.append(env)
     learner = make_learner(settings, env.spec, build(env.spec, settings.network))
     return env, learner, jax.jit(learner.init)(0)
 

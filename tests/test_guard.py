@@ -99,7 +99,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("joint", [False, True], ids=["separate", "joint"])
+@pytest.mark.parametrize(
+    "joint", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["separate", "joint"]
+)
 def test_a_run_with_a_guard_stays_inside_what_the_same_run_leaves(joint):
     rule = sf.PPO(learning_rate=1.0, num_minibatches=2, num_epochs=4)
     critic = sf.Critic(num_minibatches=2, num_epochs=2, joint=joint)
@@ -134,8 +136,15 @@ def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_
         assert (metrics["policy/kl_mean"] == 0) == bool(refused)
 
 
-@pytest.mark.parametrize("refused", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("shared", "refused"),
+    [
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        (True, True),
+    ],
+)
 def test_a_critic_is_walked_back_with_the_policy_where_they_share_a_torso(shared, refused):
     train = {"num_envs": 4, "num_steps": 32}
     rule = sf.PPO(learning_rate=1.0, num_minibatches=2, num_epochs=4)

@@ -527,7 +527,7 @@ def test_the_explained_variance_is_of_the_returns_that_followed():
         returns[i] = onwards
     expected = 1.0 - np.var(returns - here) / np.var(returns)
     rollout = rollout_with(ended)._replace(truncated=jnp.asarray(cut))
-    settings = SimpleNamespace(train=SimpleNamespace(gamma=0.9))
+    settings = SimpleNamespace(train=SimpleNamespace(gamma=0.9, blocks=1))
     found = fresh_explained_variance(
         settings, rollout, jnp.asarray(rewards), (jnp.asarray(here), jnp.asarray(after))
     )

@@ -282,6 +282,7 @@ def test_nobody_there_is_told_within_a_minute(rank):
     assert "error[WORKER-LOST]: not all ranks were at" in said(rank)
 
 
+@pytest.mark.slow
 @case(85)
 def test_ranks_on_one_machine_listen_on_it_alone():
     with two(*ENDLESS) as ranks:
