@@ -148,7 +148,8 @@ class _EnvActor:
             if reset is not None:
                 collector.reset(reset)
             # As arrays of JAX, once: every step would take them over from NumPy anew.
-            fragment = collector.gather(*jax.device_put(acting), iteration)
+            policy, obs_stats = jax.device_put(acting)
+            fragment = collector.gather(policy, obs_stats, iteration)
         except SurefootError as fault:
             index = getattr(fault, "index", None)
             number = None if index is None else index + self._first

@@ -153,8 +153,8 @@ def _import_ray(address: str | None) -> Any:
             name="TOKEN",
         )
     try:
-        import ray
-        import ray.train
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.train  # pyright: ignore[reportMissingImports]
     except ImportError as fault:
         raise ConfigError(
             "--cluster ray and --env-workers need Ray: pip install 'surefoot[ray]'"
@@ -220,9 +220,9 @@ def _trainer(job: Job, workers: int, resources: dict[str, int], restarts: int, l
     """Ray's data-parallel trainer, which runs `_rank` in every worker."""
     import logging
 
-    from ray import train
-    from ray.train.backend import Backend, BackendConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray import train  # pyright: ignore[reportMissingImports]
+    from ray.train.backend import Backend, BackendConfig  # pyright: ignore[reportMissingImports]
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
@@ -261,7 +261,7 @@ def _meeting_place(local: bool) -> tuple[str, int]:
     """An address of rank 0's machine, and a port that is free there."""
     import socket
 
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     host = LOOPBACK[0] if local else ray.util.get_node_ip_address()
     with socket.socket() as free:
