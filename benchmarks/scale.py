@@ -123,7 +123,7 @@ MEAN = """
 import sys, time, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from surefoot.blocks import AXIS
-from surefoot.ranks import join
+from surefoot.rendezvous import join
 mesh = join().placement.mesh
 for size in (1, 100, 1_000, 10_000, 100_000, 1_000_000):
     spread = NamedSharding(mesh, P(AXIS))

@@ -11,7 +11,7 @@ import pytest
 from cases import case
 from trees import assert_same_bits
 
-from surefoot.actors import EnvActors
+from surefoot.actors import EnvActors, EnvWorkers
 from surefoot.config import TRPO, Critic, Network, Train
 from surefoot.envs import find_env
 from surefoot.envs.host import open_host_env
@@ -57,6 +57,9 @@ class StandIn:
             return SimpleNamespace(gather=SimpleNamespace(remote=reply))
 
         return SimpleNamespace(options=lambda **how: SimpleNamespace(remote=make))
+
+    def cluster_resources(self):
+        return {"CPU": 4.0}
 
     def put(self, value):
         return value
@@ -156,6 +159,8 @@ def test_what_an_environment_does_is_told_with_its_number_in_the_run():
     assert (told.value.index, told.value.story) == (3, "a story")
 
 
-def test_environments_that_do_not_divide():
+def test_what_cannot_be_shared_out_is_refused():
     with pytest.raises(ConfigError, match=r"3 env workers cannot share 4 .* num_envs 3 or 6"):
-        EnvActors(StandIn(), settings_of(), 3, restarts=0)
+        EnvWorkers(StandIn(), 3).start(settings_of())
+    with pytest.raises(ConfigError, match="8 env workers need a core each, and Ray has 4"):
+        EnvWorkers(StandIn(), 8).start(settings_of(num_envs=8))

@@ -31,7 +31,7 @@ LAYERS = [
     {"update", "critic", "diagnostics", "lens", "guard", "shuffle"},
     {"rollout", "rollout_host"},
     {"experience", "loop_state", "iteration", "learner", "evaluation", "policy"},
-    {"devices", "ranks", "actors"},
+    {"devices", "heartbeat", "ranks", "rendezvous", "actors"},
     {
         "trained",
         "steppers",

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from surefoot.config import Settings
-from surefoot.errors import ConfigError, SurefootError, WorkerLostError
+from surefoot.errors import ConfigError, SurefootError, WorkerLostError, fault_of
 from surefoot.presets import settle_tables
 from surefoot.rollout_host import Fragment, HostCollector, HostRollout, assemble
 from surefoot.types import Params
@@ -24,8 +24,27 @@ class EnvWorkers(NamedTuple):
     count: int
     restarts: int = 3
 
+    def check(self, settings: Settings) -> None:
+        """Refuse what could not be shared out, or would be waited for without end.
+
+        Raises:
+            ConfigError: with the numbers that fit.
+        """
+        envs, workers = settings.train.num_envs, self.count
+        if envs % workers:
+            raise ConfigError(
+                f"{workers} env workers cannot share {envs} environments evenly: choose num_envs "
+                f"{envs // workers * workers or workers} or {-(-envs // workers) * workers}"
+            )
+        cores = self.ray.cluster_resources().get("CPU", 0)
+        if cores < workers:
+            raise ConfigError(
+                f"{workers} env workers need a core each, and Ray has {cores:g}", name="DEVICES"
+            )
+
     def start(self, settings: Settings) -> "EnvActors":
         """Actors with the environments of a run."""
+        self.check(settings)
         return EnvActors(self.ray, settings, self.count, restarts=self.restarts)
 
 
@@ -38,14 +57,8 @@ class EnvActors:
     """
 
     def __init__(self, ray: Any, settings: Settings, workers: int, *, restarts: int):
-        envs = settings.train.num_envs
-        if envs % workers:
-            raise ConfigError(
-                f"{workers} env workers cannot share {envs} environments evenly: choose num_envs "
-                f"{envs // workers * workers or workers} or {-(-envs // workers) * workers}"
-            )
         self._ray, self._settings = ray, settings
-        self._share, self._restarts = envs // workers, restarts
+        self._share, self._restarts = settings.train.num_envs // workers, restarts
         self._make: Any = ray.remote(_EnvActor)
         self.lost = self.stale = 0
         self._known_restarts = [0] * workers
@@ -180,8 +193,7 @@ class _EnvActor:
 def _as_fault(told: tuple[Any, ...]) -> SurefootError:
     """A fault that an actor met."""
     code, name, text, number, story = told
-    kind: Any = next(each for each in SurefootError.__subclasses__() if each.code == code)
-    fault = kind(text, name=name)
+    fault: Any = fault_of(code, name, text)
     if number is not None:
         fault.index, fault.story = number, story
     return fault

@@ -195,7 +195,7 @@ def _fail(fault: SurefootError, *, as_json: bool) -> int:
 def _ended(code: int, options: Any) -> int:
     """The code of a command that failed; a rank among others ends here."""
     if getattr(options, "cluster", None) == "auto":
-        from surefoot.ranks import leave_at_once
+        from surefoot.heartbeat import leave_at_once
 
         leave_at_once(code)
     return code

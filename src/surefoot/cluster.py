@@ -21,8 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from surefoot.errors import ConfigError, StoppedBySignal, SurefootError, WorkerLostError
-from surefoot.ranks import COORDINATES, LOOPBACK, TOKEN, WITH_PARENT
+from surefoot.errors import ConfigError, StoppedBySignal, WorkerLostError, fault_of
+from surefoot.loop import SIGNALS
+from surefoot.ranks import TOKEN
+from surefoot.rendezvous import COORDINATES, LOOPBACK, WITH_PARENT
 
 FINAL = (0, 2, 3, 4, 5, 6, 7, 8, 130, 143)
 """How a rank may end for good: whatever else happens, it is started again."""
@@ -71,10 +73,8 @@ def train_on_ray(
         WorkerLostError: where the restarts are spent; it names the logs.
         SurefootError: what a rank ended with.
     """
-    place = directory.absolute()
-    logs = place.with_name(place.name + ".ranks")
-    shutil.rmtree(logs, ignore_errors=True)
-    logs.mkdir(parents=True)
+    place, logs = directory.absolute(), logs_of(directory)
+    _clear(logs)
     job = Job(list(words), str(place), str(logs), os.getcwd())
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     have = ray.cluster_resources().get("GPU" if gpus else "CPU", 0)
@@ -104,25 +104,38 @@ def train_on_ray(
     _judge(job, workers, restarts, failed, signals)
 
 
+def logs_of(directory: Path) -> Path:
+    """Where the ranks of a run write what they say: beside it."""
+    place = directory.absolute()
+    return place.with_name(place.name + ".ranks")
+
+
+def _clear(logs: Path) -> None:
+    """Remove what an earlier command left there, but its logs, and nothing else."""
+    logs.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(logs / "ray", ignore_errors=True)
+    for file in (logs / "stop", *logs.glob("rank-*.end"), *logs.glob("rank-*.pid")):
+        file.unlink(missing_ok=True)
+    for file in logs.glob("rank-*.log"):
+        file.replace(file.with_suffix(".before"))
+
+
 def _judge(
     job: Job, workers: int, restarts: int, failed: list[BaseException], signals: list[int]
 ) -> None:
     """Raise what the ranks ended with, if they did not end well."""
     ends = {rank: _end_of(job, rank) for rank in range(workers)}
-    if signals and (143 in ends.values() or 130 in ends.values()):
+    if stopped := {130, 143} & set(ends.values()):
         done = re.findall(r"at iteration (\d+)", _last_line(job, 0))
-        iteration = int(done[-1]) if done else 0
-        raise StoppedBySignal(signals[0], iteration, Path(job.directory))
+        number = signals[0] if signals else min(stopped) - 128  # to one of them, not to us
+        raise StoppedBySignal(number, int(done[-1]) if done else 0, Path(job.directory))
     logs = ", ".join(f"{job.ranks}/rank-{rank}.log" for rank in range(workers))
     bad = [code for code in ends.values() if code in FINAL and code]
     if bad:
         rank = next(rank for rank, code in ends.items() if code == bad[0])
-        kind: Any = next(
-            (k for k in SurefootError.__subclasses__() if k.code == bad[0]), SurefootError
-        )
         said = re.search(r"surefoot: error\[([\w-]+)\]: (.*)", _last_line(job, rank))
         name, text = said.groups() if said else ("RANK", f"rank {rank} ended with {bad[0]}")
-        raise kind(f"{text}; logs: {logs}", name=name)
+        raise fault_of(bad[0], name, f"{text}; logs: {logs}")
     if failed or any(code != 0 for code in ends.values()):
         kept = sorted(Path(job.directory, "checkpoints").glob("step-*"))
         newest = f"; the newest checkpoint is {kept[-1]}" if kept else ""
@@ -181,12 +194,10 @@ def connected(address: str | None, cores: int) -> Iterator[Any]:
     if address is None:
         ours = {"address": "local", "include_dashboard": False, "num_cpus": cores}
         ours |= {"object_store_memory": 80 * 2**20}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _limited(address):
+        # Ray puts handlers of its own in the place of ours.
+        with _limited(address), _handlers_kept():
             ray.init(**ours, log_to_driver=False, logging_level="ERROR")
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # which Ray has replaced
     except (ConnectionError, ValueError, RuntimeError) as fault:
         ray.shutdown()
         text = " ".join(str(fault).split())[:300]
@@ -195,6 +206,18 @@ def connected(address: str | None, cores: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """What signals do is the same behind it."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -344,12 +367,10 @@ def _forwarded(logs: Path) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handlers_kept():
+        for number in SIGNALS:
+            signal.signal(number, note)
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Follower:
@@ -357,20 +378,20 @@ class _Follower:
 
     def __init__(self, file: Path, tell: Callable[[dict[str, Any]], None]):
         self._file, self._tell = file, tell
-        self._offset = self._last = 0
+        self._offset = self._last = self._inode = 0
 
     def look(self) -> None:
         """Tell what is new."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._file.stat().st_size < self._offset:
-                self._offset = 0  # a rank that went on has cut rows behind its checkpoint
-            with open(self._file, "rb") as rows:
-                rows.seek(self._offset)
-                for line in rows:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._offset += len(line)
-                    row = json.loads(line)
-                    if row["iteration"] > self._last:
-                        self._last = row["iteration"]
-                        self._tell(row)
+        with contextlib.suppress(FileNotFoundError), open(self._file, "rb") as rows:
+            inode = os.fstat(rows.fileno()).st_ino
+            if inode != self._inode:  # a rank that goes on writes the file anew
+                self._inode, self._offset = inode, 0
+            rows.seek(self._offset)
+            for line in rows:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                row = json.loads(line)
+                if row["iteration"] > self._last:
+                    self._last = row["iteration"]
+                    self._tell(row)

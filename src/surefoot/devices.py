@@ -142,7 +142,9 @@ def claim_devices(count: int) -> None:
         what = f"a CPU of {cores} cores"
         if count <= cores:
             what += ", and JAX was started with fewer devices: ask before it is first used"
-    raise ConfigError(f"devices {count}: this machine has {what}", name="DEVICES")
+    raise ConfigError(
+        f"devices {count}: this machine has {what}; ask for fewer (--devices N)", name="DEVICES"
+    )
 
 
 def place(settings: Settings, count: int) -> Placement:

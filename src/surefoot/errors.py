@@ -127,6 +127,12 @@ class WorkerLostError(SurefootError):
         super().__init__(message, name=name)
 
 
+def fault_of(code: int, name: str, message: str) -> SurefootError:
+    """A fault that another process met and told of."""
+    kinds: dict[int, Any] = {kind.code: kind for kind in SurefootError.__subclasses__()}
+    return kinds.get(code, SurefootError)(message, name=name)
+
+
 class StoppedBySignal(Exception):  # noqa: N818
     """A signal ended a run after an iteration; its checkpoint, if any, is written.
 

@@ -363,7 +363,7 @@ def drive(
             plan = make_plan(run.settings, run.learner.spec)
             stepper.reset(run.iteration)
             listener.started(run, plan)
-            with run.ranks.losing(), told_of_memory(_smaller(run.settings)):
+            with run.ranks.told_of_loss(), told_of_memory(_smaller(run.settings)):
                 (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
             if fault is not None:
                 raise fault

@@ -82,8 +82,8 @@ def train(
             numbers depend on `Train.blocks`, which is this where it is not set. A CPU is divided
             into as many as its cores, where JAX has not been used before.
         ranks: the processes that train it together, each with so many devices, from
-            `surefoot.ranks.join()` before anything else; `out` is then needed, on files that all
-            of them see.
+            `surefoot.rendezvous.join()` before anything else; `out` is then needed, on files that
+            all of them see, and `on_update` must say the same on each.
         env_workers: who steps Gymnasium's environments, named by their id, in place of this
             process: actors of Ray, from `surefoot.cluster.connected`.
         on_update: called with each row of metrics; returning True stops the run.
@@ -120,26 +120,13 @@ def train(
         env_kwargs=env_kwargs,
         devices=devices * ranks.count,
     )
-
     placement = _placed(settings, devices, ranks)
     if isinstance(ranks, Ranks):
-        if source.kind != "jax":
-            raise ConfigError(
-                f"{source.env_id} is stepped by Python: several ranks train JAX-native "
-                "environments (gymnax:ID, a JaxEnv); --env-workers N steps others on many machines"
-            )
-        if out is None:
-            raise ConfigError("several ranks need a directory for their run: out=DIR")
+        path = _check_ranks(source, out)
         if ranks.rank:
-            return _follow(ranks, settings, env, own, out, on_update, listener)
+            return _follow(ranks, settings, env, own, path, on_update, listener)
     if env_workers is not None:
-        if source.kind == "jax" or not isinstance(env, str):
-            raise ConfigError(
-                f"{source.env_id}: env workers step Gymnasium's environments that are named by id; "
-                "a JAX-native one is spread by --devices or --cluster"
-            )
-        if own != OwnNetworks():
-            raise ConfigError("env workers act with built networks, not with your own")
+        _check_env_workers(env_workers, settings, source, own, by_id=isinstance(env, str))
     with ranks.leading(settings.to_dict()):
         local = not isinstance(env, str)
         elsewhere = env_workers is not None
@@ -148,6 +135,32 @@ def train(
             env_from_python=local, placement=placement, ranks=ranks, elsewhere=elsewhere,
         )  # fmt: skip
         return _drive(run, opened, env_workers, listener, on_update)
+
+
+def _check_ranks(source: EnvSource, out: str | Path | None) -> Path:
+    """The directory of several ranks, which train JAX-native environments."""
+    if source.kind != "jax":
+        raise ConfigError(
+            f"{source.env_id} is stepped by Python: several ranks train JAX-native environments "
+            "(gymnax:ID, a JaxEnv); --env-workers N steps others on many machines"
+        )
+    if out is None:
+        raise ConfigError("several ranks need a directory for their run: out=DIR")
+    return Path(out)
+
+
+def _check_env_workers(
+    env_workers: EnvWorkers, settings: Settings, source: EnvSource, own: OwnNetworks, *, by_id: bool
+) -> None:
+    """Refuse what actors cannot step, before anything is kept."""
+    if source.kind == "jax" or not by_id:
+        raise ConfigError(
+            f"{source.env_id}: env workers step Gymnasium's environments that are named by id; "
+            "a JAX-native one is spread by --devices or --cluster"
+        )
+    if own != OwnNetworks():
+        raise ConfigError("env workers act with built networks, not with your own")
+    env_workers.check(settings)
 
 
 def _drive(
@@ -187,7 +200,7 @@ def _follow(
     settings: Settings,
     env: Any,
     own: OwnNetworks,
-    path: str | Path,
+    path: Path,
     on_update: Callable[[dict[str, Any]], Any] | None,
     listener: Listener | None,
 ) -> Run:
@@ -199,7 +212,8 @@ def _follow(
     else:
         how = {"env": env, "own": own, "settings": settings}
         run, opened = open_run(path, to_train=True, **how)
-    run.directory, run.rows = None, []
+    # It keeps the rows: what is the best so far, and in trouble, is to be decided alike.
+    run.directory = None
     if "finished" in said:
         ranks.leave()
         return run
@@ -208,7 +222,7 @@ def _follow(
             f"rank {ranks.rank} found the run in {path} at iteration {run.iteration}, rank 0 at "
             f"{said['iteration']}: do all ranks see the same files?"
         )
-    ranks.share(Path(path))
+    ranks.share(path)
     run.placement, run.ranks = ranks.placement, ranks
     return drive(run, opened, listener, on_update)
 

@@ -93,6 +93,29 @@ def test_a_signal_to_the_driver_stores_and_stops():
 
 
 @pytest.mark.slow
+@case(78)
+def test_a_signal_to_a_rank_stops_the_driver_too():
+    process = on_ray(*ENDLESS)
+    wait_for(process, trained(5))
+    os.kill(pid(1), signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143, told()
+
+
+@pytest.mark.slow
+def test_what_lies_beside_a_run_is_left_alone(in_peace):  # noqa: F811
+    """And outside loggers write into a directory that the ranks have made."""
+    Path("run.ranks").mkdir()
+    Path("run.ranks/notes.txt").write_text("of mine")
+    process = on_ray(*LONG, "--tensorboard")
+    process.communicate(timeout=150)
+    assert process.returncode == 0, told()
+    equal(arrays(), in_peace[0])
+    assert Path("run.ranks/notes.txt").read_text() == "of mine"
+    assert list(Path("run").glob("**/events*"))
+
+
+@pytest.mark.slow
 def test_a_killed_driver_takes_all_with_it():
     process = on_ray(*ENDLESS)
     wait_for(process, trained(2))

@@ -21,7 +21,8 @@ RUN = [
     *("--eval-episodes", "1", "--critic-num-epochs", "1", "--critic-num-minibatches", "1"),
     *("--preset", "none", "--dispatch", "1", "--checkpoint-every", "640", "--lens-every", "0"),
 ]
-LONG, ENDLESS = ["--steps", "6400"], ["--steps", "6400000"]
+LONG = ["--steps", "6400", "--eval-every", "640"]
+ENDLESS = ["--steps", "6400000"]
 """A hundred iterations, and more than any test waits for."""
 
 
@@ -263,6 +264,22 @@ def test_where_to_meet_must_be_known(variables, told):
     with contextlib.closing(socket.socket()):
         assert start(0, free_port(), *LONG, **variables).wait(30) == 2
     assert told in said(0)
+
+
+@pytest.mark.slow
+def test_ranks_find_each_other_as_jobs_of_a_scheduler(in_peace):
+    """As SLURM tells them: number and nodes of the job, how many, and which of them."""
+    job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "127.0.0.1"}
+    job |= {"SLURM_NTASKS": "2"} | dict.fromkeys(("JAX_COORDINATOR_ADDRESS",), "")
+    numbers = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+    def each(rank):
+        own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        return job | own | dict.fromkeys(numbers, "")
+
+    with two(*LONG, each=each) as ranks:
+        assert codes(ranks, 120) == [0, 0], said(0) + said(1)
+    equal(arrays(), in_peace[0])
 
 
 def test_host_environments_are_for_one_process():

@@ -44,10 +44,11 @@ def env_workers(options: argparse.Namespace) -> Iterator[Any]:
 
 def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener: Any) -> Any:
     """Train on Ray, and load what came of it."""
-    from surefoot.cluster import connected, train_on_ray
+    from surefoot.cluster import connected, logs_of, train_on_ray
     from surefoot.envs import find_env
     from surefoot.envs.jax_native import JaxEnv
     from surefoot.plan import make_plan
+    from surefoot.progress import say
     from surefoot.run import RunDirectory
     from surefoot.trained import OwnNetworks, begin, load
 
@@ -62,9 +63,16 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
                 f"{settings.env} is stepped by Python: --cluster ray trains JAX-native "
                 "environments (gymnax:ID); --env-workers N steps others on many machines"
             )
-        run.directory = RunDirectory(out)
-        listener.started(run, make_plan(settings, run.learner.spec))
-        listener.compiling("the whole iteration, by each rank")
+        run.directory, plan = RunDirectory(out), make_plan(settings, run.learner.spec)
+        say(f"starting {options.workers} ranks on Ray; what they say is in {logs_of(out)}")
+
+        def tell(row: dict[str, Any]) -> None:
+            # The directory is rank 0's to make: what the display keeps there comes after it.
+            if not listener.began:
+                run.state = run.state._replace(iteration=row["iteration"] - 1)
+                listener.started(run, plan)
+            listener.row(row)
+
         try:
             train_on_ray(
                 ray,
@@ -74,10 +82,11 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
                 devices=options.devices,
                 local=options.address is None,
                 restarts=options.restarts,
-                tell=listener.row,
+                tell=tell,
             )
         finally:
-            listener.finished(run)
+            if listener.began:
+                listener.finished(run)
     return load(out, env=options.env)
 
 
@@ -96,13 +105,13 @@ def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
 
 def ranks_of(options: argparse.Namespace) -> Any:
     """The processes that train together: this one alone, or those of a job."""
-    from surefoot.ranks import ALONE, join
+    from surefoot.devices import divide_cpu
+    from surefoot.ranks import ALONE
+    from surefoot.rendezvous import join
 
     if options.cluster != "auto":
         return ALONE
     if options.out is None:
         raise ConfigError("--cluster auto needs --out DIR, on files that all ranks see")
-    from surefoot.devices import divide_cpu
-
     divide_cpu(options.devices)
     return join()
