@@ -60,15 +60,15 @@ def steps_per_second(out: Path) -> float:
     return 256 * 128 / statistics.median(row["time/iteration"] for row in rows)
 
 
-def trained(words: list[str], how: str, out: Path) -> float:
+def trained(words: list[str], how: str, out: Path, cores: tuple[int, int]) -> float:
     """Steps a second of one run: `one` core, `ranks` on a core each, or two `devices`."""
     words = [*TASK, *words, "--steps", "1e6", "--blocks", "2"]
     if how == "one":
-        processes = [start(words, 0, out)]
+        processes = [start(words, cores[0], out)]
     elif how == "apart":
-        processes = [start(words, core, out.with_name(f"run-{core}")) for core in (0, 1)]
+        processes = [start(words, core, out.with_name(f"run-{core}")) for core in cores]
         assert [process.wait() for process in processes] == [0, 0]
-        return sum(steps_per_second(out.with_name(f"run-{core}")) for core in (0, 1))
+        return sum(steps_per_second(out.with_name(f"run-{core}")) for core in cores)
     elif how == "devices":
         processes = [start([*words, "--devices", "2"], None, out)]
     else:
@@ -77,14 +77,14 @@ def trained(words: list[str], how: str, out: Path) -> float:
             where = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}"}
         where["JAX_NUM_PROCESSES"] = "2"
         processes = [
-            start([*words, "--cluster", "auto"], rank, out, JAX_PROCESS_ID=str(rank), **where)
-            for rank in (0, 1)
+            start([*words, "--cluster", "auto"], core, out, JAX_PROCESS_ID=str(rank), **where)
+            for rank, core in enumerate(cores)
         ]
     assert [process.wait() for process in processes] == [0] * len(processes)
     return steps_per_second(out)
 
 
-def compare_ranks(only: str) -> dict[str, Any]:
+def compare_ranks(only: str, cores: tuple[int, int]) -> dict[str, Any]:
     """Throughputs in turn, and the ratios of neighbours."""
     found: dict[str, Any] = {}
     for name, words in RULES.items():
@@ -94,7 +94,7 @@ def compare_ranks(only: str) -> dict[str, Any]:
         for _ in range(ROUNDS):
             for how, seen in rates.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    seen.append(trained(words, how, Path(folder) / "run"))
+                    seen.append(trained(words, how, Path(folder) / "run", cores))
         against = {
             how: statistics.median(b / a for a, b in zip(rates["one"], rates[how], strict=True))
             for how in ("ranks", "devices", "apart")
@@ -193,8 +193,9 @@ def main() -> None:
     parser.add_argument("what", choices=["ranks", "actors", "sums"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="ranks: rules with this in their name")
+    parser.add_argument("--cores", type=int, nargs=2, default=(0, 1), help="ranks: pin to these")
     options = parser.parse_args()
-    ranks = partial(compare_ranks, options.only)
+    ranks = partial(compare_ranks, options.only, tuple(options.cores))
     do = {"ranks": ranks, "actors": compare_actors, "sums": time_sums}
     found = do[options.what]()
     print(json.dumps(found, indent=1))

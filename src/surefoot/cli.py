@@ -193,7 +193,7 @@ def _fail(fault: SurefootError, *, as_json: bool) -> int:
 
 
 def _ended(code: int, options: Any) -> int:
-    """The code of a command that failed; a rank among others ends here."""
+    """The code of a command; a rank among others ends here."""
     if getattr(options, "cluster", None) == "auto":
         from surefoot.heartbeat import leave_at_once
 
@@ -259,24 +259,25 @@ def main(arguments: list[str] | None = None) -> int:
         options.words = arguments[1:]
         keep_programs_of_processes()
         with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
-            return options.run(options)
+            code = options.run(options)
     except SurefootError as fault:
         if debug:
             raise
-        return _ended(_fail(fault, as_json=as_json), options)
+        code = _fail(fault, as_json=as_json)
     except StoppedBySignal as stop:
-        return _stopped(stop, options)
+        code = _stopped(stop, options)
     except KeyboardInterrupt:
         print("surefoot: stopped at once", file=sys.stderr)
-        return 130
+        code = 130
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
     except Exception as fault:
         if debug:
             raise
-        return _ended(_fail(_internal(fault), as_json=as_json), options)
+        code = _fail(_internal(fault), as_json=as_json)
+    return _ended(code, options)
 
 
 if __name__ == "__main__":

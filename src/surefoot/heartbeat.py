@@ -71,10 +71,10 @@ def end_at_once(fault: SurefootError) -> NoReturn:
 
 
 def leave_at_once(code: int) -> NoReturn:
-    """End a rank that has failed: to leave in peace would be to wait for the others.
+    """End a rank: to leave as Python does would be to wait for the others in native code.
 
-    Rank 0, through which they meet, goes a moment later than ranks that fail with it: without it
-    they would be ended before they have said why.
+    Rank 0, through which they meet, goes a moment later than the others: without it they would be
+    ended before they have said why they fail, or heard that they may go.
     """
     if jax.distributed.is_initialized() and jax.process_index() == 0:
         time.sleep(1.0)

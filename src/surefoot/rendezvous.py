@@ -112,7 +112,8 @@ def _meet_over_tcp(host: str | None) -> None:
             distributed_client=distributed.global_state.client, hostname=host
         )
         for thread in _threads() - before:
-            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+            with contextlib.suppress(OSError):  # a container may not allow it
+                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
         return xla_bridge.make_cpu_client(collectives)
 
     xla_bridge.register_backend_factory("cpu", make_client, priority=0, fail_quietly=False)
