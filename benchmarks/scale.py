@@ -62,7 +62,7 @@ def steps_per_second(out: Path) -> float:
 
 def trained(words: list[str], how: str, out: Path, cores: tuple[int, int]) -> float:
     """Steps a second of one run: `one` core, `ranks` on a core each, or two `devices`."""
-    words = [*TASK, *words, "--steps", "1e6", "--blocks", "2"]
+    words = [*TASK, *words, "--steps", "1e6"]
     if how == "one":
         processes = [start(words, cores[0], out)]
     elif how == "apart":

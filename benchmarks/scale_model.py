@@ -35,8 +35,12 @@ FLOPS = 200e12
 """Assumed, of large products: about half of an H100's TF32 peak."""
 SPREAD = 0.03
 """Assumed: standard deviation of a part's time from device to device, as a share of it."""
-SECONDS = {"rollout": 1.7e-3, "ppo": 4.4e-3, "trpo": 3.0e-3}
-"""Measured on one H200 with the small networks (docs/performance.md): 65,536 rows."""
+SECONDS = {"ppo": 1e-3, "trpo": 1e-3}
+"""Measured on one H200: a whole iteration of 512 CartPoles x 128 steps, the small networks."""
+STEPS = {"rollout": 1e-3}
+"""Assumed: what 128 steps of 512 environments take beside the policy's own products."""
+SELECTED = 5e9
+"""Assumed: numbers a second among which a device finds the largest hundredth."""
 FORWARDS = {"gradient": 3.3, "fisher": 1.5, "look": 1.0}
 """Measured, in forward passes over the batch: a gradient, a Fisher product on a quarter of it."""
 PASSES, MINIBATCHES, PRODUCTS, TRIES = 4, 4, 10, 2
@@ -65,10 +69,19 @@ def parts_of(rule: str, params: int) -> tuple[float, int, int]:
         own = FORWARDS["gradient"] + PRODUCTS * FORWARDS["fisher"] + (2 + TRIES) * FORWARDS["look"]
         forwards = (own + PASSES * FORWARDS["gradient"] + FORWARDS["look"]) / 2
     scalars += SCALARS["fixed"]
-    computing = forwards * 2 * params * ROWS / FLOPS
+    forwards += FORWARDS["look"]  # of the rollout
+    computing = STEPS["rollout"] + forwards * 2 * params * ROWS / FLOPS
     if params == SMALL:
         computing = SECONDS[rule]
-    return SECONDS["rollout"] + computing, vectors, scalars
+    return computing, vectors, scalars
+
+
+def seconds_of_figures(count: int) -> float:
+    """What the worst hundredth of the states' KL takes beyond one device: every row's is read."""
+    if count == 1:
+        return 0.0
+    links, rows = INSIDE if count <= 8 else BETWEEN, (count - 1) * ROWS
+    return 4 * rows / links.bandwidth + rows / SELECTED
 
 
 def predict(rule: str, params: int, count: int) -> dict[str, float]:
@@ -76,14 +89,16 @@ def predict(rule: str, params: int, count: int) -> dict[str, float]:
     computing, vectors, scalars = parts_of(rule, params)
     size = params if rule == "ppo" else params / 2
     summing = vectors * seconds_of_sum(count, size) + scalars * seconds_of_sum(count, 1)
+    figures = seconds_of_figures(count)
     parts = vectors + scalars
     rng = np.random.default_rng(0)
     slowest = np.max(rng.normal(1.0, SPREAD, (200, min(parts, 60), count)), axis=-1).mean()
     waiting = computing * (slowest - 1.0)
-    total = computing + summing + waiting
+    total = computing + summing + waiting + figures
     return {
         "milliseconds": 1e3 * total,
         "summing": summing / total,
+        "figures": figures / total,
         "waiting": waiting / total,
         "efficiency": computing / total,
         "million_steps_per_second": count * ROWS / total / 1e6,
@@ -106,8 +121,9 @@ def main() -> None:
     }
     for name, row in found.items():
         print(
-            f"| {name} | {row['milliseconds']:.1f} | {row['summing']:.0%} | {row['waiting']:.0%} | "
-            f"{row['efficiency']:.0%} | {row['million_steps_per_second']:,.0f} |"
+            f"| {name} | {row['milliseconds']:.1f} | {row['summing']:.0%} | {row['figures']:.0%} | "
+            f"{row['waiting']:.0%} | {row['efficiency']:.0%} | "
+            f"{row['million_steps_per_second']:,.0f} |"
         )
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

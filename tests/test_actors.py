@@ -15,7 +15,7 @@ from surefoot.actors import EnvActors, EnvWorkers
 from surefoot.config import TRPO, Critic, Network, Train
 from surefoot.envs import find_env
 from surefoot.envs.host import open_host_env
-from surefoot.errors import ConfigError, EnvContractError, WorkerLostError
+from surefoot.errors import ConfigError, EnvContractError, ReplicaError, WorkerLostError
 from surefoot.learner import make_learner
 from surefoot.networks import build
 from surefoot.presets import settle
@@ -23,6 +23,10 @@ from surefoot.rollout_host import HostCollector
 
 
 class ActorDiedError(Exception):
+    """As Ray's."""
+
+
+class ObjectLostError(Exception):
     """As Ray's."""
 
 
@@ -43,7 +47,7 @@ def closed():
 class StandIn:
     """What `EnvActors` asks of Ray; `spoil(reply)` may change a reply, or raise, once."""
 
-    exceptions = SimpleNamespace(RayActorError=ActorDiedError)
+    exceptions = SimpleNamespace(RayActorError=ActorDiedError, ObjectLostError=ObjectLostError)
 
     def __init__(self, spoil=None):
         self.spoil, self.made, self.killed = spoil, 0, 0
@@ -79,12 +83,19 @@ class StandIn:
 def settings_of(**train):
     train = {"num_envs": 4, "num_steps": 16, "blocks": 2} | train
     return settle(
-        "CartPole-v1", TRPO(), Train(**train), Network(hidden=(8,)), Critic(), preset="none"
+        "CartPole-v1",
+        TRPO(),
+        Train(**train),
+        Network(hidden=(8,)),
+        Critic(),
+        preset="none",
+        env_kwargs={"max_episode_steps": 11},  # some episodes end, others are cut
     )
 
 
 def opened(settings):
-    env = open_host_env(find_env(settings.env, {}), settings.train.num_envs, seed=0)
+    source = find_env(settings.env, settings.env_kwargs)
+    env = open_host_env(source, settings.train.num_envs, seed=0)
     OPENED.append(env)
     learner = make_learner(settings, env.spec, build(env.spec, settings.network))
     return env, learner, jax.jit(learner.init)(0)
@@ -96,26 +107,38 @@ def collected(collector, state, iterations=3):
     return [collector.collect(policy, state.obs_stats, n) for n in range(iterations)]
 
 
+def last_observations(rollout):
+    """Of each block by row: the order in which they are told says nothing."""
+    rows = rollout.final_rows.reshape(2, -1)
+    order = np.argsort(rows, 1, kind="stable")
+    obs = rollout.final_obs.reshape(2, rows.shape[1], -1)
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(obs, order[..., None], 1)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_actors_collect_what_one_process_does(workers):
     settings = settings_of()
     env, learner, state = opened(settings)
     alone = collected(HostCollector(env, learner.actor, settings), state)
-    actors = EnvActors(StandIn(), settings, workers, restarts=0)
+    ray = StandIn()
+    actors = EnvActors(ray, settings, workers, restarts=0)
     for one, other in zip(alone, collected(actors, state), strict=True):
-        exact = ("obs", "actions", "rewards", "terminated", "truncated", "valid", "final_rows")
-        for name in (*exact, "final_obs"):
+        for name in ("obs", "actions", "rewards", "terminated", "truncated", "valid"):
             assert_same_bits(getattr(one.rollout, name), getattr(other.rollout, name))
+        assert np.count_nonzero(one.rollout.truncated) >= 2
+        assert_same_bits(last_observations(one.rollout), last_observations(other.rollout))
         np.testing.assert_allclose(one.rollout.log_probs, other.rollout.log_probs, rtol=1e-5)
         assert_same_bits(one.episodes, other.episodes)
     assert actors.figures == {"env/restarts": 0, "env/lost": 0, "env/stale": 0}
     actors.close()
+    assert ray.killed == workers
 
 
 @case(82)
-def test_a_lost_fragment_is_collected_again_under_the_same_policy():
+@pytest.mark.parametrize("how", [ActorDiedError, ObjectLostError])
+def test_a_lost_fragment_is_collected_again_under_the_same_policy(how):
     def die(reply):
-        raise ActorDiedError("killed")
+        raise how("killed")
 
     ray = StandIn()
     actors = EnvActors(ray, settings_of(), 2, restarts=1)
@@ -124,7 +147,7 @@ def test_a_lost_fragment_is_collected_again_under_the_same_policy():
     actors.collect(state.params["policy"], state.obs_stats, 0)
     ray.spoil = die
     again = actors.collect(state.params["policy"], state.obs_stats, 1).rollout
-    assert ray.made == 3
+    assert (ray.made, ray.killed) == (3, 1)
     assert actors.figures["env/lost"] == 1
     assert np.all(again.valid)
     ray.spoil = die
@@ -145,6 +168,19 @@ def test_a_fragment_of_an_older_policy_is_refused_and_counted():
     rollout = actors.collect(state.params["policy"], state.obs_stats, 5).rollout
     assert actors.figures["env/stale"] == 1
     assert np.max(rollout.rewards) == 1.0
+
+
+def test_an_actor_that_goes_on_sending_another_policy_is_not_asked_for_ever():
+    class Stuck(StandIn):
+        def get(self, reply):
+            fragment, *rest = reply()
+            return fragment._replace(version=-1), *rest
+
+    actors = EnvActors(Stuck(), settings_of(), 2, restarts=0)
+    _, _, state = opened(settings_of())
+    actors.reset(0)
+    with pytest.raises(ReplicaError, match="101 fragments of another policy"):
+        actors.collect(state.params["policy"], state.obs_stats, 0)
 
 
 def test_what_an_environment_does_is_told_with_its_number_in_the_run():

@@ -73,12 +73,17 @@ def distance(one, other):
     return max(far)
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 HOWS = [
-    *((rule, {}) for rule in RULES_HERE),
-    ("trpo", {"guard": True}),
+    ("trpo", {}),
     ("ppo", {"joint": True}),
-    ("ppo", {"joint": True, "shared": True}),
-    ("trpo", {"blocks": 8}),
+    *(slow(rule, {}) for rule in RULES_HERE if rule != "trpo"),
+    slow("trpo", {"guard": True}),
+    slow("ppo", {"joint": True, "shared": True}),
+    slow("trpo", {"blocks": 8}),
 ]
 
 
@@ -103,7 +108,7 @@ DRAWN = ("visitation", "kl_p99", "kl_worst_share", "kl_median", "log_ratio")
 """In names of figures that are taken of some rows: others in other blocks."""
 
 
-@pytest.mark.parametrize("rule", WHOLE)
+@pytest.mark.parametrize("rule", [rule if rule == "trpo" else slow(rule) for rule in WHOLE])
 def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
     """So a gradient that is summed over blocks, and not averaged, is another one.
 
@@ -137,7 +142,7 @@ def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
             assert float(value) == pytest.approx(other, rel=2e-3, abs=1e-5, nan_ok=True), name
 
 
-@pytest.mark.parametrize("rule", ["trpo", "ppo"])
+@pytest.mark.parametrize("rule", ["trpo", *map(slow, ("vpg", "npg", "ppo-kl", "ppo"))])
 def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule, x64):
     learner = learner_of.__wrapped__(rule)
     state = jax.jit(learner.init)(0)
@@ -160,7 +165,7 @@ def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule,
 
 
 @case(79)
-@pytest.mark.parametrize("env", ["jax", "host"])
+@pytest.mark.parametrize("env", ["jax", slow("host")])
 def test_a_whole_run_on_two_devices(tmp_path, env):
     """Its directory is read, evaluated and gone on with on one; a warning says what that means."""
     how = {

@@ -149,12 +149,19 @@ def learned(rule, kind):
     return Learned(*(np.asarray(leaf).reshape(6, SEEDS, 4) for leaf in out))
 
 
-every_rule = pytest.mark.parametrize("rule", list(RULES))
-every_kind = pytest.mark.parametrize("kind", list(ACTIONS))
+DEAR = ("vpg", "npg", "ppo-kl")
+"""Rules whose probes with continuous actions are slow tests: each is a program of its own."""
+every_rule_and_kind = pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        pytest.param(kind, rule, marks=[pytest.mark.slow] * (kind == "continuous" and rule in DEAR))
+        for kind in ACTIONS
+        for rule in RULES
+    ],
+)
 
 
-@every_rule
-@every_kind
+@every_rule_and_kind
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_critic_finds_the_value_of(rule, kind, world):
     found = learned(rule, kind)
@@ -171,8 +178,7 @@ def test_the_critic_finds_the_value_of(rule, kind, world):
         np.testing.assert_allclose(found.values[number, :, place], value, rtol=0.05, atol=0.1)
 
 
-@every_rule
-@every_kind
+@every_rule_and_kind
 @pytest.mark.parametrize("world", WORLDS[ACTION : BOTH + 1])
 def test_the_policy_finds_the_action_that_pays_under(rule, kind, world):
     modes = learned(rule, kind).modes[WORLDS.index(world)]

@@ -11,10 +11,13 @@ import jax
 import numpy as np
 
 from surefoot.config import Settings
-from surefoot.errors import ConfigError, SurefootError, WorkerLostError, fault_of
+from surefoot.errors import ConfigError, ReplicaError, SurefootError, WorkerLostError, fault_of
 from surefoot.presets import settle_tables
 from surefoot.rollout_host import Fragment, HostCollector, HostRollout, assemble
 from surefoot.types import Params
+
+MOST_STALE = 100
+"""Fragments of another policy that are refused in a run before it ends."""
 
 
 class EnvWorkers(NamedTuple):
@@ -57,11 +60,12 @@ class EnvActors:
     """
 
     def __init__(self, ray: Any, settings: Settings, workers: int, *, restarts: int):
-        self._ray, self._settings = ray, settings
+        self._ray, self._gone, self._settings = ray, ray.exceptions, settings
         self._share, self._restarts = settings.train.num_envs // workers, restarts
         self._make: Any = ray.remote(_EnvActor)
         self.lost = self.stale = 0
-        self._known_restarts = [0] * workers
+        # Environments made anew, by each actor so far; and by those that are gone.
+        self._known_restarts, self._past_restarts = [0] * workers, 0
         self._actors = [self._start(number) for number in range(workers)]
 
     def _start(self, number: int) -> Any:
@@ -72,7 +76,7 @@ class EnvActors:
     @property
     def figures(self) -> dict[str, int]:
         """What a row tells of the environments themselves."""
-        restarts = sum(self._known_restarts)
+        restarts = self._past_restarts + sum(self._known_restarts)
         return {"env/restarts": restarts, "env/lost": self.lost, "env/stale": self.stale}
 
     def reset(self, iteration: int) -> None:
@@ -112,7 +116,7 @@ class EnvActors:
         """A fragment, or None where it has to be asked for again."""
         try:
             fragment, restarts, fault = self._ray.get(reply)
-        except self._ray.exceptions.RayActorError as death:
+        except (self._gone.RayActorError, self._gone.ObjectLostError) as death:
             self._renew(number, iteration, death)
             return None
         if fault is not None:
@@ -120,6 +124,11 @@ class EnvActors:
         self._known_restarts[number] = restarts
         if fragment.version != iteration:
             self.stale += 1
+            if self.stale > MOST_STALE:
+                raise ReplicaError(
+                    f"an actor goes on sending what it collected before: {self.stale} fragments of "
+                    "another policy than was asked for"
+                )
             return None
         return fragment
 
@@ -132,6 +141,9 @@ class EnvActors:
                 f"the actor of environments {first} to {first + self._share - 1} is gone, and "
                 f"{self._restarts} restarts are spent: {' '.join(str(death).split())[:300]}"
             )
+        self._ray.kill(self._actors[number])  # it may be alive, and only out of reach
+        self._past_restarts += self._known_restarts[number]
+        self._known_restarts[number] = 0
         self._actors[number] = self._start(number)
         self._reset_at, self._to_reset = iteration, {*self._to_reset, number}
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 
 from surefoot.config import Settings
-from surefoot.devices import claim_devices
 from surefoot.envs import EnvSource, find_env
 from surefoot.errors import ConfigError, SurefootError
 from surefoot.locks import lock, unlock
@@ -74,9 +73,8 @@ def grouped(cells: Sequence[Cell]) -> list[Group]:
 def train_group(group: Group, *, jobs: int = 1, devices: int = 1) -> list[Outcome]:
     """Train cells or go on with them, then score their final policies; the seconds of each.
 
-    Other groups are trained beside this one, `jobs` in all, each on so many devices.
+    Other groups are trained beside this one, `jobs` in all. Seeds are shared out among `devices`.
     """
-    claim_devices(devices)
     if len(group) == 1:
         return [attempt(_train_alone, group[0])]
     started = time.monotonic()
@@ -189,7 +187,6 @@ def trial(group: Group, *, devices: int = 1) -> float:
 
     Compilation counts once. An evaluation on the host is taken to last its episodes' time limit.
     """
-    claim_devices(devices)
     cell, count, started = group[0], len(group), time.monotonic()
     settings = cell.settings
     train = replace(

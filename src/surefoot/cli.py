@@ -193,7 +193,7 @@ def _fail(fault: SurefootError, *, as_json: bool) -> int:
 
 
 def _ended(code: int, options: Any) -> int:
-    """The code of a command; a rank among others ends here."""
+    """The code of a command that failed; a rank among others ends here."""
     if getattr(options, "cluster", None) == "auto":
         from surefoot.heartbeat import leave_at_once
 
@@ -211,15 +211,20 @@ def _internal(fault: Exception) -> SurefootError:
 
 
 def _stopped(stop: StoppedBySignal, options: Any) -> int:
-    text = str(stop)
+    text, command = str(stop), None
     if getattr(options, "cluster", None):
+        # The command may be a scheduler's, which started this one on every rank.
         text += "; the same command with --resume auto goes on from there"
+        words = ["surefoot", "train", *options.words]
+        words += [] if options.resume else ["--resume", "auto"]
+        words += [] if options.out else ["--out", str(stop.path)]
+        command = shlex.join(words)
     elif stop.path:
         command = f"surefoot resume {shlex.quote(str(stop.path))}"
         command += env_flag(getattr(options, "env", None) or "")
-        if options.json:
-            emit({"event": "stopped", "signal": stop.number, "resume": command})
         text += f"; go on with: {command}"
+    if command and stop.path and options.json:
+        emit({"event": "stopped", "signal": stop.number, "resume": command})
     print(f"surefoot: {text}", file=sys.stderr)
     return stop.code
 
@@ -259,25 +264,24 @@ def main(arguments: list[str] | None = None) -> int:
         options.words = arguments[1:]
         keep_programs_of_processes()
         with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
-            code = options.run(options)
+            return options.run(options)
     except SurefootError as fault:
         if debug:
             raise
-        code = _fail(fault, as_json=as_json)
+        return _ended(_fail(fault, as_json=as_json), options)
     except StoppedBySignal as stop:
-        code = _stopped(stop, options)
+        return _stopped(stop, options)
     except KeyboardInterrupt:
         print("surefoot: stopped at once", file=sys.stderr)
-        code = 130
+        return _ended(130, options)
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 0
     except Exception as fault:
         if debug:
             raise
-        code = _fail(_internal(fault), as_json=as_json)
-    return _ended(code, options)
+        return _ended(_fail(_internal(fault), as_json=as_json), options)
 
 
 if __name__ == "__main__":

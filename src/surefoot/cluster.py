@@ -6,6 +6,7 @@ itself, writes to a log of its own, and ends with its worker.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -25,10 +26,14 @@ from surefoot.errors import ConfigError, StoppedBySignal, WorkerLostError, fault
 from surefoot.loop import SIGNALS
 from surefoot.ranks import TOKEN
 from surefoot.rendezvous import COORDINATES, LOOPBACK, WITH_PARENT
+from surefoot.run import RunDirectory
 
-FINAL = (0, 2, 3, 4, 5, 6, 7, 8, 130, 143)
+_STOPPED = {130, 143}
+FINAL = {0, 2, 3, 4, 5, 6, 7, 8, *_STOPPED}
 """How a rank may end for good: whatever else happens, it is started again."""
 POLL_S = 0.2
+_WORD = secrets.token_hex(32)
+"""That of Rays which this process starts: theirs is read once."""
 
 
 class Job(NamedTuple):
@@ -53,6 +58,7 @@ def train_on_ray(
     devices: int,
     local: bool,
     restarts: int,
+    told: int,
     tell: Callable[[dict[str, Any]], None],
 ) -> None:
     """Train with so many ranks, and start all of them anew where one is lost.
@@ -65,7 +71,8 @@ def train_on_ray(
         devices: of each: GPUs where Ray has any, else cores of a CPU.
         local: whether all are on this machine.
         restarts: how often, at most.
-        tell: called with each row of metrics that is new.
+        told: environment steps of the rows that are known already.
+        tell: called with each row of metrics behind them.
 
     Raises:
         ConfigError: where Ray has not what is asked for.
@@ -96,7 +103,7 @@ def train_on_ray(
     waiting = threading.Thread(target=fit, daemon=True)
     with _forwarded(logs) as signals:
         waiting.start()
-        rows = _Follower(place / "metrics.jsonl", tell)
+        rows = _Follower(place / "metrics.jsonl", tell, told)
         while waiting.is_alive():
             waiting.join(POLL_S)
             rows.look()
@@ -125,7 +132,8 @@ def _judge(
 ) -> None:
     """Raise what the ranks ended with, if they did not end well."""
     ends = {rank: _end_of(job, rank) for rank in range(workers)}
-    if stopped := {130, 143} & set(ends.values()):
+    stopped = _STOPPED & set(ends.values())
+    if stopped or (signals and any(ends.values())):
         done = re.findall(r"at iteration (\d+)", _last_line(job, 0))
         number = signals[0] if signals else min(stopped) - 128  # to one of them, not to us
         raise StoppedBySignal(number, int(done[-1]) if done else 0, Path(job.directory))
@@ -137,13 +145,13 @@ def _judge(
         name, text = said.groups() if said else ("RANK", f"rank {rank} ended with {bad[0]}")
         raise fault_of(bad[0], name, f"{text}; logs: {logs}")
     if failed or any(code != 0 for code in ends.values()):
-        kept = sorted(Path(job.directory, "checkpoints").glob("step-*"))
+        kept = RunDirectory(Path(job.directory)).checkpoints()
         newest = f"; the newest checkpoint is {kept[-1]}" if kept else ""
-        why = f": {type(failed[0]).__name__}" if failed else ""
-        raise WorkerLostError(
-            f"ranks were lost more often than the {restarts} times that --restarts allows{why}"
-            f"{newest}; logs: {logs}"
-        )
+        what = f"ranks were lost more often than the {restarts} times that --restarts allows"
+        if not any(ends.values()):
+            text = " ".join(str(failed[0]).split())[:300] if failed else "they have not begun"
+            what = f"Ray ended the ranks: {text}"
+        raise WorkerLostError(f"{what}{newest}; logs: {logs}")
 
 
 def _import_ray(address: str | None) -> Any:
@@ -158,7 +166,7 @@ def _import_ray(address: str | None) -> Any:
     if address is None:
         # What Ray calls a cluster, on systems of any kind, listens beyond this machine.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _WORD}
     elif os.environ.get("RAY_AUTH_MODE") != "token":
         raise ConfigError(
             f"--address {address}: its ports are open to other machines: start that Ray with "
@@ -198,7 +206,7 @@ def connected(address: str | None, cores: int) -> Iterator[Any]:
         # Ray puts handlers of its own in the place of ours.
         with _limited(address), _handlers_kept():
             ray.init(**ours, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as fault:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as fault:
         ray.shutdown()
         text = " ".join(str(fault).split())[:300]
         raise ConfigError(f"Ray at {address or 'this machine'}: {text}") from fault
@@ -305,8 +313,11 @@ def _rank(job: dict[str, Any]) -> None:
     """
     rank, logs = os.environ[COORDINATES[2]], Path(job["ranks"])
     stop, end = logs / "stop", logs / f"rank-{rank}.end"
-    if any(_code(file) in FINAL[1:] for file in logs.glob("rank-*.end")):
+    if any(_code(file) in FINAL - {0} for file in logs.glob("rank-*.end")):
         return  # one has ended for good: starting again would not help
+    if stop.exists():
+        end.write_text(str(128 + signal.SIGTERM), encoding="ascii")
+        return
     end.unlink(missing_ok=True)
     command = [sys.executable, "-m", "surefoot", "train", *job["words"]]
     with open(logs / f"rank-{rank}.log", "ab") as log:
@@ -317,6 +328,7 @@ def _rank(job: dict[str, Any]) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
+            preexec_fn=_end_with_starter,
         )
         (logs / f"rank-{rank}.pid").write_text(str(process.pid), encoding="ascii")
         told = False
@@ -325,9 +337,18 @@ def _rank(job: dict[str, Any]) -> None:
                 told = True
                 process.send_signal(signal.SIGTERM)
             time.sleep(POLL_S)
-    end.write_text(str(process.returncode), encoding="ascii")
-    if process.returncode not in FINAL:
-        raise RuntimeError(f"rank {rank} ended with {process.returncode}")
+    code = process.returncode
+    if told and code == -signal.SIGTERM:  # before it could handle signals
+        code = 128 + signal.SIGTERM
+    end.write_text(str(code), encoding="ascii")
+    if code not in FINAL:
+        raise RuntimeError(f"rank {rank} ended with {code}")
+
+
+def _end_with_starter() -> None:
+    """In a rank that starts: be killed where its worker is gone, even while it is stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _code(file: Path) -> int | None:
@@ -376,9 +397,9 @@ def _forwarded(logs: Path) -> Iterator[list[int]]:
 class _Follower:
     """Tells the rows that rank 0 appends to a file, each once, also where it starts again."""
 
-    def __init__(self, file: Path, tell: Callable[[dict[str, Any]], None]):
-        self._file, self._tell = file, tell
-        self._offset = self._last = self._inode = 0
+    def __init__(self, file: Path, tell: Callable[[dict[str, Any]], None], told: int):
+        self._file, self._tell, self._told = file, tell, told
+        self._offset = self._inode = 0
 
     def look(self) -> None:
         """Tell what is new."""
@@ -392,6 +413,6 @@ class _Follower:
                     break
                 self._offset += len(line)
                 row = json.loads(line)
-                if row["iteration"] > self._last:
-                    self._last = row["iteration"]
+                if row["env_steps"] > self._told:
+                    self._told = row["env_steps"]
                     self._tell(row)

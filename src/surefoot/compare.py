@@ -15,7 +15,7 @@ import gymnasium
 
 from surefoot.cells import Cell, Group, grouped, stored_score, train_group, trial
 from surefoot.config import Critic, Network, Rule, Settings, Train, refuse_other_kinds
-from surefoot.devices import divide_cpu
+from surefoot.devices import claim_devices
 from surefoot.envs import find_env
 from surefoot.errors import ConfigError
 from surefoot.presets import differing_settings, frozen_settings, settle
@@ -74,7 +74,7 @@ def compare(
         steps: environment steps of each cell.
         jobs: cells at a time, each in a new process (a script needs its `__main__` guard). The
             seeds of a rule on a JAX-native environment are one program and count as one cell.
-        devices: of each such program, whose seeds are shared out among them.
+        devices: of each such program, whose seeds are shared out among them; with one job.
         preset: all rules get what this preset shares among them; `tuned` gives each rule what
             `auto` gives it alone, critic included.
         train: settings shared by all rules, over the preset's.
@@ -92,7 +92,10 @@ def compare(
     for name, count in (("seeds", seeds), ("jobs", jobs), ("episodes", episodes)):
         if count < 1:
             raise ConfigError(f"compare: {name} must be at least 1, got {count}")
-    divide_cpu(devices)
+    if devices > 1 and jobs > 1:
+        raise ConfigError(
+            "compare: devices and jobs do not go together: each job would take the same devices"
+        )
     if devices > 1 and any(find_env(env, env_kwargs or {}).kind != "jax" for env in envs):
         raise ConfigError(
             "compare: devices share out the seeds of JAX-native environments (gymnax:ID); "
@@ -100,6 +103,7 @@ def compare(
         )
     if devices > seeds:
         raise ConfigError(f"compare: {devices} devices need as many seeds, got {seeds}")
+    claim_devices(devices)
     refuse_other_kinds("train", train, Train)
     refuse_other_kinds("network", network, Network, OwnNetworks)
     refuse_other_kinds("critic", critic, Critic)

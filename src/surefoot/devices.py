@@ -68,8 +68,7 @@ class Placement(NamedTuple):
         """All of it on a device of this process, whoever has its parts; every process asks."""
         if self.mesh is None:
             return tree
-        gathered = jax.jit(lambda tree: tree, out_shardings=self._along(None))(tree)
-        return self.here(gathered)
+        return self.here(jax.jit(_same, out_shardings=self._along(None))(tree))
 
     def here(self, tree: PyTree) -> PyTree:
         """What is the same everywhere, on one device of this process."""
@@ -84,6 +83,10 @@ class Placement(NamedTuple):
 
 
 ONE = Placement()
+
+
+def _same(tree: PyTree) -> PyTree:
+    return tree
 
 
 def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:

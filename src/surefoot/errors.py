@@ -129,7 +129,10 @@ class WorkerLostError(SurefootError):
 
 def fault_of(code: int, name: str, message: str) -> SurefootError:
     """A fault that another process met and told of."""
-    kinds: dict[int, Any] = {kind.code: kind for kind in SurefootError.__subclasses__()}
+    if name == "REPLICAS":
+        return ReplicaError(message)  # beside updates that are not finite, whose code it has
+    others = (kind for kind in SurefootError.__subclasses__() if kind is not ReplicaError)
+    kinds: dict[int, Any] = {kind.code: kind for kind in others}
     return kinds.get(code, SurefootError)(message, name=name)
 
 

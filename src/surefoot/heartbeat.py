@@ -8,11 +8,13 @@ import time
 from typing import Any, NoReturn
 
 import jax
+from jax._src import distributed  # asking JAX itself which rank this is would start its devices
 
 from surefoot.errors import SurefootError, WorkerLostError, printable
 
 SILENCE_S = 20
 """Seconds after which a rank that says nothing is taken for dead, and all end."""
+_ALIVE = "surefoot/alive"
 
 
 class Heartbeat:
@@ -39,20 +41,21 @@ class Heartbeat:
         while not self._stopped.wait(SILENCE_S / 10):
             beats += 1
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                mine = f"surefoot/alive/{self._rank}"
+                mine = f"{_ALIVE}/{self._rank}"
                 self._client.key_value_set(mine, str(beats), allow_overwrite=True)
-                for rank in range(self._count):
-                    said = self._client.key_value_try_get(f"surefoot/alive/{rank}")
+                for key, said in self._client.key_value_dir_get(_ALIVE):
+                    rank = int(key.rpartition("/")[2])
                     if seen.get(rank) != said:
                         seen[rank], self._heard[rank] = said, time.monotonic()
 
     def _listen(self) -> None:
+        looked = time.monotonic()
         while not self._stopped.wait(1.0):
-            silent = {
-                rank: time.monotonic() - heard
-                for rank, heard in self._heard.items()
-                if time.monotonic() - heard > SILENCE_S
-            }
+            now = time.monotonic()
+            if now - looked > SILENCE_S / 2:  # all were put to sleep, and go on
+                self._heard = dict.fromkeys(self._heard, now)
+            looked = now
+            silent = [rank for rank, heard in self._heard.items() if now - heard > SILENCE_S]
             if silent and not self._stopped.is_set():
                 who = "the coordinator, rank 0" if 0 in silent else f"rank {min(silent)}"
                 end_at_once(
@@ -71,12 +74,12 @@ def end_at_once(fault: SurefootError) -> NoReturn:
 
 
 def leave_at_once(code: int) -> NoReturn:
-    """End a rank: to leave as Python does would be to wait for the others in native code.
+    """End a rank that has failed: to leave in peace would be to wait for the others.
 
-    Rank 0, through which they meet, goes a moment later than the others: without it they would be
-    ended before they have said why they fail, or heard that they may go.
+    Rank 0, through which they meet, goes a moment later than ranks that fail with it: without it
+    they would be ended before they have said why.
     """
-    if jax.distributed.is_initialized() and jax.process_index() == 0:
+    if jax.distributed.is_initialized() and distributed.global_state.process_id == 0:
         time.sleep(1.0)
     sys.stdout.flush()
     sys.stderr.flush()

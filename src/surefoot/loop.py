@@ -24,6 +24,7 @@ from surefoot.errors import (
     NotFiniteError,
     StoppedBySignal,
     SurefootError,
+    WorkerLostError,
 )
 from surefoot.faults import keep_batch, keep_fault
 from surefoot.locks import unlock
@@ -188,6 +189,8 @@ class _Loop:
         if self._evaluator:
             self._evaluator.close()
         good = fault is None or isinstance(fault, EnvCrashError | EnvContractError)
+        # Where actors are lost the state is good; where ranks are, a part of it is with them.
+        good |= self.run.ranks is ALONE and isinstance(fault, WorkerLostError)
         if good and self.run.env_steps != self._stored:
             _save(self.run, exact=self._always_exact)
 
@@ -215,6 +218,8 @@ class _Loop:
         run = self.run
         seed = run.settings.train.seed + run.iteration
         result = evaluator(run.placement.whole(run.state), seed, stochastic=False)
+        # Every rank has played; machines that differ may differ in the last digit.
+        result = run.ranks.exchange(result)[0]
         names = ("return_mean", "return_std", "length_mean", "success_rate")
         row |= finite_row({f"eval/{name}": result[name] for name in names if name in result})
         if result["return_mean"] > self._best:
@@ -358,8 +363,8 @@ def drive(
         else:
             stepper = JaxStepper(run.learner, run.settings, listener.compiling, run.placement)
         ending.callback(listener.finished, run)
-        run.ranks.lead(run.iteration, run.directory and run.directory.path)
         try:
+            run.ranks.lead(run.iteration)
             plan = make_plan(run.settings, run.learner.spec)
             stepper.reset(run.iteration)
             listener.started(run, plan)

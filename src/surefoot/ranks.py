@@ -6,10 +6,13 @@ whose decisions are made of sums over all ranks, so that they cannot part; rank 
 
 import contextlib
 import hashlib
+import hmac
+import importlib.metadata
 import json
 import os
 import platform
 import socket
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +26,14 @@ from jaxtyping import Array, UInt32
 
 from surefoot.blocks import AXIS
 from surefoot.devices import ONE, Placement, spread_over
-from surefoot.errors import ConfigError, ReplicaError, SurefootError, WorkerLostError, fault_of
+from surefoot.errors import (
+    ConfigError,
+    ReplicaError,
+    StorageError,
+    SurefootError,
+    WorkerLostError,
+    fault_of,
+)
 from surefoot.heartbeat import Heartbeat
 from surefoot.loop_state import LoopState
 
@@ -39,12 +49,16 @@ class Alone:
     rank, count = 0, 1
 
     @contextlib.contextmanager
-    def leading(self, settings: dict[str, Any]) -> Iterator[None]:
+    def leading(self, settings: dict[str, Any], path: Path | None) -> Iterator[None]:
         """Nobody follows."""
         yield
 
-    def lead(self, iteration: int, directory: Path | None) -> None:
+    def lead(self, iteration: int) -> None:
         """Nobody follows."""
+
+    def exchange(self, said: Any) -> list[Any]:
+        """What this process says."""
+        return [said]
 
     def leave(self) -> None:
         """Nobody is left."""
@@ -71,15 +85,29 @@ class Ranks:
         placement: the devices of all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: int = 1) -> None:
         from jax._src import distributed  # what ranks tell each other before they compute
 
-        self._client: Any = distributed.global_state.client
+        self._runtime: Any = distributed.global_state
+        self._client: Any = self._runtime.client
         self.rank, self.count = jax.process_index(), jax.process_count()
-        self.placement: Placement = spread_over(jax.devices()) if jax.device_count() > 1 else ONE
         self._told = 0
         self._heartbeat = Heartbeat(self._client, self.rank, self.count)
         self._leads = self._announced = False
+        self.placement = self._spread(devices)
+
+    def _spread(self, devices: int) -> Placement:
+        """So many devices of every rank, in their order."""
+        for rank, have in enumerate(self.exchange(jax.local_device_count())):
+            if have < devices:
+                raise ConfigError(
+                    f"devices {devices}: rank {rank} of {self.count} has {have}; ask for fewer "
+                    "(--devices N)",
+                    name="DEVICES",
+                )
+        chosen = [jax.local_devices(rank)[:devices] for rank in range(self.count)]
+        flat = [device for some in chosen for device in some]
+        return spread_over(flat) if len(flat) > 1 else ONE
 
     def exchange(self, said: Any) -> list[Any]:
         """What each rank says, in their order; every rank says something JSON can hold.
@@ -102,7 +130,8 @@ class Ranks:
         Raises:
             ConfigError: with the rank and what differs there.
         """
-        everywhere = self.exchange(_flat(facts | _facts()))
+        nonce = self.exchange(os.urandom(16).hex())[0]
+        everywhere = self.exchange(_flat(facts | _facts(nonce)))
         for rank, other in enumerate(everywhere):
             wrong = [key for key in everywhere[0] if other.get(key) != everywhere[0][key]]
             if wrong:
@@ -120,64 +149,92 @@ class Ranks:
                 )
 
     @contextlib.contextmanager
-    def leading(self, settings: dict[str, Any]) -> Iterator[None]:
+    def leading(self, settings: dict[str, Any], path: Path | None) -> Iterator[None]:
         """While rank 0 opens the run: the others hear of a fault that keeps it from `lead`."""
         if self._leads:
             yield
             return
+        assert path is not None
         self._leads = True
         self.compare({"settings": settings})
+        self._share(path)
         try:
             yield
         except SurefootError as fault:
             self._announce({"fault": [fault.code, fault.name, str(fault)]})
             raise
-        self._announce({"finished": True})
+        if not self._announced:
+            self._announce({"finished": True})
+            self.leave()
 
-    def lead(self, iteration: int, directory: Path | None) -> None:
-        """Tell the others where the run stands, so that they begin there too."""
+    def lead(self, iteration: int) -> None:
+        """Tell the others where the run stands, and wait until they stand there too.
+
+        Raises:
+            SurefootError: what keeps one of them from it.
+        """
         if self.rank == 0:
-            assert directory is not None
             self._announce({"iteration": iteration})
-            self.share(directory)
+        self._all_ready(None)
 
-    def follow(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def follow(self, settings: dict[str, Any], path: Path) -> dict[str, Any]:
         """What rank 0 announces: the `iteration` to begin at, or that the run is `finished`.
 
         Raises:
             SurefootError: the fault that rank 0 met.
         """
         self.compare({"settings": settings})
+        self._share(path)
         said = self.exchange(None)[0]
         if "fault" in said:
             code, name, text = said["fault"]
             raise fault_of(code, name, f"rank 0: {text}")
         return said
 
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """While another rank opens the run: all hear of a fault that keeps it from `lead`."""
+        try:
+            yield
+        except SurefootError as fault:
+            self._all_ready([fault.code, fault.name, str(fault)])
+            raise
+
+    def _all_ready(self, fault: list[Any] | None) -> None:
+        for rank, found in enumerate(self.exchange(fault)):
+            if found is not None and fault is None:
+                code, name, text = found
+                raise fault_of(code, name, f"rank {rank}: {text}")
+
     def _announce(self, said: dict[str, Any]) -> None:
         if not self._announced:
             self._announced = True
             self.exchange(said)
 
-    def share(self, directory: Path) -> None:
-        """Make sure that all ranks see the directory that rank 0 writes.
+    def _share(self, path: Path) -> None:
+        """Make sure that all ranks see where rank 0 is to write, before it does.
 
         Raises:
             ConfigError: naming a rank that does not.
+            StorageError: where rank 0 cannot write there.
         """
-        file, word = directory / ".ranks", os.urandom(8).hex()
-        if self.rank == 0:
-            file.write_text(word, encoding="ascii")
-        (word, *_) = self.exchange(word)
-        sees = file.is_file() and file.read_text(encoding="ascii") == word
-        answers = self.exchange([sees, socket.gethostname()])
-        if self.rank == 0:
-            file.unlink()
+        file, said = path.parent / f".{path.name}.ranks", {"word": os.urandom(8).hex()}
+        try:
+            if self.rank == 0:
+                said = _written(file, said)
+            (said, *_) = self.exchange(said)
+            if "fault" in said:
+                raise StorageError(f"rank 0, writing {file}: {said['fault']}")
+            sees = file.is_file() and file.read_text(encoding="ascii") == said["word"]
+            answers = self.exchange([sees, socket.gethostname()])
+        finally:
+            if self.rank == 0:
+                file.unlink(missing_ok=True)
         for rank, (seen, host) in enumerate(answers):
             if not seen:
                 raise ConfigError(
-                    f"rank {rank} (on {host}) does not see {directory}: --out must be on a file "
-                    "system that all ranks share",
+                    f"rank {rank} (on {host}) does not see {path.absolute()}: --out must be on a "
+                    "file system that all ranks share",
                     name="RANKS",
                 )
 
@@ -222,15 +279,15 @@ class Ranks:
             ) from fault
 
     def leave(self) -> None:
-        """Wait for the others, and let them go.
-
-        The server through which they met stays until the process ends, which must be at once
-        (`heartbeat.leave_at_once`): taken apart while it answers a rank's last word, it crashes.
-        """
+        """Wait for the others, and let them go."""
         self.exchange("leaving")
         self._heartbeat.stop()
+        server, self._runtime.service = self._runtime.service, None
         with self.told_of_loss():
-            self._client.shutdown()
+            jax.distributed.shutdown()
+        if server is not None:
+            time.sleep(0.5)  # it crashes where it is taken apart while it still answers
+            server.shutdown()
 
     @cached_property
     def _check(self) -> Any:
@@ -246,6 +303,16 @@ class Ranks:
                 check_vma=False,  # whether replicas are equal is what is asked
             )
         )
+
+
+def _written(file: Path, said: dict[str, str]) -> dict[str, str]:
+    """The word, in a file, or the fault that kept it from there."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(said["word"], encoding="ascii")
+    except OSError as fault:
+        return {"fault": fault.strerror or str(fault)}
+    return said
 
 
 def _fingerprint(leaves: list[Array]) -> UInt32[Array, ""]:
@@ -272,11 +339,9 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _facts() -> dict[str, Any]:
-    """What must be equal on every rank beside its settings."""
-    import importlib.metadata
-
-    names = ("jax", "jaxlib", "numpy")
+def _facts(nonce: str) -> dict[str, Any]:
+    """What must be equal on every rank beside its settings; its token can be asked for once."""
+    token = os.environ.get(TOKEN, "").encode()
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
@@ -284,6 +349,16 @@ def _facts() -> dict[str, Any]:
         "code": digest.hexdigest()[:16],
         "python": platform.python_version(),
         "precision": jnp.zeros(()).dtype.name,
-        **{name: importlib.metadata.version(name) for name in names},
-        "token": hashlib.sha256(os.environ.get(TOKEN, "").encode()).hexdigest(),
+        "token": hmac.digest(token, nonce.encode(), "sha256").hex(),
+        **{name: _version(name) for name in _LIBRARIES},
     }
+
+
+_LIBRARIES = ("jax", "jaxlib", "numpy", "equinox", "optax", "gymnasium", "gymnax", "brax", "mujoco")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

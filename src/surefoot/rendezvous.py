@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import socket
 import threading
 from typing import Any
 
 import jax
 
+from surefoot.devices import divide_cpu
 from surefoot.errors import ConfigError, WorkerLostError
 from surefoot.heartbeat import SILENCE_S, end_at_once
 from surefoot.ranks import TOKEN, Ranks
@@ -20,14 +22,18 @@ WITH_PARENT = "SUREFOOT_END_WITH_PARENT"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def join() -> Ranks:
+def join(devices: int = 1) -> Ranks:
     """Meet the other processes of this run, before JAX has been used.
 
     Where they are is read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`,
     or found by JAX itself (SLURM, Open MPI, Kubernetes, cloud TPUs).
 
+    Args:
+        devices: of each process; a CPU is divided into as many.
+
     Raises:
-        ConfigError: where no cluster is found, or ports would be open to others without a token.
+        ConfigError: where no cluster is found, a process has fewer devices, or ports would be open
+            to others without a token.
         WorkerLostError: where the others are not there within a minute.
     """
     if os.environ.get(WITH_PARENT):
@@ -48,6 +54,7 @@ def join() -> Ranks:
             f"{TOKEN} to one secret word on all of them",
             name="TOKEN",
         )
+    divide_cpu(devices)
     _meet_over_tcp(LOOPBACK[0] if local else None)
     # JAX ends a process that meets nobody without a word of its own: this comes before it.
     missing = WorkerLostError(
@@ -62,7 +69,8 @@ def join() -> Ranks:
             address,
             count,
             rank,
-            coordinator_bind_address=address if local else None,
+            local_device_ids=_own_gpus(devices),
+            coordinator_bind_address=address if local else _bound_to(host, port),
             initialization_timeout=2 * MEET_S,
             heartbeat_timeout_seconds=3 * SILENCE_S,
             shutdown_timeout_seconds=MEET_S,
@@ -73,7 +81,7 @@ def join() -> Ranks:
         ) from fault
     finally:
         waiting.cancel()
-    return Ranks()
+    return Ranks(devices)
 
 
 def _end_with_parent() -> None:
@@ -89,11 +97,30 @@ def _found_address() -> str:
 
     for kind in ClusterEnv._cluster_types:
         if not kind.opt_in_only_method and kind.is_env_present():
-            return kind.get_coordinator_address(MEET_S, None)
+            port = os.environ.get("JAX_COORDINATOR_PORT")
+            return kind.get_coordinator_address(MEET_S, port)
     raise ConfigError(
         "--cluster auto found no cluster: start it as the processes of a SLURM or Open MPI job, or "
         f"set {', '.join(COORDINATES)} for each process"
     )
+
+
+def _own_gpus(devices: int) -> list[int] | None:
+    """The numbers of this process' GPUs where it sees no others; else JAX chooses.
+
+    JAX would take that of its number on the machine, though a scheduler shows it its own alone.
+    """
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return list(range(devices)) if seen != [""] and len(seen) == devices else None
+
+
+def _bound_to(host: str, port: str) -> str | None:
+    """The one address that rank 0 listens at, where it is this machine's; else any of them."""
+    with contextlib.suppress(OSError), socket.socket() as trial:
+        number = socket.gethostbyname(host.strip("[]"))
+        trial.bind((number, 0))
+        return f"{number}:{port}"
+    return None
 
 
 def _meet_over_tcp(host: str | None) -> None:

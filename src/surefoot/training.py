@@ -97,6 +97,8 @@ def train(
         EnvContractError, EnvCrashError: where the environment misbehaves.
         NotFiniteError: after `max_refusals` updates in a row that were not finite.
         StorageError: where `out` cannot be written.
+        WorkerLostError: where another rank is gone, or more actors than may be.
+        ReplicaError: where ranks no longer have the same state.
         StoppedBySignal: after SIGINT or SIGTERM, with the checkpoint written.
     """
     rule = chosen_rule(rule)
@@ -127,7 +129,7 @@ def train(
             return _follow(ranks, settings, env, own, path, on_update, listener)
     if env_workers is not None:
         _check_env_workers(env_workers, settings, source, own, by_id=isinstance(env, str))
-    with ranks.leading(settings.to_dict()):
+    with ranks.leading(settings.to_dict(), None if out is None else Path(out)):
         local = not isinstance(env, str)
         elsewhere = env_workers is not None
         run, opened = start(
@@ -160,6 +162,11 @@ def _check_env_workers(
         )
     if own != OwnNetworks():
         raise ConfigError("env workers act with built networks, not with your own")
+    if settings.train.vectorization != "auto":
+        raise ConfigError(
+            "env workers step their environments in one process each: leave out --vectorization",
+            name="FLAG",
+        )
     env_workers.check(settings)
 
 
@@ -205,24 +212,23 @@ def _follow(
     listener: Listener | None,
 ) -> Run:
     """Train with rank 0, which has opened the run and alone writes to it."""
-    said = ranks.follow(settings.to_dict())
-    begins = said.get("iteration") == 0
-    if begins:
-        run, opened = begin(settings, find_env(env, settings.env_kwargs), own)
-    else:
-        how = {"env": env, "own": own, "settings": settings}
-        run, opened = open_run(path, to_train=True, **how)
+    said = ranks.follow(settings.to_dict(), path)
+    with contextlib.nullcontext() if "finished" in said else ranks.following():
+        if said.get("iteration") == 0:
+            run, opened = begin(settings, find_env(env, settings.env_kwargs), own)
+        else:
+            how = {"env": env, "own": own, "settings": settings}
+            run, opened = open_run(path, to_train=True, **how)
+        if run.iteration != said.get("iteration", run.iteration):
+            raise CheckpointError(
+                f"rank {ranks.rank} found the run in {path} at iteration {run.iteration}, rank 0 "
+                f"at {said['iteration']}: do all ranks see the same files?"
+            )
     # It keeps the rows: what is the best so far, and in trouble, is to be decided alike.
     run.directory = None
     if "finished" in said:
         ranks.leave()
         return run
-    if run.iteration != said["iteration"]:
-        raise CheckpointError(
-            f"rank {ranks.rank} found the run in {path} at iteration {run.iteration}, rank 0 at "
-            f"{said['iteration']}: do all ranks see the same files?"
-        )
-    ranks.share(path)
     run.placement, run.ranks = ranks.placement, ranks
     return drive(run, opened, listener, on_update)
 
@@ -379,7 +385,7 @@ def train_or_resume(
     """
     if isinstance(ranks, Ranks) and ranks.rank:
         return start()  # it follows rank 0, whatever that finds there
-    with ranks.leading(settings.to_dict()):
+    with ranks.leading(settings.to_dict(), Path(path)):
         how: dict[str, Any] = {"env": env, "devices": devices, "listener": listener}
         how |= {"ranks": ranks, "env_workers": env_workers}
         return _match(RunDirectory(Path(path)), settings, start, override, how)

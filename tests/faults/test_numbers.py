@@ -39,7 +39,15 @@ def all_finite(tree):
 
 
 @case(31)
-@pytest.mark.parametrize("rule", [sf.VPG(), sf.NPG(), sf.TRPO(), sf.PPO(num_minibatches=1)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        sf.TRPO(),
+        sf.PPO(num_minibatches=1),
+        pytest.param(sf.VPG(), marks=pytest.mark.slow),
+        pytest.param(sf.NPG(), marks=pytest.mark.slow),
+    ],
+)
 def test_a_constant_reward(rule):
     run = sf.train(Constant, rule, steps=128, train=sf.Train(**SMALL), **BRIEF)
     assert same_bits(run.state.params["policy"], started(run)["policy"])

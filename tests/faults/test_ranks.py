@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,22 +33,29 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(rank, port, *words, program=("-m", "surefoot", "train"), **variables):
+def start(rank, port, *words, rule="trpo", program=("-m", "surefoot", "train"), **variables):
     variables = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_PROCESS_ID": str(rank),
     } | variables
-    command = [sys.executable, *program, *RUN, "--cluster", "auto", "--out", "run", *words]
+    run = [rule if word == "trpo" else word for word in RUN]
+    command = [sys.executable, *program, *run, "--cluster", "auto", "--out", "run", *words]
     log = open(f"rank-{rank}.log", "w+")  # noqa: SIM115
     return subprocess.Popen(command, env=around(variables), stdout=log, stderr=log)
 
 
 @contextlib.contextmanager
-def two(*words, each=lambda rank: {}, resume=False, program=("-m", "surefoot", "train")):
-    """Two ranks; whatever happens, none is left."""
-    port, again = free_port(), ["--resume", "auto"] * resume
-    ranks = [start(r, port, *words, *again, program=program, **each(r)) for r in (0, 1)]
+def two(
+    *words,
+    each=lambda rank: {},
+    own=((), ()),
+    resume=False,
+    **how,
+):
+    """Two ranks, with variables and words of their own; whatever happens, none is left."""
+    port, words = free_port(), [*words, *["--resume", "auto"] * resume]
+    ranks = [start(r, port, *words, *own[r], **how, **each(r)) for r in (0, 1)]
     try:
         yield ranks
     finally:
@@ -99,13 +107,13 @@ def equal(one, other):
 
 @pytest.fixture(scope="module")
 def in_peace(tmp_path_factory):
-    """The last checkpoint of two ranks that nobody disturbed, and its figures."""
+    """The last checkpoint of two ranks that nobody disturbed, their figures, and where they are."""
     here = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("peace"))
     try:
         with two(*LONG) as ranks:
             assert codes(ranks, 120) == [0, 0], said(0) + said(1)
-        yield arrays(), [row["policy/kl_mean"] for row in rows()]
+        yield arrays(), [row["policy/kl_mean"] for row in rows()], Path("run").absolute()
     finally:
         os.chdir(here)
 
@@ -117,6 +125,25 @@ def test_two_processes_are_two_devices_to_the_bit(in_peace):
     equal(arrays("devices"), in_peace[0])
     played = in_a_shell("evaluate", "devices", "--episodes", "1", "--json")
     assert json.loads(played.stdout)["episodes"] == 1
+
+
+def test_a_finished_run_given_again_is_finished(in_peace):
+    shutil.copytree(in_peace[2], "run")
+    with two(*LONG, resume=True) as ranks:
+        assert codes(ranks) == [0, 0], said(0) + said(1)
+    equal(arrays(), in_peace[0])
+
+
+@pytest.mark.slow
+@case(79)
+@pytest.mark.parametrize("rule", ["vpg", "npg", "ppo-kl", "ppo"])
+def test_every_rule_is_the_same_in_two_processes(rule):
+    with two("--steps", "64", rule=rule) as ranks:
+        assert codes(ranks) == [0, 0], said(0) + said(1)
+    words = [rule if word == "trpo" else word for word in RUN]
+    done = in_a_shell("train", *words, "--steps", "64", "--devices", "2", "--out", "devices")
+    assert done.returncode == 0, done.stderr
+    equal(arrays("devices"), arrays())
 
 
 @case(74)
@@ -226,9 +253,8 @@ def test_ranks_that_would_compute_something_else_do_not_begin(each, told):
 
 @case(81)
 def test_ranks_with_other_settings_do_not_begin():
-    port = free_port()
-    ranks = [start(0, port, *LONG), start(1, port, *LONG, "--gamma", "0.9")]
-    assert codes(ranks) == [2, 2], said(0) + said(1)
+    with two(*LONG, own=(["--gamma", "0.99"], ["--gamma", "0.9"])) as ranks:
+        assert codes(ranks) == [2, 2], said(0) + said(1)
     assert "settings.train.gamma 0.9, not 0.99" in said(0)
 
 
@@ -242,12 +268,15 @@ def test_what_keeps_rank_0_from_starting_ends_the_others_too():
 
 
 def test_a_directory_that_not_every_rank_sees(tmp_path):
-    port = free_port()
     there = tmp_path / "there"
     there.mkdir()
-    ranks = [start(0, port, *LONG), start(1, port, *LONG, "--out", str(there / "run"))]
-    assert codes(ranks) == [2, 2], said(0) + said(1)
-    assert re.search(r"rank 1 \(on .*\) does not see", said(0) + said(1))
+    for again in (False, True):
+        with two(*LONG, resume=again, own=([], ["--out", str(there / "run")])) as ranks:
+            assert codes(ranks) == [2, 2], said(0) + said(1)
+        for rank in (0, 1):
+            assert re.search(r"error\[RANKS\]: rank 1 \(on .*\) does not see", said(rank))
+        assert not Path("run").exists()
+        assert os.listdir(there) == []
 
 
 @pytest.mark.parametrize(
@@ -261,8 +290,7 @@ def test_a_directory_that_not_every_rank_sees(tmp_path):
     ],
 )
 def test_where_to_meet_must_be_known(variables, told):
-    with contextlib.closing(socket.socket()):
-        assert start(0, free_port(), *LONG, **variables).wait(30) == 2
+    assert start(0, free_port(), *LONG, **variables).wait(30) == 2
     assert told in said(0)
 
 

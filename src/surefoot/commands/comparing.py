@@ -57,7 +57,7 @@ def compare_command(options: argparse.Namespace) -> int:
                 seeds=options.seeds or 5,
                 out=out,
                 jobs=options.jobs or 1,
-                devices=options.devices or 1,
+                devices=1 if options.devices is None else options.devices,
                 preset=options.preset or "auto",
                 train=Train(**given(options, "train")),
                 network=Network(**given(options, "network")),

@@ -44,6 +44,8 @@ def env_workers(options: argparse.Namespace) -> Iterator[Any]:
 
 def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener: Any) -> Any:
     """Train on Ray, and load what came of it."""
+    import jax
+
     from surefoot.cluster import connected, logs_of, train_on_ray
     from surefoot.envs import find_env
     from surefoot.envs.jax_native import JaxEnv
@@ -54,6 +56,8 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
 
     if (out / "config.json").exists() and not options.resume:
         raise ConfigError(f"{out} holds a run: --resume auto goes on with it, or name another")
+    # The accelerators are for the ranks.
+    jax.config.update("jax_platforms", "cpu")
     with connected(options.address, options.workers * options.devices) as ray:
         # Opened here too, so that what is wrong is told before anything is started.
         run, opened = begin(settings, find_env(options.env, settings.env_kwargs), OwnNetworks())
@@ -82,12 +86,19 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
                 devices=options.devices,
                 local=options.address is None,
                 restarts=options.restarts,
+                told=_steps_kept(run.directory),
                 tell=tell,
             )
         finally:
             if listener.began:
                 listener.finished(run)
     return load(out, env=options.env)
+
+
+def _steps_kept(directory: Any) -> int:
+    """Environment steps at the newest checkpoint."""
+    kept = directory.checkpoints()
+    return int(kept[-1].name.removeprefix("step-")) if kept else 0
 
 
 def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
@@ -105,7 +116,6 @@ def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
 
 def ranks_of(options: argparse.Namespace) -> Any:
     """The processes that train together: this one alone, or those of a job."""
-    from surefoot.devices import divide_cpu
     from surefoot.ranks import ALONE
     from surefoot.rendezvous import join
 
@@ -113,5 +123,4 @@ def ranks_of(options: argparse.Namespace) -> Any:
         return ALONE
     if options.out is None:
         raise ConfigError("--cluster auto needs --out DIR, on files that all ranks see")
-    divide_cpu(options.devices)
-    return join()
+    return join(options.devices)
