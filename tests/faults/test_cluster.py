@@ -94,6 +94,29 @@ def test_a_signal_to_the_driver_stores_and_stops():
 
 @pytest.mark.slow
 @case(78)
+def test_a_signal_while_ranks_start_is_not_taken_for_their_loss():
+    process = on_ray(*ENDLESS)
+    wait_for(process, Path("run.ranks/rank-1.pid").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    assert process.returncode == 143, told()
+
+
+@pytest.mark.slow
+@case(76)
+def test_a_rank_that_is_stuck_is_ended_and_started_anew(in_peace):  # noqa: F811
+    process = on_ray(*LONG)
+    wait_for(process, trained(25))
+    stuck = pid(1)
+    os.kill(stuck, signal.SIGSTOP)
+    process.communicate(timeout=200)
+    assert process.returncode == 0, told()
+    equal(arrays(), in_peace[0])
+    assert not Path(f"/proc/{stuck}").exists()
+
+
+@pytest.mark.slow
+@case(78)
 def test_a_signal_to_a_rank_stops_the_driver_too():
     process = on_ray(*ENDLESS)
     wait_for(process, trained(5))
