@@ -112,6 +112,13 @@ def rank_promotion(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_let_go():
+    """A module's programs do not stay in memory behind it: all together they take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def toy():
     """`toy(kind, seed, num_rows)`: a small problem, discrete or gaussian."""
