@@ -8,7 +8,6 @@ import time
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # asking JAX itself which rank this is would start its devices
 
 from surefoot.errors import SurefootError, WorkerLostError, printable
 
@@ -79,8 +78,11 @@ def leave_at_once(code: int) -> NoReturn:
     Rank 0, through which they meet, goes a moment later than ranks that fail with it: without it
     they would be ended before they have said why.
     """
-    if jax.distributed.is_initialized() and distributed.global_state.process_id == 0:
-        time.sleep(1.0)
+    if jax.distributed.is_initialized():
+        from jax._src import distributed  # JAX itself would start its devices to answer
+
+        if distributed.global_state.process_id == 0:
+            time.sleep(1.0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -86,7 +86,8 @@ class Ranks:
     """
 
     def __init__(self, devices: int = 1) -> None:
-        from jax._src import distributed  # what ranks tell each other before they compute
+        # What ranks tell each other before they compute. Private, so only where it is needed.
+        from jax._src import distributed
 
         self._runtime: Any = distributed.global_state
         self._client: Any = self._runtime.client
