@@ -165,7 +165,8 @@ def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule,
 
 
 @case(79)
-@pytest.mark.parametrize("env", ["jax", slow("host")])
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["jax", "host"])
 def test_a_whole_run_on_two_devices(tmp_path, env):
     """Its directory is read, evaluated and gone on with on one; a warning says what that means."""
     how = {
