@@ -167,6 +167,8 @@ def _import_ray(address: str | None) -> Any:
         # What Ray calls a cluster, on systems of any kind, listens beyond this machine.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _WORD}
+        # Its workers would give way to everything else; here they are what is waited for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     elif os.environ.get("RAY_AUTH_MODE") != "token":
         raise ConfigError(
             f"--address {address}: its ports are open to other machines: start that Ray with "
