@@ -150,6 +150,11 @@ def restore_arrays(template: PyTree, arrays: Mapping[str, np.ndarray], where: st
     return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name]) for name in names])
 
 
+def steps_of(path: Path) -> int:
+    """The environment steps after which a checkpoint was stored, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
     """Store a checkpoint under `parent`; it is there whole, or not at all.
 

@@ -131,20 +131,21 @@ def _judge(
     job: Job, workers: int, restarts: int, failed: list[BaseException], signals: list[int]
 ) -> None:
     """Raise what the ranks ended with, if they did not end well."""
-    ends = {rank: _end_of(job, rank) for rank in range(workers)}
+    ends: dict[int, Any] = {rank: _end_of(job, rank) for rank in range(workers)}
     stopped = _STOPPED & set(ends.values())
-    if stopped or (signals and any(ends.values())):
+    bad = [rank for rank, code in ends.items() if code in FINAL - _STOPPED - {0}]
+    unfinished = any(code != 0 for code in ends.values())
+    if stopped or (signals and unfinished and not bad):
         done = re.findall(r"at iteration (\d+)", _last_line(job, 0))
         number = signals[0] if signals else min(stopped) - 128  # to one of them, not to us
         raise StoppedBySignal(number, int(done[-1]) if done else 0, Path(job.directory))
     logs = ", ".join(f"{job.ranks}/rank-{rank}.log" for rank in range(workers))
-    bad = [code for code in ends.values() if code in FINAL and code]
     if bad:
-        rank = next(rank for rank, code in ends.items() if code == bad[0])
+        rank, code = bad[0], ends[bad[0]]
         said = re.search(r"surefoot: error\[([\w-]+)\]: (.*)", _last_line(job, rank))
-        name, text = said.groups() if said else ("RANK", f"rank {rank} ended with {bad[0]}")
-        raise fault_of(bad[0], name, f"{text}; logs: {logs}")
-    if failed or any(code != 0 for code in ends.values()):
+        name, text = said.groups() if said else ("RANK", f"rank {rank} ended with {code}")
+        raise fault_of(code, name, f"{text}; logs: {logs}")
+    if failed or unfinished:
         kept = RunDirectory(Path(job.directory)).checkpoints()
         newest = f"; the newest checkpoint is {kept[-1]}" if kept else ""
         what = f"ranks were lost more often than the {restarts} times that --restarts allows"

@@ -22,6 +22,7 @@ from surefoot.checkpoint import (
     read_checkpoint,
     read_file,
     replace_file,
+    steps_of,
     storage,
     strict_json,
     write_checkpoint,
@@ -138,7 +139,7 @@ class RunDirectory:
         """
         for folder in ("checkpoints", "best", "kept"):
             for later in self.checkpoints(folder):
-                if int(later.name.removeprefix("step-")) > env_steps:
+                if steps_of(later) > env_steps:
                     aside = later.with_name(f"left-{later.name}")
                     shutil.rmtree(aside, ignore_errors=True)
                     later.rename(aside)

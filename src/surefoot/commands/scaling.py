@@ -46,6 +46,7 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
     """Train on Ray, and load what came of it."""
     import jax
 
+    from surefoot.checkpoint import steps_of
     from surefoot.cluster import connected, logs_of, train_on_ray
     from surefoot.envs import find_env
     from surefoot.envs.jax_native import JaxEnv
@@ -86,19 +87,13 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
                 devices=options.devices,
                 local=options.address is None,
                 restarts=options.restarts,
-                told=_steps_kept(run.directory),
+                told=max(map(steps_of, run.directory.checkpoints()), default=0),
                 tell=tell,
             )
         finally:
             if listener.began:
                 listener.finished(run)
     return load(out, env=options.env)
-
-
-def _steps_kept(directory: Any) -> int:
-    """Environment steps at the newest checkpoint."""
-    kept = directory.checkpoints()
-    return int(kept[-1].name.removeprefix("step-")) if kept else 0
 
 
 def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
