@@ -134,6 +134,29 @@ def test_actors_collect_what_one_process_does(workers):
     assert ray.killed == workers
 
 
+def test_last_observations_stand_at_the_rows_of_their_environments():
+    """Of two blocks as of one: rows are numbered within each."""
+    found = {}
+    for blocks in (1, 2):
+        settings = settings_of(blocks=blocks)
+        env, learner, state = opened(settings)
+        (rollout,) = (
+            each.rollout
+            for each in collected(HostCollector(env, learner.actor, settings), state, 1)
+        )
+        rows = rollout.final_rows.reshape(blocks, -1)
+        obs = rollout.final_obs.reshape(*rows.shape, -1)
+        width = 4 // blocks
+        found[blocks] = {
+            (row // width, block * width + row % width): obs[block, place].tobytes()
+            for block in range(blocks)
+            for place, row in enumerate(rows[block])
+            if row < 16 * width
+        }
+    assert found[1] == found[2]
+    assert {(t, e) for t, e in zip(*np.nonzero(rollout.truncated), strict=True)} == set(found[2])
+
+
 @case(82)
 @pytest.mark.parametrize("how", [ActorDiedError, ObjectLostError])
 def test_a_lost_fragment_is_collected_again_under_the_same_policy(how):

@@ -261,6 +261,9 @@ def test_nothing_but_figures_goes_between_devices():
     assert most_numbers(moved) == 8 * steps
     assert most_numbers(summed) < 8 * steps
     assert "reduce-scatter" not in text  # its sums are wrong for large parts on CPUs (gloo)
+    assert "all-to-all" not in text
+    # Nor does a loop of one device wait for those of the others to end.
+    assert not re.search(r"= pred\[\] all-reduce\(.*vmap\(\)/while", text)
 
 
 def most_numbers(shapes):

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from programs import well_built
 
 from surefoot import tabular as t
+from surefoot.blocks import over_copies, to_rows
 from surefoot.config import NPG, resolve
 from surefoot.diagnostics import _quantiles, some_rows
 from surefoot.distributions import Categorical
@@ -473,20 +474,22 @@ def test_groups_are_environments_or_the_episodes_of_a_single_one():
     np.testing.assert_array_equal(short[:, 0], np.arange(10) % EPISODE_GROUPS)
 
 
-@pytest.mark.parametrize("num_envs", [4, 1])
-def test_the_noise_of_a_batch_is_that_of_its_environments_or_episodes(num_envs, pair):
+@pytest.mark.parametrize(("num_envs", "blocks"), [(4, 1), (1, 1), (8, 2)])
+def test_the_noise_of_a_batch_is_that_of_its_environments_or_episodes(num_envs, blocks, pair):
     """Rows go by time and environment: a slice that took the wrong ones would mix the groups."""
     _, old, _ = pair
     theta, rows, count = jnp.zeros((6, 3)), 64, 4 if num_envs > 1 else EPISODE_GROUPS
     batch = draw_rows(old, jax.random.key(3), rows)
-    groups = jnp.arange(rows).reshape(-1, num_envs) % num_envs
+    # With blocks a group has an environment of each.
+    groups = jnp.arange(rows).reshape(-1, num_envs) % (num_envs // blocks)
     if num_envs == 1:
         groups = jnp.arange(rows).reshape(-1, 1) // 16
-    found = report_noise(policy_fn, theta, batch, groups, count)
+    by_copies = over_copies(policy_fn)
+    found = report_noise(by_copies, theta, batch, groups, count, blocks=blocks)
     centred = batch._replace(advantages=batch.advantages - jnp.mean(batch.advantages))
 
     def part(group):
-        return centred._replace(weights=1.0 * (groups.reshape(-1) == group))
+        return centred._replace(weights=1.0 * (to_rows(groups, blocks) == group))
 
     masked = gradient_noise(policy_fn, theta, part, count)
     np.testing.assert_allclose(found["lens/noise_scale"], masked.noise_scale, rtol=1e-4)

@@ -47,6 +47,9 @@ def from_rows(rows: Shaped[Any, "batch ..."], num_steps: int, blocks: int) -> An
 def local(function: Callable[..., Any], *, axis: int = 0) -> Callable[..., Any]:
     """A function that treats the entries of an axis apart; each device calls it for its own.
 
+    So a loop in it (an environment's step may have some) ends on each device when its own entries
+    are done: XLA would ask all devices at every turn.
+
     All that goes in and comes out has that axis. What it is given otherwise, by closure, must be
     the same everywhere and is not differentiated.
     """
