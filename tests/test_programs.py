@@ -1,13 +1,18 @@
 """Compiled programs are kept where the user's caches are, or where JAX was told."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from surefoot.programs import keep_programs
+from surefoot.steppers import Compiled
 
 TRAINS_BESIDE_OWN_WORK = """
 import jax.numpy as jnp
@@ -39,3 +44,24 @@ def test_a_place_that_the_user_chose_stays():
     assert before is not None
     keep_programs()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what other C libraries keep differs")
+def test_what_compiling_has_freed_goes_back_to_the_system():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    blocks = [libc.malloc(10_000) for _ in range(10_000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 10_000)
+    for block in blocks[:-1]:  # the last one stands above all that is free
+        libc.free(block)
+    before = resident()
+    Compiled(lambda x: x + 1, "", lambda what: None)(np.float32(1))
+    after = resident()
+    libc.free(blocks[-1])
+    assert before - after > 50
+
+
+def resident():
+    """Megabytes that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6

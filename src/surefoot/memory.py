@@ -1,6 +1,7 @@
 """What fits into memory: one run, and how many at once; and what is said where it does not."""
 
 import contextlib
+import ctypes
 import math
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,16 @@ def check_size(shapes: Any, what: str) -> None:
             f"{left / 2**30:,.1f} GiB are left; choose fewer or narrower --hidden layers",
             name="TOO-LARGE",
         )
+
+
+def return_memory() -> None:
+    """Give the system back what was freed, where the C library can.
+
+    glibc keeps what XLA frees behind a compilation: half a gigabyte, as much as a run needs.
+    """
+    # Elsewhere there is no such function, or no library under no name.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from surefoot.config import Settings
 from surefoot.devices import ONE, Placement
 from surefoot.learner import Learner, is_due
 from surefoot.loop_state import LoopState
+from surefoot.memory import return_memory
 from surefoot.rollout_host import Collector
 from surefoot.types import Params, Rollout
 
@@ -54,6 +55,7 @@ class Compiled:
             started = time.monotonic()
             with self._placement.scope():
                 self._programs[shapes] = self._function.lower(*arguments).compile()
+            return_memory()
             self.seconds += time.monotonic() - started
         return self._programs[shapes]
 

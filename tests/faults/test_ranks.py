@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cases import case
 from safetensors.numpy import load_file
@@ -231,6 +232,21 @@ def test_one_bit_that_differs_is_seen_after_that_chunk():
     for rank in (0, 1):
         assert "error[REPLICAS]: the state of rank 1 is no longer that of rank 0" in said(rank)
         assert "at iteration 7" in said(rank)
+
+
+@case(80)
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint32", "bool"])
+def test_a_fingerprint_tells_any_bit_and_its_place(dtype):
+    from surefoot.ranks import _fingerprint
+
+    def of(*leaves):
+        return int(_fingerprint([np.asarray(leaf, dtype) for leaf in leaves]))
+
+    whole = of([1, 0, 1, 1], [0, 1])
+    others = [of([1, 0, 1, 0], [0, 1]), of([0, 1, 1, 1], [0, 1]), of([1, 0, 1, 1], [1, 0])]
+    others += [of([0, 1], [1, 0, 1, 1])]
+    assert len({whole, *others}) == 5
+    assert of([1, 0, 1, 1], [0, 1]) == whole
 
 
 @case(81)
