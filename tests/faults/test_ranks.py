@@ -67,7 +67,7 @@ def two(
             rank.wait()
 
 
-def codes(ranks, within=60):
+def codes(ranks, within=120):
     """How both ended, in time."""
     until = time.monotonic() + within
     return [rank.wait(max(until - time.monotonic(), 0.1)) for rank in ranks]
@@ -80,7 +80,7 @@ def said(rank):
     return "\n".join(line for line in text.splitlines() if line.startswith("surefoot"))
 
 
-def wait_for_rows(count, within=60):
+def wait_for_rows(count, within=120):
     until = time.monotonic() + within
     while not (Path("run/metrics.jsonl").exists() and len(rows()) >= count):
         assert time.monotonic() < until, [Path(f"rank-{r}.log").read_text() for r in (0, 1)]
