@@ -29,7 +29,8 @@ from surefoot.envs import find_env
 from surefoot.envs.host import HostEnv
 from surefoot.limits import limits_of
 from surefoot.presets import settle
-from surefoot.steppers import HostStepper, JaxStepper
+from surefoot.rollout_host import HostCollector
+from surefoot.steppers import HostStepper, JaxStepper, Stepper
 from surefoot.surrogate import weighted_mean
 from surefoot.trained import OwnNetworks, begin
 
@@ -80,9 +81,11 @@ class _Side:
         run, env = begin(settings, find_env(task, {}), OwnNetworks())
         parts = (run.learner, settings, lambda what: None)
         self._env = env
-        self._stepper: Any = (
-            HostStepper(env, *parts) if isinstance(env, HostEnv) else JaxStepper(*parts)
-        )
+        self._stepper: Stepper
+        if isinstance(env, HostEnv):
+            self._stepper = HostStepper(HostCollector(env, run.learner.actor, settings), *parts)
+        else:
+            self._stepper = JaxStepper(*parts)
         _SUMS["sums"], self._state, self._lens = run.state.watch.td, run.state, lens_every > 0
         self._stepper.reset(0)
 

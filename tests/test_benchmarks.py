@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("benchmarks.peers.duel", reason="needs the repository's root on the path")
 
-from benchmarks import parts
+from benchmarks import lens_cost, parts
 from benchmarks.peers import duel as duels
 from benchmarks.peers.drawing import draw, label
 from benchmarks.peers.tasks import DUELS, Duel
@@ -72,3 +72,12 @@ def test_every_duel_gives_both_sides_whole_minibatches():
         assert (duels.SIDES / duels.HOME_OF[duel.peer][1]).is_file()
         # A round ends with a dispatch of a JAX-native run.
         assert not duel.ours.startswith("gymnax:") or duel.rounds % 10 == 0
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "tabular:corridor"])
+def test_an_iteration_without_the_lens_is_timed(task):
+    side = lens_cost._Side(task, "ppo", 0)
+    try:
+        assert side.turn() > 0
+    finally:
+        side.close()
