@@ -39,8 +39,8 @@ LIMITS = """## Long runs, and files with anything in them
 `python -m benchmarks.soak` trains a million host steps and ten million JAX-native ones twice, once
 in peace and once killed by SIGKILL at random rows and given the same command again, and compares
 the last checkpoints, the rows and the memory. Twenty kills, ten of each: checkpoints equal to the
-bit, rows equal and without a gap or a double, nothing left behind; memory grew by 0.6 MB in 700,000
-host steps and by 1.4 MB in 7,000,000 JAX-native ones ([results/soak.json](results/soak.json)).
+bit, rows equal and without a gap or a double, nothing left behind; memory grew by 2.8 MB in 700,000
+host steps and by 2.9 MB in 7,000,000 JAX-native ones ([results/soak.json](results/soak.json)).
 `pytest -m slow tests/faults/test_fuzz.py` changes files of a run at random 200,000 times (2,000
 times in the fast tests), and passed: each is read or refused by name within a second, and nothing
 outside of the run is opened.

@@ -109,9 +109,9 @@ def fuzz(run: RunDirectory, count: int, seed: int) -> None:
             manifest["files"][name] = {"size": len(data), "sha256": digest}
             (folder / "manifest.json").write_text(json.dumps(manifest))
         opened.clear()
-        began = time.monotonic()
+        began = time.thread_time()  # of its own: other processes may keep the core for longer
         read_everything(run)
-        assert time.monotonic() - began < 1.0, (name, data)
+        assert time.thread_time() - began < 1.0, (name, data)
         outside = [path for path in map(str, opened) if not str(path).startswith("run/")]
         assert outside == [], (name, data)
         target.write_bytes(whole[name])
