@@ -262,14 +262,22 @@ def test_nothing_but_figures_goes_between_devices():
     assert most_numbers(summed) < 8 * steps
     assert "reduce-scatter" not in text  # its sums are wrong for large parts on CPUs (gloo)
     assert "all-to-all" not in text
+    # A minibatch of the critic's fit has one sum; of the policy's two more, for its advantages.
+    loop = r'op_name="jit\(iterate\)/while/body[^"]*while/body'
+    in_minibatch = re.findall(rf"= (.*?) all-reduce\(.*{loop}", text)
+    assert sorted(shapes_of(in_minibatch)) == sorted(["3", "", "53", "35"])
     # Nor does a loop of one device wait for those of the others to end.
     assert not re.search(r"= pred\[\] all-reduce\(.*vmap\(\)/while", text)
 
 
-def most_numbers(shapes):
+def shapes_of(results):
+    """Of each array among the results of operations, as HLO writes them."""
+    return re.findall(r"\[([\d,]*)\]", " ".join(results))
+
+
+def most_numbers(results):
     """Of the largest array among them."""
-    found = re.findall(r"\[([\d,]*)\]", " ".join(shapes))
-    return max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in found)
+    return max(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes_of(results))
 
 
 def test_devices_from_the_shell(tmp_path):

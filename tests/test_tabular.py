@@ -11,7 +11,7 @@ import pytest
 from scipy import optimize, special
 
 from surefoot import tabular as t
-from surefoot.clip import clipped_surrogate
+from surefoot.clip import clipped_gains
 from surefoot.config import NPG, TRPO
 from surefoot.distributions import Categorical
 from surefoot.envs.tabular import find_mdp
@@ -19,7 +19,7 @@ from surefoot.errors import ConfigError
 from surefoot.laboratory.practice import exact_batch, policy_fn, training_update
 from surefoot.laboratory.report import Start, curve, exact_update, report, start_at
 from surefoot.natural_gradient import fisher_vector_product
-from surefoot.surrogate import likelihood_ratio, surrogate
+from surefoot.surrogate import likelihood_ratio, surrogate, weighted_mean
 from surefoot.trust_region import mean_kl
 
 PARAMETER_RULES = ("vpg", "npg", "trpo", "ppo-kl", "ppo")
@@ -387,7 +387,7 @@ def test_the_ladder_and_the_bench_compute_the_same_on_an_exact_batch(x64, shared
     log_probs = after.log_prob(batch.actions)
     gain = surrogate(log_probs, batch.old_log_probs, batch.advantages, batch.weights)
     ratio = likelihood_ratio(log_probs, batch.old_log_probs)
-    held = clipped_surrogate(ratio, batch.advantages, batch.weights, clip_eps=0.2)
+    held = weighted_mean(clipped_gains(ratio, batch.advantages, clip_eps=0.2), batch.weights)
     promised = t.surrogate(old, new) - old.eta
     assert mdp.horizon * gain == pytest.approx(promised, rel=1e-9)
     clipped = t.clipped(mdp, old, new, clip_eps=0.2) - old.eta

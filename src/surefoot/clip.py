@@ -3,43 +3,38 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from surefoot.surrogate import counted, weighted_mean
 
-
-def clipped_surrogate(
+def clipped_gains(
     ratio: Float[Array, " batch"],
     advantages: Float[Array, " batch"],
-    weights: Float[Array, " batch"],
     *,
     clip_eps: float | Float[Array, ""],
-) -> Float[Array, ""]:
-    """Mean of min(r A, clip(r, 1 - ε, 1 + ε) A), to be maximised.
+) -> Float[Array, " batch"]:
+    """The gain min(r A, clip(r, 1 - ε, 1 + ε) A) of each row, whose mean is to be maximised.
 
-    At most the surrogate, with the surrogate's gradient at the old policy. It bounds neither the
-    ratio nor KL: where it is flat, nothing pulls a policy back.
+    That mean is at most the surrogate, with the surrogate's gradient at the old policy. It bounds
+    neither the ratio nor KL: where it is flat, nothing pulls a policy back.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
-    advantages = counted(advantages, weights)
     clipped_ratio = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
     # The min, not the clip, makes this pessimistic: when the ratio strays in the direction that
     # hurts (A > 0, r < 1 - ε) the gradient must survive to undo it.
-    return weighted_mean(jnp.minimum(ratio * advantages, clipped_ratio * advantages), weights)
+    return jnp.minimum(ratio * advantages, clipped_ratio * advantages)
 
 
-def kl_penalized_surrogate(
+def kl_penalized_gains(
     ratio: Float[Array, " batch"],
     advantages: Float[Array, " batch"],
     kl_rows: Float[Array, " batch"],
-    weights: Float[Array, " batch"],
     *,
     kl_coef: float | Float[Array, ""],
-) -> Float[Array, ""]:
-    """Mean of r A - β KL(old || new), to be maximised.
+) -> Float[Array, " batch"]:
+    """The gain r A - β KL(old || new) of each row, whose mean is to be maximised.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
     """
-    return weighted_mean(ratio * counted(advantages, weights) - kl_coef * kl_rows, weights)
+    return ratio * advantages - kl_coef * kl_rows
 
 
 def adapt_kl_coef(
@@ -57,24 +52,22 @@ def adapt_kl_coef(
     return jnp.clip(kl_coef * factor, 1e-4, 1e4)
 
 
-def value_loss(
+def value_losses(
     values: Float[Array, " batch"],
     old_values: Float[Array, " batch"],
     value_targets: Float[Array, " batch"],
-    weights: Float[Array, " batch"],
     *,
     value_clip: float,
-) -> Float[Array, ""]:
-    """Half the mean squared error of V, to be minimised; clipped when `value_clip` is above 0.
+) -> Float[Array, " batch"]:
+    """Half the squared error of V in each row; clipped when `value_clip` is above 0.
 
-    The clipped form takes, row by row, the larger of the error and the error of a value held
-    within `value_clip` of the old one.
+    The clipped form takes the larger of the error and the error of a value held within
+    `value_clip` of the old one.
 
     Source: Schulman et al. 2017's released code; Engstrom et al. 2020, arXiv:2005.12729.
     """
-    value_targets, old_values = (counted(x, weights) for x in (value_targets, old_values))
     errors = (values - value_targets) ** 2
     if value_clip > 0:
         held = old_values + jnp.clip(values - old_values, -value_clip, value_clip)
         errors = jnp.maximum(errors, (held - value_targets) ** 2)
-    return 0.5 * weighted_mean(errors, weights)
+    return 0.5 * errors

@@ -7,28 +7,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from surefoot.clip import value_loss
+from surefoot.clip import value_losses
 from surefoot.config import Critic
-from surefoot.surrogate import weighted_mean
+from surefoot.surrogate import counted, weighted_mean
 from surefoot.types import Batch, Params
 from surefoot.update.descend import descend, start_descent
 
 
-def critic_loss(
+def critic_losses(
     config: Critic, value_fn: Callable[[Params, Any], Float[Array, " batch"]]
-) -> Callable[[Params, Batch], Float[Array, ""]]:
-    """The critic's loss of one minibatch, to be minimised."""
+) -> Callable[[Params, Batch], Float[Array, " batch"]]:
+    """The critic's loss in each row of a minibatch, whose mean is to be minimised."""
 
-    def loss(params: Params, rows: Batch) -> Float[Array, ""]:
-        return value_loss(
-            value_fn(params, rows.inputs),
-            rows.values,
-            rows.value_targets,
-            rows.weights,
-            value_clip=config.value_clip,
-        )
+    def losses(params: Params, rows: Batch) -> Float[Array, " batch"]:
+        old_values, targets = (counted(x, rows.weights) for x in (rows.values, rows.value_targets))
+        values = value_fn(params, rows.inputs)
+        return value_losses(values, old_values, targets, value_clip=config.value_clip)
 
-    return loss
+    return losses
 
 
 def start_critic(config: Critic, params: Params) -> dict[str, Any]:
@@ -52,8 +48,9 @@ def fit_critic(
     rate_at = optax.linear_schedule(config.learning_rate, config.learning_rate_end, num_updates)
     learning_rate = jnp.asarray(rate_at(state["count"]))
     rows = batch._replace(return_scale=None)
+    losses = critic_losses(config, value_fn)
     params, adam, descent = descend(
-        critic_loss(config, value_fn),
+        lambda params, rows: (losses(params, rows), rows.weights),
         params,
         state["adam"],
         rows,

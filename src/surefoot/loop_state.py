@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from surefoot.config import Settings
-from surefoot.critic import critic_loss, start_critic
+from surefoot.critic import critic_losses, start_critic
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.guard import REMEMBERED
 from surefoot.lens.groups import num_groups
@@ -84,12 +84,12 @@ def make_rule(settings: Settings, network: ActorCritic) -> UpdateRule:
     make, blocks = UPDATE_RULES[settings.rule.name], settings.train.blocks
     if not settings.critic.joint:
         return make(settings.rule, network.policy, settings.num_iterations, blocks=blocks)
-    weight, loss = settings.critic.vf_coef, critic_loss(settings.critic, network.value)
+    weight, losses = settings.critic.vf_coef, critic_losses(settings.critic, network.value)
     return make(
         settings.rule,
         lambda params, inputs: network.policy(params["policy"], inputs),
         settings.num_iterations,
-        lambda params, rows: weight * loss(params, rows),
+        lambda params, rows: weight * losses(params, rows),
         blocks=blocks,
     )
 

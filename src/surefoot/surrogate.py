@@ -25,8 +25,8 @@ def weighted_mean(
 ) -> Float[Array, "*columns"]:
     """Mean over rows, each counted `weights` times; 0 where no row counts.
 
-    Every reduction over rows is this one, so that dummy rows and exact state weights are treated
-    alike everywhere. A row of weight 0 adds nothing even where its value is not finite.
+    Every reduction over rows weighs them so: dummy rows and exact state weights are treated alike
+    everywhere. A row of weight 0 adds nothing even where its value is not finite.
     """
     total = jnp.sum(weights)
     return jnp.sum(counted(values, weights) * weights, axis=-1) / jnp.where(total > 0, total, 1.0)
@@ -68,11 +68,9 @@ def promised_gains(
     return (likelihood_ratio(log_probs, old_log_probs) - 1.0) * advantages
 
 
-def entropy_bonus(
-    new: Any, weights: Float[Array, " batch"], *, ent_coef: float
-) -> float | Float[Array, ""]:
-    """Mean entropy times its coefficient, to be added to what is maximised; free where it is 0."""
-    return ent_coef * weighted_mean(new.entropy(), weights) if ent_coef > 0 else 0.0
+def entropy_bonus(new: Any, *, ent_coef: float) -> float | Float[Array, " batch"]:
+    """Entropy times its coefficient, to be added to each row's gain; free where it is 0."""
+    return ent_coef * new.entropy() if ent_coef > 0 else 0.0
 
 
 def scale_advantages(
@@ -91,10 +89,12 @@ def standardize(
     The spread is compared with the magnitude, not with a constant, so that rewards of 1e-6 and
     1e6 lead to the same step.
     """
-    mean = weighted_mean(advantages, weights)
-    centred = advantages - mean
-    std = jnp.sqrt(weighted_mean(centred**2, weights))
-    scale = jnp.sqrt(weighted_mean(advantages**2, weights))
+    known = counted(advantages, weights)
+    # Two sums in all, one of three columns: devices wait for each that they take by itself.
+    sums = jnp.sum(jnp.stack([weights, known * weights, known**2 * weights]), axis=-1)
+    total = jnp.where(sums[0] > 0, sums[0], 1.0)
+    mean, scale = sums[1] / total, jnp.sqrt(sums[2] / total)
+    std = jnp.sqrt(jnp.sum((known - mean) ** 2 * weights) / total)
     # Not `std > ...`: a NaN must come out as NaN and be refused, not pass for no variation.
     varies = ~(std <= 1e-6 * scale)
-    return jnp.where(varies, centred / jnp.where(varies, std, 1.0), 0.0)
+    return jnp.where(varies, (advantages - mean) / jnp.where(varies, std, 1.0), 0.0)

@@ -15,4 +15,4 @@ UPDATE_RULES: dict[str, Callable[..., UpdateRule]] = {
     "ppo-kl": ppo_kl,
     "ppo": ppo,
 }
-"""`rule(config, policy_fn, num_updates, critic_loss=None) -> UpdateRule`, by the rule's name."""
+"""`rule(config, policy_fn, num_updates, critic_losses=None) -> UpdateRule`, by the rule's name."""

@@ -9,8 +9,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
-from surefoot.blocks import copying, take
+from surefoot.blocks import Copies, take
 from surefoot.shuffle import shuffled
+from surefoot.surrogate import counted, weighted_mean
 from surefoot.types import Params
 
 
@@ -34,7 +35,7 @@ def start_descent(params: Params, *, max_grad_norm: float) -> Any:
 
 
 def descend(
-    loss: Callable[[Params, Any], Float[Array, ""]],
+    losses: Callable[[Params, Any], tuple[Float[Array, " batch"], Float[Array, " batch"]]],
     params: Params,
     state: Any,
     rows: Any,
@@ -45,10 +46,10 @@ def descend(
     stop: Callable[[Params], Any] | None = None,
     blocks: int = 1,
 ) -> tuple[Params, Any, Descent]:
-    """Minimise `loss(params, minibatch)` for some epochs of reshuffled minibatches.
+    """Minimise the mean of `losses(params, minibatch)` in epochs of reshuffled minibatches.
 
     Args:
-        loss: mean loss of one minibatch.
+        losses: the loss in each row of a minibatch, and how much each of them counts.
         params: where to start.
         state: Adam's state, from `start_descent` or the last call.
         rows: a tree of arrays with one leading axis of rows.
@@ -59,7 +60,6 @@ def descend(
         blocks: of rows; every minibatch has as many rows of each.
     """
     start, unravel = ravel_pytree(params)
-    copies = copying(unravel, blocks)
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     in_block = num_rows // blocks
     # Half a batch may be few rows: the minibatches are fewer then, and less than one is left over.
@@ -70,7 +70,9 @@ def descend(
     def step(carry, indices):
         flat, state = carry
         minibatch = take(rows, indices, blocks)
-        value, gradient = jax.value_and_grad(lambda x: loss(copies(x), minibatch))(flat)
+        value, gradient = mean_and_gradient(
+            lambda params: losses(params, minibatch), flat, unravel, blocks
+        )
         direction, state = optimizer.update(gradient, state)
         return (flat - learning_rate * direction, state), (value, jnp.linalg.norm(gradient))
 
@@ -88,12 +90,39 @@ def descend(
         return (flat, state, stopped | stop(unravel(flat))), (*traces, ~stopped)
 
     keys = jax.random.split(key, settings.num_epochs)
-    (flat, state, _), (losses, norms, ran) = jax.lax.scan(
+    (flat, state, _), (means, norms, ran) = jax.lax.scan(
         epoch, (start, state, jnp.array(False)), keys
     )
     share = ran / jnp.sum(ran)
-    descent = Descent(jnp.mean(losses, 1) @ share, jnp.mean(norms, 1) @ share, jnp.sum(ran))
+    descent = Descent(jnp.mean(means, 1) @ share, jnp.mean(norms, 1) @ share, jnp.sum(ran))
     return unravel(flat), state, descent
+
+
+def mean_and_gradient(
+    losses: Callable[[Any], tuple[Float[Array, " batch"], Float[Array, " batch"]]],
+    flat: Float[Array, " param"],
+    unravel: Callable[[Any], Params],
+    blocks: int,
+) -> tuple[Float[Array, ""], Float[Array, " param"]]:
+    """The mean of `losses(params) -> (loss of each row, its weight)`, and its gradient.
+
+    Several blocks add up all of it as one vector: devices wait for each sum that they take by
+    itself, were it of a single number.
+    """
+    if blocks == 1:
+        return jax.value_and_grad(lambda flat: weighted_mean(*losses(unravel(flat))))(flat)
+
+    def total(copies: Float[Array, "block param"]) -> tuple[Float[Array, ""], Any]:
+        values, weights = losses(Copies(copies, unravel))
+        of_rows = jnp.stack([counted(values, weights) * weights, weights], axis=-1)
+        sums = jnp.sum(of_rows.reshape(blocks, -1, 2), axis=1)
+        return jnp.sum(sums[:, 0]), sums
+
+    copies = jnp.broadcast_to(flat, (blocks, *flat.shape))
+    gradients, sums = jax.grad(total, has_aux=True)(copies)
+    whole = jnp.sum(jnp.concatenate([gradients, sums], axis=1), axis=0)
+    weight = jnp.where(whole[-1] > 0, whole[-1], 1.0)
+    return whole[-2] / weight, whole[:-2] / weight
 
 
 def report(descent: Descent, learning_rate: Float[Array, ""]) -> dict[str, Array]:

@@ -18,7 +18,7 @@ from surefoot.natural_gradient import (
     quadratic_form,
 )
 from surefoot.shuffle import shuffled
-from surefoot.surrogate import entropy_bonus, scale_advantages, surrogate
+from surefoot.surrogate import scale_advantages, surrogate, weighted_mean
 from surefoot.trust_region import boundary_scale
 from surefoot.types import Batch, Params, UpdateRule
 
@@ -37,7 +37,9 @@ def objective(config: NPG | TRPO, new: Any, batch: Batch) -> Float[Array, ""]:
     gain = surrogate(
         new.log_prob(batch.actions), batch.old_log_probs, batch.advantages, batch.weights
     )
-    return gain + entropy_bonus(new, batch.weights, ent_coef=config.ent_coef)
+    if config.ent_coef > 0:
+        gain += config.ent_coef * weighted_mean(new.entropy(), batch.weights)
+    return gain
 
 
 def reference(
@@ -114,7 +116,7 @@ def npg(
     config: NPG,
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
-    critic_loss: None = None,
+    critic_losses: None = None,
     *,
     blocks: int = 1,
 ) -> UpdateRule:

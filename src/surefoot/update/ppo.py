@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from surefoot.clip import adapt_kl_coef, clipped_surrogate, kl_penalized_surrogate
+from surefoot.clip import adapt_kl_coef, clipped_gains, kl_penalized_gains
 from surefoot.config import PPO, PPOKL
 from surefoot.distributions import kl
 from surefoot.surrogate import (
@@ -48,7 +48,7 @@ def ppo_kl(
     config: PPOKL,
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
-    critic_loss: Callable[[Params, Any], Any] | None = None,
+    critic_losses: Callable[[Params, Any], Any] | None = None,
     *,
     blocks: int = 1,
 ) -> UpdateRule:
@@ -68,15 +68,11 @@ def ppo_kl(
             rows, old_rows = minibatch
             new = policy_fn(params, rows.inputs)
             ratio = likelihood_ratio(new.log_prob(rows.actions), rows.old_log_probs)
-            gain = kl_penalized_surrogate(
-                ratio,
-                _advantages(config, rows),
-                kl(old_rows, new),
-                rows.weights,
-                kl_coef=state["kl_coef"],
+            gains = kl_penalized_gains(
+                ratio, _advantages(config, rows), kl(old_rows, new), kl_coef=state["kl_coef"]
             )
-            bonus = entropy_bonus(new, rows.weights, ent_coef=config.ent_coef)
-            return -gain - bonus + (critic_loss(params, rows) if critic_loss else 0.0)
+            gains += entropy_bonus(new, ent_coef=config.ent_coef)
+            return -gains + (critic_losses(params, rows) if critic_losses else 0.0), rows.weights
 
         params, adam, descent = descend(
             loss,
@@ -102,7 +98,7 @@ def ppo(
     config: PPO,
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
-    critic_loss: Callable[[Params, Any], Any] | None = None,
+    critic_losses: Callable[[Params, Any], Any] | None = None,
     *,
     blocks: int = 1,
 ) -> UpdateRule:
@@ -123,11 +119,9 @@ def ppo(
         def loss(params, rows):
             new = policy_fn(params, rows.inputs)
             ratio = likelihood_ratio(new.log_prob(rows.actions), rows.old_log_probs)
-            gain = clipped_surrogate(
-                ratio, _advantages(config, rows), rows.weights, clip_eps=clip_eps
-            )
-            bonus = entropy_bonus(new, rows.weights, ent_coef=config.ent_coef)
-            return -gain - bonus + (critic_loss(params, rows) if critic_loss else 0.0)
+            gains = clipped_gains(ratio, _advantages(config, rows), clip_eps=clip_eps)
+            gains += entropy_bonus(new, ent_coef=config.ent_coef)
+            return -gains + (critic_losses(params, rows) if critic_losses else 0.0), rows.weights
 
         def too_far(params):
             new = policy_fn(params, batch.inputs)

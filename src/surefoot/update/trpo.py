@@ -24,7 +24,7 @@ def trpo(
     config: TRPO,
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
-    critic_loss: None = None,
+    critic_losses: None = None,
     *,
     blocks: int = 1,
 ) -> UpdateRule:

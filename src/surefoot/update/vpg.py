@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from surefoot.config import VPG
-from surefoot.surrogate import entropy_bonus, scale_advantages, weighted_mean
+from surefoot.surrogate import entropy_bonus, scale_advantages
 from surefoot.types import Params, UpdateRule
 from surefoot.update.descend import descend, report, start_descent
 
@@ -17,7 +17,7 @@ def vpg(
     config: VPG,
     policy_fn: Callable[[Params, Any], Any],
     num_updates: int,
-    critic_loss: Callable[[Params, Any], Any] | None = None,
+    critic_losses: Callable[[Params, Any], Any] | None = None,
     *,
     blocks: int = 1,
 ) -> UpdateRule:
@@ -38,9 +38,9 @@ def vpg(
 
     def loss(params, rows):
         new = policy_fn(params, rows.inputs)
-        gain = weighted_mean(new.log_prob(rows.actions) * rows.advantages, rows.weights)
-        bonus = entropy_bonus(new, rows.weights, ent_coef=config.ent_coef)
-        return -gain - bonus + (critic_loss(params, rows) if critic_loss else 0.0)
+        gains = new.log_prob(rows.actions) * rows.advantages
+        gains += entropy_bonus(new, ent_coef=config.ent_coef)
+        return -gains + (critic_losses(params, rows) if critic_losses else 0.0), rows.weights
 
     def update(state, params, batch, key):
         advantages = scale_advantages(batch.advantages, batch.weights, norm=config.advantage_norm)
