@@ -50,7 +50,8 @@ FORWARDS = {"gradient": 3.3, "fisher": 1.5, "look": 1.0}
 """Measured, in forward passes over the batch: a gradient, a Fisher product on a quarter of it."""
 PASSES, MINIBATCHES, PRODUCTS, TRIES = 4, 4, 10, 2
 SCALARS = {"step": 2, "fixed": 20}
-"""Counted in the compiled program: small sums of a minibatch, and of all figures together."""
+"""Counted in the compiled program: small sums of a minibatch of PPO's, for its advantages (a critic
+fitted apart has none), and of all figures together."""
 
 
 def seconds_of_sum(count: int, floats: float) -> float:
@@ -70,7 +71,7 @@ def parts_of(rule: str, params: int) -> tuple[float, int, int]:
         forwards = PASSES * FORWARDS["gradient"] + 3 * FORWARDS["look"]
     else:  # the policy's natural step, then the critic's descent: half of the parameters each
         vectors = 1 + PRODUCTS + steps
-        scalars = PRODUCTS + 2 * TRIES + SCALARS["step"] * steps
+        scalars = PRODUCTS + 2 * TRIES
         own = FORWARDS["gradient"] + PRODUCTS * FORWARDS["fisher"] + (2 + TRIES) * FORWARDS["look"]
         forwards = (own + PASSES * FORWARDS["gradient"] + FORWARDS["look"]) / 2
     scalars += SCALARS["fixed"]
