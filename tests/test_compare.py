@@ -778,6 +778,8 @@ def test_seeds_that_do_not_fit_together_are_trained_in_turns(
     monkeypatch.setattr("surefoot.memory.memory_left", lambda: 29)
     monkeypatch.setattr("surefoot.trained.check_size", lambda shapes, what: None)
     monkeypatch.setattr(comparing, "forecast", lambda groups, *how: "")
-    result = compare([NATIVE], [LONG_STEPS], seeds=2, out=tmp_path, tell=lambda _: None, **TINY_NATIVE)
+    result = compare(
+        [NATIVE], [LONG_STEPS], seeds=2, out=tmp_path, tell=lambda _: None, **TINY_NATIVE
+    )
     assert "2 seeds at once need" in capsys.readouterr().err
     assert [s.final for s in result.scores] == [s.final for s in together[0].scores[:2]]
