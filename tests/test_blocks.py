@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from surefoot.blocks import copying, from_rows, take, to_rows
+from surefoot.blocks import copying, from_rows, over_copies, take, to_rows
 from surefoot.config import Network, resolve
 from surefoot.devices import spread_over
 from surefoot.networks import build
 from surefoot.shuffle import shuffled
 from surefoot.types import EnvSpec, Inputs
+from surefoot.update.descend import descend, mean_and_gradient, start_descent
 
 TWO = spread_over(jax.local_devices()[:2])
 
@@ -93,9 +94,43 @@ def test_a_gradient_of_a_mean_over_blocks_is_that_of_all_rows(x64, kind, how):
         np.testing.assert_allclose(found, plain, rtol=1e-9, atol=1e-12)
 
 
-def test_a_pass_has_as_many_rows_of_every_block(x64):
-    from surefoot.update.descend import descend, start_descent
+@pytest.mark.parametrize("how", [jax.jit, on_two])
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("counted", ["all", "some", "none"])
+def test_the_mean_loss_and_its_gradient_weigh_rows_alike_in_any_number_of_blocks(
+    x64, counted, blocks, how
+):
+    """Blocks whose weights differ, so that a mean of the blocks' means would be another."""
+    params = {"slope": jnp.array([0.5, -1.0]), "offset": jnp.array(0.3)}
+    flat, unravel = ravel_pytree(params)
+    rng = np.random.default_rng(0)
+    inputs, targets, weights = rng.normal(size=(12, 2)), rng.normal(size=12), np.arange(12) ** 2.0
+    if counted != "all":
+        weights[::3] = 0.0
+        targets[::3] = np.nan
+    if counted == "none":
+        weights[:] = 0.0
+    line = over_copies(lambda params, inputs: inputs @ params["slope"] + params["offset"])
 
+    def found(flat, inputs, targets, weights):
+        targets = jnp.where(weights > 0, targets, 0.0)
+
+        def losses(params):
+            errors = (line(params, inputs) - targets) ** 2
+            return jnp.where(weights > 0, errors, jnp.nan), weights
+
+        return mean_and_gradient(losses, flat, unravel, blocks)
+
+    value, gradient = how(found)(flat, inputs, targets, weights)
+    errors = inputs @ [0.5, -1.0] + 0.3 - np.where(weights > 0, targets, 0.0)
+    total = max(weights.sum(), 1.0)
+    slope = 2.0 * (weights * errors) @ inputs / total
+    expected = ravel_pytree({"slope": slope, "offset": 2.0 * weights @ errors / total})[0]
+    np.testing.assert_allclose(value, weights @ errors**2 / total, rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_pass_has_as_many_rows_of_every_block(x64):
     rows = jnp.arange(24)
     seen = []
 

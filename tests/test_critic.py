@@ -64,7 +64,7 @@ def test_rows_of_weight_0_do_not_enter_the_fit(batch):
         np.testing.assert_array_equal(results[0]["offset"], other["offset"])
 
 
-def test_the_critics_loss_is_half_the_mean_squared_error(batch):
+def test_the_critics_loss_is_half_the_squared_error_of_each_row(batch):
     losses = critic_losses(CONFIG, linear_value)(START, batch)
     np.testing.assert_allclose(losses, 0.5 * np.square(batch.value_targets), rtol=1e-5)
 

@@ -13,7 +13,8 @@ def clipped_gains(
     """The gain min(r A, clip(r, 1 - ε, 1 + ε) A) of each row, whose mean is to be maximised.
 
     That mean is at most the surrogate, with the surrogate's gradient at the old policy. It bounds
-    neither the ratio nor KL: where it is flat, nothing pulls a policy back.
+    neither the ratio nor KL: where it is flat, nothing pulls a policy back. Advantages and ratios
+    must be finite in rows of weight 0 too (`counted`), or the gradient is not.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
