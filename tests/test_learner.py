@@ -147,6 +147,27 @@ def test_the_realised_gain_is_the_change_of_the_mean_td_error_under_the_frozen_c
         np.testing.assert_allclose(second[f"lens/realised_{name}"], end, rtol=1e-3, atol=1e-2)
 
 
+def test_a_joint_critics_loss_counts_vf_coef_times():
+    def loss(vf_coef):
+        settings = settle(
+            "Scripted",
+            PPO(num_epochs=1, num_minibatches=1),
+            Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS),
+            Network(hidden=(8,)),
+            Critic(joint=True, vf_coef=vf_coef),
+            preset="none",
+        )
+        env = scripted_jax()
+        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+        with quickly_built():
+            metrics = jax.jit(learner.iterate)(jax.jit(learner.init)(0))[1]
+        return float(metrics["update/loss"])
+
+    once, twice, fourfold = map(loss, (1.0, 2.0, 4.0))
+    assert twice > once + 1e-3
+    assert fourfold - twice == pytest.approx(2.0 * (twice - once), rel=1e-4)
+
+
 def spoil(rollout, what):
     """The rollout with one valid row that is no number, or without bound."""
     at = next((t, 1) for t in range(5, NUM_STEPS) if rollout.valid[t, 1])
