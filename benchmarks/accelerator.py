@@ -30,12 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import surefoot as sf
-from surefoot.critic import fit_critic, start_critic
-from surefoot.envs import find_env
+from surefoot.config.presets import settle
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.loop_state import make_rule
-from surefoot.networks import build
-from surefoot.presets import settle
+from surefoot.envs.registry import find_env
+from surefoot.networks.actor_critic import build
+from surefoot.rules.critic import fit_critic, start_critic
+from surefoot.training.state import make_rule
 from surefoot.types import Batch, EnvSpec, Inputs
 
 AGENTS = (

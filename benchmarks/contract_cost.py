@@ -18,12 +18,12 @@ from unittest.mock import patch
 import jax
 
 import surefoot as sf
-from surefoot.envs import find_env
+from surefoot.config.presets import settle
 from surefoot.envs.host import Care, open_host_env
-from surefoot.learner import make_learner
-from surefoot.networks import build
-from surefoot.presets import settle
-from surefoot.rollout_host import HostCollector
+from surefoot.envs.registry import find_env
+from surefoot.networks.actor_critic import build
+from surefoot.training.learner import make_learner
+from surefoot.training.rollout_host import HostCollector
 
 ENVS = ("HalfCheetah-v5", "CartPole-v1")
 
@@ -32,10 +32,10 @@ ENVS = ("HalfCheetah-v5", "CartPole-v1")
 def unlooked() -> Iterator[None]:
     """Everything that is looked at, passed over."""
     passed: dict[str, Any] = {
-        "surefoot.envs.contract.ObsContract.__call__": lambda self, obs: obs,
+        "surefoot.envs.validation.ObsContract.__call__": lambda self, obs: obs,
         "surefoot.envs.host.find_not_finite": lambda *_: None,
         "surefoot.envs.host.all_finite": lambda *_: True,
-        "surefoot.envs.tape.Tape.add": lambda *_: None,
+        "surefoot.envs.action_log.Tape.add": lambda *_: None,
         "surefoot.envs.host.HostEnv.count_outside": lambda *_: (0, ""),
         "surefoot.envs.host.HostEnv._watched": lambda self, call, *given: call(*given),
     }

@@ -22,17 +22,17 @@ import jax
 import jax.numpy as jnp
 from scipy import stats
 
-from surefoot import iteration
-from surefoot.config import RULES, Critic, Network, Train
-from surefoot.distributions import kl
-from surefoot.envs import find_env
+from surefoot.config.presets import settle
+from surefoot.config.settings import RULES, Critic, Network, Train
+from surefoot.config.validation import limits_of
 from surefoot.envs.host import HostEnv
-from surefoot.limits import limits_of
-from surefoot.presets import settle
-from surefoot.rollout_host import HostCollector
-from surefoot.steppers import HostStepper, JaxStepper, Stepper
-from surefoot.surrogate import weighted_mean
-from surefoot.trained import OwnNetworks, begin
+from surefoot.envs.registry import find_env
+from surefoot.formulas.distributions import kl
+from surefoot.formulas.surrogate import weighted_mean
+from surefoot.training import learn as iteration
+from surefoot.training.rollout_host import HostCollector
+from surefoot.training.run import OwnNetworks, begin
+from surefoot.training.steppers import HostStepper, JaxStepper, Stepper
 
 EVERY = limits_of(Train)["lens_every"].default
 TASKS = ("HalfCheetah-v5", "gymnax:CartPole-v1")

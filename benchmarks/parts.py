@@ -20,20 +20,20 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from surefoot import iteration
-from surefoot.config import PPO, TRPO, Critic, Network, Train
-from surefoot.critic import fit_critic
-from surefoot.diagnostics import diagnose
-from surefoot.envs import find_env
+from surefoot.config.presets import settle
+from surefoot.config.settings import PPO, TRPO, Critic, Network, Train
+from surefoot.diagnostics.groups import groups_of
+from surefoot.diagnostics.update_stats import diagnose
 from surefoot.envs.host import HostEnv
-from surefoot.experience import horizon_of, make_batch, scale_rewards, state_values
-from surefoot.lens.groups import groups_of
-from surefoot.loop_state import Parts, make_rule
-from surefoot.natural_gradient import fisher_vector_product, quadratic_form
-from surefoot.presets import settle
-from surefoot.rollout_host import HostCollector
-from surefoot.trained import OwnNetworks, begin
-from surefoot.update.npg import objective, reference
+from surefoot.envs.registry import find_env
+from surefoot.formulas.conjugate_gradient import fisher_vector_product, quadratic_form
+from surefoot.rules.critic import fit_critic
+from surefoot.rules.npg import objective, reference
+from surefoot.training import learn as iteration
+from surefoot.training.batch import horizon_of, make_batch, scale_rewards, state_values
+from surefoot.training.rollout_host import HostCollector
+from surefoot.training.run import OwnNetworks, begin
+from surefoot.training.state import Parts, make_rule
 
 DISAGREE = 1.5
 """A median is not reported where the third quartile is so many times the first."""

@@ -122,8 +122,8 @@ def compare_actors() -> dict[str, Any]:
 MEAN = """
 import sys, time, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from surefoot.blocks import AXIS
-from surefoot.rendezvous import join
+from surefoot.parallel.rows import AXIS
+from surefoot.parallel.rendezvous import join
 mesh = join().placement.mesh
 for size in (1, 100, 1_000, 10_000, 100_000, 1_000_000):
     spread = NamedSharding(mesh, P(AXIS))
@@ -168,7 +168,7 @@ def sums_of(rule: str) -> dict[str, int]:
     script = (
         "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
         "import sys, numpy as np, argparse\n"
-        "from surefoot.cli import main\n"
+        "from surefoot.cli.parser import main\n"
         "from surefoot import steppers\n"
         "good = steppers.Compiled.program\n"
         "def program(self, *arguments):\n"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from surefoot.laboratory.essay import PRIMER, UNTRIED, as_markdown, judge
+from surefoot.analysis.essay import PRIMER, UNTRIED, as_markdown, judge
 
 HEAD = """\
 # From TRPO to PPO, claim by claim

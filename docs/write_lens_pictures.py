@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from surefoot.report import report
+from surefoot.analysis.report import report
 
 PICTURES = {"promise": "gains", "lies": "lies", "distance": "kl", "critic": "critic"}
 

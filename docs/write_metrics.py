@@ -1,11 +1,11 @@
-"""Writes `docs/metrics.md` from the table in `surefoot.metrics`.
+"""Writes `docs/metrics.md` from the table in `surefoot.diagnostics.catalogue`.
 
 Run: python docs/write_metrics.py
 """
 
 from pathlib import Path
 
-from surefoot.metrics import METRICS
+from surefoot.diagnostics.catalogue import METRICS
 
 HEAD = """# Metrics
 

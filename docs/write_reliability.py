@@ -12,15 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from cases import CASES, names_by_case  # noqa: E402
+from tests.support.cases import CASES, names_by_case  # noqa: E402
 
 HEAD = """# Reliability
 
 What may go wrong, what surefoot promises for it, and the tests that make it go wrong
-and look. `pytest -m case` runs them (those marked slow too with `-m "case and slow"`), `pytest
-tests/faults` the ones that break something on purpose. Written by `docs/write_reliability.py`.
+and look. `pytest -m case` runs them (those marked slow too with `-m "case and slow"`). Written by
+`docs/write_reliability.py`.
 
 A fault is one line, `surefoot: error[NAME]: what, where, what to do`, and an exit code: 2 wrong
 command or settings, 3 an environment that breaks its contract, 4 one that crashed or hung, 5
@@ -41,7 +41,7 @@ in peace and once killed by SIGKILL at random rows and given the same command ag
 the last checkpoints, the rows and the memory. Twenty kills, ten of each: checkpoints equal to the
 bit, rows equal and without a gap or a double, nothing left behind; memory grew by 2.8 MB in 700,000
 host steps and by 2.9 MB in 7,000,000 JAX-native ones ([results/soak.json](results/soak.json)).
-`pytest -m slow tests/faults/test_fuzz.py` changes files of a run at random 200,000 times (2,000
+`pytest -m slow tests/storage/test_fuzz.py` changes files of a run at random 200,000 times (2,000
 times in the fast tests), and passed: each is read or refused by name within a second, and nothing
 outside of the run is opened.
 
@@ -95,7 +95,9 @@ def run_tests() -> set[int]:
         command = [sys.executable, "-m", "pytest", "-q", "-n2", "-m", "case"]
         command += [f"--junitxml={file.name}"]
         given = os.environ | {"PYTHONPATH": str(ROOT / "tests")}  # where the plugin is
-        subprocess.run([*command, "-p", "cases", "tests"], cwd=ROOT, env=given, check=False)
+        subprocess.run(
+            [*command, "-p", "tests.support.cases", "tests"], cwd=ROOT, env=given, check=False
+        )
         seen: set[int] = set()
         failed: set[int] = set()
         for each in ET.parse(file.name).getroot().iter("testcase"):

@@ -1,6 +1,9 @@
 """Shapes are checked on every call, and one toy problem serves every test of an update."""
 
+import json
 import os
+import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +19,7 @@ if version("jaxlib").startswith("0.10."):  # later ones do not know the flag
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-LADDER = "distributions returns surrogate trust_region natural_gradient clip"
-CHECKED = [f"surefoot.{module}" for module in f"{LADDER} tabular update critic normalize".split()]
+CHECKED = [f"surefoot.{room}" for room in ("formulas", "exact", "rules")]
 install_import_hook(CHECKED, "beartype.beartype")
 
 from functools import partial  # noqa: E402
@@ -29,8 +31,10 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from surefoot.distributions import Categorical, DiagGaussian  # noqa: E402
+from surefoot.cli.parser import main  # noqa: E402
+from surefoot.formulas.distributions import Categorical, DiagGaussian  # noqa: E402
 from surefoot.types import Batch, Inputs  # noqa: E402
+from tests.support.shell import SMALL, Ended  # noqa: E402
 
 settings.register_profile(
     "surefoot",
@@ -46,7 +50,7 @@ settings.load_profile("surefoot")
 # Two devices, as two cores of a CPU; a program uses one unless it is told otherwise.
 jax.config.update("jax_num_cpu_devices", 2)
 
-STRICT = {f"test_{module}" for module in f"{LADDER} update critic".split()}
+STRICT = ("formulas", "rules")
 
 
 class Toy(NamedTuple):
@@ -111,8 +115,9 @@ def make_toy(kind="discrete", seed=0, num_rows=64):
 @pytest.fixture(autouse=True)
 def rank_promotion(request):
     """In the mathematics no array is broadcast to a higher rank by accident."""
-    name = request.module.__name__.rpartition(".")[2]
-    with jax.numpy_rank_promotion("raise" if name in STRICT else "allow"):
+    file = Path(request.module.__file__)
+    strict = file.parent.name in STRICT and file.stem != "test_running_stats"
+    with jax.numpy_rank_promotion("raise" if strict else "allow"):
         yield
 
 
@@ -134,3 +139,37 @@ def x64():
     """The test runs in float64, where an oracle's digits are worth comparing."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def empty_directory(tmp_path, monkeypatch):
+    """Where commands run; the modules beside the tests can be named."""
+    monkeypatch.chdir(tmp_path)
+    warnings.simplefilter("ignore", UserWarning)  # what is told of environments that break
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent / "support"), *sys.path])
+    return tmp_path
+
+
+@pytest.fixture
+def command(capsys, empty_directory):
+    """`command(*words) -> Ended`, in this process."""
+
+    def run(*words: object) -> Ended:
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        records = [json.loads(line) for line in out.splitlines() if "--json" in words]
+        return Ended(code, (err.strip().splitlines() or [""])[-1], records)
+
+    return run
+
+
+@pytest.fixture
+def train(command):
+    """`train(env, *flags) -> Ended`: eight small iterations of vpg into the directory `run`."""
+
+    def run(env: str, *flags: object, steps: int = 256) -> Ended:
+        flags = tuple(flags) if "--out" in flags else ("--out", "run", *flags)
+        return command("train", env, "vpg", "--steps", steps, *SMALL, *flags, "--json")
+
+    return run

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from cases import CASES, names_by_case
+
+from tests.support.cases import CASES, names_by_case
 
 ROOT = Path(__file__).parents[1]
 

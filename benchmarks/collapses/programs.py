@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from benchmarks.collapses.cells import CHUNK, DIALS, Cell, Tables
-from surefoot.config import RULES, Critic, Network, Settings, Train
-from surefoot.envs import find_env
+from surefoot.config.presets import settle
+from surefoot.config.settings import RULES, Critic, Network, Settings, Train
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.learner import Learner, LoopState, make_learner
-from surefoot.networks import build
-from surefoot.presets import settle
+from surefoot.envs.registry import find_env
+from surefoot.networks.actor_critic import build
+from surefoot.training.learner import Learner, LoopState, make_learner
 
 REWARD_SCALE = "env.reward_scale"
 PLACEHOLDER = 1e-3

@@ -15,7 +15,7 @@ from benchmarks.collapses.conditions import CONDITIONS, scores_of
 from benchmarks.collapses.driver import load
 from benchmarks.collapses.labels import Curve, Label, label, smooth
 from benchmarks.collapses.thresholds import Judged, Scored, choose, fit, score, tally
-from surefoot.alarms import ALARMS
+from surefoot.diagnostics.warnings import ALARMS
 
 YARDSTICK = "returns"
 """What a plot of returns alone would tell; scored like the others, and never part of the union."""

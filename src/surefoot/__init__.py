@@ -7,7 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surefoot.config import (
+    from surefoot.analysis.probe.contenders import Callables
+    from surefoot.analysis.probe.policies import probe_policies
+    from surefoot.analysis.probe.result import Probe
+    from surefoot.analysis.probe.runs import probe_run
+    from surefoot.config.settings import (
         NPG,
         PPO,
         PPOKL,
@@ -20,19 +24,15 @@ if TYPE_CHECKING:
     )
     from surefoot.envs.jax_native import JaxEnv, JaxStep
     from surefoot.errors import ConfigError, SurefootError
-    from surefoot.exporting import export
-    from surefoot.faults import replay
-    from surefoot.many import make_train, train_many
-    from surefoot.policy import Policy
-    from surefoot.probe.contenders import Callables
-    from surefoot.probe.policies import probe_policies
-    from surefoot.probe.result import Probe
-    from surefoot.probe.runs import probe_run
-    from surefoot.trained import OwnNetworks, Run, load
-    from surefoot.training import resume, train
+    from surefoot.exporting.export import export
+    from surefoot.networks.policy import Policy
+    from surefoot.training.api import resume, train
+    from surefoot.training.many import make_train, train_many
+    from surefoot.training.replay import replay
+    from surefoot.training.run import OwnNetworks, Run, load
 
 _HOMES = {
-    "config": (
+    "config.settings": (
         "VPG",
         "NPG",
         "TRPO",
@@ -43,16 +43,16 @@ _HOMES = {
         "Critic",
         "OwnNetwork",
     ),
-    "training": ("train", "resume"),
-    "many": ("train_many", "make_train"),
-    "faults": ("replay",),
-    "exporting": ("export",),
-    "trained": ("Run", "load", "OwnNetworks"),
-    "policy": ("Policy",),
-    "probe.contenders": ("Callables",),
-    "probe.policies": ("probe_policies",),
-    "probe.runs": ("probe_run",),
-    "probe.result": ("Probe",),
+    "training.api": ("train", "resume"),
+    "training.many": ("train_many", "make_train"),
+    "training.replay": ("replay",),
+    "exporting.export": ("export",),
+    "training.run": ("Run", "load", "OwnNetworks"),
+    "networks.policy": ("Policy",),
+    "analysis.probe.contenders": ("Callables",),
+    "analysis.probe.policies": ("probe_policies",),
+    "analysis.probe.runs": ("probe_run",),
+    "analysis.probe.result": ("Probe",),
     "envs.jax_native": ("JaxEnv", "JaxStep"),
     "errors": ("SurefootError", "ConfigError"),
 }

@@ -12,10 +12,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import PyTree
 
-from surefoot.envs import EnvSource
+from surefoot.config.validation import nearest
+from surefoot.envs.registry import EnvSource
 from surefoot.envs.vector import usable_cores
 from surefoot.errors import ConfigError
-from surefoot.limits import nearest
 
 
 class EnvPoolVector(VectorEnv):

@@ -13,8 +13,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from surefoot.envs import EnvSource, OwnObs, crashed
-from surefoot.envs.contract import (
+from surefoot.envs.registry import EnvSource, OwnObs, crashed
+from surefoot.envs.timeout import OverdueError
+from surefoot.envs.validation import (
     NUMBERS,
     TRUTHS,
     ObsContract,
@@ -23,7 +24,6 @@ from surefoot.envs.contract import (
     may_wrap,
     old_interface,
 )
-from surefoot.envs.watch import OverdueError
 from surefoot.errors import EnvContractError, SurefootError
 
 Told = list[tuple[int, dict[str, Any]]]

@@ -12,22 +12,22 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
-from surefoot.config import Train
-from surefoot.envs import EnvSource, crashed, time_limit
-from surefoot.envs.contract import (
+from surefoot.config.settings import Train
+from surefoot.envs.action_log import Tape
+from surefoot.envs.group import EnvRaisedError
+from surefoot.envs.registry import EnvSource, crashed, time_limit
+from surefoot.envs.timeout import OverdueError, Watch
+from surefoot.envs.validation import (
     Bounds,
     ObsContract,
     all_finite,
     find_not_finite,
     has_whole_numbers,
 )
-from surefoot.envs.group import EnvRaisedError
-from surefoot.envs.masks import empty_masks, write_mask
-from surefoot.envs.tape import Tape
 from surefoot.envs.vector import make_vector
-from surefoot.envs.watch import OverdueError, Watch
 from surefoot.errors import EnvContractError, EnvCrashError
-from surefoot.spaces import own_dtype
+from surefoot.networks.masks import empty_masks, write_mask
+from surefoot.networks.spaces import own_dtype
 from surefoot.types import EnvSpec
 
 CLOSING = 30.0

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from surefoot.config.validation import nearest
 from surefoot.errors import ConfigError
-from surefoot.limits import nearest
 from surefoot.types import EnvSpec
 
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from surefoot.config.validation import nearest
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.errors import ConfigError
-from surefoot.limits import nearest
-from surefoot.tabular.exact import LONG_ENOUGH, time_limited_optimum
-from surefoot.tabular.mdp import MDP, corridor, make_mdp, random_mdp, ridge
+from surefoot.exact.mdp import MDP, corridor, make_mdp, random_mdp, ridge
+from surefoot.exact.solution import LONG_ENOUGH, time_limited_optimum
 from surefoot.types import EnvSpec
 
 BUILT = {"corridor": corridor, "ridge": ridge}

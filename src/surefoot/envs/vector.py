@@ -15,8 +15,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from surefoot.envs import EnvSource, OwnObs, crashed
 from surefoot.envs.group import Group, Told, close_envs, make_envs, write_actions
+from surefoot.envs.registry import EnvSource, OwnObs, crashed
 from surefoot.envs.worker import PATIENCE, BoardMemory, Worker, end_workers
 from surefoot.errors import ConfigError, SurefootError
 

@@ -27,7 +27,6 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from surefoot.envs import EnvSource, OwnObs, crashed
 from surefoot.envs.group import (
     Board,
     EnvRaisedError,
@@ -38,7 +37,8 @@ from surefoot.envs.group import (
     make_board,
     make_envs,
 )
-from surefoot.envs.watch import OverdueError
+from surefoot.envs.registry import EnvSource, OwnObs, crashed
+from surefoot.envs.timeout import OverdueError
 from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
 PATIENCE = 1e-3

@@ -1,0 +1,1 @@
+"""Look at runs: compare, probe, report, and their pictures."""

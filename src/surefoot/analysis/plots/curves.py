@@ -1,0 +1,158 @@
+"""Learning curves: runs over environment steps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Num
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+from scipy import stats
+
+from surefoot.analysis.plots.style import blank, draw_optimum, save, styles_of
+
+MOST_POINTS = 100
+"""Points of a line; a longer run's iterations are averaged in groups."""
+
+Row = Mapping[str, Any]
+
+
+class Series(NamedTuple):
+    """One run's values over environment steps, in the order of the steps."""
+
+    steps: Num[np.ndarray, " point"]
+    values: Float[np.ndarray, " point"]
+
+
+def learning_curve(
+    rows_by_label: Mapping[str, Sequence[Sequence[Row]]],
+    path: Path,
+    *,
+    title: str = "",
+    metric: str = "episode/return_mean",
+    ylabel: str = "return of training episodes",
+) -> None:
+    """Draw a metric of runs over environment steps.
+
+    Args:
+        rows_by_label: for each label (a rule, say) its runs, each its rows of metrics.
+        path: the PNG file to write.
+        title: a heading.
+        metric: a key of the rows; rows without it are passed over.
+        ylabel: what the metric is called.
+
+    Raises:
+        StorageError: where the file cannot be written.
+    """
+    series = {
+        label: [_series(rows, metric) for rows in runs] for label, runs in rows_by_label.items()
+    }
+    plot_curves(series, path, title=title, ylabel=ylabel)
+
+
+def _series(rows: Sequence[Row], metric: str) -> Series:
+    pairs = np.array([(r["env_steps"], r[metric]) for r in rows if metric in r], float)
+    return Series(*pairs.reshape(-1, 2).T)
+
+
+def plot_curves(
+    series_by_label: Mapping[str, Sequence[Series]],
+    path: Path,
+    *,
+    title: str = "",
+    ylabel: str = "return of training episodes",
+    fewest_for_band: int = 5,
+    optimum: float | None = None,
+) -> None:
+    """Draw, for each label, every run faintly, their mean, and its 95 % t interval.
+
+    Args:
+        series_by_label: for each label one series a run.
+        path: the PNG file to write.
+        title: a heading; the number of seeds is added.
+        ylabel: what the values are.
+        fewest_for_band: runs below which no interval is drawn.
+        optimum: the most that is possible, drawn as a line.
+
+    Raises:
+        StorageError: where the file cannot be written.
+    """
+    figure, axes = blank()
+    full = {
+        label: [series for series in runs if len(series.steps)]
+        for label, runs in series_by_label.items()
+    }
+    counts = {len(runs) for runs in full.values() if runs}
+    longest = max((len(series.steps) for runs in full.values() for series in runs), default=0)
+    group = -(-longest // MOST_POINTS)
+    styles = styles_of(list(full))
+    for label, runs in full.items():
+        name = label if len(counts) == 1 else f"{label} (n = {len(runs)})"
+        if runs:
+            grouped = [_grouped(series, group) for series in runs]
+            _draw_label(axes, name, grouped, styles[label], fewest_for_band)
+    seeds = f"n = {next(iter(counts))} seeds" if len(counts) == 1 and counts != {1} else ""
+    axes.set_title(", ".join(part for part in (title, seeds) if part), loc="left", fontsize=13)
+    axes.set(xlabel="environment steps", ylabel=ylabel)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    figure.supxlabel(_key(counts, group, fewest_for_band), fontsize=9, color="#555555")
+    if optimum is not None:
+        draw_optimum(axes, optimum)
+    if longest:
+        axes.set_xlim(left=0)
+        figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
+    else:
+        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center")
+    save(figure, path)
+
+
+def _grouped(series: Series, size: int) -> Series:
+    """Means of `size` points in a row, the last group maybe smaller."""
+    starts = np.arange(0, len(series.steps), size)
+    sizes = np.diff(np.append(starts, len(series.steps)))
+    return Series(*(np.add.reduceat(part.astype(float), starts) / sizes for part in series))
+
+
+def _key(counts: set[int], group: int, fewest_for_band: int) -> str:
+    """What the lines and the band are, in words."""
+    parts = []
+    if max(counts, default=1) > 1:
+        parts.append("thick: mean over seeds, thin: one seed")
+        if max(counts) >= fewest_for_band:
+            parts.append("band: 95 % t interval of the mean")
+        if min(counts) < fewest_for_band:
+            parts.append(f"no band below {fewest_for_band} seeds")
+    if group > 1:
+        parts.append(f"a point: mean of {group} iterations")
+    return "; ".join(parts)
+
+
+def _draw_label(
+    axes: Axes, name: str, runs: Sequence[Series], style: Mapping[str, Any], fewest_for_band: int
+) -> None:
+    steps, values = _on_common_steps(runs)
+    banded = len(runs) >= fewest_for_band
+    for run in runs if len(runs) > 1 else ():
+        faint = {"color": style["color"], "alpha": 0.2 if banded else 0.4, "linewidth": 0.8}
+        axes.plot(run.steps, run.values, zorder=1, **faint)
+    mean, marker = values.mean(axis=0), "o" if len(steps) == 1 else None
+    axes.plot(steps, mean, label=name, linewidth=2.2, marker=marker, zorder=3, **style)
+    if banded:
+        error = values.std(axis=0, ddof=1) / len(runs) ** 0.5
+        half = stats.t.ppf(0.975, len(runs) - 1) * error
+        axes.fill_between(
+            steps, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0
+        )
+
+
+def _on_common_steps(
+    runs: Sequence[Series],
+) -> tuple[Num[np.ndarray, " point"], Float[np.ndarray, "run point"]]:
+    """Every run at the steps of any, over the stretch that all of them cover, straight between."""
+    first = max(run.steps[0] for run in runs)
+    last = max(first, min(run.steps[-1] for run in runs))
+    steps = np.unique(np.concatenate([run.steps for run in runs]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    return steps, np.stack([np.interp(steps, run.steps, run.values) for run in runs])

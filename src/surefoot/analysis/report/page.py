@@ -1,0 +1,80 @@
+"""A report as one HTML page: nothing in it is fetched, and no script is needed to read it."""
+
+import base64
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from surefoot.analysis.plots.report import Raised, draw_panels, draw_timeline
+from surefoot.analysis.report.section import Facts, Section, raised_warnings
+from surefoot.analysis.report.table import group_size
+
+_LEVELS = {"red": "act", "amber": "look", "green": "well", "": ""}
+_SPOKEN = {
+    "red": "asks for action",
+    "amber": "worth a look",
+    "green": "looks well",
+    "": "nothing to judge",
+}
+
+
+def as_page(facts: Facts, verdict: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page's text."""
+    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    settings = facts.settings
+    raised, size = raised_warnings(facts), group_size(len(facts.table.steps))
+    return template.substitute(
+        title=escape(f"{settings.rule.name} on {settings.env}"),
+        state="" if facts.finished else '<span class="state">not finished</span>',
+        run=escape(str(facts.path)),
+        grouped=f"; a point of a curve stands for {size} updates" if size > 1 else "",
+        verdict="".join(f"<p>{_text(sentence)}</p>" for sentence in verdict),
+        contents="".join(_link(section) for section in sections),
+        sections="\n".join(_section(section, facts, raised) for section in sections),
+    )
+
+
+def _link(section: Section) -> str:
+    spoken = _SPOKEN[section.level]
+    return (
+        f'<li><a href="#{section.name}"><span class="dot {_LEVELS[section.level]}" '
+        f'title="{spoken}"></span>{escape(section.title)}<span class="aside">: {spoken}</span>'
+        "</a></li>"
+    )
+
+
+def _section(section: Section, facts: Facts, raised: Sequence[Raised]) -> str:
+    level = _LEVELS[section.level]
+    picture = _picture(section, facts, raised)
+    caption = f"<p class='finding'>{_text(section.finding)}</p>"
+    if picture:
+        caption = (
+            f"<figure><img alt='{escape(section.finding, quote=True)}' src='{picture}'>"
+            f"<figcaption class='finding'>{_text(section.finding)}</figcaption></figure>"
+        )
+    advice = f"<p class='advice {level}'>{_text(section.advice)}</p>" if section.advice else ""
+    paragraphs = section.meaning.split("\n\n") if section.meaning else ()
+    meaning = "".join(f"<p class='meaning'>{_text(part)}</p>" for part in paragraphs)
+    heading = f"<h2><span class='dot {level}'></span>{escape(section.title)}</h2>"
+    return (
+        f"<section id='{section.name}'>{heading}{caption}{advice}{meaning}{section.extra}</section>"
+    )
+
+
+def _text(words: str) -> str:
+    """Words as HTML; what stands between backquotes is to be typed."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words))
+
+
+def _picture(section: Section, facts: Facts, raised: Sequence[Raised]) -> str:
+    """The section's picture as the address of an image; as an image it can run no script."""
+    if section.panels:
+        marks = raised if section.name == "learning" else ()
+        drawn = draw_panels(section.panels, facts.last_step, marks)
+    elif section.name == "warnings" and raised:
+        drawn = draw_timeline(raised, facts.last_step)
+    else:
+        return ""
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"

@@ -1,0 +1,113 @@
+"""`compare` and `explain`: from their parsed options to their exit code."""
+
+import argparse
+from pathlib import Path
+
+from surefoot.cli.commands.common import emit
+from surefoot.cli.flags import given
+from surefoot.config.presets import known_rule
+from surefoot.config.settings import Critic, Network, Train
+from surefoot.errors import ConfigError, EnvCrashError
+
+
+def explain_command(options: argparse.Namespace) -> int:
+    """Print what a metric or a warning is."""
+    from surefoot.diagnostics.catalogue import METRICS, explain
+    from surefoot.diagnostics.warnings import ALARMS, explain_alarm
+
+    if options.name is None:
+        if options.json:
+            alarms = {name: alarm.told() for name, alarm in ALARMS.items()}
+            emit({name: metric._asdict() for name, metric in METRICS.items()} | alarms)
+        else:
+            lines = [f"{name:28s} {metric.what}" for name, metric in METRICS.items()]
+            lines += [f"{name:28s} {alarm.level}: {alarm.what}" for name, alarm in ALARMS.items()]
+            print("\n".join(lines))
+        return 0
+    alarming = options.name in ALARMS
+    text = explain_alarm(options.name) if alarming else explain(options.name, ALARMS)
+    if options.json:
+        emit({"name": options.name, "text": text})
+    else:
+        print(text)
+    return 0
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    """Compare rules over seeds, or finished runs."""
+    from surefoot.analysis.compare import (
+        ComparisonStopped,
+        compare,
+        read_runs,
+        table,
+        to_dict,
+        write_outputs,
+    )
+    from surefoot.cli.progress import say
+
+    reading = _reads_runs(options)
+    out = Path(options.out or ("runs/compared" if reading else "runs/compare"))
+    if reading:
+        comparison = read_runs(options.what, options.episodes, envs=options.env or ())
+    else:
+        try:
+            comparison = compare(
+                options.what,
+                [known_rule(name) for name in options.rules or ("trpo", "ppo")],
+                seeds=options.seeds or 5,
+                out=out,
+                jobs=options.jobs or 1,
+                devices=1 if options.devices is None else options.devices,
+                preset=options.preset or "auto",
+                train=Train(**given(options, "train")),
+                network=Network(**given(options, "network")),
+                critic=Critic(**given(options, "critic")),
+                episodes=options.episodes,
+                tell=say,
+            )
+        except ComparisonStopped as stop:
+            say(f"surefoot: {stop}")
+            return 128 + stop.number
+    files = write_outputs(comparison, out)
+    if options.json:
+        emit(to_dict(comparison))
+    else:
+        print(table(comparison))
+        say("written: " + ", ".join(str(file) for file in files))
+    return EnvCrashError.code if comparison.failures else 0
+
+
+def _reads_runs(options: argparse.Namespace) -> bool:
+    """Whether `compare` is to read finished runs and not to train; its flags must fit.
+
+    Raises:
+        ConfigError: where runs and environments are mixed, or a flag would be ignored.
+    """
+    for name in ("seeds", "jobs", "episodes"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if "seed" in given(options, "train"):
+        raise ConfigError(
+            "compare trains seeds 0 to N - 1: say how many with --seeds N, not --seed", name="FLAG"
+        )
+    runs = [name for name in options.what if Path(name).is_dir()]
+    if not runs:
+        return False
+    if len(runs) < len(options.what):
+        others = [name for name in options.what if name not in runs]
+        raise ConfigError(
+            f"compare reads finished runs ({runs[0]}) or trains on environments ({others[0]}), "
+            "not both at once"
+        )
+    training = [
+        f
+        for f in ("rules", "seeds", "jobs", "devices", "preset")
+        if getattr(options, f) is not None
+    ]
+    for section in ("train", "network", "critic"):
+        training += [name.replace("_", "-") for name in given(options, section)]
+    if training:
+        raise ConfigError(
+            f"--{training[0]} is for training; finished runs are read as they are", name="FLAG"
+        )
+    return True

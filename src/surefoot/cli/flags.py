@@ -1,0 +1,178 @@
+"""The command line's flags, made from the settings dataclasses and their limits."""
+
+import argparse
+import re
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from surefoot.config.settings import RULES, Critic, Network, Train, rules_with
+from surefoot.config.validation import limits_of, nearest, shown
+from surefoot.errors import ConfigError
+
+PEER_FLAGS = {
+    "n-envs": "num-envs",
+    "num-training-envs": "num-envs",
+    "n-steps": "num-steps",
+    "steps-per-epoch": "num-steps",
+    "unroll-length": "num-steps",
+    "total-timesteps": "steps",
+    "timesteps": "steps",
+    "n-epochs": "num-epochs",
+    "update-epochs": "num-epochs",
+    "nminibatches": "num-minibatches",
+    "batch-size": "num-minibatches",
+    "clip-coef": "clip-eps",
+    "clip-range": "clip-eps",
+    "clip-ratio": "clip-eps",
+    "eps-clip": "clip-eps",
+    "delta": "max-kl",
+    "trust-region-size": "max-kl",
+    "desired-kl": "target-kl",
+    "lam": "gae-lambda",
+    "damping-coeff": "damping",
+    "cg-damping": "damping",
+    "cg-max-steps": "cg-iters",
+    "line-search-shrinking-factor": "backtrack-coeff",
+    "line-search-max-iter": "max-backtracks",
+    "backtrack-iters": "max-backtracks",
+    "entropy-cost": "ent-coef",
+    "vf-coef": "critic-vf-coef",
+    "lr": "learning-rate",
+    "n-critic-updates": "critic-num-epochs",
+    "net-arch": "hidden",
+    "norm-obs": "obs-norm",
+    "norm-reward": "return-norm",
+}
+"""What other libraries call our flags."""
+
+SECTIONS = {"train": (Train, ""), "network": (Network, ""), "critic": (Critic, "critic-")}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `ConfigError`s and so end as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing a usage text."""
+        choice = re.search(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            where, word, choices = choice.groups()
+            known = re.findall(r"[\w-]+", choices)
+            listed = ", ".join(known)
+            message = f"{where} must be one of {listed}, got {word!r}{nearest(word, known)}"
+            if where == "COMMAND":
+                message = f"no command {word}{nearest(word, known)} ({listed})"
+        raise ConfigError(" ".join(message.split()), name="USAGE")
+
+
+def whole(text: str) -> int:
+    """A whole number, 1e6 included."""
+    try:
+        number = float(text)
+        if number.is_integer():
+            return int(text) if text.lstrip("+-").isdigit() else int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+
+
+def number(text: str) -> float:
+    """A number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[str, ...]) -> None:
+    if kind is bool:
+        group.add_argument(
+            f"--{flag}", dest=dest, action=argparse.BooleanOptionalAction, default=None, help=help
+        )
+        return
+    many = str(kind).startswith("tuple")
+    item = str if "str" in str(kind) or kind is str else number if kind is float else whole
+    metavar = {str: "NAME", number: "X", whole: "N"}[item]
+    group.add_argument(
+        f"--{flag}",
+        dest=dest,
+        type=item,
+        nargs="+" if many else None,
+        default=None,
+        help=help,
+        metavar="{" + ",".join(choices) + "}" if choices else metavar,
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None:
+    """A flag for every setting of the run, the networks, the critic and, with `rules`, of these."""
+    for section, (kind, prefix) in SECTIONS.items():
+        group = parser.add_argument_group(section)
+        types = {f.name: f.type for f in fields(kind)}
+        for name, limits in limits_of(kind).items():
+            flag = prefix + name.replace("_", "-")
+            text = f"{limits.help} (default {shown(limits.default)})"
+            _add(group, flag, f"{section}.{name}", types[name], text, limits.choices)
+    if not rules:
+        return
+    group = parser.add_argument_group(
+        "rule", "each applies to the rules named behind it, with its default there"
+    )
+    for name in dict.fromkeys(n for rule in RULES.values() for n in limits_of(rule)):
+        having = {
+            key: limits_of(rule)[name] for key, rule in RULES.items() if name in limits_of(rule)
+        }
+        first = next(iter(having.values()))
+        defaults = ", ".join(f"{key} {shown(limits.default)}" for key, limits in having.items())
+        kind = next(f.type for f in fields(RULES[next(iter(having))]) if f.name == name)
+        choices = tuple(dict.fromkeys(c for limits in having.values() for c in limits.choices))
+        text = f"{first.help} ({defaults})"
+        _add(group, name.replace("_", "-"), f"rule.{name}", kind, text, choices)
+
+
+def given(options: argparse.Namespace, section: str) -> dict[str, Any]:
+    """The settings of one section that were given as flags."""
+    found = {}
+    for key, value in vars(options).items():
+        head, _, name = key.partition(".")
+        if head == section and name and value is not None:
+            found[name] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def rule_settings(options: argparse.Namespace, rule: str) -> dict[str, Any]:
+    """The flags given for a rule.
+
+    Raises:
+        ConfigError: for a flag that this rule does not have.
+    """
+    found = given(options, "rule")
+    for name in found:
+        if name not in limits_of(RULES[rule]):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{rule} has no {flag}: it is a setting of {', '.join(rules_with(name))}",
+                name="FLAG",
+            )
+    return found
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
+    """Complain about what no flag or position took.
+
+    Raises:
+        ConfigError: with our name for a peer's flag, or the nearest flag.
+    """
+    if not extra:
+        return
+    flags = [s for action in parser._actions for s in action.option_strings if s.startswith("--")]
+    word = extra[0]
+    if not word.startswith("-"):
+        raise ConfigError(f"unexpected argument {word!r} (`{parser.prog} --help`)", name="USAGE")
+    name = word.lstrip("-").partition("=")[0].replace("_", "-")
+    if f"--{name}" in flags:
+        raise ConfigError(f"{word} goes behind the command: {parser.prog} {word}", name="FLAG")
+    ours = PEER_FLAGS.get(name)
+    if ours:
+        note = ", a count of parts and not a size" if name == "batch-size" else ""
+        raise ConfigError(f"unknown flag {word}; here it is --{ours}{note}", name="FLAG")
+    raise ConfigError(f"unknown flag {word}{nearest('--' + name, flags)}", name="FLAG")

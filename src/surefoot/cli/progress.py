@@ -1,0 +1,160 @@
+"""What a person sees while a run goes on: a live panel on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from surefoot.config.settings import Settings, unlike_defaults
+from surefoot.diagnostics.catalogue import METRICS
+
+SECONDS_BETWEEN_LINES = 5.0
+_SHOWN = (
+    ("return", "episode/return_mean", "{:.1f}"),
+    ("evaluation", "eval/return_mean", "{:.1f}"),
+    ("promised gain", "surrogate/promised_gain", "{:.3g}"),
+    ("KL mean", "policy/kl_mean", "{:.4f}"),
+    ("KL worst state", "policy/kl_worst_state", "{:.3f}"),
+    ("entropy", "policy/entropy", "{:.3f}"),
+    ("explained variance", "critic/explained_variance", "{:.2f}"),
+)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12 s, 3 min 20 s or 1 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """A listener of the loop that draws it."""
+
+    def __init__(self, *, first_iteration: int = 0):
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        self._latest: dict[str, Any] = {}
+        self._seconds = dict.fromkeys(("env", "policy", "update", "compile"), 0.0)
+        self._busy = 0.0
+        self._last_line = -SECONDS_BETWEEN_LINES
+        self._compiling = ""
+        self._first = first_iteration
+
+    def started(self, run: Any, plan: Any) -> None:
+        """Say what is about to happen, then show it."""
+        settings: Settings = run.settings
+        self._plan, self._first = plan, run.iteration
+        self._title = f"{settings.rule.name} on {settings.env}"
+        cut = f", cutting at most {plan.cut_share:.0%} of episodes" if plan.cut_share else ""
+        self._print(
+            f"[bold]{self._title}[/bold]: {plan.iterations} iterations of "
+            f"{settings.train.num_envs} x {settings.train.num_steps} steps, seed "
+            f"{settings.train.seed}; checkpoint every {plan.checkpoint_every} iterations{cut}"
+        )
+        unlike = unlike_defaults(settings)
+        if unlike:
+            self._print(f"unlike the defaults, by preset, flag or file: {', '.join(unlike)}")
+        self._start = time.monotonic()
+        if self._console.is_terminal:
+            self._live = Live(self._draw(), console=self._console, refresh_per_second=8)
+            self._live.start()
+
+    def compiling(self, what: str) -> None:
+        """Say that a program is being built, which takes seconds."""
+        self._compiling = what
+        if self._live:
+            self._live.update(self._draw())
+        else:
+            self._print(f"compiling {what} ...")
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Take in one iteration."""
+        self._compiling = ""
+        self._latest |= row
+        for part in self._seconds:
+            self._seconds[part] += row.get(f"time/{part}", 0.0)
+        self._busy += row["time/iteration"]
+        if self._live:
+            self._live.update(self._draw())
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or self._is_last():
+            self._last_line = time.monotonic()
+            self._print(self._line())
+
+    def finished(self, run: Any) -> None:
+        """Leave the last picture standing."""
+        if self._live:
+            self._live.update(self._draw())
+            self._live.stop()
+            self._live = None
+
+    def _print(self, text: str) -> None:
+        """One record on one line, however long."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _is_last(self) -> bool:
+        return self._latest["iteration"] >= self._plan.iterations
+
+    def _left(self) -> str:
+        done = self._latest.get("iteration", self._first) - self._first
+        if not done:
+            return "-"
+        left = self._plan.iterations - self._latest["iteration"]
+        return duration(self._busy / done * left)
+
+    def _line(self) -> str:
+        row = self._latest
+        parts = [f"{row['iteration']}/{self._plan.iterations}", f"{row['env_steps']:,} steps"]
+        for label, key, form in _SHOWN[:5]:
+            if key in row:
+                parts.append(f"{label} {form.format(row[key])}")
+        parts += [f"{row['time/steps_per_second']:,.0f} steps/s", f"{self._left()} left"]
+        return "  ".join(parts)
+
+    def _draw(self) -> Panel:
+        row = self._latest
+        done = row.get("iteration", self._first)
+        head = Table.grid(expand=True, padding=(0, 1))
+        head.add_column(ratio=1)
+        head.add_column(justify="right")
+        rate = row.get("time/steps_per_second")
+        speed = f"{rate:,.0f} steps/s" if rate else ""
+        status = f"compiling {self._compiling} ..." if self._compiling else f"{self._left()} left"
+        head.add_row(
+            ProgressBar(total=self._plan.iterations, completed=done),
+            Text(f"{done}/{self._plan.iterations}  {speed}  {status}"),
+        )
+        body = Table.grid(padding=(0, 2))
+        for label, key, form in _SHOWN:
+            if key in row:
+                unit = METRICS[key].unit
+                body.add_row(Text(label, style="dim"), form.format(row[key]), Text(unit, "dim"))
+        if row:
+            body.add_row(
+                Text("steps", style="dim"), f"{row['env_steps']:,}", Text(self._shares(), "dim")
+            )
+        return Panel(Group(head, body), title=self._title, title_align="left")
+
+    def _shares(self) -> str:
+        """The split of time; compilation is on top of it, in seconds."""
+        total = sum(self._seconds[part] for part in ("env", "policy", "update"))
+        parts = [
+            f"{part} {self._seconds[part] / total:.0%}"
+            for part in ("env", "policy", "update")
+            if total > 0
+        ]
+        return ", ".join([*parts, f"compilation {duration(self._seconds['compile'])}"])
+
+
+def say(text: str) -> None:
+    """A line for a person, kept off standard output."""
+    print(text, file=sys.stderr, flush=True)

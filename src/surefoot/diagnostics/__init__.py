@@ -1,0 +1,1 @@
+"""What an update did: its figures, the lens, warnings, and the guard."""

@@ -1,0 +1,91 @@
+"""How much of a promise is signal, asked of halves of the data.
+
+Scored on the half that it was fitted to, a promise holds noise; on the other half it holds only
+what is there in both.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from surefoot.diagnostics.groups import Estimate, combine, mean_of, sum_by_group
+from surefoot.formulas.surrogate import counted, likelihood_ratio
+from surefoot.types import Batch, Inputs, Params
+
+
+class CrossFit(NamedTuple):
+    """Promises of an update made from half of the data, in the environment's units.
+
+    `insample` is scored on that half, `across` on the other one; both are means over the halves.
+    """
+
+    insample: Float[Array, ""]
+    across: Estimate
+
+
+def cross_fit(
+    update: Callable[[Batch], Params],
+    policy_fn: Callable[[Params, Inputs], Any],
+    old_params: Params,
+    batch: Batch,
+    groups: Int[Array, " batch"],
+    count: int,
+    *,
+    envs_in_block: int,
+    horizon: float,
+) -> CrossFit:
+    """Make the update from each half of the groups, and score it on both.
+
+    The error of `across` is that of scoring: it is about what these two updates are worth, not
+    about what other halves would have made. Where one half has no rows both promises are NaN.
+
+    Args:
+        update: the rule's update of `old_params` on a batch, as new policy parameters.
+        policy_fn: the policy.
+        old_params: the policy that collected the batch.
+        batch: rows with raw advantages.
+        groups: the independent group of each row; even ones are the first half.
+        count: how many groups there are at most.
+        envs_in_block: environments side by side in a block of rows; with several, each is a group.
+        horizon: 1 / (1 - gamma).
+
+    Source: the sample splitting of Chernozhukov et al. 2018, arXiv:1608.00060, section 1.
+    """
+    old = policy_fn(old_params, batch.inputs).log_prob(batch.actions)
+    advantages = counted(batch.advantages, batch.weights)
+    first = groups % 2 == 0
+    halves = jnp.stack([jnp.where(rows, batch.weights, 0.0) for rows in (first, ~first)])
+
+    def fitted_to(half: Int[Array, ""]) -> Batch:
+        if envs_in_block % 2:
+            return batch._replace(weights=halves[half])
+        # Rows of even and odd environments take turns: the update need not see the others at all.
+        rows = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(
+                leaf.reshape(-1, 2, *leaf.shape[1:]), half, axis=1, keepdims=False
+            ),
+            batch._replace(return_scale=None),
+        )
+        return rows._replace(return_scale=batch.return_scale)
+
+    def scored(half: Int[Array, ""]) -> tuple[Estimate, Estimate]:
+        new_params = update(fitted_to(half))
+        new = policy_fn(new_params, batch.inputs).log_prob(batch.actions)
+        gains = horizon * batch.return_scale * (likelihood_ratio(new, old) - 1.0) * advantages
+        own, across = (
+            mean_of(sum_by_group(gains, halves[rows], groups, count)) for rows in (half, 1 - half)
+        )
+        return own, across
+
+    # A loop over the halves, so that the update is compiled once and not twice.
+    own, across = jax.lax.map(scored, jnp.arange(2))
+    each = [Estimate(*(leaf[half] for leaf in across)) for half in (0, 1)]
+    scored_across = combine(each[0], each[1], 0.5, 0.5)
+    # One long episode is one group: there is no other half to ask.
+    unknown = jnp.where(jnp.all(jnp.any(halves > 0, axis=1)), 0.0, jnp.nan)
+    return CrossFit(
+        jnp.mean(own.mean) + unknown, scored_across._replace(mean=scored_across.mean + unknown)
+    )

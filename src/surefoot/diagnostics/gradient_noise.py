@@ -1,0 +1,106 @@
+"""How much of a batch's gradient is noise, from how the groups' own gradients differ."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int
+
+from surefoot.formulas.surrogate import surrogate
+from surefoot.parallel.rows import copying
+from surefoot.types import Batch, Inputs, Params
+
+
+class GradientNoise(NamedTuple):
+    """`noise_scale`: rows at which noise and signal are equal, infinite where no signal is found.
+
+    `cosine`: that between the gradients of two independent batches of this size, in [0, 1]; about
+    the square of that between a batch's gradient and the true one.
+    """
+
+    noise_scale: Float[Array, ""]
+    cosine: Float[Array, ""]
+
+
+def gradient_noise(
+    policy_fn: Callable[[Params, Inputs], Any],
+    params: Params,
+    parts: Callable[[Int[Array, ""]], Batch],
+    count: int,
+    *,
+    blocks: int = 1,
+) -> GradientNoise:
+    """Noise of the surrogate's gradient at `params`, groups being the independent units.
+
+    From the norms of the gradients of one group and of all: unbiased estimates of |g|² and of the
+    trace of one row's covariance, rows of a group that go together counted as such. NaN with
+    fewer than two groups.
+
+    Args:
+        policy_fn: the policy.
+        params: the policy that collected the rows.
+        parts: the rows of a group, by its number; advantages less their mean over all groups.
+        count: how many groups there are at most.
+        blocks: of a group's rows.
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1.
+    """
+    flat, unravel = ravel_pytree(params)
+    copies = copying(unravel, blocks)
+
+    def gradient_of(batch: Batch) -> tuple[Float[Array, " param"], Float[Array, ""]]:
+        old = policy_fn(params, batch.inputs).log_prob(batch.actions)
+
+        def objective(x: Float[Array, " param"]) -> Float[Array, ""]:
+            new = policy_fn(copies(x), batch.inputs).log_prob(batch.actions)
+            return surrogate(new, old, batch.advantages, batch.weights)
+
+        return jax.grad(objective)(flat), jnp.sum(batch.weights)
+
+    def add(carry: Any, group: Int[Array, ""]) -> tuple[Any, None]:
+        gradient, weight = gradient_of(parts(group))
+        total, squares, used, rows = carry
+        squares = squares + weight * jnp.sum(gradient**2)
+        return (total + weight * gradient, squares, used + (weight > 0), rows + weight), None
+
+    zero = jnp.zeros(())
+    start = (jnp.zeros_like(flat), zero, jnp.int32(0), zero)
+    (total, squares, used, rows), _ = jax.lax.scan(add, start, jnp.arange(count))
+    per_row = 1.0 / jnp.where(rows > 0, rows, 1.0)
+    return _noise_of(squares * per_row, jnp.sum((total * per_row) ** 2), rows, used)
+
+
+class Norms(NamedTuple):
+    """Unbiased estimates of |g|², of the true gradient, and of the trace of a row's covariance."""
+
+    squared: Float[Array, ""]
+    trace: Float[Array, ""]
+
+
+def unbiased_norms(
+    small: Float[Array, ""], whole: Float[Array, ""], per_group: Float[Array, ""], rows: Any
+) -> Norms:
+    """From the mean squared norm of the groups' gradients, and that of the gradient of all rows.
+
+    Groups of different sizes: `small` is their mean weighted by rows, and `per_group` the mean
+    number of rows, for E[small] is |g|² + trace x groups / rows.
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. A.2 and A.3.
+    """
+    squared = (rows * whole - per_group * small) / jnp.maximum(rows - per_group, 1e-30)
+    trace = (small - whole) / jnp.maximum(1.0 / per_group - 1.0 / rows, 1e-30)
+    return Norms(squared, trace)
+
+
+def _noise_of(
+    small: Float[Array, ""], whole: Float[Array, ""], rows: Float[Array, ""], used: Int[Array, ""]
+) -> GradientNoise:
+    norms = unbiased_norms(small, whole, rows / jnp.maximum(used, 1), rows)
+    enough = jnp.where(used > 1, 0.0, jnp.nan)
+    signal = norms.squared > 0
+    scale = jnp.maximum(norms.trace, 0.0) / jnp.where(signal, norms.squared, 1.0)
+    scale = jnp.where(signal, scale, jnp.inf)
+    cosine = jnp.where(signal, 1.0 / (1.0 + scale / jnp.where(rows > 0, rows, 1.0)), 0.0)
+    return GradientNoise(scale + enough, cosine + enough)

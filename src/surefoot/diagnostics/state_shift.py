@@ -1,0 +1,147 @@
+"""How far the visited states moved: a classifier that tells the old policy's from the new one's.
+
+Twice its balanced accuracy less 1, on groups that it was not fitted to, is at most the total
+variation between the two state distributions, whatever the classifier; a histogram of the same
+rows would claim a shift where there is none.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from surefoot.formulas.conjugate_gradient import conjugate_gradient
+from surefoot.formulas.surrogate import weighted_mean
+from surefoot.parallel.rows import everywhere, take, to_rows
+
+NUM_STATES = 512
+"""States of one rollout that are kept to be told from the next one's, whatever its size."""
+WIDTH = 64
+"""Random features of the classifier, beside the state's own where they are no more than these."""
+RIDGE = 1e-2
+MOST_ITERATIONS = 40
+"""Of the classifier's fit; stopping early is a ridge of its own."""
+
+
+class States(NamedTuple):
+    """Some states of one rollout: raw features, group, whether in its later half, and whether real.
+
+    `late` serves the null: the same policy's states, earlier against later.
+    """
+
+    features: Float[Array, "state feature"]
+    groups: Int[Array, " state"]
+    late: Bool[Array, " state"]
+    valid: Bool[Array, " state"]
+
+
+def no_states(num_features: int) -> States:
+    """States of no rollout yet."""
+    no = jnp.zeros(NUM_STATES, bool)
+    return States(jnp.zeros((NUM_STATES, num_features)), jnp.zeros(NUM_STATES, jnp.int32), no, no)
+
+
+def sample_states(
+    features: Float[Array, "time env feature"],
+    groups: Int[Array, "time env"],
+    valid: Bool[Array, "time env"],
+    key: Key[Array, ""],
+    *,
+    blocks: int = 1,
+) -> States:
+    """`NUM_STATES` states of a rollout, drawn at random with replacement, as many of each block."""
+    num_steps, _ = valid.shape
+    late = jnp.broadcast_to(jnp.arange(num_steps)[:, None] >= num_steps // 2, valid.shape)
+    rows = jax.random.randint(key, (blocks, NUM_STATES // blocks), 0, valid.size // blocks)
+    table = to_rows((features, groups, late, valid), blocks)
+    drawn, group, late, real = take(table, rows.reshape(-1), blocks)
+    drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
+    # Blocks that do not share the places evenly leave some empty.
+    spare = NUM_STATES - len(real)
+    return jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1)),
+        everywhere(States(drawn, group, late, real)),
+    )
+
+
+class Shift(NamedTuple):
+    """A lower bound on the total variation between states, and what it says of no change at all."""
+
+    bound: Float[Array, ""]
+    null: Float[Array, ""]
+
+
+def visitation_shift(old: States, new: States, key: Key[Array, ""]) -> Shift:
+    """How well the states of two successive rollouts are told apart, on groups held out.
+
+    Either may come out below 0: where nothing moved for good, groups that went one way are judged
+    by groups that went the other. `null` tells
+    the old rollout's earlier half from its later one: where it is large too, states move with the
+    time in the episode, and not because of the update.
+
+    Source: Ben-David et al. 2010, "A theory of learning from different domains", lemma 2, for
+    the classifier as a lower bound on a distance of distributions.
+    """
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, new)
+    is_new = jnp.arange(len(both.groups)) >= len(old.groups)
+    random = jax.random.normal(key, (both.features.shape[1], WIDTH))
+    return Shift(_told_apart(both, is_new, random), _told_apart(old, old.late, random))
+
+
+def _told_apart(
+    states: States, label: Bool[Array, " state"], random: Float[Array, "feature width"]
+) -> Float[Array, ""]:
+    """2 x balanced accuracy - 1 on held-out groups, mean of fitting on even and on odd ones."""
+    even = states.groups % 2 == 0
+    folds = [
+        _held_out(states, label, random, fit & states.valid, ~fit & states.valid)
+        for fit in (even, ~even)
+    ]
+    return 0.5 * (folds[0] + folds[1])
+
+
+def _held_out(
+    states: States,
+    label: Bool[Array, " state"],
+    random: Float[Array, "feature width"],
+    fit: Bool[Array, " state"],
+    judged: Bool[Array, " state"],
+) -> Float[Array, ""]:
+    """Fit by ridge regression on some states, both classes counted alike; judge on others."""
+    x = _expand(states.features, random, fit.astype(states.features.dtype))
+    target = jnp.where(label, 1.0, -1.0)
+    balance = _balanced(label, fit)
+    # Not by factorising: a batch of small LAPACK solves can lock up XLA's threads on a CPU.
+    fitted = conjugate_gradient(
+        lambda v: x.T @ (balance * (x @ v)) + RIDGE * v,
+        x.T @ (balance * target),
+        max_iters=MOST_ITERATIONS,
+        tolerance=0.01,
+    )
+    right = ((x @ fitted.x > 0) == label).astype(x.dtype)
+    # NaN where one of the classes has no state to judge.
+    missing = jnp.where(jnp.sum(_balanced(label, judged)) > 1.5, 0.0, jnp.nan)
+    return jnp.sum(_balanced(label, judged) * right) - 1.0 + missing
+
+
+def _balanced(label: Bool[Array, " state"], rows: Bool[Array, " state"]) -> Float[Array, " state"]:
+    """Weights of `rows` that sum to 1 in each class, to 0 in one that has none."""
+    counts = [jnp.sum(rows & side) for side in (~label, label)]
+    shares = [1.0 / jnp.maximum(count, 1) for count in counts]
+    return jnp.where(rows, jnp.where(label, shares[1], shares[0]), 0.0)
+
+
+def _expand(
+    features: Float[Array, "state feature"],
+    random: Float[Array, "feature width"],
+    weights: Float[Array, " state"],
+) -> Float[Array, "state expanded"]:
+    """Standardised features (by the fitted rows), random waves of them, and a constant."""
+    mean = jax.vmap(weighted_mean, (1, None))(features, weights)
+    centred = features - mean
+    spread = jnp.sqrt(jax.vmap(weighted_mean, (1, None))(centred**2, weights))
+    scaled = jnp.clip(centred / jnp.where(spread > 1e-6, spread, 1.0), -5.0, 5.0)
+    waves = jnp.sin(scaled @ random / jnp.sqrt(jnp.asarray(random.shape[0], random.dtype)))
+    own = [scaled] if features.shape[1] <= WIDTH else []
+    return jnp.concatenate([*own, waves, jnp.ones((len(features), 1))], axis=1)

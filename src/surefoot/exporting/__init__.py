@@ -1,0 +1,1 @@
+"""Policies for machines that have NumPy alone."""

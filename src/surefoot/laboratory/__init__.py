@@ -1,1 +1,0 @@
-"""The essay's claims as experiments on finite MDPs, with the rules that train elsewhere."""

@@ -1,0 +1,1 @@
+"""Policies and critics as functions: encoders, heads, spaces, masks, the trained policy."""

@@ -1,0 +1,140 @@
+"""Heads: from a network's outputs to the action distribution of one action space."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium.spaces as spaces
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from surefoot.errors import ConfigError
+from surefoot.formulas.distributions import (
+    MASKED_LOGIT,
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    Product,
+    TanhGaussian,
+    mask_logits,
+)
+from surefoot.networks.spaces import has_range
+
+
+class Head(NamedTuple):
+    """From outputs to an action distribution, for one action space.
+
+    `std_size` counts the state-independent log standard deviations it needs.
+    """
+
+    size: int
+    std_size: int
+    distribution: Callable[[Any, Any, PyTree | None], Any]
+    noise: Callable[[Key[Array, ""], tuple[int, ...]], Any]
+
+
+def make_head(space: spaces.Space, *, tanh: bool) -> Head:
+    """The head of one action space; Dict and Tuple become products.
+
+    Raises:
+        ConfigError: for a space no policy here can act in, or a squash without finite bounds.
+    """
+    if isinstance(space, spaces.Discrete):
+        count = int(space.n)
+        return Head(
+            count,
+            0,
+            lambda out, std, mask: Categorical(mask_logits(out, mask)),
+            lambda key, leading: jax.random.gumbel(key, (*leading, count)),
+        )
+    if isinstance(space, spaces.MultiDiscrete):
+        return _multi_discrete_head(space)
+    if isinstance(space, spaces.MultiBinary):
+        size = math.prod(space.shape)
+        return Head(
+            size,
+            0,
+            lambda out, std, mask: Bernoulli(mask_logits(out, mask)),
+            lambda key, leading: jax.random.logistic(key, (*leading, size)),
+        )
+    if isinstance(space, spaces.Box):
+        if tanh and not has_range(space):
+            raise ConfigError(
+                f"tanh-gaussian needs a Box with finite bounds, got {space}; use gaussian"
+            )
+        size, family = math.prod(space.shape), TanhGaussian if tanh else DiagGaussian
+        return Head(
+            size,
+            size,
+            lambda out, std, mask: family(out, jnp.broadcast_to(std, out.shape)),
+            lambda key, leading: jax.random.normal(key, (*leading, size)),
+        )
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return _product_head(space, tanh=tanh)
+    raise ConfigError(
+        f"actions of space {space} are not supported; Discrete, Box, MultiDiscrete, MultiBinary, "
+        "and Dict or Tuple of them are"
+    )
+
+
+def _multi_discrete_head(space: spaces.MultiDiscrete) -> Head:
+    sizes = [int(n) for n in space.nvec.reshape(-1)]
+    widest, starts = max(sizes), [sum(sizes[:i]) for i in range(len(sizes))]
+
+    def distribution(out, std, mask):
+        masked = mask_logits(out, mask)
+        rows = [
+            jnp.pad(
+                masked[..., start : start + size],
+                [(0, 0)] * (masked.ndim - 1) + [(0, widest - size)],
+                constant_values=MASKED_LOGIT,
+            )
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        return MultiCategorical(jnp.stack(rows, axis=-2))
+
+    return Head(
+        sum(sizes),
+        0,
+        distribution,
+        lambda key, leading: jax.random.gumbel(key, (*leading, len(sizes), widest)),
+    )
+
+
+def _product_head(space: spaces.Dict | spaces.Tuple, *, tanh: bool) -> Head:
+    named = isinstance(space, spaces.Dict)
+    parts = sorted(space.spaces.items()) if named else enumerate(space.spaces)
+    heads = {key: make_head(part, tanh=tanh) for key, part in parts}
+
+    def collect(make: Callable[[Any, Head, int, int], Any]) -> Any:
+        values, out_start, std_start = {}, 0, 0
+        for key, head in heads.items():
+            values[key] = make(key, head, out_start, std_start)
+            out_start, std_start = out_start + head.size, std_start + head.std_size
+        return values if named else tuple(values.values())
+
+    def distribution(out, std, mask):
+        return Product(
+            collect(
+                lambda key, head, i, j: head.distribution(
+                    out[..., i : i + head.size],
+                    None if std is None else std[j : j + head.std_size],
+                    None if mask is None else mask[key],
+                )
+            )
+        )
+
+    def noise(key, leading):
+        order = {name: position for position, name in enumerate(heads)}
+        return collect(
+            lambda name, head, i, j: head.noise(jax.random.fold_in(key, order[name]), leading)
+        )
+
+    return Head(
+        sum(head.size for head in heads.values()),
+        sum(head.std_size for head in heads.values()),
+        distribution,
+        noise,
+    )

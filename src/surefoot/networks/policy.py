@@ -1,0 +1,87 @@
+"""A trained policy: observations in, actions out, with the statistics it was trained with."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from surefoot.networks.masks import empty_masks, write_mask
+from surefoot.networks.spaces import leaf_spaces, obs_arrays, own_dtype, shape_of
+from surefoot.training.rollout_jax import Actor
+from surefoot.types import EnvSpec, Params
+
+
+def _is_single(spec: EnvSpec, obs: PyTree) -> bool:
+    """Whether `obs` is one observation and not a batch of them; it must be either."""
+    shapes = [shape_of(space) for space in leaf_spaces(spec.observation_space)]
+    given = [np.shape(leaf) for leaf in jax.tree.leaves(obs)]
+    if given == shapes:
+        return True
+    rows = given[0][:1]
+    if len(rows) == 1 and given == [rows + shape for shape in shapes]:
+        return False
+    raise ValueError(
+        f"{spec.env_id}: an observation has shape {', '.join(map(str, shapes))}, and a batch of "
+        f"them one axis more in front; got {', '.join(map(str, given))}"
+    )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A frozen policy and its normaliser: what a run has learned.
+
+    Call it with one observation or a batch of them; it answers with one action or as many, ready
+    for the environment (scaled, clipped, of its dtype).
+    """
+
+    spec: EnvSpec
+    actor: Actor
+    params: Params
+    obs_stats: Any
+
+    @cached_property
+    def _act(self) -> Any:
+        return jax.jit(self.actor.act)
+
+    def __call__(
+        self,
+        obs: PyTree,
+        deterministic: bool = True,
+        action_mask: PyTree | None = None,
+        key: Any = None,
+    ) -> PyTree:
+        """The action for an observation, or the actions for a batch.
+
+        Args:
+            obs: as the environment gives it, not normalised.
+            deterministic: the policy's mode; else a sample.
+            action_mask: True where an action is allowed, as in `info["action_mask"]`.
+            key: a JAX key or an integer for a sample; unset, a new one each time.
+
+        Raises:
+            ValueError: where the observation has another shape than the environment's.
+        """
+        obs = obs_arrays(self.spec.observation_space, obs)
+        single = _is_single(self.spec, obs)
+        if single:
+            obs = jax.tree.map(lambda leaf: np.asarray(leaf)[None], obs)
+        num_rows = len(jax.tree.leaves(obs)[0])
+        masks = None
+        if action_mask is not None:
+            masks = empty_masks(self.spec, num_rows)
+            for row in range(num_rows):
+                one = lambda leaf, i=row: leaf[i]  # noqa: E731
+                given = action_mask if single else jax.tree.map(one, action_mask)
+                write_mask(self.spec, masks, given, row)
+        noise = None
+        if not deterministic:
+            if key is None:
+                key = int(np.random.SeedSequence().generate_state(1)[0])
+            key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+            noise = self.actor.network.noise(key, (num_rows,))
+        _, sent, _ = self._act(self.params, self.obs_stats, obs, masks, noise)
+        sent = own_dtype(self.spec.action_space, sent)
+        return jax.tree.map(lambda leaf: leaf[0], sent) if single else sent

@@ -1,0 +1,1 @@
+"""Several devices, processes or machines; the only user of Ray."""

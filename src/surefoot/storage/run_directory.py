@@ -1,0 +1,294 @@
+"""A run directory: `config.json`, `metrics.jsonl`, `checkpoints/`, and who may write there."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from surefoot.errors import CheckpointError, ConfigError
+from surefoot.storage.checkpoint import (
+    LARGEST_JSON,
+    Checkpoint,
+    dump,
+    marked_exact,
+    read_checkpoint,
+    read_file,
+    replace_file,
+    steps_of,
+    storage,
+    strict_json,
+    write_checkpoint,
+    write_file,
+)
+from surefoot.storage.lock import lock, unlock
+
+LARGEST_FAULT = 2**30
+NOT_FINITE = "not-finite.json"
+_FAULT = ("fault.json", "fault.safetensors")
+
+
+class FaultRecord(NamedTuple):
+    """A fault of one environment, and what it takes to meet it again.
+
+    `actions` are those that the environment was sent since `seed`, by their place in its action
+    space, [step, ..].
+    """
+
+    said: str
+    name: str
+    index: int
+    seed: int
+    actions: dict[str, np.ndarray]
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> "RunDirectory":
+        """A new run directory, locked.
+
+        Raises:
+            ConfigError: where a run or anything else is there already.
+            StorageError: where it cannot be written, or another run is about to.
+        """
+        with storage(path, "reading"):
+            if cls(path)._met_a_fault_at_once():
+                cls(path).clear()
+            used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if used:
+            raise ConfigError(
+                f"{path} is used already; choose another --out, or go on with "
+                f"`surefoot resume {path}`",
+                name="OUT-USED",
+            )
+        run = cls(path)
+        with storage(path, "writing"):
+            path.mkdir(parents=True, exist_ok=True)
+            lock(path)
+            try:
+                write_file(path / "config.json", dump(dict(config)))
+            except BaseException:
+                run.forget()
+                raise
+        return run
+
+    def _met_a_fault_at_once(self) -> bool:
+        """Whether nothing is here but the story of a fault before the first update."""
+        ours = {"config.json", "lock", *_FAULT}
+        if not (self.path / _FAULT[0]).is_file():
+            return False
+        return {path.name for path in self.path.iterdir()} <= ours
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` froze.
+
+        Raises:
+            CheckpointError: where there is no run here.
+        """
+        file = self.path / "config.json"
+        if "://" in str(self.path) or re.match(r"\w+:/", str(self.path)):
+            raise CheckpointError(
+                f"{self.path} is an address: runs are read from directories only; fetch it "
+                "yourself and check what you got",
+                name="ADDRESS",
+            )
+        if not file.exists():
+            raise CheckpointError(f"{self.path} is no run directory: it has no config.json")
+        config = strict_json(read_file(file, LARGEST_JSON), file)
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{file} is not a configuration of ours")
+        return config
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row to `metrics.jsonl`."""
+        file = self.path / "metrics.jsonl"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with storage(file, "writing"), os.fdopen(os.open(file, flags, 0o644), "a") as rows:
+            rows.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; a line cut short by a kill is passed over."""
+        file = self.path / "metrics.jsonl"
+        rows = []
+        for line in file.read_bytes().splitlines() if file.exists() else ():
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line.decode())
+                if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+                    rows.append(row)
+        return rows
+
+    def trim(self, iteration: int, env_steps: int) -> list[dict[str, Any]]:
+        """Drop the rows after an iteration, so that going on leaves no gap and no double.
+
+        Checkpoints of later steps are set aside as `left-step-*`: they are of a course that is
+        not followed. What a kill left half written goes too.
+        """
+        for folder in ("checkpoints", "best", "kept"):
+            for later in self.checkpoints(folder):
+                if steps_of(later) > env_steps:
+                    aside = later.with_name(f"left-{later.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    later.rename(aside)
+        for name in _FAULT:  # of a course that is gone on from
+            (self.path / name).unlink(missing_ok=True)
+        inner = (left for left in self.path.glob("*/.tmp-*") if not left.parent.is_symlink())
+        for left in (*self.path.glob(".tmp-*"), *inner):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        kept = [row for row in self.rows() if row["iteration"] <= iteration]
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+        self.write("metrics.jsonl", text)
+        return kept
+
+    def forget(self) -> None:
+        """Remove a run that never reached a checkpoint; what else is here stays."""
+        names = (
+            "config.json",
+            "metrics.jsonl",
+            "score.json",
+            "wandb-id.txt",
+            NOT_FINITE,
+            "lock",
+        )
+        names += _FAULT
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+        kept = ("checkpoints", "best", "kept", "tensorboard", "wandb")
+        folders = (self.path / name for name in kept)
+        for left in (*self.path.glob(".tmp-*"), *folders):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+        unlock(self.path)
+        with contextlib.suppress(OSError):  # somebody else's files are there
+            self.path.rmdir()
+
+    def clear(self) -> None:
+        """The same, where nobody is writing.
+
+        Raises:
+            StorageError: where another process is.
+        """
+        lock(self.path)
+        try:
+            with storage(self.path, "clearing"):
+                self.forget()
+        finally:
+            unlock(self.path)
+
+    def write_fault(self, fault: FaultRecord) -> None:
+        """Keep a fault of an environment, so that it can be met again."""
+        about = {"said": fault.said, "name": fault.name, "index": fault.index, "seed": fault.seed}
+        # A slice of a larger array would be written as the memory that it lies in.
+        whole = {name: np.array(leaf, order="C") for name, leaf in fault.actions.items()}
+        self.write(_FAULT[1], safetensors.numpy.save(whole))
+        self.write(_FAULT[0], dump(about))
+
+    def read_fault(self) -> FaultRecord:
+        """The fault that was kept last.
+
+        Raises:
+            CheckpointError: where there is none, or it is damaged.
+        """
+        file = self.path / _FAULT[0]
+        if not file.exists():
+            raise CheckpointError(
+                f"{self.path} has no fault of an environment to replay: none ended it, or it came "
+                "as a ready vector, or is JAX-native",
+                name="NO-FAULT",
+            )
+        about = strict_json(read_file(file, LARGEST_JSON), file)
+        data = read_file(self.path / _FAULT[1], LARGEST_FAULT)
+        try:
+            actions = safetensors.numpy.load(data)
+            steps = {len(leaf) for leaf in actions.values()}
+            sound = len(steps) <= 1 and all(leaf.size for leaf in actions.values())
+            index, seed = int(about["index"]), int(about["seed"])
+            if not (sound and index >= 0 and 0 <= seed < 2**32):
+                raise ValueError("it is not what a run keeps of a fault")
+            return FaultRecord(str(about["said"]), str(about["name"]), index, seed, actions)
+        except Exception as fault:
+            raise CheckpointError(f"{file} cannot be read: {fault}") from fault
+
+    def write(self, name: str, text: str | bytes) -> None:
+        """Write a small file whole, or leave the old one."""
+        target = self.path / name
+        with storage(target, "writing"):
+            replace_file(target, text.encode() if isinstance(text, str) else text)
+
+    def folder(self, name: str) -> Path:
+        """A folder of the run for what was made of it later, there from now on."""
+        path = self.path / name
+        with storage(path, "making"):
+            path.mkdir(exist_ok=True)
+        return path
+
+    def read(self, name: str) -> str | None:
+        """A small file's text, or None."""
+        file = self.path / name
+        return read_file(file, LARGEST_JSON).decode() if file.exists() else None
+
+    def checkpoints(self, folder: str = "checkpoints") -> list[Path]:
+        """The stored checkpoints, oldest first."""
+        parent = self.path / folder
+        # Beyond nine digits a longer name is a later step, though it sorts before.
+        own = parent.is_dir() and not parent.is_symlink()
+        stored = parent.glob("step-[0-9]*") if own else ()
+        return sorted(stored, key=lambda path: (len(path.name), path.name))
+
+    def save(self, checkpoint: Checkpoint, *, keep: int, folder: str = "checkpoints") -> Path:
+        """Store a checkpoint and remove all but the newest `keep` and the newest exact one."""
+        path = write_checkpoint(self.path / folder, checkpoint)
+        stored = self.checkpoints(folder)
+        exact = [old for old in stored if marked_exact(old)][-1:]
+        for old in stored[:-keep]:
+            if old not in exact:
+                shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def newest(self, *, exact: bool = False, folder: str = "checkpoints") -> Checkpoint:
+        """The newest checkpoint that reads well; with `exact`, the newest marked so.
+
+        Warns of newer ones that are damaged.
+
+        Raises:
+            CheckpointError: where there is none; the fault of the newest one is in the message.
+        """
+        faults = []
+        for path in reversed(self.checkpoints(folder)):
+            try:
+                checkpoint = read_checkpoint(path)
+            except CheckpointError as fault:
+                faults.append(str(fault))
+                continue
+            if checkpoint.exact or not exact:
+                for fault in faults:
+                    warnings.warn(f"{fault}; using {path.name} instead", stacklevel=2)
+                return checkpoint
+        kind = "exact checkpoint" if exact else "checkpoint"
+        reason = f"; {faults[0]}" if faults else ""
+        raise CheckpointError(f"{self.path} has no {kind} to load{reason}")
+
+
+def finite_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as plain numbers; those that are not finite (no episode ended) are left out."""
+    row = {}
+    for key, value in values.items():
+        if isinstance(value, str):
+            row[key] = value
+            continue
+        number = value.item() if hasattr(value, "item") else value
+        if not isinstance(number, float) or math.isfinite(number):
+            row[key] = number
+    return row

@@ -1,0 +1,135 @@
+"""Whole episodes under a frozen policy: returns as the environment gives them."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from surefoot.envs.host import HostEnv
+from surefoot.envs.jax_native import JaxEnv
+from surefoot.networks.spaces import as_jax_dtype
+from surefoot.training.rollout_jax import Actor, Purpose, env_seeds, run_key
+from surefoot.types import Params
+
+LONGEST_EPISODE = 100_000
+"""Steps after which an episode without a time limit is cut."""
+
+
+class Evaluation(NamedTuple):
+    """Undiscounted returns and lengths of whole episodes, and the infos of their last steps."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    infos: list[dict[str, float]]
+
+
+def evaluate_host(
+    env: HostEnv,
+    actor: Actor,
+    policy: Params,
+    obs_stats: Any,
+    *,
+    episodes: int,
+    stochastic: bool,
+    seed: int,
+) -> Evaluation:
+    """Whole episodes under a frozen policy; each environment plays its share, short or long."""
+    act = jax.jit(actor.act)
+    draw = jax.jit(lambda key: actor.network.noise(key, (env.num_envs,)))
+    obs, mask = env.reset(env_seeds(seed, 0, env.num_envs, Purpose.EVALUATION))
+    key = run_key(seed, 0, Purpose.EVALUATION)
+    share = np.full(env.num_envs, episodes // env.num_envs)
+    share[: episodes % env.num_envs] += 1
+    totals, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+    results: list[tuple[float, int]] = []
+    infos: list[dict[str, float]] = []
+    steps = 0
+    while share.sum() > 0:
+        noise = draw(jax.random.fold_in(key, steps)) if stochastic else None
+        obs = jax.tree.map(as_jax_dtype, obs)
+        _, sent, _ = act(policy, obs_stats, obs, mask, noise)
+        step = env.step(jax.tree.map(np.asarray, sent))
+        totals += np.where(step.valid, step.rewards, 0.0)
+        lengths += step.valid
+        totals[step.restarted], lengths[step.restarted] = 0.0, 0  # episodes that are lost
+        for index in np.flatnonzero(
+            step.terminated | step.truncated | (lengths >= LONGEST_EPISODE)
+        ):
+            if share[index] > 0:
+                share[index] -= 1
+                results.append((float(totals[index]), int(lengths[index])))
+                infos.append(step.final_infos.get(int(index), {}))
+            totals[index], lengths[index] = 0.0, 0
+        obs, mask, steps = step.obs, step.action_mask, steps + 1
+    returns, counts = zip(*results, strict=True)
+    return Evaluation(np.array(returns), np.array(counts), infos)
+
+
+def evaluate_jax(
+    env: JaxEnv,
+    actor: Actor,
+    policy: Params,
+    obs_stats: Any,
+    *,
+    episodes: int,
+    stochastic: bool,
+    seed: int,
+) -> Evaluation:
+    """Whole episodes under a frozen policy, one environment each, in one program."""
+    returns, lengths = _play(
+        policy,
+        obs_stats,
+        run_key(seed, 0, Purpose.EVALUATION),
+        env=env._replace(spec=None),
+        actor=actor,
+        limit=env.spec.max_episode_steps or LONGEST_EPISODE,
+        episodes=episodes,
+        stochastic=stochastic,
+    )
+    return Evaluation(np.asarray(returns), np.asarray(lengths), [])
+
+
+@partial(jax.jit, static_argnames=("env", "actor", "limit", "episodes", "stochastic"))
+def _play(
+    policy: Params,
+    obs_stats: Any,
+    key: Key[Array, ""],
+    *,
+    env: JaxEnv,
+    actor: Actor,
+    limit: int,
+    episodes: int,
+    stochastic: bool,
+) -> tuple[Float[Array, " episode"], Int[Array, " episode"]]:
+    """Returns and lengths; the environment comes without its spec, which has no hash."""
+    reset_key, noise_key, step_key = jax.random.split(key, 3)
+
+    def unfinished(carry):
+        t, _, _, running, _, _ = carry
+        return jnp.any(running) & (t < limit)
+
+    def advance(carry):
+        t, state, obs, running, returns, lengths = carry
+        mask = jax.vmap(env.action_mask)(state) if env.action_mask else None
+        noise = actor.network.noise(jax.random.fold_in(noise_key, t), (episodes,))
+        _, sent, _ = actor.act(policy, obs_stats, obs, mask, noise if stochastic else None)
+        keys = jax.random.split(jax.random.fold_in(step_key, t), episodes)
+        step = jax.vmap(env.step)(jax.vmap(env.draw)(keys), state, sent)
+        returns = returns + jnp.where(running, step.reward, 0.0)
+        lengths = lengths + running
+        running = running & ~(step.terminated | step.truncated)
+        return t + 1, step.state, step.obs, running, returns, lengths
+
+    state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
+    start = (
+        jnp.int32(0),
+        state,
+        obs,
+        jnp.ones(episodes, bool),
+        jnp.zeros(episodes),
+        jnp.zeros(episodes, jnp.int32),
+    )
+    return jax.lax.while_loop(unfinished, advance, start)[4:]

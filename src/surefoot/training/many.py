@@ -1,0 +1,167 @@
+"""Whole JAX-native runs as pure functions, and many seeds of one as a single program."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surefoot.config.presets import settle
+from surefoot.config.settings import Critic, Network, Rule, Settings, Train, refuse_other_kinds
+from surefoot.envs.registry import EnvSource, find_env
+from surefoot.errors import ConfigError
+from surefoot.networks.actor_critic import build
+from surefoot.storage.run_directory import finite_row
+from surefoot.training.api import chosen_rule
+from surefoot.training.learner import Learner, is_due, make_learner
+from surefoot.training.memory import fitting
+from surefoot.training.run import Run
+from surefoot.training.state import LoopState
+
+
+def _jax_learner(
+    env: Any,
+    rule: Rule | str | None,
+    train: Train | None,
+    network: Network | None,
+    critic: Critic | None,
+) -> tuple[Settings, EnvSource, Learner]:
+    for name, value, kind in (
+        ("train", train, Train),
+        ("network", network, Network),
+        ("critic", critic, Critic),
+    ):
+        refuse_other_kinds(name, value, kind)
+    source = find_env(env, {})
+    if source.kind != "jax":
+        raise ConfigError(
+            f"{source.env_id} does not compile into the program: make_train and train_many need "
+            "a JAX-native environment (gymnax:ID or a JaxEnv); use train, or compare --jobs"
+        )
+    opened = source.make()
+    settings = settle(
+        source.env_id,
+        chosen_rule(rule),
+        train if train is not None else Train(),
+        network if network is not None else Network(),
+        critic if critic is not None else Critic(),
+    )
+    net = build(opened.spec, settings.network)
+    return settings, source, make_learner(settings, opened.spec, net, opened)
+
+
+def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:
+    def run(seed):
+        return jax.lax.scan(
+            lambda state, i: learner.iterate(state, is_due(settings, i)),  # type: ignore[misc]
+            learner.init(seed),
+            jnp.arange(settings.num_iterations),
+        )
+
+    return run
+
+
+def _in_turns(run: Callable[[Any], Any], seeds: list[int]) -> tuple[LoopState, dict[str, Any]]:
+    """`run` of every seed, with a leading axis of seeds; the metrics on the host."""
+    if not seeds:
+        raise ConfigError("train_many: seeds is empty; give at least one")
+
+    def program(count: int) -> Any:
+        shape = jax.ShapeDtypeStruct((count,), jnp.uint32)
+        return jax.jit(jax.vmap(run)).lower(shape).compile()
+
+    together = program(len(seeds))
+    turn = fitting(together, len(seeds))
+    if turn < len(seeds):
+        together = program(turn)
+    # The last turn may train the last seed again: one program serves every turn.
+    turns = [
+        (seeds[first : first + turn] + seeds[-1:] * turn)[:turn]
+        for first in range(0, len(seeds), turn)
+    ]
+    found = []
+    for some in turns:
+        states, metrics = together(jnp.asarray(some, jnp.uint32))
+        found.append((states, jax.device_get(metrics)))
+    states, metrics = zip(*found, strict=True)
+    return (
+        jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(seeds)], *states),
+        jax.tree.map(lambda *parts: np.concatenate(parts)[: len(seeds)], *metrics),
+    )
+
+
+def make_train(
+    env: Any,
+    rule: Rule | str | None = None,
+    *,
+    train: Train | None = None,
+    network: Network | None = None,
+    critic: Critic | None = None,
+) -> Callable[[Any], tuple[LoopState, dict[str, Any]]]:
+    """A whole training run as one pure function: `seed -> (state, metrics)`.
+
+    How long a run is comes with its other settings, `train=sf.Train(steps=100_000)`; unset, the
+    preset's steps hold, else a million. Metrics have a leading axis of iterations. It may be
+    jitted, vmapped over seeds, and called inside a larger program. The action `policy` and the
+    networks are those of `sf.train`.
+
+    Raises:
+        ConfigError: for an environment that is not JAX-native, or settings that do not fit.
+    """
+    settings, _, learner = _jax_learner(env, rule, train, network, critic)
+    return _whole_run(settings, learner)
+
+
+def train_many(
+    env: Any,
+    rule: Rule | str | None = None,
+    *,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    train: Train | None = None,
+    network: Network | None = None,
+    critic: Critic | None = None,
+) -> list[Run]:
+    """Train one run a seed, all in one program.
+
+    What the program needs is known when it is compiled, before it starts; where that is more than
+    the device has left, the seeds go through a smaller program in turns, which a line on standard
+    error says.
+
+    Args:
+        env: a JAX-native environment: `gymnax:ID` or a JaxEnv.
+        rule: as in `train`.
+        seeds: one run each.
+        steps: environment steps of each run.
+        train: the run's settings.
+        network: the networks' settings.
+        critic: the critic's settings.
+
+    Returns:
+        Runs in the order of `seeds`, each with its policy and rows of metrics.
+
+    Raises:
+        ConfigError: for an environment that is not JAX-native, settings that do not fit, or no
+            seeds.
+    """
+    given = train if train is not None else Train()
+    if steps is not None:
+        given = Train(**{**vars(given), "steps": steps})
+    settings, source, learner = _jax_learner(env, rule, given, network, critic)
+    states, metrics = _in_turns(_whole_run(settings, learner), list(seeds))
+    runs = []
+    for position, seed in enumerate(seeds):
+        own = Settings(
+            **{**vars(settings), "train": Train(**{**vars(settings.train), "seed": int(seed)})}
+        )
+        state = jax.tree.map(lambda leaf, i=position: leaf[i], states)
+        steps_so_far = np.cumsum(metrics["env_steps"][position])
+        rows = [
+            {"iteration": i + 1}
+            | finite_row({name: values[position, i] for name, values in metrics.items()})
+            | {"env_steps": int(steps_so_far[i])}
+            for i in range(settings.num_iterations)
+        ]
+        runs.append(Run(own, source, learner, state, rows, None, int(steps_so_far[-1])))
+    return runs

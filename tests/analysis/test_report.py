@@ -1,0 +1,634 @@
+"""The report: figures from rows, and one page that needs nothing else."""
+
+import base64
+import itertools
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import surefoot.analysis.report
+from surefoot import exact as t
+from surefoot.analysis.report import report
+from surefoot.analysis.report.appendix import newest_probe
+from surefoot.analysis.report.distance import distance_section
+from surefoot.analysis.report.figures import half_of_sums, score, totals
+from surefoot.analysis.report.gains import _discount_said
+from surefoot.analysis.report.learning import learning_section
+from surefoot.analysis.report.section import Facts, told, trace
+from surefoot.analysis.report.table import (
+    column,
+    largest,
+    means,
+    newest,
+    newest_tenth,
+    recent,
+    starts_of,
+    table_of,
+)
+from surefoot.cli.parser import main
+from surefoot.config.presets import settle_tables
+from surefoot.diagnostics import warnings as alarms
+from surefoot.diagnostics.catalogue import METRICS
+from surefoot.diagnostics.groups import GroupSums, interval
+from surefoot.diagnostics.lens import judge, start_watch
+from surefoot.diagnostics.realised_gain import gain_by_group, total_gain
+from surefoot.errors import CheckpointError, ConfigError
+from tests.support.runs_to_report import rows_of_a_run, write_run
+
+HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=y>"
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+
+
+class Alarm(NamedTuple):
+    level: str
+    what: str
+    remedy: str
+
+
+ALARMS = {
+    "kl-tail": Alarm("red", "A few states move far.", "A smaller radius."),
+    "shift": Alarm("amber", "Visits move far.", "A smaller step."),
+}
+
+
+class Reader(HTMLParser):
+    """Every tag and attribute of a page; complains of one that is not closed."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Reports of a run that is well and of one that collapses, by name."""
+    base = tmp_path_factory.mktemp("runs")
+    found = {}
+    for name in ("healthy", "collapse"):
+        path = write_run(base / name, rows_of_a_run(collapse=name == "collapse"))
+        found[name] = report(path, alarms=ALARMS, commands=[("Play it:", "surefoot evaluate x")])
+    return found
+
+
+def finding(of, section):
+    return of.summary["sections"][section]["finding"]
+
+
+def level(of, section):
+    return of.summary["sections"][section]["level"]
+
+
+# The table
+
+
+def test_only_finite_numbers_are_figures():
+    rows = [
+        {"iteration": 1, "env_steps": 10, "a": 1.0, "b": float("nan"), "c": "x", "d": True},
+        {"iteration": 2, "env_steps": 20, "a": float("inf"), "b": 10**400, "warnings": "x y x"},
+        {"iteration": 3, "env_steps": "many", "a": 5.0},
+    ]
+    table = table_of(rows)
+    assert set(table.columns) == {"env_steps", "iteration", "a"}
+    np.testing.assert_array_equal(column(table, "a"), [1.0, np.nan])
+    assert np.isnan(column(table, "nothing")).all()
+    assert table.warnings == ((), ("x", "y"))
+
+
+def test_a_long_run_is_drawn_in_groups_and_its_extremes_and_its_end_are_kept():
+    values = np.arange(1000.0)
+    starts = starts_of(1000)
+    assert len(starts) == 200
+    np.testing.assert_array_equal(means(values, starts)[:2], [2.0, 7.0])
+    assert newest(values, starts)[-1] == largest(values, starts)[-1] == 999.0
+    assert len(starts_of(201)) <= 200
+    assert list(starts_of(3)) == [0, 1, 2]
+
+
+def test_the_worst_state_of_a_group_is_its_worst_one():
+    rows = [{"iteration": k, "env_steps": k, "kl": float(k % 50 == 7)} for k in range(1, 1001)]
+    found = trace(table_of(rows), "kl", "worst", "#000000", reduction=largest)
+    assert found is not None
+    assert found.values.sum() == 20
+    assert set(found.values) == {0.0, 1.0}
+
+
+def test_recent_is_the_newest_tenth_or_the_newest_value_before_it():
+    values = np.where(np.arange(200) % 2 == 0, np.arange(200.0), np.nan)
+    assert recent(values) == np.mean(np.arange(180.0, 200.0, 2.0))
+    assert recent(np.where(np.arange(200) == 7, 3.0, np.nan)) == 3.0
+    assert recent(np.array([np.nan, 1.0, 3.0])) == 2.0
+    assert recent(np.array([np.nan])) is None
+    assert list(newest_tenth(table_of(rows_of_a_run())).iterations) == [55, 56, 57, 58, 59, 60]
+
+
+# Figures
+
+
+def gains_table(shares=(0.5, 0.25, 0.75), width=1.0):
+    """Three updates that promise 1, 2 and 4 and gain 0.4, 0.6 and -1."""
+    rows = [{"iteration": 1, "env_steps": 10, "lens/signal_share": shares[0]}]
+    for k, (promise, gain) in enumerate(((1.0, 0.4), (2.0, 0.6), (4.0, -1.0)), start=2):
+        row = {"iteration": k, "env_steps": 10 * k, "lens/promised_gain": promise}
+        row |= {"lens/realised_gain": gain}
+        row |= {"lens/realised_low": gain - width, "lens/realised_high": gain + width}
+        rows.append(row | ({"lens/signal_share": shares[k - 1]} if k <= len(shares) else {}))
+    return table_of(rows)
+
+
+def test_a_promise_is_weighed_with_the_signal_share_of_its_own_update():
+    found = totals(gains_table(), 8)
+    assert found is not None
+    np.testing.assert_allclose(found.promised, [1.0, 3.0, 7.0])
+    np.testing.assert_allclose(found.signal, [0.5, 0.5 + 0.5, 1.0 + 3.0])
+    np.testing.assert_allclose(found.realised, [0.4, 1.0, 0.0])
+    np.testing.assert_array_equal(found.steps, [20, 30, 40])
+    assert found.signal_share == pytest.approx(4.0 / 7.0)
+    assert found.came_true()[0] == pytest.approx(0.0)
+
+
+def test_gains_without_an_interval_have_sums_without_one():
+    found = totals(gains_table(width=math.nan), 8)
+    assert found is not None
+    assert found.half is None
+    assert found.came_true()[1:] == (None, None)
+
+
+def test_a_run_without_gains_has_no_sums():
+    assert totals(table_of([{"iteration": 1, "env_steps": 10}]), 8) is None
+
+
+@pytest.mark.parametrize("changing", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("count", [4, 12, 60])
+def test_the_interval_of_a_sum_of_gains_covers_it_whether_critics_change_or_not(changing, count):
+    """A rollout's noise is one number under any critic, and another one under each."""
+    rng, num_envs, covered, naive = np.random.default_rng(0), 8, [], []
+    for _ in range(400):
+        shared = rng.normal(size=(count + 1, num_envs))
+        after, before = changing * rng.normal(size=(2, count + 1, num_envs))
+        differences = (shared + after)[1:] - (shared + before)[:-1]
+        gains = differences.mean(axis=1)
+        halves = 2.3646 * differences.std(axis=1, ddof=1) / num_envs**0.5
+        half = half_of_sums(gains, halves, num_envs)
+        covered.append(abs(gains.sum()) <= half[-1])
+        naive.append(half[-1] <= (1 + 1e-9) * (halves**2).sum() ** 0.5)
+    assert np.mean(covered) >= 0.93
+    assert np.mean(naive) == 1.0
+
+
+@pytest.mark.parametrize("changing", [0.0, 0.3, 1.0])
+def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
+    """Sampled on a finite MDP along ten exact updates, under critics that err anew each time."""
+    mdp, rng, covered = t.random_mdp(5, gamma=0.9), np.random.default_rng(0), []
+    policies, theta = [], np.zeros((6, 3))
+    for _ in range(11):
+        policies.append(t.solve(mdp, t.Tabular().policy(theta)))
+        theta = theta + 0.1 * policies[-1].advantages
+    exact = policies[-1].eta - policies[0].eta
+    interval_of = jax.jit(lambda gained: interval(total_gain(gained)))
+    for _ in range(500):
+        critics = [each.values + changing * rng.normal(size=6) for each in policies]
+        gained, before = jnp.zeros(8), None
+        for k, solution in enumerate(policies):
+            errors = sampled_td(mdp, solution, critics[max(k - 1, 0) : k + 1], rng=rng)
+            if before is not None:
+                gained = gained + gain_by_group(before, errors[0], horizon=mdp.horizon)
+            before = errors[-1]
+        found = interval_of(gained)
+        covered.append(float(found.low) <= exact <= float(found.high))
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_none():
+    rng, ones, realised = np.random.default_rng(0), jnp.ones(4), 0.0
+    watch = start_watch({}, (), num_groups=4, num_features=1)
+    for k in range(4):
+        after = GroupSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones)
+        _, gained, told = judge(watch, after, horizon=10.0, paired=True)
+        if k == 0:
+            assert np.isnan(told["lens/total_gain"])
+        else:
+            realised += float(told["lens/realised_gain"])
+            assert float(told["lens/total_gain"]) == pytest.approx(realised, rel=1e-4)
+        watch = watch._replace(td=after, gained=gained, ready=jnp.array(True))
+    assert np.isnan(judge(watch, after, horizon=10.0, paired=False)[2]["lens/total_gain"])
+    bad = GroupSums(jnp.full(4, jnp.nan), ones)
+    np.testing.assert_array_equal(judge(watch, bad, horizon=10.0, paired=True)[1], watch.gained)
+
+
+def sampled_td(mdp, solution, critics, *, rng, num_envs=8, rows=100):
+    """Sums of TD errors of each environment's rows, under each of some critics."""
+    law = (1 - mdp.gamma) * solution.visits[:, None] * solution.policy
+    pairs = rng.choice(law.size, size=(num_envs, rows), p=law.reshape(-1) / law.sum())
+    states, actions = np.divmod(pairs, mdp.num_actions)
+    reach = np.cumsum(mdp.transitions, axis=-1)[states, actions]
+    after = np.sum(rng.random((num_envs, rows, 1)) > reach, axis=-1).clip(max=mdp.num_states - 1)
+    return [
+        GroupSums(
+            (mdp.rewards[states, actions] + mdp.gamma * critic[after] - critic[states]).sum(axis=1),
+            np.full(num_envs, rows),
+        )
+        for critic in critics
+    ]
+
+
+def test_a_run_that_kept_its_own_interval_is_reported_with_it():
+    table = gains_table()
+    rows = np.arange(4.0)
+    more = {"lens/total_low": 0.0 - rows, "lens/total_high": 0.0 + rows}
+    kept = table._replace(
+        columns=table.columns | {k: np.append(np.nan, v[1:]) for k, v in more.items()}
+    )
+    np.testing.assert_array_equal(totals(kept, 8).half, [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(totals(kept, 8, whole=False).half, totals(table, 8).half)
+
+
+def test_the_interval_of_one_gain_is_its_own():
+    np.testing.assert_allclose(half_of_sums(np.array([3.0]), np.array([2.0]), 8), [2.0])
+
+
+def test_the_score_is_of_evaluations_where_there_are_any():
+    rows = rows_of_a_run(60, collapse=True)
+    found = score(table_of(rows), 20)
+    evaluated = [row for row in rows if "eval/return_mean" in row]
+    assert found.evaluated
+    assert found.final == evaluated[-1]["eval/return_mean"]
+    assert found.best == max(row["eval/return_mean"] for row in evaluated)
+    half = 2.0930241 * evaluated[-1]["eval/return_std"] / 20**0.5
+    np.testing.assert_allclose(found.interval, (found.final - half, found.final + half), rtol=1e-6)
+    assert found.lost > 0.9
+    assert score(table_of(rows), 1).interval is None
+
+
+def test_without_evaluations_the_score_is_the_mean_of_a_tenth_of_the_training_episodes():
+    rows = [
+        {"iteration": k, "env_steps": k, "episode/return_mean": float(k), "episode/count": k % 2}
+        for k in range(1, 41)
+    ]
+    found = score(table_of(rows), 20)
+    assert not found.evaluated
+    assert found.final == pytest.approx((37 + 39) / 2)
+    assert found.start == pytest.approx((1 + 3) / 2)
+    assert (found.best, found.best_step) == (pytest.approx(38.0), 40)
+    assert score(table_of([{"iteration": 1, "env_steps": 9}]), 20) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0, "0"), (0.36603, "0.366"), (1234.5, "1,234"), (-0.02, "-0.02"), (2e-5, "2.0e-05")],
+)
+def test_a_figure_has_the_digits_that_a_person_reads(value, said):
+    assert told(value) == said
+
+
+def test_pictures_of_a_long_run_keep_the_worst_state_and_the_extreme_episodes(tmp_path):
+    rows = rows_of_a_run(1000)
+    path = write_run(tmp_path / "run", rows)
+    config = json.loads((path / "config.json").read_text())
+    facts = Facts(path, settle_tables(config), config, table_of(rows), ALARMS)
+    worst, *_ = distance_section(facts).panels[0].traces
+    assert worst.values.max() == max(row["policy/kl_worst_state"] for row in rows)
+    (panel,) = learning_section(facts, score(facts.table, 20)).panels
+    training = panel.traces[0]
+    assert training.low.min() == min(row["episode/return_min"] for row in rows)
+    assert training.high.max() == max(row["episode/return_max"] for row in rows)
+    assert all(len(each.steps) <= 200 for each in panel.traces)
+
+
+# The page
+
+
+@pytest.mark.parametrize("name", ["healthy", "collapse"])
+def test_the_page_is_whole_and_fetches_and_runs_nothing(made, name):
+    read = Reader(made[name].page)
+    assert "script" not in read.tags
+    assert not [key for key, _ in read.attributes if key.startswith("on")]
+    links = [value for key, value in read.attributes if key in ("src", "href")]
+    assert len(links) > 10
+    assert all(link.startswith(("data:image/", "#")) for link in links)
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]*|http-equiv", "", made[name].page)
+    targets = {value for key, value in read.attributes if key == "id"}
+    assert {link[1:] for link in links if link.startswith("#")} == targets
+
+
+def test_every_picture_has_its_sentence_and_no_figure_is_nan(made):
+    for each in made.values():
+        pictures = re.findall(r"<figure><img alt='(.*?)' src=.*?<figcaption[^>]*>(.*?)<", each.page)
+        assert len(pictures) >= 6
+        assert all(re.search(r"\d", caption) for _, caption in pictures)
+        words = " ".join(Reader(each.page).text)
+        assert not re.search(r"\bnan\b|\binf\b|\bNone\b", words)
+
+
+def test_a_healthy_run_asks_for_nothing(made):
+    summary = made["healthy"].summary
+    assert summary["verdict"][0].startswith("trpo trained on CartPole-v1 for 122,880 steps")
+    assert summary["verdict"][2] == "Nothing below asks for attention."
+    assert finding(made["healthy"], "warnings") == "No warning was raised."
+    assert {each["level"] for each in summary["sections"].values()} == {"green", ""}
+
+
+def test_the_promise_is_told_apart_into_signal_and_what_came_true(made):
+    rows = rows_of_a_run()
+    pairs = list(itertools.pairwise(rows))
+    promised = sum(new["lens/promised_gain"] for _, new in pairs)
+    signal = sum(new["lens/promised_gain"] * old["lens/signal_share"] for old, new in pairs)
+    realised = sum(new["lens/realised_gain"] for _, new in pairs)
+    said = finding(made["healthy"], "promise")
+    assert f"{100 * signal / promised:.0f} % is signal" in said
+    assert f"of the signal {100 * realised / signal:.0f} % came true" in said
+    assert "undiscounted" in made["healthy"].page
+    assert made["healthy"].summary["gains"]["realised"] == pytest.approx(realised)
+
+
+def test_a_collapse_is_told_with_its_warnings_first(made):
+    summary = made["collapse"].summary
+    assert level(made["collapse"], "learning") == level(made["collapse"], "warnings") == "red"
+    assert "It has lost all that it had learned" in finding(made["collapse"], "learning")
+    assert summary["verdict"][2] == "Look first at “Warnings” below: kl-tail: A smaller radius."
+    assert summary["warnings"] == {"kl-tail": 17, "shift": 6}
+    assert "kl-tail (17 times), shift (6 times)" in finding(made["collapse"], "warnings")
+    for section in ("lies", "distance", "solver", "critic"):
+        assert level(made["collapse"], section) == "amber"
+    assert "A few states move far." in made["collapse"].page
+
+
+def pictures_of(page):
+    return [
+        base64.b64decode(data).decode()
+        for data in re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
+    ]
+
+
+def test_warnings_are_marked_on_the_learning_curve_and_on_a_timeline(made):
+    counts = [len(pictures_of(made[name].page)) for name in ("healthy", "collapse")]
+    assert counts[1] == counts[0] + 1
+    red = "#d55e00"
+    first = [pictures_of(made[name].page)[0].lower().count(red) for name in ("healthy", "collapse")]
+    assert first[0] == 0
+    assert first[1] > 17, "a mark for each update that raised kl-tail, and one in the legend"
+
+
+def test_the_same_run_gives_the_same_page(made, tmp_path):
+    path = tmp_path / "healthy"
+    write_run(path, rows_of_a_run())
+    again = report(path, alarms=ALARMS, commands=[("Play it:", "surefoot evaluate x")])
+    assert again.summary == made["healthy"].summary
+    assert pictures_of(again.page) == pictures_of(made["healthy"].page)
+
+
+def test_nothing_that_a_run_names_becomes_markup(tmp_path):
+    rows = [{**row, "warnings": HOSTILE.replace(" ", "")} for row in rows_of_a_run(6)]
+    path = write_run(
+        tmp_path / "run",
+        rows,
+        env=HOSTILE,
+        env_kwargs={HOSTILE: HOSTILE},
+        preset=HOSTILE,
+        observation_space=HOSTILE,
+        versions={HOSTILE: HOSTILE, "surefoot": HOSTILE},
+    )
+    (path / "probe").mkdir()
+    record = {"update": HOSTILE, HOSTILE: HOSTILE, "verdict": HOSTILE}
+    (path / "probe" / "update-000003.json").write_text(json.dumps(record))
+    alarm = {HOSTILE.replace(" ", ""): Alarm("red", HOSTILE, HOSTILE)}
+    made = report(path, commands=[(HOSTILE, HOSTILE)], alarms=alarm)
+    read = Reader(made.page)
+    assert "script" not in read.tags
+    assert not [key for key, _ in read.attributes if key.startswith("on")]
+    assert any(HOSTILE in text for text in read.text)
+    assert "<script" not in "".join(pictures_of(made.page))
+
+
+def test_nothing_that_a_run_names_is_imported(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hostile.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('it-ran').touch()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    write_run(tmp_path / "run", rows_of_a_run(3), env="hostile:Env-v0")
+    assert main(["report", "run"]) == 0
+    assert not (tmp_path / "it-ran").exists()
+    page = (tmp_path / "run" / "report.html").read_text()
+    for command in ("resume run", "probe run", "evaluate run --episodes 100"):
+        assert f"surefoot {command} --env hostile:Env-v0" in page
+
+
+# Runs of every kind
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+    made = report(write_run(tmp_path / "run", rows_of_a_run(6)))
+    assert "6 of 60 updates; it is still going on, or was stopped" in made.summary["verdict"][0]
+    assert not made.summary["finished"]
+    assert "not finished" in made.page
+
+
+def test_an_old_run_says_which_figures_it_lacks(tmp_path):
+    new = re.compile("lens/|policy/log_ratio|policy/kl_median")
+    rows = [{k: v for k, v in row.items() if not new.match(k)} for row in rows_of_a_run(6)]
+    made = report(write_run(tmp_path / "run", rows, versions={"surefoot": "0.1.0"}))
+    assert finding(made, "promise").startswith(
+        "Left out: no row of this run has lens/promised_gain, lens/realised_gain (surefoot logs "
+    )
+    assert "made by 0.1.0" in finding(made, "lies")
+    assert "lens/explained_variance" in finding(made, "critic")
+    assert {level(made, name) for name in ("promise", "lies")} == {""}
+
+
+def test_a_figure_that_begins_late_says_where(tmp_path):
+    rows = rows_of_a_run(20)
+    for row in rows[:9]:
+        del row["lens/signal_share"]
+    made = report(write_run(tmp_path / "run", rows))
+    assert "lens/signal_share is logged from update 10 on" in finding(made, "lies")
+
+
+def test_a_run_in_which_no_episode_ended_is_reported(tmp_path):
+    rows = [
+        {k: v for k, v in row.items() if not k.startswith(("episode/return", "eval/"))}
+        for row in rows_of_a_run(3)
+    ]
+    made = report(write_run(tmp_path / "run", rows))
+    assert made.summary["score"] is None
+    assert (
+        made.summary["verdict"][1] == "No episode has ended, so nothing can be said of its return."
+    )
+
+
+@pytest.mark.parametrize(("end", "told"), [(15.0, "red"), (180.0, "green")])
+def test_without_evaluations_a_fall_counts_beyond_the_noise_of_the_rows(tmp_path, end, told):
+    rng, rows = np.random.default_rng(0), rows_of_a_run(60)
+    for k, row in enumerate(rows):
+        row["episode/return_mean"] = (4.0 * k if k < 50 else end) + 5.0 * rng.normal()
+        for key in [key for key in row if key.startswith("eval/")]:
+            del row[key]
+    assert level(report(write_run(tmp_path / "run", rows)), "learning") == told
+
+
+def test_a_run_that_unlearns_and_promises_noise_is_told_so(tmp_path):
+    rows = rows_of_a_run(20, rule="ppo")
+    for k, row in enumerate(rows):
+        row |= {"lens/signal_share": 0.0, "episode/return_mean": 20.0 if k == 0 else 9.0}
+        row |= {"update/gradient_norm": 0.0 if k > 2 else 1.0}
+        if "eval/return_mean" in row:
+            row |= {"eval/return_mean": 9.0, "eval/return_std": 1.0}
+    made = report(write_run(tmp_path / "run", rows, rule={"name": "ppo"}))
+    assert finding(made, "learning").endswith("That is below what the first policy got.")
+    assert level(made, "learning") == "red"
+    assert "none of it is signal" in finding(made, "promise")
+    assert level(made, "solver") == level(made, "promise") == "amber"
+
+
+@pytest.mark.parametrize(
+    ("gamma", "said"),
+    [(0.99, "100 steps away counts 0.366"), (0.9, "10 steps away counts 0.349"), (1.0, "in full")],
+)
+def test_what_the_discount_does_is_said_by_an_example(gamma, said):
+    assert said in _discount_said(gamma)
+
+
+def test_one_row_and_one_environment_are_enough(tmp_path):
+    rows = rows_of_a_run(2)
+    for row in rows:
+        row.pop("lens/realised_low", None), row.pop("lens/realised_high", None)
+    settings = {"train": {"steps": 4096, "num_envs": 1, "num_steps": 2048}}
+    one = report(write_run(tmp_path / "one", rows[:1], **settings))
+    assert "a gain is known one rollout later" in finding(one, "promise")
+    two = report(write_run(tmp_path / "two", rows, **settings))
+    assert two.summary["gains"]["realised_half"] is None
+    assert "There is no interval here" in two.page
+
+
+def test_an_older_run_is_asked_for_its_warnings_now(tmp_path, monkeypatch):
+    far = {"far": alarms.Alarm("red", "", "", "", "", 4.0, lambda rows: rows[-1]["policy/kl_mean"])}
+    monkeypatch.setattr(alarms, "ALARMS", far)
+    rows = [{**row, "policy/kl_mean": 5.0} for row in rows_of_a_run(9)]
+    made = report(write_run(tmp_path / "run", rows), alarms=far)
+    assert made.summary["warnings"]["far"] == 9 - alarms.WARM_UP
+    assert level(made, "warnings") == "red"
+
+
+def test_the_guard_is_shown_where_there_was_one(tmp_path, made):
+    rows = rows_of_a_run(4)
+    for row, (fraction, refused) in zip(rows, [(1, 0), (0.5, 0), (0.0, 1), (1, 0)], strict=True):
+        row |= {"guard/fraction": fraction, "guard/refused": refused}
+    guarded = report(write_run(tmp_path / "run", rows))
+    said = finding(guarded, "guard")
+    assert said.startswith("The guard left 50 % of 4 updates whole, kept 62 % of a step on average")
+    assert said.endswith("and refused 1.")
+    assert "guard" not in made["healthy"].summary["sections"]
+
+
+def test_a_rule_that_descends_has_epochs_for_a_line_search(tmp_path):
+    rows = rows_of_a_run(4, rule="ppo")
+    made = report(write_run(tmp_path / "run", rows, rule={"name": "ppo"}))
+    assert finding(made, "solver").endswith("and 10 of 10 epochs run.")
+
+
+def test_the_page_of_ten_thousand_updates_stays_below_three_megabytes(tmp_path):
+    rows = rows_of_a_run(10_000, collapse=True)
+    made = report(write_run(tmp_path / "run", rows), alarms=ALARMS)
+    assert len(made.page.encode()) < 3_000_000
+    assert "a point of a curve stands for 50 updates" in made.page
+
+
+def test_the_newest_probe_is_in_the_page_and_a_damaged_one_is_no_fault(tmp_path, made):
+    assert finding(made["healthy"], "probe") == "No update of this run has been probed."
+    path = write_run(tmp_path / "run", rows_of_a_run(3))
+    folder = path / "probe"
+    folder.mkdir()
+    record = {"update": [{"fraction": 0.0}], "pairs": 40, "verdict": ["So.", "Noise is larger."]}
+    (folder / "update-000002.json").write_text(json.dumps(record))
+    (folder / "update-000002.png").write_bytes(PNG)
+    probed = report(path)
+    assert finding(probed, "probe").startswith("Update 2 was probed")
+    assert finding(probed, "probe").endswith("So. Noise is larger.")
+    assert "<td>pairs</td><td>40</td>" in probed.page
+    assert base64.b64encode(PNG).decode() in probed.page
+    (folder / "update-000002.json").write_text('{"update": NaN')
+    (folder / "update-000002.png").write_bytes(b"not a picture")
+    damaged = newest_probe(path)
+    assert (damaged.name, damaged.record, damaged.picture) == ("update-000002", {}, None)
+
+
+def test_every_figure_that_is_shown_is_one_that_is_logged():
+    folder = Path(surefoot.analysis.report.__file__).parent
+    text = "".join(file.read_text() for file in folder.glob("*.py"))
+    groups = "episode|eval|surrogate|policy|lens|critic|update|guard"
+    used = set(re.findall(rf'"((?:{groups})/\w+)"', text))
+    assert len(used) > 25
+    assert used <= set(METRICS)
+
+
+# The command
+
+
+def test_the_command_writes_the_page_and_leaves_the_rest_of_the_run_alone(tmp_path, capsys):
+    path = write_run(tmp_path / "run", rows_of_a_run(3))
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert main(["report", str(path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 4
+    assert said[3] == f"report: {path / 'report.html'}"
+    after = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert after.pop("report.html").startswith(b"<!doctype html>")
+    assert after == before
+    elsewhere = tmp_path / "pages" / "mine.html"
+    assert main(["report", str(path), "--out", str(elsewhere), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["report"] == str(elsewhere)
+    assert record["env"] == "CartPole-v1"
+    assert elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "name", "said"),
+    [
+        (["nothing"], 6, "CHECKPOINT", "no run directory"),
+        (["empty"], 6, "NO-ROWS", "has no row of metrics yet"),
+        (["empty", "--out", "empty/config.json"], 2, "CONFIG", "must end in .html"),
+        (["full", "--out", "full/metrics.jsonl/x.html"], 7, "STORAGE", "metrics.jsonl"),
+    ],
+)
+def test_a_report_of_what_cannot_be_reported_is_one_line(
+    arguments, code, name, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "empty", [])
+    write_run(tmp_path / "full", rows_of_a_run(1))
+    assert main(["report", *arguments]) == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"surefoot: error[{name}]")
+    assert said in line
+
+
+def test_settings_that_are_none_are_refused(tmp_path):
+    path = write_run(tmp_path / "run", rows_of_a_run(1), rule=5)
+    with pytest.raises((CheckpointError, ConfigError)):
+        report(path)

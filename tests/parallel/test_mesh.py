@@ -1,0 +1,293 @@
+"""A run on two devices is the run on one: the same numbers, to rounding."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+import surefoot as sf
+from surefoot.config.presets import settle
+from surefoot.config.settings import Critic, Network, Train
+from surefoot.errors import ConfigError
+from surefoot.networks.actor_critic import build
+from surefoot.parallel.mesh import ONE, claim_devices, spread_over
+from surefoot.training.learner import make_learner
+from surefoot.training.steppers import Compiled
+from tests.support.cases import case
+from tests.support.programs import quickly_built
+from tests.support.scripted import scripted_jax, scripted_vector
+from tests.support.trees import assert_same_bits, same_bits
+
+TWO = spread_over(jax.local_devices()[:2])
+SHORT = {"num_epochs": 2, "num_minibatches": 2}
+RULES_HERE = {
+    "vpg": sf.VPG(),
+    "npg": sf.NPG(cg_iters=4),
+    "trpo": sf.TRPO(cg_iters=4, max_backtracks=4),
+    "ppo-kl": sf.PPOKL(**SHORT),
+    "ppo": sf.PPO(**SHORT),
+}
+every_rule = pytest.mark.parametrize("rule", list(RULES_HERE))
+
+
+@cache
+def learner_of(rule, *, blocks=2, guard=False, joint=False, shared=False):
+    env = scripted_jax()
+    settings = settle(
+        "Scripted",
+        RULES_HERE[rule],
+        Train(num_envs=8, num_steps=16, blocks=blocks, guard=guard),
+        Network(hidden=(8,), shared_torso=shared),
+        Critic(joint=joint) if joint else Critic(**SHORT),
+        preset="none",
+    )
+    return make_learner(settings, env.spec, build(env.spec, settings.network), env)
+
+
+@cache
+def started(rule, **how):
+    return jax.jit(learner_of(rule, **how).init)(0)
+
+
+@cache
+def iterated(rule, placement, **how):
+    """One iteration with the lens's dearer figures, on these devices."""
+    with quickly_built():
+        program = Compiled(learner_of(rule, **how).iterate, "", lambda what: None, placement)
+        state, metrics = program(placement.put_state(started(rule, **how)), np.bool_(True))
+    return placement.whole(state), {name: float(value) for name, value in metrics.items()}
+
+
+def distance(one, other):
+    """The largest difference of two trees, against the largest number of each leaf."""
+    far = [0.0]
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        scale = np.max(np.abs(a), initial=0.0)
+        far.append(np.max(np.abs(a - b), initial=0.0) / (scale or 1.0))
+    return max(far)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+HOWS = [
+    ("trpo", {}),
+    ("ppo", {"joint": True}),
+    *(slow(rule, {}) for rule in RULES_HERE if rule != "trpo"),
+    slow("trpo", {"guard": True}),
+    slow("ppo", {"joint": True, "shared": True}),
+    slow("trpo", {"blocks": 8}),
+]
+
+
+@pytest.mark.parametrize(("rule", "how"), HOWS, ids=str)
+def test_one_iteration_on_two_devices_is_that_on_one(rule, how):
+    (one, figures), (two, others) = iterated(rule, ONE, **how), iterated(rule, TWO, **how)
+    assert not same_bits(one.params["policy"], started(rule, **how).params["policy"])
+    assert_same_bits(one.env, two.env)
+    assert distance(one.params, two.params) < 1e-5
+    assert distance(one._replace(env=None, watch=None), two._replace(env=None, watch=None)) < 1e-4
+    assert list(figures) == list(others)
+    for name, value in figures.items():
+        assert value == pytest.approx(others[name], rel=1e-3, abs=1e-5, nan_ok=True), name
+
+
+WHOLE = {
+    "vpg": sf.VPG(),
+    "npg": sf.NPG(cg_iters=4, fisher_fraction=1.0),
+    "trpo": sf.TRPO(cg_iters=4, max_backtracks=4, fisher_fraction=1.0),
+}
+DRAWN = ("visitation", "kl_p99", "kl_worst_share", "kl_median", "log_ratio")
+"""In names of figures that are taken of some rows: others in other blocks."""
+
+
+@pytest.mark.parametrize("rule", [rule if rule == "trpo" else slow(rule) for rule in WHOLE])
+def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
+    """So a gradient that is summed over blocks, and not averaged, is another one.
+
+    Nor do figures: rows, their groups and what follows them stay together. With eight blocks each
+    environment is a group of the gradient's noise, as with one.
+    """
+    env, ends = scripted_jax(), {}
+    for blocks in (1, 2, 8):
+        settings = settle(
+            "Scripted",
+            WHOLE[rule],
+            Train(num_envs=8, num_steps=16, blocks=blocks),
+            Network(hidden=(8,)),
+            Critic(num_epochs=2, num_minibatches=1),
+            preset="none",
+        )
+        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+        with quickly_built():
+            iterate = jax.jit(learner.iterate)
+            state, _ = iterate(jax.jit(learner.init)(0), True)
+            state, figures = iterate(state, True)
+        ends[blocks] = state.params, figures
+    for blocks in (2, 8):
+        assert distance(ends[1][0], ends[blocks][0]) < 1e-4
+        for name, value in ends[1][1].items():
+            if any(part in name for part in DRAWN) or (blocks == 2 and "noise" in name):
+                continue
+            if blocks == 2 and name == "lens/expected_cosine":
+                continue
+            other = float(ends[blocks][1][name])
+            assert float(value) == pytest.approx(other, rel=2e-3, abs=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("rule", ["trpo", *map(slow, ("vpg", "npg", "ppo-kl", "ppo"))])
+def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule, x64):
+    learner = learner_of.__wrapped__(rule)
+    state = jax.jit(learner.init)(0)
+    with quickly_built():
+        collect = jax.jit(learner.collect)
+        rollouts = []
+        for iteration in range(10):
+            env, rollout, episodes = collect(state._replace(iteration=np.int32(iteration)))
+            rollouts.append((rollout, episodes))
+            state = state._replace(env=env)
+        ends = []
+        for placement in (ONE, TWO):
+            at = placement.put_state(state._replace(iteration=np.int32(0)))
+            program = Compiled(learner.learn, "", lambda what: None, placement)
+            for rollout, episodes in rollouts:
+                at, _ = program(at, *placement.put_rollout(rollout, episodes), np.bool_(False))
+            ends.append(placement.whole(at.params))
+    assert jax.tree.leaves(ends[0])[0].dtype == np.float64
+    assert distance(*ends) < 1e-9
+
+
+@case(79)
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["jax", "host"])
+def test_a_whole_run_on_two_devices(tmp_path, env):
+    """Its directory is read, evaluated and gone on with on one; a warning says what that means."""
+    how = {
+        "train": sf.Train(num_envs=4, num_steps=16, dispatch=1, reset_at_checkpoints=False),
+        "network": sf.Network(hidden=(8,)),
+        "critic": sf.Critic(**SHORT),
+    }
+    made = scripted_jax() if env == "jax" else sf_vector
+    ends = {}
+    for devices in (1, 2):
+        train = sf.Train(**{**vars(how["train"]), "blocks": 2})
+        out = tmp_path / str(devices)
+        with quickly_built():
+            run = sf.train(
+                made() if env == "host" else made, "trpo", steps=64 * 2, out=out,
+                devices=devices, **{**how, "train": train},
+            )  # fmt: skip
+        ends[devices] = run
+    assert distance(ends[1].state.params, ends[2].state.params) < 1e-4
+    assert ends[2].placement is ONE
+    loaded = sf.load(tmp_path / "2", env=made() if env == "host" else made)
+    assert_same_bits(loaded.state.params, ends[2].state.params)
+
+
+def sf_vector():
+    return scripted_vector(AutoresetMode.NEXT_STEP, 4)
+
+
+def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
+    how = {
+        "train": sf.Train(num_envs=4, num_steps=16, dispatch=1, blocks=2, checkpoint_every=64),
+        "network": sf.Network(hidden=(8,)),
+        "critic": sf.Critic(**SHORT),
+    }
+    env = scripted_jax()
+    with quickly_built():
+        whole = sf.train(env, "trpo", steps=256, devices=2, out=tmp_path / "whole", **how)
+        sf.train(
+            env, "trpo", steps=256, devices=2, out=tmp_path / "cut", **how,
+            on_update=lambda row: row["iteration"] == 2,
+        )  # fmt: skip
+        same = sf.resume(tmp_path / "cut", env=env)
+        assert_same_bits(same.state.params, whole.state.params)
+        sf.train(
+            env, "trpo", steps=256, devices=2, out=tmp_path / "again", **how,
+            on_update=lambda row: row["iteration"] == 2,
+        )  # fmt: skip
+        with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
+            other = sf.resume(tmp_path / "again", env=env, devices=1)
+    assert distance(other.state.params, whole.state.params) < 1e-3
+
+
+def test_as_many_blocks_as_devices_unless_something_else_is_said():
+    settled = settle("x", sf.TRPO(), Train(), Network(), Critic(), devices=4)
+    assert settled.train.blocks == 4
+    assert settle("x", sf.TRPO(), Train(blocks=8), Network(), Critic(), devices=4).train.blocks == 8
+
+
+def test_what_cannot_be_spread_is_refused():
+    with pytest.raises(ConfigError, match=r"devices 64: this machine has a CPU of \d+ cores"):
+        claim_devices(64)
+    with pytest.raises(ConfigError, match="devices must be at least 1"):
+        claim_devices(0)
+    with pytest.raises(ConfigError, match="2 devices cannot share 1 block of environments evenly"):
+        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=4, blocks=1), devices=2)
+    with pytest.raises(ConfigError, match=r"2 blocks do not divide num_envs 3; nearest.*1 and 3"):
+        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=3), devices=2)
+    with pytest.raises(ConfigError, match=r"num_minibatches 32 does not divide .*2 blocks of 16"):
+        sf.train(
+            scripted_jax(), "ppo", steps=64, train=sf.Train(num_envs=4, num_steps=8), devices=2
+        )
+
+
+def test_nothing_but_figures_goes_between_devices():
+    """No rows: of each at most one number, its KL; and a gradient goes once a step."""
+    env, steps = scripted_jax(), 512
+    settings = settle(
+        "Scripted",
+        RULES_HERE["ppo"],
+        Train(num_envs=8, num_steps=steps, blocks=2),
+        Network(hidden=(8,)),
+        Critic(**SHORT),
+        preset="none",
+    )
+    learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+    state = TWO.put_state(jax.jit(learner.init)(0))
+    with quickly_built():
+        program = Compiled(learner.iterate, "", lambda what: None, TWO)
+        text = program.program(state, np.bool_(False)).as_text()
+    moved = re.findall(r"= (.*?) (?:all-gather|all-to-all|collective-permute)\(", text)
+    summed = re.findall(r"= (.*?) all-reduce\(", text)
+    assert most_numbers(moved) == 8 * steps
+    assert most_numbers(summed) < 8 * steps
+    assert "reduce-scatter" not in text  # its sums are wrong for large parts on CPUs (gloo)
+    assert "all-to-all" not in text
+    # A minibatch of the critic's fit has one sum; of the policy's two more, for its advantages.
+    loop = r'op_name="jit\(iterate\)/while/body[^"]*while/body'
+    in_minibatch = re.findall(rf"= (.*?) all-reduce\(.*{loop}", text)
+    assert sorted(shapes_of(in_minibatch)) == sorted(["3", "", "53", "35"])
+    # Nor does a loop of one device wait for those of the others to end.
+    assert not re.search(r"= pred\[\] all-reduce\(.*vmap\(\)/while", text)
+
+
+def shapes_of(results):
+    """Of each array among the results of operations, as HLO writes them."""
+    return re.findall(r"\[([\d,]*)\]", " ".join(results))
+
+
+def most_numbers(results):
+    """Of the largest array among them."""
+    return max(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes_of(results))
+
+
+def test_devices_from_the_shell(tmp_path):
+    words = ["train", "gymnax:CartPole-v1", "ppo", "--devices", "2", "--steps", "4096", "--json"]
+    words += ["--num-envs", "4", "--num-steps", "128", "--num-epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "surefoot", *words, "--out", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"blocks": 2' in done.stdout
+    assert '"devices": 2' in (tmp_path / "run" / "config.json").read_text()

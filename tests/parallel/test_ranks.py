@@ -1,0 +1,372 @@
+"""Two processes train one run: what they compute, and what happens when one of them is lost."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.support.cases import case
+from tests.support.shell import around, in_a_shell
+
+pytestmark = pytest.mark.usefixtures("empty_directory")
+
+RUN = [
+    *("gymnax:CartPole-v1", "trpo", "--num-envs", "4", "--num-steps", "16", "--hidden", "8"),
+    *("--eval-episodes", "1", "--critic-num-epochs", "1", "--critic-num-minibatches", "1"),
+    *("--preset", "none", "--dispatch", "1", "--checkpoint-every", "640", "--lens-every", "0"),
+]
+LONG = ["--steps", "6400", "--eval-every", "640"]
+ENDLESS = ["--steps", "6400000"]
+"""A hundred iterations, and more than any test waits for."""
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(rank, port, *words, rule="trpo", program=("-m", "surefoot", "train"), **variables):
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(rank),
+    } | variables
+    run = [rule if word == "trpo" else word for word in RUN]
+    command = [sys.executable, *program, *run, "--cluster", "auto", "--out", "run", *words]
+    log = open(f"rank-{rank}.log", "w+")  # noqa: SIM115
+    return subprocess.Popen(command, env=around(variables), stdout=log, stderr=log)
+
+
+@contextlib.contextmanager
+def two(
+    *words,
+    each=lambda rank: {},
+    own=((), ()),
+    resume=False,
+    **how,
+):
+    """Two ranks, with variables and words of their own; whatever happens, none is left."""
+    port, words = free_port(), [*words, *["--resume", "auto"] * resume]
+    ranks = [start(r, port, *words, *own[r], **how, **each(r)) for r in (0, 1)]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                rank.send_signal(signal.SIGCONT)
+                rank.kill()
+            rank.wait()
+
+
+def codes(ranks, within=120):
+    """How both ended, in time."""
+    until = time.monotonic() + within
+    return [rank.wait(max(until - time.monotonic(), 0.1)) for rank in ranks]
+
+
+def said(rank):
+    """What a rank said in lines of ours."""
+    text = Path(f"rank-{rank}.log").read_text()
+    assert "Traceback" not in text
+    return "\n".join(line for line in text.splitlines() if line.startswith("surefoot"))
+
+
+def wait_for_rows(count, within=120):
+    until = time.monotonic() + within
+    while not (Path("run/metrics.jsonl").exists() and len(rows()) >= count):
+        assert time.monotonic() < until, [Path(f"rank-{r}.log").read_text() for r in (0, 1)]
+        time.sleep(0.02)
+
+
+def rows(path="run"):
+    lines = Path(path, "metrics.jsonl").read_text().splitlines()
+    with contextlib.suppress(ValueError):
+        return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def arrays(path="run"):
+    newest = sorted(Path(path, "checkpoints").iterdir())[-1]
+    return newest.name, load_file(newest / "arrays.safetensors")
+
+
+def equal(one, other):
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    different = [key for key, value in one[1].items() if value.tobytes() != other[1][key].tobytes()]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def in_peace(tmp_path_factory):
+    """The last checkpoint of two ranks that nobody disturbed, their figures, and where they are."""
+    here = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("peace"))
+    try:
+        with two(*LONG) as ranks:
+            assert codes(ranks, 120) == [0, 0], said(0) + said(1)
+        yield arrays(), [row["policy/kl_mean"] for row in rows()], Path("run").absolute()
+    finally:
+        os.chdir(here)
+
+
+@case(79)
+def test_two_processes_are_two_devices_to_the_bit(in_peace):
+    done = in_a_shell("train", *RUN, *LONG, "--devices", "2", "--out", "devices")
+    assert done.returncode == 0, done.stderr
+    equal(arrays("devices"), in_peace[0])
+    played = in_a_shell("evaluate", "devices", "--episodes", "1", "--json")
+    assert json.loads(played.stdout)["episodes"] == 1
+
+
+def test_a_finished_run_given_again_is_finished(in_peace):
+    shutil.copytree(in_peace[2], "run")
+    with two(*LONG, resume=True) as ranks:
+        assert codes(ranks) == [0, 0], said(0) + said(1)
+    equal(arrays(), in_peace[0])
+
+
+@pytest.mark.slow
+@case(79)
+@pytest.mark.parametrize("rule", ["vpg", "npg", "ppo-kl", "ppo"])
+def test_every_rule_is_the_same_in_two_processes(rule):
+    with two("--steps", "64", rule=rule) as ranks:
+        assert codes(ranks) == [0, 0], said(0) + said(1)
+    words = [rule if word == "trpo" else word for word in RUN]
+    done = in_a_shell("train", *words, "--steps", "64", "--devices", "2", "--out", "devices")
+    assert done.returncode == 0, done.stderr
+    equal(arrays("devices"), arrays())
+
+
+@case(74)
+def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on(in_peace):
+    kill_and_go_on(in_peace, 1)
+
+
+@pytest.mark.slow
+@case(75)
+def test_so_does_a_killed_coordinator(in_peace):
+    kill_and_go_on(in_peace, 0)
+
+
+def kill_and_go_on(in_peace, killed):
+    with two(*LONG) as ranks:
+        wait_for_rows(25)
+        ranks[killed].kill()
+        began = time.monotonic()
+        code = ranks[1 - killed].wait(30)
+        assert time.monotonic() - began < 15
+        assert code == 9, said(1 - killed)
+    assert re.search(r"error\[WORKER-LOST\]: rank \d of 2 lost another rank", said(1 - killed))
+    with two(*LONG, resume=True) as ranks:
+        assert codes(ranks) == [0, 0], said(0) + said(1)
+    equal(arrays(), in_peace[0])
+    assert [row["policy/kl_mean"] for row in rows()] == in_peace[1]
+
+
+@pytest.mark.slow
+@case(76)
+@pytest.mark.parametrize("stuck", [1, 0])
+def test_a_stuck_rank_is_not_waited_for(stuck):
+    with two(*ENDLESS) as ranks:
+        wait_for_rows(5)
+        ranks[stuck].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert ranks[1 - stuck].wait(60) == 9, said(1 - stuck)
+        assert time.monotonic() - began < 30
+    assert re.search(rf"has heard nothing of .*rank {stuck} for 20 s", said(1 - stuck))
+
+
+@case(78)
+@pytest.mark.parametrize("told", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_signal_to_one_rank_stops_all_at_one_step(told):
+    with two(*ENDLESS) as ranks:
+        wait_for_rows(5)
+        ranks[told].send_signal(signal.SIGTERM)
+        assert codes(ranks) == [143, 143], said(0) + said(1)
+    steps = [re.search(r"SIGTERM at iteration (\d+)", said(rank))[1] for rank in (0, 1)]
+    assert steps[0] == steps[1]
+    assert arrays()[0] == f"step-{64 * int(steps[0]):09d}"
+    assert "--resume auto goes on" in said(0)
+
+
+BROKEN = """
+import sys, jax, numpy as np
+from surefoot.training import steppers
+from surefoot.cli.parser import main
+
+good = steppers.JaxStepper.advance
+
+def advance(self, state):
+    state, rows = good(self, state)
+    if jax.process_index() == 1 and int(state.iteration) == 7:
+        leaf = state.obs_stats[0].mean
+        mine = np.array(leaf.addressable_data(0))
+        mine[0] = np.nextafter(mine[0], 1.0)  # the last bit
+        broken = jax.make_array_from_single_device_arrays(
+            leaf.shape, leaf.sharding, [jax.device_put(mine, jax.local_devices()[0])]
+        )
+        stats = state.obs_stats[0]._replace(mean=broken)
+        state = state._replace(obs_stats=(stats, *state.obs_stats[1:]))
+    return state, rows
+
+steppers.JaxStepper.advance = advance
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@case(80)
+def test_one_bit_that_differs_is_seen_after_that_chunk():
+    Path("broken.py").write_text(BROKEN)
+    with two(*ENDLESS, program=("broken.py",)) as ranks:
+        assert codes(ranks) == [5, 5], said(0) + said(1)
+    for rank in (0, 1):
+        assert "error[REPLICAS]: the state of rank 1 is no longer that of rank 0" in said(rank)
+        assert "at iteration 7" in said(rank)
+
+
+@case(80)
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint32", "bool"])
+def test_a_fingerprint_tells_any_bit_and_its_place(dtype):
+    from surefoot.parallel.ranks import _fingerprint
+
+    def of(*leaves):
+        return int(_fingerprint([np.asarray(leaf, dtype) for leaf in leaves]))
+
+    whole = of([1, 0, 1, 1], [0, 1])
+    others = [of([1, 0, 1, 0], [0, 1]), of([0, 1, 1, 1], [0, 1]), of([1, 0, 1, 1], [1, 0])]
+    others += [of([0, 1], [1, 0, 1, 1])]
+    assert len({whole, *others}) == 5
+    assert of([1, 0, 1, 1], [0, 1]) == whole
+
+
+@case(81)
+@pytest.mark.parametrize(
+    ("each", "told"),
+    [
+        (lambda rank: {"JAX_ENABLE_X64": str(rank)}, 'precision "float64", not "float32"'),
+        (lambda rank: {"SUREFOOT_CLUSTER_TOKEN": f"word {rank}"}, "another SUREFOOT_CLUSTER_TOKEN"),
+    ],
+)
+def test_ranks_that_would_compute_something_else_do_not_begin(each, told):
+    with two(*LONG, each=each) as ranks:
+        assert codes(ranks) == [2, 2], said(0) + said(1)
+    for rank in (0, 1):
+        assert "error[RANKS]: rank 1 of 2" in said(rank)
+        assert told in said(rank)
+        assert "word" not in said(rank)
+    assert not Path("run").exists()
+
+
+@case(81)
+def test_ranks_with_other_settings_do_not_begin():
+    with two(*LONG, own=(["--gamma", "0.99"], ["--gamma", "0.9"])) as ranks:
+        assert codes(ranks) == [2, 2], said(0) + said(1)
+    assert "settings.train.gamma 0.9, not 0.99" in said(0)
+
+
+def test_what_keeps_rank_0_from_starting_ends_the_others_too():
+    Path("run").mkdir()
+    Path("run/notes.txt").write_text("of mine")
+    with two(*LONG) as ranks:
+        assert codes(ranks) == [2, 2], said(0) + said(1)
+    assert "rank 0: " in said(1)
+    assert os.listdir("run") == ["notes.txt"]
+
+
+def test_a_directory_that_not_every_rank_sees(tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    for again in (False, True):
+        with two(*LONG, resume=again, own=([], ["--out", str(there / "run")])) as ranks:
+            assert codes(ranks) == [2, 2], said(0) + said(1)
+        for rank in (0, 1):
+            assert re.search(r"error\[RANKS\]: rank 1 \(on .*\) does not see", said(rank))
+        assert not Path("run").exists()
+        assert os.listdir(there) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "found no cluster"),
+        ({"JAX_COORDINATOR_ADDRESS": "nowhere"}, "no HOST:PORT"),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:80"}, "set SUREFOOT_CLUSTER_TOKEN"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES"),
+        ({"JAX_PROCESS_ID": "2"}, "process_id"),
+    ],
+)
+def test_where_to_meet_must_be_known(variables, told):
+    assert start(0, free_port(), *LONG, **variables).wait(30) == 2
+    assert told in said(0)
+
+
+@pytest.mark.slow
+def test_ranks_find_each_other_as_jobs_of_a_scheduler(in_peace):
+    """As SLURM tells them: number and nodes of the job, how many, and which of them."""
+    job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "127.0.0.1"}
+    job |= {"SLURM_NTASKS": "2"} | dict.fromkeys(("JAX_COORDINATOR_ADDRESS",), "")
+    numbers = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+    def each(rank):
+        own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        return job | own | dict.fromkeys(numbers, "")
+
+    with two(*LONG, each=each) as ranks:
+        assert codes(ranks, 120) == [0, 0], said(0) + said(1)
+    equal(arrays(), in_peace[0])
+
+
+def test_host_environments_are_for_one_process():
+    words = ["train", "CartPole-v1", "--cluster", "auto", "--out", "run", "--steps", "64"]
+    port = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "1"}
+    done = in_a_shell(*words, **port, JAX_PROCESS_ID="0")
+    assert done.returncode == 2
+    assert "--env-workers" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nobody_there_is_told_within_a_minute(rank):
+    began = time.monotonic()
+    assert start(rank, free_port(), *LONG).wait(70) == 9
+    assert time.monotonic() - began < 65
+    assert "error[WORKER-LOST]: not all ranks were at" in said(rank)
+
+
+@pytest.mark.slow
+@case(85)
+def test_ranks_on_one_machine_listen_on_it_alone():
+    with two(*ENDLESS) as ranks:
+        wait_for_rows(2)
+        ours = {rank.pid for rank in ranks}
+        listening = []
+        for kind in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+                parts = line.split()
+                if parts[3] == "0A" and owner_of(parts[9], ours):
+                    listening.append(parts[1])
+    assert listening
+    local = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert {address.partition(":")[0] for address in listening} <= local
+
+
+def owner_of(inode, pids):
+    return any(
+        os.readlink(link) == f"socket:[{inode}]"
+        for pid in pids
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if os.path.lexists(link)
+    )

@@ -1,0 +1,321 @@
+"""What may go wrong, and what is promised: the list that the tests are held to.
+
+Beside each promise how others stand, from reading their code (Stable-Baselines3 2.9.2, CleanRL,
+Brax 0.14.2, RLlib 2.60, in this order): + kept, ~ partly or as a raw Python error, - not kept,
+. does not apply, ? not established.
+"""
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+
+class Case(NamedTuple):
+    """One case: its area, what happens, what is promised, and how others stand."""
+
+    area: str
+    happens: str
+    promise: str
+    others: str
+
+
+_C, _E, _N, _R, _S, _D, _X = (
+    "Configuration",
+    "Environments",
+    "Numbers",
+    "Checkpoints and runs",
+    "Signals and resources",
+    "Several devices and machines",
+    "Sharing",
+)
+
+CASES = {
+    1: Case(
+        _C,
+        "an unknown flag or key",
+        "exit 2 before anything is opened, with the nearest known",
+        "~+~~",
+    ),
+    2: Case(_C, "a value out of its range", "exit 2 with the range", "~-~~"),
+    3: Case(
+        _C,
+        "a batch that its minibatches do not divide",
+        "exit 2 with sizes that work; no row is dropped",
+        "~-+~",
+    ),
+    4: Case(_C, "a batch of one, advantages standardised", "trains, and stays finite", "+-++"),
+    5: Case(_C, "a rule or distribution that does not fit the space", "exit 2 naming both", "++.~"),
+    6: Case(
+        _C,
+        "an unknown environment, or a package that is missing",
+        "exit 2 with what to install",
+        "~~~~",
+    ),
+    7: Case(
+        _C,
+        "a configuration file with code or a path where a number belongs",
+        "exit 2; nothing is evaluated or imported",
+        "...?",
+    ),
+    8: Case(
+        _C, "a network that no memory holds", "exit 2 with its size, before it is built", "----"
+    ),
+    9: Case(
+        _E,
+        "step raises",
+        "exit 4: exception, environment, seed, step, action; replay meets it again",
+        "~-.+",
+    ),
+    10: Case(
+        _E,
+        "step raises under --on-env-error restart:3",
+        "made anew; nothing of its episode is learned from; the fourth is exit 4",
+        "--.+",
+    ),
+    11: Case(_E, "the third constructor raises", "exit 4 with its number", "~~.~"),
+    12: Case(_E, "step never returns", "exit 4 after env_timeout_s; no process is left", "--.+"),
+    13: Case(
+        _E,
+        "an environment's process is killed",
+        "exit 4 within 5 s: environments, pid, signal",
+        "~..+",
+    ),
+    14: Case(
+        _E,
+        "an exception that cannot be pickled, or sys.exit",
+        "exit 4 with its text, no hang",
+        "~~.?",
+    ),
+    15: Case(
+        _E,
+        "NaN in an observation",
+        "exit 3: environment, key, element, step; nothing was learned from it",
+        "~---",
+    ),
+    16: Case(_E, "an infinite or NaN reward", "exit 3 likewise", "~---"),
+    17: Case(
+        _E,
+        "an observation of another shape, from reset or step",
+        "exit 3; one number is never spread over many",
+        "~~+~",
+    ),
+    18: Case(
+        _E, "float64 in a space of float32", "cast, with one warning; beyond float32 exit 3", "~~+~"
+    ),
+    19: Case(
+        _E,
+        "objects, words, or whole numbers beyond 32 bits",
+        "exit 3, nothing wraps around",
+        "??.?",
+    ),
+    20: Case(
+        _E,
+        "an observation outside its space",
+        "counted, with one warning; --strict-env: exit 3",
+        "~-.~",
+    ),
+    21: Case(_E, "an environment for Gym before 0.26", "exit 3 with how to mend it", "+-.~"),
+    22: Case(_E, "terminated and truncated at once", "an end: no bootstrap", "+~++"),
+    23: Case(_E, "truncation", "the value of the true last observation is bootstrapped", "+-~+"),
+    24: Case(_E, "every autoreset mode", "the same targets; an unknown mode is exit 3", ".-.~"),
+    25: Case(
+        _E,
+        "an environment that rewrites the array it gave",
+        "stored rows stay as they were",
+        "+?.?",
+    ),
+    26: Case(_E, "an episode that never ends", "rows go on, memory is flat", "+++?"),
+    27: Case(_E, "episodes of one step", "finite and right returns", "~?+?"),
+    28: Case(_E, "environments in one process or in several", "the same run, bit for bit", "+.+?"),
+    29: Case(_E, "environments of unlike spaces", "exit 3 naming the two", "-~.~"),
+    30: Case(_E, "an environment that prints", "--json stays lines of JSON", "--.-"),
+    31: Case(
+        _N,
+        "a constant reward",
+        "no NaN; natural steps leave the policy as it is, bit for bit",
+        "++++",
+    ),
+    32: Case(_N, "one action", "no entropy, no step, exit 0", "????"),
+    33: Case(_N, "100,000 actions, or 1,000 numbers an action", "trains; KL finite", "????"),
+    34: Case(
+        _N,
+        "rewards times a million, or over a million",
+        "no NaN; trpo's measured KL within its radius",
+        "~~~~",
+    ),
+    35: Case(
+        _N,
+        "updates that are not finite",
+        "none is applied; exit 5 after so many in a row, with a dump",
+        "---~",
+    ),
+    36: Case(
+        _N,
+        "a Fisher product that is not finite or curves the wrong way",
+        "no step; the reason is logged",
+        "~...",
+    ),
+    37: Case(
+        _N,
+        "a line search that finds nothing",
+        "old parameters, bit for bit; training goes on",
+        "+...",
+    ),
+    38: Case(_N, "a ratio beyond exp(80)", "capped; no inf in a row of metrics", "---~"),
+    39: Case(
+        _N, "a standard deviation that drifts", "its logarithm stays within its bounds", "--??"
+    ),
+    40: Case(
+        _N, "actions as sent", "inside their space and of its dtype; stored as sampled", "++++"
+    ),
+    41: Case(_N, "a Box without bounds, or with one", "no NaN from scaling", "~+.?"),
+    42: Case(_N, "counters beyond 31 and 53 bits", "exact", "++++"),
+    43: Case(_N, "JAX_ENABLE_X64", "trains, resumes, no fault of dtype", "..?."),
+    44: Case(_N, "shapes that change", "a program is built for few shapes and no more", "..-."),
+    45: Case(
+        _R,
+        "a kill anywhere in a save",
+        "the previous or the new checkpoint loads; leftovers go",
+        "-.~-",
+    ),
+    46: Case(_R, "a full disk in a save", "exit 7; the last good checkpoint stays", "--~-"),
+    47: Case(_R, "an output directory that cannot be one", "exit 7 before a first step", "-~-~"),
+    48: Case(
+        _R,
+        "a file cut short",
+        "exit 6 with both sizes; going on takes the one before, and says so",
+        "~.~~",
+    ),
+    49: Case(_R, "a flipped bit", "exit 6 by digest", "~~--"),
+    50: Case(_R, "a hostile pickle under our name", "exit 6; it does not run", "-~+-"),
+    51: Case(
+        _R,
+        "a manifest with a path, a link or a device",
+        "exit 6; nothing outside is opened",
+        "..-?",
+    ),
+    52: Case(
+        _R,
+        "a small file that claims much, or JSON without end",
+        "exit 6 in a second and 200 MB",
+        "-???",
+    ),
+    53: Case(_R, "a newer format", "exit 6 naming what reads it", "---~"),
+    55: Case(_R, "another environment or network", "exit 6, field by field", "+~~~"),
+    56: Case(_R, "a stop anywhere, and going on", "as if never stopped, bit for bit", "----"),
+    57: Case(_R, "three stops, the last in a save", "the same", "----"),
+    58: Case(_R, "schedules behind a stop", "go on where they were", "~.-~"),
+    59: Case(_R, "going on with a finished run", "exit 0, nothing rewritten", "-.-?"),
+    60: Case(
+        _R, "going on with other settings", "exit 2 listing them, unless they are named", "-.--"
+    ),
+    61: Case(
+        _R, "going on under other versions", "allowed, with a warning that equality is off", "...?"
+    ),
+    62: Case(
+        _R,
+        "two runs in one directory",
+        "the second: exit 7 naming host and pid; a dead one's lock is taken",
+        "-~-+",
+    ),
+    63: Case(
+        _R,
+        "a kill in a row of metrics",
+        "the half row is passed over; going on leaves no gap and no double",
+        "--.?",
+    ),
+    64: Case(
+        _R, "old checkpoints are removed", "never the newest that is whole, nor the best", "...~"
+    ),
+    65: Case(_R, "the normaliser after training", "used, and never moved", "~-+~"),
+    66: Case(_S, "SIGTERM, SIGUSR1", "saved, exit 143 with the command to go on", "---~"),
+    67: Case(
+        _S, "SIGINT, once and twice", "saved, exit 130; at once, the last checkpoint stays", "~~~~"
+    ),
+    68: Case(_S, "the trainer is killed", "its processes are gone within 5 s", "~..~"),
+    69: Case(_S, "standard output closes", "no traceback", "????"),
+    70: Case(_S, "memory runs out", "exit 8 with sizes and what to make smaller", "~~~~"),
+    71: Case(_S, "no room in /dev/shm", "it is not used", "+..~"),
+    72: Case(
+        _S,
+        "a thousand vectors opened and closed",
+        "descriptors, threads and processes as before",
+        "????",
+    ),
+    73: Case(_S, "the clock jumps", "limits and rates go on", "????"),
+    74: Case(
+        _D,
+        "a rank is killed",
+        "all go on from the last checkpoint, to the bits of a run in peace",
+        "???~",
+    ),
+    75: Case(_D, "the coordinator is killed", "the same", "???~"),
+    76: Case(
+        _D, "a rank is stuck", "ended within the heartbeat's time, then as when killed", "??-~"
+    ),
+    77: Case(
+        _D,
+        "ranks die again and again",
+        "after the restarts that are allowed exit 9, with the log of each rank",
+        "???+",
+    ),
+    78: Case(_D, "SIGTERM to one rank", "all save the same step, exit 143", "??-~"),
+    79: Case(
+        _D,
+        "other numbers of devices and processes",
+        "the same numbers, to rounding; the same bits for as many devices",
+        "----",
+    ),
+    80: Case(_D, "replicas that differ", "exit 5 at the next chunk, naming the rank", "??~?"),
+    81: Case(
+        _D,
+        "ranks with other settings, code or versions",
+        "exit 2 before they compute together",
+        "----",
+    ),
+    82: Case(
+        _D,
+        "an environment actor is killed",
+        "its fragment is collected again under the same policy: the batch is full, none is stale",
+        "???~",
+    ),
+    83: Case(_D, "a fragment of an older policy", "refused and counted", "???~"),
+    84: Case(_X, "no network", "runs on one machine need none, and none is tried", "...~"),
+    85: Case(_X, "ports", "none is opened", "...-"),
+    86: Case(_X, "a run from an address", "refused: only a directory is read", "~-.."),
+    87: Case(
+        _X, "a run that names code", "nothing is imported; exit 6 with the command to type", "-.+-"
+    ),
+    88: Case(
+        _X, "control characters and secrets", "neither reaches the terminal or the run", "----"
+    ),
+}
+
+
+def case(number: int):
+    """Marks the test of a case."""
+    assert number in CASES
+    return pytest.mark.case(number)
+
+
+def names_by_case() -> dict[int, set[str]]:
+    """Names of the test functions that are marked with each case: the fast ones, if there are."""
+    fast: dict[int, set[str]] = {}
+    slow: dict[int, set[str]] = {}
+    for path in Path(__file__).parents[1].glob("**/test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            marks = getattr(node, "decorator_list", ())
+            found = slow if any(ast.unparse(mark)[-9:] == "mark.slow" for mark in marks) else fast
+            for mark in marks:
+                if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == "case":
+                    found.setdefault(mark.args[0].value, set()).add(node.name)
+    return slow | fast
+
+
+def pytest_collection_modifyitems(items):
+    """As a plugin (`-p cases`): notes each test's cases in the XML of its results."""
+    for item in items:
+        for mark in item.iter_markers("case"):
+            item.user_properties.append(("case", mark.args[0]))

@@ -1,0 +1,397 @@
+"""One iteration of learning, the same laws for every rule on every kind of environment."""
+
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from surefoot.config.presets import settle
+from surefoot.config.settings import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
+from surefoot.diagnostics.update_stats import diagnose
+from surefoot.envs.host import HostEnv
+from surefoot.formulas.distributions import Categorical, kl
+from surefoot.networks.actor_critic import build
+from surefoot.training.batch import make_batch, state_values
+from surefoot.training.learner import make_learner
+from surefoot.training.rollout_host import HostCollector
+from surefoot.training.rollout_jax import collect_jax, drawn_block, start_jax_envs
+from surefoot.types import Batch, Inputs
+from tests.support.programs import quickly_built
+from tests.support.scripted import scripted_jax, scripted_vector
+from tests.support.trees import assert_same_bits, same_bits
+
+NUM_ENVS, NUM_STEPS = 2, 16
+RULES_HERE = {
+    "vpg": VPG(),
+    "npg": NPG(cg_iters=4),
+    "trpo": TRPO(cg_iters=4, max_backtracks=4),
+    "ppo-kl": PPOKL(num_epochs=2, num_minibatches=2),
+    "ppo": PPO(num_epochs=2, num_minibatches=2),
+}
+HOST = ["discrete", "box"]
+
+
+class Lesson(NamedTuple):
+    """A rollout, the state it was collected in, and the compiled function that learns from it."""
+
+    settings: Any
+    learner: Any
+    state: Any
+    rollout: Any
+    episodes: Any
+    learn: Any
+
+
+def padded(rollout):
+    """As many final rows as a JAX-native rollout has: both are learned from in one program."""
+    more = NUM_ENVS * NUM_STEPS - len(rollout.final_rows)
+    return rollout._replace(
+        final_obs=np.pad(rollout.final_obs, [(0, more), (0, 0)]),
+        final_rows=np.pad(rollout.final_rows, (0, more), constant_values=NUM_ENVS * NUM_STEPS),
+    )
+
+
+@cache
+def lesson(rule, kind):
+    with quickly_built():
+        return make_lesson(rule, kind)
+
+
+def make_lesson(rule, kind):
+    settings = settle(
+        "Scripted",
+        RULES_HERE[rule],
+        Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS),
+        Network(hidden=(8,)),
+        Critic(num_epochs=2, num_minibatches=2),
+        preset="none",
+    )
+    native = scripted_jax() if kind == "jax" else None
+    # Next-step autoreset, so that dummy rows are in every batch.
+    env = native or HostEnv(
+        scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
+    )
+    learner = make_learner(settings, env.spec, build(env.spec, settings.network), native)
+    state = jax.jit(learner.init)(0)
+    policy, stats = state.params["policy"], state.obs_stats
+    if native:
+
+        def collect(state):
+            number = {"seed": state.seed, "iteration": state.iteration}
+            return collect_jax(native, learner.actor, settings, policy, stats, state.env, **number)
+
+        _, rollout, episodes = jax.jit(collect)(state)
+    else:
+        collector = HostCollector(env, learner.actor, settings)
+        collector.reset(0)
+        rollout, episodes, *_ = collector.collect(policy, stats, 0)
+        rollout = padded(rollout)
+    rollout, episodes = jax.tree.map(np.asarray, (rollout, episodes))
+    learn = jax.jit(learner.learn)
+    state = state._replace(env=None)
+    learn(state, rollout, episodes)
+    return Lesson(settings, learner, state, rollout, episodes, learn)
+
+
+every_rule = pytest.mark.parametrize("rule", list(RULES))
+on_the_host = pytest.mark.parametrize("kind", HOST)
+
+
+@every_rule
+@pytest.mark.parametrize("kind", [*HOST, "jax"])
+def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(rule, kind):
+    given = lesson(rule, kind)
+    state, metrics = given.learn(given.state, given.rollout, given.episodes)
+    unknown = [name for name, value in metrics.items() if not np.isfinite(value)]
+    # The lens needs a rollout more, and a batch may have no action better or worse than expected.
+    assert [n for n in unknown if not n.startswith(("lens/", "policy/log_ratio"))] == []
+    judged = [n for n in unknown if n.startswith("lens/")]
+    assert len(judged) == 11 + 8, "no update was judged before the first, and none looked at"
+    for part in ("policy", "critic"):
+        assert not same_bits(state.params[part], given.state.params[part]), part
+    assert metrics["policy/kl_mean"] > 0
+    assert metrics["update/finite"] == 1
+    assert state.iteration == 1
+    assert metrics["policy/staleness"] < 1e-5
+
+
+@every_rule
+@pytest.mark.parametrize("kind", ["box", "jax"])
+def test_the_realised_gain_is_the_change_of_the_mean_td_error_under_the_frozen_critic(rule, kind):
+    given = lesson(rule, kind)
+    state, first = given.learn(given.state, given.rollout, given.episodes)
+    later = given.rollout._replace(rewards=given.rollout.rewards + 0.5)
+    _, second = given.learn(state, later, given.episodes)
+    gamma, scale = given.settings.train.gamma, float(first["normalize/return_scale"])
+    means = []
+    for rollout in (given.rollout, later):
+        values, next_values = (
+            scale * np.asarray(v, np.float64)
+            for v in state_values(
+                given.learner.actor, given.state.params, given.state.obs_stats, rollout
+            )
+        )
+        onwards = np.where(rollout.terminated, 0.0, next_values)
+        errors = rollout.rewards + gamma * onwards - values
+        means.append(np.sum(errors * rollout.valid, 0) / rollout.valid.sum(0))
+    gains = (means[1] - means[0]) / (1 - gamma)
+    half = 12.706 * gains.std(ddof=1) / 2**0.5
+    assert second["lens/promised_gain"] == first["surrogate/promised_gain"]
+    np.testing.assert_allclose(second["lens/realised_gain"], gains.mean(), rtol=1e-4)
+    np.testing.assert_allclose(gains.mean(), 0.5 / (1 - gamma), rtol=1e-9)
+    for name, end in (("low", gains.mean() - half), ("high", gains.mean() + half)):
+        np.testing.assert_allclose(second[f"lens/realised_{name}"], end, rtol=1e-3, atol=1e-2)
+
+
+def test_a_joint_critics_loss_counts_vf_coef_times():
+    def loss(vf_coef):
+        settings = settle(
+            "Scripted",
+            PPO(num_epochs=1, num_minibatches=1),
+            Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS),
+            Network(hidden=(8,)),
+            Critic(joint=True, vf_coef=vf_coef),
+            preset="none",
+        )
+        env = scripted_jax()
+        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+        with quickly_built():
+            metrics = jax.jit(learner.iterate)(jax.jit(learner.init)(0))[1]
+        return float(metrics["update/loss"])
+
+    once, twice, fourfold = map(loss, (1.0, 2.0, 4.0))
+    assert twice > once + 1e-3
+    assert fourfold - twice == pytest.approx(2.0 * (twice - once), rel=1e-4)
+
+
+def spoil(rollout, what):
+    """The rollout with one valid row that is no number, or without bound."""
+    at = next((t, 1) for t in range(5, NUM_STEPS) if rollout.valid[t, 1])
+    spoilt = np.array(rollout.obs if what == "observation" else rollout.rewards)
+    spoilt[at] = np.inf if what == "infinite reward" else np.nan
+    return rollout._replace(**{"obs" if what == "observation" else "rewards": spoilt})
+
+
+@every_rule
+@on_the_host
+@pytest.mark.parametrize("what", ["reward", "observation", "infinite reward"])
+def test_a_refused_update_leaves_everything_learned_bit_for_bit(rule, kind, what):
+    given = lesson(rule, kind)
+    state, metrics = given.learn(given.state, spoil(given.rollout, what), given.episodes)
+    assert metrics["update/finite"] == 0
+    for part in ("params", "rule", "critic"):
+        assert_same_bits(getattr(state, part), getattr(given.state, part))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.obs_stats))
+    assert np.isfinite(state.return_stats.mean)
+    assert state.refusals == 1
+    again, _ = given.learn(state, spoil(given.rollout, what), given.episodes)
+    assert again.refusals == 2
+    whole = state._replace(returns_so_far=jnp.zeros(NUM_ENVS))
+    recovered, metrics = given.learn(whole, given.rollout, given.episodes)
+    assert metrics["update/finite"] == 1
+    assert recovered.refusals == 0
+
+
+def batch_of(given):
+    def make(state, rollout):
+        rewards = jnp.asarray(rollout.rewards)
+        args = (state.params, state.obs_stats, rollout, rewards, jnp.ones(()))
+        return make_batch(given.settings, given.learner.actor, *args)[0]
+
+    return jax.jit(make)(given.state, given.rollout)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_every_truncated_row_is_worth_its_own_true_successor_however_many_there_are(share):
+    given = lesson("ppo", "discrete")
+    random, shape = np.random.default_rng(3), (50, 5)
+    obs = random.normal(size=(51, 5, *given.rollout.obs.shape[2:])).astype(np.float32)
+    final = random.normal(size=(250, *obs.shape[2:])).astype(np.float32)
+    truncated = random.random(250) < share
+    rows = np.flatnonzero(truncated)
+    rollout = given.rollout._replace(
+        obs=obs,
+        truncated=truncated.reshape(shape),
+        final_rows=np.concatenate([rows, np.full(250 - len(rows), 250)]),
+        final_obs=np.concatenate([final[rows], np.full_like(final[: 250 - len(rows)], np.nan)]),
+    )
+    actor, state = given.learner.actor, given.state
+    here, after = state_values(actor, state.params, state.obs_stats, rollout)
+
+    def value(obs):
+        return actor.network.value(state.params, actor.inputs(state.obs_stats, obs, None))
+
+    expected = np.where(truncated, value(final), value(obs[1:]).reshape(-1)).reshape(shape)
+    np.testing.assert_allclose(here, value(obs[:-1]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.core
+@on_the_host
+def test_the_ratio_is_exactly_one_on_the_full_batch_before_the_first_step(kind):
+    given = lesson("trpo", kind)
+    policy, params = given.learner.actor.network.policy, given.state.params["policy"]
+    batch = batch_of(given)
+    again = jax.jit(lambda batch: policy(params, batch.inputs).log_prob(batch.actions))(batch)
+    counted = np.asarray(batch.weights) > 0
+    np.testing.assert_allclose(again[counted], batch.old_log_probs[counted], atol=1e-6)
+    unmoved = jax.jit(lambda batch: diagnose(policy, params, params, batch, horizon=100.0))(batch)
+    for name in ("policy/ratio_min", "policy/ratio_max", "policy/ess_fraction"):
+        assert unmoved[name] == 1.0, name
+    for name in ("policy/kl_mean", "policy/tv_mean", "surrogate/promised_gain"):
+        assert unmoved[name] == 0.0, name
+
+
+def test_the_effective_sample_size_survives_a_ratio_whose_square_overflows():
+    old = jnp.zeros((8, 2)).at[0].set(jnp.array([-60.0, 0.0]))
+    batch = Batch(
+        Inputs(jnp.arange(8), None),
+        *(jnp.zeros(8, int), jnp.zeros(8), jnp.ones(8), jnp.zeros(8), jnp.zeros(8), jnp.ones(8)),
+        jnp.ones(()),
+    )
+    found = diagnose(
+        lambda logits, inputs: Categorical(logits[inputs.obs]),
+        *(old, jnp.zeros((8, 2)), batch),
+        horizon=1.0,
+    )
+    np.testing.assert_allclose(found["policy/ess_fraction"], 1 / 8, rtol=1e-5)
+
+
+@pytest.mark.core
+def test_every_figure_of_an_update_is_that_of_the_rows_that_count():
+    rng, rows = np.random.default_rng(0), 400
+    old, new = rng.normal(size=(2, rows, 3))
+    new[:4] += 4.0
+    new = np.where(np.arange(rows)[:, None] < 4, new, old + 0.3 * new)
+    actions, weights = rng.integers(3, size=rows), rng.integers(0, 2, size=rows).astype(float)
+    weights[:4] = 1.0
+    advantages = np.where(weights > 0, rng.normal(size=rows), np.nan)
+    batch = Batch(
+        Inputs(jnp.arange(rows), None),
+        jnp.asarray(actions),
+        jnp.full(rows, -0.5),
+        jnp.asarray(advantages, jnp.float32),
+        jnp.zeros(rows),
+        jnp.zeros(rows),
+        jnp.asarray(weights, jnp.float32),
+        jnp.ones(()),
+    )
+    found = diagnose(
+        lambda logits, inputs: Categorical(logits[inputs.obs]),
+        *(jnp.asarray(x, jnp.float32) for x in (old, new)),
+        batch,
+        horizon=1.0,
+    )
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (old, new))
+    kls, counted = np.sum(p * np.log(p / q), 1), weights > 0
+    worst = kls >= np.quantile(kls[counted], 0.99)
+    share = np.sum((kls * weights)[worst]) / np.sum(kls * weights)
+    np.testing.assert_allclose(found["policy/kl_worst_share"], share, rtol=1e-4)
+    least = kls[counted & worst].min()
+    np.testing.assert_allclose(found["policy/kl_p99"], least, rtol=1e-4)
+    ratio = (q / p)[np.arange(rows), actions]
+    promise = np.sum(((ratio - 1) * advantages)[counted]) / weights.sum()
+    np.testing.assert_allclose(found["surrogate/promised_gain"], promise, rtol=1e-4)
+    variation = 0.5 * np.abs(p - q).sum(1)
+    for name, expected in {
+        "kl_mean": kls[counted].mean(),
+        "kl_reverse_mean": np.sum(q * np.log(q / p), 1)[counted].mean(),
+        "tv_mean": variation[counted].mean(),
+        "entropy_old": -np.sum(p * np.log(p), 1)[counted].mean(),
+        "entropy": -np.sum(q * np.log(q), 1)[counted].mean(),
+        "kl_worst_state": kls[counted].max(),
+        "tv_worst_state": variation[counted].max(),
+        "ratio_min": ratio[counted].min(),
+        "ratio_max": ratio[counted].max(),
+        "staleness": np.abs(-0.5 - np.log(p[np.arange(rows), actions]))[counted].max(),
+    }.items():
+        np.testing.assert_allclose(found[f"policy/{name}"], expected, rtol=1e-4, err_msg=name)
+    ess = np.mean(ratio[counted]) ** 2 / np.mean(ratio[counted] ** 2)
+    np.testing.assert_allclose(found["policy/ess_fraction"], ess, rtol=1e-4)
+    columns = {"kl_median": (kls, counted, 0.5)}
+    for name, side in (("good", advantages > 0), ("bad", advantages < 0)):
+        for percent in (10, 50, 90):
+            rows_of_sign = (np.log(ratio), counted & side, percent / 100)
+            columns[f"log_ratio_{name}_p{percent}"] = rows_of_sign
+    for name, (values, which, level) in columns.items():
+        # One rank either way: half-way between two rows, either is the nearest.
+        low, high = np.sort(values[which])[[int(level * (sum(which) - 1)) + i for i in (0, 1)]]
+        assert low - 1e-5 <= found[f"policy/{name}"] <= high + 1e-5, name
+    hurt = np.where(advantages > 0, ratio < 0.8, ratio > 1.2)
+    expected = np.sum(hurt * weights) / weights.sum()
+    assert 0.05 < expected < 0.6
+    np.testing.assert_allclose(found["policy/unprotected_fraction"], expected, rtol=1e-5)
+    outside = np.sum((np.abs(ratio - 1) > 0.2) * weights) / weights.sum()
+    np.testing.assert_allclose(found["policy/clip_fraction"], outside, rtol=1e-5)
+
+
+def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted():
+    given = lesson("trpo", "discrete")
+    after, metrics = given.learn(given.state, given.rollout, given.episodes)
+    policy = given.learner.actor.network.policy
+    obs = jax.tree.map(lambda leaf: leaf[:-1], given.rollout.obs)
+    inputs = [
+        given.learner.actor.inputs(state.obs_stats, obs, None) for state in (given.state, after)
+    ]
+    drift = kl(*(policy(after.params["policy"], each) for each in inputs))
+    expected = np.mean(drift[given.rollout.valid])
+    np.testing.assert_allclose(metrics["normalize/kl"], expected, rtol=1e-3)
+    assert expected > 0, "the next statistics differ"
+    batch = batch_of(given)
+    raw = given.rollout.obs[:-1].reshape(NUM_STEPS * NUM_ENVS, -1)
+    np.testing.assert_array_equal(batch.inputs.obs, np.clip(raw, -10, 10))
+    np.testing.assert_array_equal(batch.actions, given.rollout.actions.reshape(-1))
+    np.testing.assert_array_equal(batch.weights, given.rollout.valid.reshape(-1))
+
+
+def all_differ(noise):
+    """No draw comes twice, but for rounding: noise is what is left without the policy's mean."""
+    return len(np.unique(np.round(noise, 4))) > 0.99 * noise.size
+
+
+def noise_of(given, rollout):
+    """What was added to the policy's mean: actions alone differ because observations do."""
+    obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
+    actor, state = given.learner.actor, given.state
+    inputs = actor.inputs(state.obs_stats, obs, None)
+    chosen = actor.network.policy(state.params["policy"], inputs)
+    return np.asarray(rollout.actions - chosen.mode())
+
+
+def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
+    given = lesson("trpo", "box")
+    monkeypatch.setattr("surefoot.training.rollout_jax.DRAWN_BYTES", 1)
+    env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
+    collector = HostCollector(env, given.learner.actor, given.settings)
+    collector.reset(0)
+    host = collector.collect(given.state.params["policy"], given.state.obs_stats, 0)
+    assert all_differ(noise_of(given, host.rollout))
+
+
+@pytest.mark.parametrize(("limit", "block"), [(1, 1), (10**9, NUM_STEPS)])
+def test_a_jax_native_rollout_uses_no_noise_and_no_key_twice(monkeypatch, limit, block):
+    given, twin = lesson("trpo", "box"), scripted_jax(action="box")
+
+    def step(drawn, state, action):
+        key, chance = drawn
+        return twin.step(key, state, action)._replace(reward=chance)
+
+    env = twin._replace(step=step, draw=lambda key: (key, jax.random.uniform(key)))
+    monkeypatch.setattr("surefoot.training.rollout_jax.DRAWN_BYTES", limit)
+    noise = given.learner.actor.network.noise(jax.random.key(0), (1, NUM_ENVS))
+    assert drawn_block(noise, NUM_STEPS) == block
+    collect = partial(collect_jax, env, given.learner.actor, given.settings)
+    _, rollout, _ = jax.jit(collect)(
+        given.state.params["policy"],
+        given.state.obs_stats,
+        start_jax_envs(env, NUM_ENVS, jax.random.key(0)),
+        seed=jnp.uint32(0),
+        iteration=jnp.int32(0),
+    )
+    assert all_differ(noise_of(given, rollout))
+    assert len(np.unique(rollout.rewards)) == rollout.rewards.size

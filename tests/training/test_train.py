@@ -1,0 +1,788 @@
+"""The loop: same seed same bits, resume equals never stopped, and what ends a run early."""
+
+import importlib
+import itertools
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import surefoot as sf
+from surefoot.analysis.compare import compare
+from surefoot.config.presets import settle
+from surefoot.config.settings import PPO, VPG, Critic, Network, Train
+from surefoot.diagnostics.warnings import Alarm
+from surefoot.envs.registry import find_env
+from surefoot.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvCrashError,
+    NotFiniteError,
+    StoppedBySignal,
+)
+from surefoot.storage.checkpoint import read_checkpoint
+from surefoot.storage.lock import unlock
+from surefoot.storage.run_directory import RunDirectory
+from surefoot.training.api import chosen_rule, resume, train, train_or_resume
+from surefoot.training.evaluate import Evaluation
+from surefoot.training.memory import memory_left, memory_of
+from surefoot.training.plan import make_plan
+from surefoot.training.run import OwnNetworks, begin, summarize
+from surefoot.training.steppers import chunk_of
+from tests.support.cases import case
+from tests.support.programs import quickly_built
+from tests.support.scripted import LIMIT, Scripted, make_scripted, return_of, scripted_jax, shown
+from tests.support.trees import assert_same_bits, same_bits
+
+# Ten episode limits of five steps are four iterations of sixteen: the shortest schedule there is.
+NUM_ENVS, NUM_STEPS, EVERY, ITERATIONS = 2, 16, 4, 16
+BATCH = NUM_ENVS * NUM_STEPS
+ENVS = {"host": "scripted:Scripted-v0", "jax": scripted_jax()}
+both_worlds = pytest.mark.parametrize("world", list(ENVS))
+
+
+def compare_one(env, rule="trpo", **how):
+    return compare([env], [rule], seeds=1, out="nowhere", **how)
+
+
+def arguments(world, **more):
+    """A run whose every schedule moves: a resume that restarts one is found out."""
+    return {
+        "env": ENVS[world],
+        "rule": PPO(
+            num_epochs=2,
+            num_minibatches=2,
+            learning_rate=1e-2,
+            learning_rate_end=0.0,
+            clip_eps_end=0.05,
+        ),
+        "steps": ITERATIONS * BATCH,
+        "train": Train(
+            num_envs=NUM_ENVS, num_steps=NUM_STEPS, dispatch=2, checkpoint_every=1, **more
+        ),
+        "network": Network(hidden=(8,)),
+        "critic": Critic(
+            num_epochs=2, num_minibatches=2, learning_rate=1e-2, learning_rate_end=1e-3
+        ),
+    }
+
+
+def go_on(world, path, **how):
+    """Resume; an environment of one's own is named again."""
+    return resume(path, env=ENVS[world], **how)
+
+
+def stop_at(iteration):
+    return lambda row: row["iteration"] == iteration
+
+
+def timeless(rows):
+    """Rows of metrics without wall-clock time."""
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def stored_rows(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one, other):
+    assert_same_bits(one.state, other.state)
+    assert one.env_steps == other.env_steps
+    assert timeless(one.rows) == timeless(other.rows)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """`whole(world)`: the run that nobody stopped."""
+    runs = {}
+
+    def get(world):
+        if world not in runs:
+            out = tmp_path_factory.mktemp("whole") / world
+            runs[world] = train(**arguments(world), seed=3, out=out)
+        return runs[world]
+
+    return get
+
+
+@pytest.mark.core
+@both_worlds
+def test_the_same_seed_gives_the_same_bits(whole, world):
+    again = train(**arguments(world), seed=3)
+    assert_same_run(again, whole(world))
+
+
+@both_worlds
+def test_another_seed_gives_another_run(whole, world):
+    other = train(**arguments(world), seed=4, on_update=stop_at(2))
+    assert not same_bits(other.state.params, whole(world).state.params)
+    first, second = other.rows[0], whole(world).rows[0]
+    assert first["policy/kl_mean"] != second["policy/kl_mean"]
+
+
+@both_worlds
+def test_every_schedule_and_every_kind_of_metric_is_in_the_rows(whole, world):
+    rows = whole(world).rows
+    assert [row["iteration"] for row in rows] == list(range(1, ITERATIONS + 1))
+    assert [row["env_steps"] for row in rows] == [BATCH * i for i in range(1, ITERATIONS + 1)]
+    rates = [row["update/learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, 1e-2 * (1 - np.arange(ITERATIONS) / ITERATIONS), rtol=1e-5)
+    clips = [row["update/clip_eps"] for row in rows]
+    np.testing.assert_allclose(clips, 0.2 - 0.15 * np.arange(ITERATIONS) / ITERATIONS, rtol=1e-5)
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert stored_rows(whole(world).directory.path) == rows
+
+
+@both_worlds
+def test_the_statistics_that_acted_are_the_ones_that_learn(whole, world):
+    rows = whole(world).rows
+    # The next ones differ, so that old log-probabilities would not fit if they were used.
+    assert all(row["normalize/kl"] > 1e-7 for row in rows[:4])
+    assert all(row["policy/staleness"] < 1e-5 for row in rows)
+
+
+@case(56)
+@case(58)
+@pytest.mark.core
+@pytest.mark.parametrize("stops", [(EVERY,), (EVERY, 2 * EVERY, 3 * EVERY)], ids=["one", "three"])
+@both_worlds
+def test_a_resumed_run_equals_one_that_never_stopped(whole, world, stops, tmp_path):
+    run = train(**arguments(world), seed=3, out=tmp_path / "run", on_update=stop_at(stops[0]))
+    for stop in (*stops[1:], None):
+        assert not run.finished
+        run = go_on(world, tmp_path / "run", exact=True, on_update=stop and stop_at(stop))
+    assert_same_run(run, whole(world))
+    assert timeless(stored_rows(tmp_path / "run")) == timeless(whole(world).rows)
+
+
+def test_a_jax_native_run_goes_on_exactly_from_any_checkpoint(whole, tmp_path):
+    run = train(**arguments("jax"), seed=3, out=tmp_path / "run", on_update=stop_at(5))
+    assert run.iteration == 6, "a dispatch of two iterations is finished first"
+    assert_same_run(go_on("jax", tmp_path / "run", exact=True), whole("jax"))
+
+
+def test_a_host_run_goes_back_to_its_last_scheduled_checkpoint_to_be_exact(whole, tmp_path):
+    train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=stop_at(EVERY + 2))
+    run = go_on("host", tmp_path / "run", exact=True)
+    assert_same_run(run, whole("host"))
+    assert timeless(stored_rows(tmp_path / "run")) == timeless(whole("host").rows)
+
+
+def test_a_host_run_stopped_in_between_goes_on_without_a_gap_or_a_double(whole, tmp_path):
+    stopped = train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=stop_at(EVERY + 2))
+    run = go_on("host", tmp_path / "run")
+    assert run.finished
+    assert timeless(run.rows[: EVERY + 2]) == timeless(stopped.rows)
+    assert [row["iteration"] for row in run.rows] == list(range(1, ITERATIONS + 1))
+    assert stored_rows(tmp_path / "run") == run.rows
+
+
+def test_returns_of_episodes_cut_by_a_stop_are_not_carried_into_new_ones(tmp_path):
+    run = train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=stop_at(EVERY + 1))
+    assert run.state.returns_so_far.any()
+    loaded = sf.load(tmp_path / "run", env=ENVS["host"])
+    assert not loaded.state.returns_so_far.any()
+
+
+@pytest.mark.core
+def test_a_public_name_is_not_hidden_by_the_module_it_lives_in():
+    for home in ("training", "trained", "many", "policy", "run", "config"):
+        importlib.import_module(f"surefoot.{home}")
+    for name in sf.__all__:
+        assert not isinstance(getattr(sf, name), ModuleType), name
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nobody catches it."""
+
+
+@case(57)
+@both_worlds
+def test_a_kill_in_the_middle_of_a_save_costs_no_exactness(whole, world, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    real, synced = os.fsync, []
+
+    def fsync(descriptor):
+        synced.append(descriptor)
+        # One for config.json and five for each of two checkpoints; the third is begun.
+        if len(synced) == 14:
+            raise Killed
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(Killed):
+            train(**arguments(world), seed=3, out=path)
+    every = EVERY if world == "host" else 2
+    assert len(stored_rows(path)) == 3 * every
+    assert RunDirectory(path).newest().iteration == 2 * every
+    assert_same_run(go_on(world, path, exact=True), whole(world))
+    assert timeless(stored_rows(path)) == timeless(whole(world).rows)
+
+
+def test_what_a_kill_leaves_half_written_is_gone_after_a_resume(whole, tmp_path):
+    path = tmp_path / "run"
+    train(**arguments("jax"), seed=3, out=path, on_update=stop_at(EVERY))
+    (path / "checkpoints" / ".tmp-1-dead").mkdir()
+    (path / "checkpoints" / ".tmp-1-dead" / "arrays.safetensors").write_bytes(b"half")
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 5, "env_steps": 160}\n{"iteration": 6, "env_')
+    assert_same_run(go_on("jax", path), whole("jax"))
+    assert timeless(stored_rows(path)) == timeless(whole("jax").rows)
+    assert not list(path.glob("**/.tmp-*"))
+
+
+@both_worlds
+def test_resuming_a_finished_run_changes_nothing(whole, world):
+    path = whole(world).directory.path
+
+    def contents():
+        return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+    before, told = contents(), []
+    run = go_on(world, path, on_update=told.append)
+    assert told == []
+    assert contents() == before
+    assert_same_run(run, whole(world))
+
+
+@both_worlds
+def test_evaluating_along_the_way_disturbs_nothing(whole, world, tmp_path):
+    run = train(
+        **arguments(world, eval_every=EVERY * BATCH, eval_episodes=3),
+        seed=3,
+        out=tmp_path / "run",
+    )
+    assert_same_bits(run.state, whole(world).state)
+    evaluated = [row for row in run.rows if "eval/return_mean" in row]
+    assert [row["iteration"] for row in evaluated] == [EVERY * i for i in range(1, 5)]
+    returns = [return_of(e) for e in range(4)]
+    assert all(min(returns) <= row["eval/return_mean"] <= max(returns) for row in evaluated)
+    best = max(evaluated, key=lambda row: row["eval/return_mean"])
+    loaded = sf.load(tmp_path / "run", env=ENVS[world], best=True)
+    assert loaded.iteration == best["iteration"]
+
+
+@case(65)
+def test_evaluation_never_moves_the_normaliser(whole):
+    run = whole("host")
+    before = jax.device_get(run.state)
+    result = run.evaluate(episodes=4)
+    assert_same_bits(run.state, before)
+    assert result["episodes"] == 4
+    assert result == run.evaluate(episodes=4)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@both_worlds
+def test_a_signal_ends_the_run_after_the_iteration_with_a_checkpoint(world, number, tmp_path):
+    path, handler = tmp_path / "run", signal.getsignal(number)
+
+    def interrupt(row):
+        if row["iteration"] == EVERY + 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(StoppedBySignal) as caught:
+        train(**arguments(world), seed=3, out=path, on_update=interrupt)
+    assert (caught.value.number, caught.value.iteration) == (number, EVERY + 2)
+    assert caught.value.path == path
+    assert signal.getsignal(number) is handler
+    checkpoint = RunDirectory(path).newest()
+    assert checkpoint.iteration == EVERY + 2
+    assert checkpoint.exact == (world == "jax"), "the host's environments were mid-episode"
+
+
+def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
+    def interrupt_twice(row):
+        if row["iteration"] == EVERY + 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=interrupt_twice)
+    assert RunDirectory(tmp_path / "run").newest().iteration == EVERY
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone(whole):
+    runs, before = [], signal.getsignal(signal.SIGTERM)
+    work = threading.Thread(target=lambda: runs.append(train(**arguments("jax"), seed=3)))
+    work.start()
+    work.join()
+    assert_same_run(runs[0], whole("jax"))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def plan_of(jax_native, limit, **given):
+    settings = settle("?", PPO(num_minibatches=1), Train(**given), Network(), Critic())
+    spec = SimpleNamespace(jax_native=jax_native, max_episode_steps=limit)
+    return make_plan(settings, spec)
+
+
+@pytest.mark.core
+def test_a_schedule_lies_ten_episode_limits_apart_only_where_resets_cut_episodes():
+    small = {"num_envs": 8, "num_steps": 256, "steps": 10**6, "checkpoint_every": 1}
+    assert plan_of(False, 1000, **small).checkpoint_every == 40
+    assert plan_of(False, None, **small).checkpoint_every == 40
+    assert plan_of(False, 1000, **small).cut_share == 1000 / (40 * 256)
+    assert plan_of(False, 1000, **small, reset_at_checkpoints=False).checkpoint_every == 1
+    assert plan_of(True, 1000, **small, dispatch=7).checkpoint_every == 7
+    assert plan_of(True, 1000, **small, dispatch=7).cut_share == 0.0
+
+
+@pytest.mark.core
+def test_iterations_are_the_steps_over_the_batch_rounded_up():
+    for steps, iterations in ((1, 1), (2048, 1), (2049, 2), (10**6, 489)):
+        assert plan_of(True, 5, steps=steps, num_envs=8, num_steps=256).iterations == iterations
+
+
+def test_a_run_that_does_not_reset_has_no_exact_checkpoint(tmp_path):
+    train(
+        **arguments("host", reset_at_checkpoints=False),
+        seed=3,
+        out=tmp_path / "run",
+        on_update=stop_at(EVERY),
+    )
+    with pytest.raises(CheckpointError, match="no exact checkpoint"):
+        go_on("host", tmp_path / "run", exact=True)
+
+
+def test_a_requeued_command_starts_goes_on_or_says_what_differs(whole, tmp_path):
+    settings, path = whole("host").settings, tmp_path / "run"
+    started = []
+
+    def start():
+        started.append(True)
+        return train(**arguments("host"), seed=3, out=path, on_update=stop_at(EVERY))
+
+    assert train_or_resume(path, settings, start).iteration == EVERY
+    assert_same_run(train_or_resume(path, settings, start, env=ENVS["host"]), whole("host"))
+    assert len(started) == 1
+    other = replace(settings, train=replace(settings.train, steps=BATCH, seed=4))
+    with pytest.raises(ConfigError, match=r"train\.steps is 512 there and 32 here.*train\.seed"):
+        train_or_resume(path, other, start)
+
+
+def test_a_requeued_command_starts_over_what_never_reached_a_checkpoint(whole, tmp_path):
+    settings, path = whole("jax").settings, tmp_path / "run"
+    RunDirectory.create(path, settings.to_dict()).append({"iteration": 1})
+    unlock(path)  # as the end of its process does
+
+    def start():
+        return train(**arguments("jax"), seed=3, out=path)
+
+    assert_same_run(train_or_resume(path, settings, start), whole("jax"))
+
+
+class Failing(gymnasium.Wrapper):
+    """Fails at a step of its own, counted over all episodes."""
+
+    def __init__(self, env, at=None):
+        super().__init__(env)
+        self.at, self.count = at, 0
+
+    def step(self, action):
+        self.count += 1
+        if self.count == self.at:
+            raise RuntimeError("the motor is hot")
+        return self.env.step(action)
+
+
+def failing(at):
+    return {**arguments("host"), "env": lambda: Failing(gymnasium.make(ENVS["host"]), at)}
+
+
+def test_a_crash_keeps_what_was_done_and_one_before_the_first_update_its_story_alone(tmp_path):
+    with pytest.raises(EnvCrashError, match="the motor is hot"):
+        train(**failing(at=2 * NUM_STEPS + 1), seed=3, out=tmp_path / "late")
+    kept = RunDirectory(tmp_path / "late").newest()
+    assert kept.iteration == 2
+    assert not kept.exact
+    with pytest.raises(EnvCrashError, match="the motor is hot"):
+        train(**failing(at=2), seed=3, out=tmp_path / "early")
+    left = {path.name for path in (tmp_path / "early").iterdir()}
+    assert left == {"config.json", "fault.json", "fault.safetensors", "lock"}
+    run = train(**arguments("host"), seed=3, out=tmp_path / "early", on_update=stop_at(1))
+    assert run.iteration == 1
+    assert not (tmp_path / "early" / "fault.json").exists()
+
+
+def test_a_crash_of_an_evaluation_leaves_no_checkpoint_ahead_of_its_rows(tmp_path):
+    made = itertools.count()
+
+    def make():
+        at = 3 * LIMIT if next(made) >= NUM_ENVS else None  # the evaluation's alone
+        return Failing(gymnasium.make(ENVS["host"]), at=at)
+
+    how = {**arguments("host", eval_every=BATCH, eval_episodes=1), "env": make}
+    with pytest.raises(EnvCrashError, match="the motor is hot"):
+        train(**how, seed=3, out=tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    crashed = directory.newest().iteration
+    assert crashed > 1
+    assert directory.rows()[-1]["iteration"] == crashed
+    run = resume(tmp_path / "run", env=ENVS["host"])
+    assert [row["iteration"] for row in run.rows] == list(range(1, ITERATIONS + 1))
+    assert [row["iteration"] for row in directory.rows()] == list(range(1, ITERATIONS + 1))
+
+
+def spoilt(episodes=range(1000)):
+    """JAX-native, and of some episodes the rewards are not a number."""
+    twin = scripted_jax()
+
+    def step(key, state, action):
+        made = twin.step(key, state, action)
+        bad = jnp.any(state[0] == jnp.array(list(episodes)))
+        return made._replace(reward=jnp.where(bad, jnp.nan, made.reward))
+
+    return twin._replace(step=step)
+
+
+def test_evaluations_that_are_not_finite_are_told_and_break_no_row(tmp_path):
+    how = {**arguments("jax", eval_every=BATCH, eval_episodes=1), "env": spoilt(), "steps": BATCH}
+    run = train(**how, seed=3, out=tmp_path / "run")
+    assert "eval/return_mean" not in run.rows[-1]
+    assert not (tmp_path / "run" / "best").exists()
+    with pytest.raises(NotFiniteError, match="look at the environment's rewards"):
+        run.evaluate(1)
+
+
+class Listening:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.told, self.rows = [], []
+
+    def started(self, run, plan):
+        self.told.append(("started", plan.iterations))
+
+    def compiling(self, what):
+        self.told.append(("compiling", what))
+
+    def row(self, row):
+        self.rows.append(row)
+
+    def finished(self, run):
+        self.told.append(("finished", run.iteration))
+
+
+@both_worlds
+def test_a_listener_is_told_every_row_and_one_end_also_when_it_is_a_bad_one(whole, world):
+    def fail(row):
+        if row["iteration"] == 2:
+            raise ZeroDivisionError
+
+    listener = Listening()
+    with pytest.raises(ZeroDivisionError):
+        train(**arguments(world), seed=3, on_update=fail, listener=listener)
+    assert listener.told[0] == ("started", ITERATIONS)
+    assert [what for what, _ in listener.told].count("compiling") >= 1
+    assert listener.told[-1] == ("finished", 2)
+    assert timeless(listener.rows) == timeless(whole(world).rows[:2])
+
+
+def test_chosen_infos_are_means_over_the_episodes_that_ended():
+    run = train(**arguments("host", info_keys=("clock",)), seed=3, on_update=stop_at(3))
+    for row in run.rows:
+        assert row["episode/clock"] == pytest.approx(row["episode/length_mean"])
+        assert 0.0 < row["episode/is_success"] < 1.0
+
+
+def test_updates_that_are_not_finite_are_refused_and_soon_end_the_run(tmp_path):
+    given = {**arguments("jax", max_refusals=2), "env": spoilt(range(12, 1000))}
+    with pytest.raises(NotFiniteError, match="2 updates in a row were not finite") as caught:
+        train(**given, seed=3, out=tmp_path / "run")
+    rows = stored_rows(tmp_path / "run")
+    assert rows[0]["update/refusals"] == 0
+    assert [row["update/refusals"] for row in rows[-3:]] == [0, 1, 2]
+    assert [row["update/finite"] for row in rows[-3:]] == [1, 0, 0]
+    assert f"at iteration {len(rows)}" in str(caught.value)
+
+
+def test_a_run_recovers_from_a_passing_fault():
+    given = {**arguments("jax", max_refusals=9), "env": spoilt(range(14, 17))}
+    run = train(**given, seed=3, on_update=stop_at(8))
+    refusals = [row["update/refusals"] for row in run.rows]
+    assert refusals[0] == 0
+    assert max(refusals) > 0
+    assert refusals[-1] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state))
+
+
+def brief_arguments():
+    """A run whose program is built in little time."""
+    return {**arguments("host"), "rule": VPG(), "critic": Critic(num_epochs=1, num_minibatches=1)}
+
+
+@pytest.mark.parametrize(("obs", "action"), [("dict", "dict"), ("tuple", "tuple")])
+def test_nested_spaces_train_end_to_end(obs, action, tmp_path):
+    given = {**brief_arguments(), "env_kwargs": {"obs": obs, "action": action}}
+    with quickly_built():
+        run = train(**given, seed=3, out=tmp_path / "run", on_update=stop_at(2))
+        loaded = sf.load(tmp_path / "run", env=ENVS["host"])
+    start = jax.jit(run.learner.init)(3)
+    for part in ("policy", "critic"):
+        assert not same_bits(run.state.params[part], start.params[part])
+    assert all(row["policy/kl_mean"] > 0 for row in run.rows)
+    action = loaded.policy(shown(obs, 1, 2), deterministic=False, key=0)
+    assert run.learner.spec.action_space.contains(action)
+    assert_same_bits(action, run.policy(shown(obs, 1, 2), deterministic=False, key=0))
+
+
+def linear(outputs):
+    """A network of one's own: a matrix and no more."""
+    return sf.OwnNetwork(
+        lambda key, obs: {"matrix": 0.1 * jax.random.normal(key, (obs.shape[-1], outputs))},
+        lambda params, obs: obs @ params["matrix"],
+    )
+
+
+def test_a_network_of_ones_own_trains_and_is_asked_for_again(tmp_path):
+    own = sf.OwnNetworks(policy=linear(3), critic=linear(1))
+    given = {**brief_arguments(), "network": own}
+    with quickly_built():
+        run = train(**given, seed=3, out=tmp_path / "run", on_update=stop_at(2))
+        with pytest.raises(CheckpointError, match="give it again") as caught:
+            sf.load(tmp_path / "run", env=ENVS["host"])
+        loaded = sf.load(tmp_path / "run", env=ENVS["host"], network=own)
+    assert caught.value.name == "NAME-NETWORK"
+    assert run.state.params["policy"]["net"]["matrix"].shape == (2, 3)
+    start = jax.jit(run.learner.init)(3)
+    for part in ("policy", "critic"):
+        assert not same_bits(run.state.params[part], start.params[part])
+    assert_same_bits(loaded.state.params, run.state.params)
+
+
+def test_a_network_from_flax_trains():
+    flax = pytest.importorskip("flax.linen")
+    policy, critic = flax.Dense(3), flax.Dense(1)
+    own = sf.OwnNetworks(
+        policy=sf.OwnNetwork(policy.init, policy.apply),
+        critic=sf.OwnNetwork(critic.init, critic.apply),
+    )
+    with quickly_built():
+        run = train(**{**brief_arguments(), "network": own}, seed=3, on_update=stop_at(2))
+    start = jax.jit(run.learner.init)(3)
+    kernel = run.state.params["policy"]["net"]["params"]["kernel"]
+    assert kernel.shape == (2, 3)
+    assert not same_bits(run.state.params["critic"], start.params["critic"])
+    assert run.rows[-1]["policy/kl_mean"] > 0
+
+
+class Closed(Scripted):
+    """Notes that it was closed."""
+
+    closed = 0
+
+    def close(self):
+        type(self).closed += 1
+
+
+def test_environments_are_closed_when_a_run_ends_in_whatever_way():
+    def fail(row):
+        raise ZeroDivisionError
+
+    Closed.closed = 0
+    with pytest.raises(ZeroDivisionError):
+        train(**{**arguments("host"), "env": Closed}, seed=3, on_update=fail)
+    assert Closed.closed == NUM_ENVS
+
+
+SEEDS = (3, 8)
+
+
+@pytest.fixture(scope="module")
+def many():
+    given = arguments("jax")
+    with quickly_built():
+        return sf.train_many(given.pop("env"), given.pop("rule"), seeds=SEEDS, **given)
+
+
+def test_many_seeds_in_one_program_equal_one_run_each(whole, many):
+    alone = [whole("jax"), train(**arguments("jax"), seed=SEEDS[1], on_update=stop_at(2))]
+    for together, single in zip(many, alone, strict=True):
+        assert together.settings == single.settings
+        for row, expected in zip(timeless(together.rows[:2]), timeless(single.rows), strict=False):
+            assert set(row) == set(expected)
+            for name in row:
+                assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+    assert not same_bits(many[0].state.params, many[1].state.params)
+
+
+def test_each_of_many_runs_has_a_policy_and_an_evaluation_of_its_own(many):
+    obs = np.array([[0.0, 1.0], [3.0, 2.0]], np.float32)
+    for run in many:
+        assert run.finished
+        assert run.policy(obs).shape == (2,)
+        assert run.evaluate(episodes=3)["episodes"] == 3
+
+
+def test_make_train_is_a_pure_function_of_the_seed(many):
+    given = arguments("jax")
+    settings = {k: given[k] for k in ("network", "critic")}
+    settings["train"] = Train(**{**vars(given["train"]), "steps": given["steps"]})
+    run = sf.make_train(given["env"], given["rule"], **settings)
+    program, seeds = jax.jit(jax.vmap(run)), jnp.array(SEEDS, jnp.uint32)
+    with quickly_built():
+        (state, metrics), again = program(seeds), program(seeds)
+    assert_same_bits((state, metrics), again)
+    assert metrics["env_steps"].shape == (len(SEEDS), ITERATIONS)
+    for index, single in enumerate(many):
+        assert_same_bits(jax.tree.map(lambda leaf, i=index: leaf[i], state), single.state)
+
+
+def test_many_seeds_need_an_environment_that_compiles():
+    with pytest.raises(ConfigError, match="does not compile into the program"):
+        sf.train_many(make_scripted, seeds=[0])
+
+
+def test_seeds_that_do_not_fit_together_go_in_turns_and_say_so(many, monkeypatch, capsys):
+    given = arguments("jax")
+    # Room for two of the three: the last turn is half empty.
+    monkeypatch.setattr("surefoot.training.memory.memory_of", lambda program: 30)
+    monkeypatch.setattr("surefoot.training.memory.memory_left", lambda: 29)
+    with quickly_built():
+        runs = sf.train_many(given.pop("env"), given.pop("rule"), seeds=(*SEEDS, 5), **given)
+    assert "3 seeds at once need" in capsys.readouterr().err
+    assert [run.settings.train.seed for run in runs] == [*SEEDS, 5]
+    for run, other in zip(runs, many, strict=False):
+        assert_same_bits(run.state.params, other.state.params)
+        assert timeless(run.rows) == timeless(other.rows)
+    assert runs[2].rows[-1]["policy/kl_mean"] != runs[1].rows[-1]["policy/kl_mean"]
+    assert not same_bits(runs[2].state.params, runs[1].state.params)
+
+
+def test_what_many_seeds_need_grows_with_their_number():
+    program = jax.jit(jax.vmap(lambda x: jnp.cumsum(x * jnp.arange(1000.0))))
+    sizes = [memory_of(program.lower(jnp.ones(n)).compile()) for n in (10, 1000)]
+    assert sizes[1] > 50 * sizes[0]
+    assert sizes[1] >= 4 * 1000 * 1000
+    assert memory_left() is None or memory_left() > 2**20
+
+
+def test_no_seeds_are_refused():
+    given = arguments("jax")
+    with pytest.raises(ConfigError, match="at least one"):
+        sf.train_many(given["env"], given["rule"], seeds=[])
+
+
+def test_an_evaluations_interval_is_students():
+    returns = np.array([3.0, 5.0, 4.0, 9.0])
+    found = summarize(Evaluation(returns, np.ones(4, int), []))
+    expected = stats.t.interval(0.95, 3, loc=returns.mean(), scale=stats.sem(returns))
+    np.testing.assert_allclose(found["return_ci95"], expected, rtol=1e-12)
+
+
+def test_a_rule_may_be_given_by_its_name_alone():
+    assert chosen_rule("ppo") == PPO()
+    small = {"network": Network(hidden=(8,)), "critic": Critic(num_minibatches=2, num_epochs=1)}
+    run = train(ENVS["host"], "vpg", steps=32, train=Train(num_envs=2, num_steps=16), **small)
+    assert run.settings.rule.name == "vpg"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"rule": "pppo"}, "no rule pppo; did you mean ppo"),
+        ({"rule": PPO}, r"rule=<class .* give sf.TRPO\(...\)"),
+        ({"train": {"steps": 3, "seed": 1}}, r"give sf.Train\(steps=3, seed=1\)"),
+        ({"network": {"hidden": (8,)}}, r"give sf.Network\(hidden=\(8,\)\)"),
+        ({"critic": Train()}, r"critic=Train\(.* give sf.Critic"),
+    ],
+)
+@pytest.mark.parametrize("begin", [sf.train, sf.make_train, compare_one])
+def test_settings_of_another_kind_are_answered_with_how_to_write_them(begin, how, message):
+    with pytest.raises(ConfigError, match=message):
+        begin(scripted_jax(), **how)
+
+
+@both_worlds
+def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, world):
+    looked = train(**arguments(world, lens_every=4), seed=3)
+    blind = train(**arguments(world, lens_every=0), seed=3)
+    # What the lens knows of cross-fits is all that differs.
+    unlooked = looked.state.watch._replace(ratio=blind.state.watch.ratio)
+    assert_same_bits(looked.state._replace(watch=unlooked), blind.state)
+    name = "lens/crossfit_promise"
+    assert [row["iteration"] for row in looked.rows if name in row] == [1, 5, 9, 13]
+    assert not any(name in row for row in blind.rows)
+    # What it saw goes on into the filter.
+    assert all("lens/signal_share" in row for row in looked.rows)
+    assert not any("lens/signal_share" in row for row in blind.rows)
+    assert [row["iteration"] for row in whole(world).rows if name in row] == [1]
+    assert all("lens/realised_gain" in row for row in blind.rows[1:])
+
+
+def test_seeds_in_one_program_pass_over_the_lens_together():
+    train = Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS)
+    settings = settle("?", VPG(), train, Network(hidden=(8,)), Critic(num_minibatches=1))
+    run, _ = begin(settings, find_env(ENVS["jax"], {}), OwnNetworks())
+    chunk = chunk_of(run.learner, run.settings, 1)
+    many = jax.vmap(chunk, in_axes=(0, None, None))
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), run.state)
+
+    def branches(program, state):
+        return str(jax.make_jaxpr(program)(state, jnp.int32(0), jnp.int32(1))).count("cond[")
+
+    # A predicate of each seed's own would turn the branches into selects of both sides.
+    assert branches(many, states) == branches(chunk, run.state) > 1
+
+
+ALARMING = {
+    "every-third": Alarm(
+        "red", "", "", "", "iteration", 0, lambda rows: -(rows[-1]["iteration"] % 3)
+    ),
+}
+
+
+@both_worlds
+def test_both_sides_of_updates_that_raised_a_red_warning_are_kept(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("surefoot.diagnostics.warnings.ALARMS", ALARMING)
+    monkeypatch.setattr("surefoot.diagnostics.warnings.WARM_UP", 0)
+    given = arguments(world)
+    run = train(**given | {"steps": 8 * BATCH}, seed=3, out=tmp_path / "run")
+    assert [row["iteration"] for row in run.rows if "warnings" in row] == [3, 6]
+    assert {row["warnings"] for row in run.rows if "warnings" in row} == {"every-third"}
+    kept = [read_checkpoint(path) for path in run.directory.checkpoints("kept")]
+    # A JAX-native run moves in chunks of two, and can be taken up anywhere; a host run only right
+    # after a reset.
+    sides = {"host": [2, 3, 5, 6], "jax": [2, 4, 6]}[world]
+    monkeypatch.undo()
+    assert [point.iteration for point in kept] == sides
+    assert {point.exact for point in kept} == {world == "jax"}
+    if world == "host":
+        before, after = kept[0].arrays, kept[1].arrays
+        for name in before:
+            if name.startswith("params/"):
+                np.testing.assert_array_equal(before[name], after[f"watch/{name}"])
+
+
+def test_no_more_than_so_many_updates_in_trouble_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("surefoot.diagnostics.warnings.ALARMS", ALARMING)
+    monkeypatch.setattr("surefoot.diagnostics.warnings.WARM_UP", 0)
+    monkeypatch.setattr("surefoot.training.loop.MOST_IN_TROUBLE", 1)
+    run = train(**arguments("host") | {"steps": 7 * BATCH}, seed=3, out=tmp_path / "run")
+    kept = [read_checkpoint(path) for path in run.directory.checkpoints("kept")]
+    assert [point.iteration for point in kept] == [2, 3]
+
+
+def test_updates_are_kept_for_probes_right_after_resets(tmp_path):
+    run = train(**arguments("host", probe_every=1), seed=3, out=tmp_path / "run")
+    kept = [read_checkpoint(path) for path in run.directory.checkpoints("kept")]
+    assert [point.iteration for point in kept] == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
+    assert all(point.exact for point in kept)
+    left = resume(tmp_path / "run", env=ENVS["host"])
+    assert left.finished
+
+
+def test_nothing_is_kept_where_nothing_went_wrong(whole):
+    assert whole("host").directory.checkpoints("kept") == []
