@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
-from surefoot import load, loop, plots, train
+from surefoot import load, train
 from surefoot.analysis import compare as comparing
+from surefoot.analysis import plots
 from surefoot.analysis.compare import (
     Comparison,
     Curve,
@@ -43,6 +44,7 @@ from surefoot.config.settings import PPO, TRPO, VPG, Critic, Network, Train
 from surefoot.errors import ConfigError, NotFiniteError, StorageError
 from surefoot.parallel.jobs import ComparisonStopped, side_by_side
 from surefoot.storage.run_directory import RunDirectory
+from surefoot.training import loop
 from surefoot.training.memory import fitting
 
 ENV = "CartPole-v1"

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 import surefoot as sf
+from surefoot.envs import vector as vectors
 from surefoot.envs.host import open_host_env
 from surefoot.envs.registry import EnvSource, find_env
-from surefoot.envs.registry import vector as vectors
 from surefoot.envs.vector import spread, usable_cores
 from surefoot.envs.worker import Line
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
