@@ -66,8 +66,8 @@ class Batch(NamedTuple):
     `advantages` are raw, in the critic's units; a rule normalises inside itself.
     `old_log_probs` are those stored by the rollout; rules recompute them and use these only to
     audit staleness. `values` are the critic's before the update. `weights` are non-negative row
-    weights, 0 for invalid rows. Multiplying by `return_scale` gives back the environment's reward
-    units.
+    weights, 0 for invalid rows. Rows of one entry of `groups` may depend on each other, those of
+    different ones do not. Multiplying by `return_scale` gives back the environment's reward units.
     """
 
     inputs: Inputs
@@ -77,6 +77,7 @@ class Batch(NamedTuple):
     values: Float[Array, " batch"]
     value_targets: Float[Array, " batch"]
     weights: Float[Array, " batch"]
+    groups: Int[Array, " batch"]
     return_scale: Float[Array, ""]
 
 
@@ -84,14 +85,11 @@ class UpdateRule(NamedTuple):
     """One rung of the ladder.
 
     `init(params) -> state`; `update(state, params, batch, key) -> (params, state, info)`, where
-    `info` maps metric names under `update/` to scalars. The update count lives in the state.
-    `steer(state, radius) -> state` tells a rule whose radius follows the lens which mean KL would
-    gain most; it is None for the others.
+    `info` maps metric names to scalars. The update count lives in the state.
     """
 
     init: Callable[[Params], Any]
     update: Callable[[Any, Params, Batch, Key[Array, ""]], tuple[Params, Any, dict[str, Array]]]
-    steer: Callable[[Any, Float[Array, ""]], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from surefoot.training.batch import make_batch
 from surefoot.training.evaluate import evaluate_host, evaluate_jax
 from surefoot.training.learner import make_learner
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.rollout_jax import EnvLoop, Purpose, collect_jax, env_seeds
+from surefoot.training.seeds import Purpose, env_seeds
+from surefoot.training.rollout_jax import EnvLoop, collect_jax
 from tests.support.cases import case
 from tests.support.scripted import (
     ACTION_SPACES,

@@ -13,7 +13,7 @@ from surefoot.errors import EnvContractError
 from surefoot.formulas.running_stats import RunningStats
 from surefoot.networks.actor_critic import build
 from surefoot.networks.policy import Policy
-from surefoot.training.rollout_jax import make_actor
+from surefoot.networks.policy import make_actor
 from surefoot.types import EnvSpec
 from tests.support.scripted import ACTION_SPACES, OBS_SPACES, shown
 from tests.support.trees import assert_same_bits, same_bits

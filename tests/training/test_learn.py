@@ -18,7 +18,8 @@ from surefoot.networks.actor_critic import build
 from surefoot.training.batch import make_batch, state_values
 from surefoot.training.learner import make_learner
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.rollout_jax import collect_jax, drawn_block, start_jax_envs
+from surefoot.training.seeds import drawn_block
+from surefoot.training.rollout_jax import collect_jax, start_jax_envs
 from surefoot.types import Batch, Inputs
 from tests.support.programs import quickly_built
 from tests.support.scripted import scripted_jax, scripted_vector

@@ -256,10 +256,6 @@ def settle(
         ends = _scaled_ends(from_preset.get(name, {}), vars(usual), vars(chosen))
         return resolve(config, vars(from_file), ends, vars(usual))
 
-    if getattr(rule, "radius", None) == "adaptive" and getattr(rule, "max_kl_end", None):
-        raise ConfigError(
-            "trpo: an adaptive radius has no end: leave out max_kl_end, or --radius adaptive"
-        )
     settings = Settings(
         env=env_id,
         env_kwargs=dict(env_kwargs or {}),

@@ -198,11 +198,6 @@ class TRPO:
         0.01, "largest mean KL(old || new) a step may reach, in nats", **_POSITIVE
     )
     max_kl_end: float = setting(None, "radius at the end of the run; unset: constant", **_POSITIVE)
-    radius: str = setting(
-        "schedule",
-        "from max_kl to max_kl_end, or from max_kl on where the lens sees the most gain",
-        choices=("schedule", "adaptive"),
-    )
     damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
     cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
     cg_tolerance: float = setting(

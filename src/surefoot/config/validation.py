@@ -133,3 +133,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing where no known name is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def is_off(value: Any) -> bool:
+    """Whether a number that is 0 where it is switched off is known to be 0; a traced one is not."""
+    return isinstance(value, int | float) and value <= 0

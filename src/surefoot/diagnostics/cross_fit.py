@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from surefoot.diagnostics.groups import Estimate, combine, mean_of, sum_by_group
+from surefoot.diagnostics.groups import (
+    Estimate,
+    Layout,
+    combine,
+    interval_of,
+    mean_of,
+    sum_by_group,
+)
 from surefoot.formulas.surrogate import counted, likelihood_ratio
 from surefoot.types import Batch, Inputs, Params
 
@@ -31,11 +38,9 @@ def cross_fit(
     policy_fn: Callable[[Params, Inputs], Any],
     old_params: Params,
     batch: Batch,
-    groups: Int[Array, " batch"],
-    count: int,
+    layout: Layout,
     *,
-    envs_in_block: int,
-    horizon: float,
+    horizon: float | Float[Array, ""],
 ) -> CrossFit:
     """Make the update from each half of the groups, and score it on both.
 
@@ -46,21 +51,19 @@ def cross_fit(
         update: the rule's update of `old_params` on a batch, as new policy parameters.
         policy_fn: the policy.
         old_params: the policy that collected the batch.
-        batch: rows with raw advantages.
-        groups: the independent group of each row; even ones are the first half.
-        count: how many groups there are at most.
-        envs_in_block: environments side by side in a block of rows; with several, each is a group.
+        batch: rows with raw advantages; even groups are the first half.
+        layout: how its rows stand.
         horizon: 1 / (1 - gamma).
 
     Source: the sample splitting of Chernozhukov et al. 2018, arXiv:1608.00060, section 1.
     """
     old = policy_fn(old_params, batch.inputs).log_prob(batch.actions)
     advantages = counted(batch.advantages, batch.weights)
-    first = groups % 2 == 0
+    first = batch.groups % 2 == 0
     halves = jnp.stack([jnp.where(rows, batch.weights, 0.0) for rows in (first, ~first)])
 
     def fitted_to(half: Int[Array, ""]) -> Batch:
-        if envs_in_block % 2:
+        if layout.envs_in_part % 2:
             return batch._replace(weights=halves[half])
         # Rows of even and odd environments take turns: the update need not see the others at all.
         rows = jax.tree.map(
@@ -76,7 +79,8 @@ def cross_fit(
         new = policy_fn(new_params, batch.inputs).log_prob(batch.actions)
         gains = horizon * batch.return_scale * (likelihood_ratio(new, old) - 1.0) * advantages
         own, across = (
-            mean_of(sum_by_group(gains, halves[rows], groups, count)) for rows in (half, 1 - half)
+            mean_of(sum_by_group(gains, halves[rows], batch.groups, layout.num_groups))
+            for rows in (half, 1 - half)
         )
         return own, across
 
@@ -89,3 +93,14 @@ def cross_fit(
     return CrossFit(
         jnp.mean(own.mean) + unknown, scored_across._replace(mean=scored_across.mean + unknown)
     )
+
+
+def cross_fit_metrics(fit: CrossFit) -> dict[str, Array]:
+    """The figures of a cross-fit."""
+    across = interval_of(fit.across)
+    return {
+        "lens/insample_promise": fit.insample,
+        "lens/crossfit_promise": across.mean,
+        "lens/crossfit_low": across.low,
+        "lens/crossfit_high": across.high,
+    }

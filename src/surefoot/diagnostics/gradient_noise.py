@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from surefoot.formulas.surrogate import surrogate
-from surefoot.parallel.rows import copying
+from surefoot.rules.rows import Rows
 from surefoot.types import Batch, Inputs, Params
 
 
@@ -29,8 +29,7 @@ def gradient_noise(
     params: Params,
     parts: Callable[[Int[Array, ""]], Batch],
     count: int,
-    *,
-    blocks: int = 1,
+    rows: Rows,
 ) -> GradientNoise:
     """Noise of the surrogate's gradient at `params`, groups being the independent units.
 
@@ -43,33 +42,34 @@ def gradient_noise(
         params: the policy that collected the rows.
         parts: the rows of a group, by its number; advantages less their mean over all groups.
         count: how many groups there are at most.
-        blocks: of a group's rows.
+        rows: access to a group's rows.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1.
     """
     flat, unravel = ravel_pytree(params)
-    copies = copying(unravel, blocks)
 
     def gradient_of(batch: Batch) -> tuple[Float[Array, " param"], Float[Array, ""]]:
         old = policy_fn(params, batch.inputs).log_prob(batch.actions)
 
         def objective(x: Float[Array, " param"]) -> Float[Array, ""]:
-            new = policy_fn(copies(x), batch.inputs).log_prob(batch.actions)
+            new = rows.apply(
+                lambda x, inputs: policy_fn(unravel(x), inputs), x, batch.inputs
+            ).log_prob(batch.actions)
             return surrogate(new, old, batch.advantages, batch.weights)
 
         return jax.grad(objective)(flat), jnp.sum(batch.weights)
 
     def add(carry: Any, group: Int[Array, ""]) -> tuple[Any, None]:
         gradient, weight = gradient_of(parts(group))
-        total, squares, used, rows = carry
+        total, squares, used, weights = carry
         squares = squares + weight * jnp.sum(gradient**2)
-        return (total + weight * gradient, squares, used + (weight > 0), rows + weight), None
+        return (total + weight * gradient, squares, used + (weight > 0), weights + weight), None
 
     zero = jnp.zeros(())
     start = (jnp.zeros_like(flat), zero, jnp.int32(0), zero)
-    (total, squares, used, rows), _ = jax.lax.scan(add, start, jnp.arange(count))
-    per_row = 1.0 / jnp.where(rows > 0, rows, 1.0)
-    return _noise_of(squares * per_row, jnp.sum((total * per_row) ** 2), rows, used)
+    (total, squares, used, weights), _ = jax.lax.scan(add, start, jnp.arange(count))
+    per_row = 1.0 / jnp.where(weights > 0, weights, 1.0)
+    return _noise_of(squares * per_row, jnp.sum((total * per_row) ** 2), weights, used)
 
 
 class Norms(NamedTuple):

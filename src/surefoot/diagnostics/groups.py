@@ -8,21 +8,35 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from scipy import special
 
+from surefoot.formulas.intervals import Interval, t_interval
 from surefoot.types import Rollout
 
 EPISODE_GROUPS = 8
 """Groups that the episodes of a single environment are dealt to."""
 
-_QUANTILES = special.stdtrit(np.arange(1, 201), 0.975)
-
 
 def num_groups(num_envs: int) -> int:
     """How many independent groups a rollout has at most."""
     return num_envs if num_envs > 1 else EPISODE_GROUPS
+
+
+class Layout(NamedTuple):
+    """How the rows of a batch stand: in `parts` equal parts, each of them time-major."""
+
+    num_envs: int
+    parts: int
+
+    @property
+    def num_groups(self) -> int:
+        """How many independent groups there are at most."""
+        return num_groups(self.num_envs)
+
+    @property
+    def envs_in_part(self) -> int:
+        """Neighbouring rows of one time step; with several environments each is a group."""
+        return self.num_envs // self.parts
 
 
 def groups_of(rollout: Rollout) -> Int[Array, "time env"]:
@@ -89,23 +103,17 @@ def mean_by_group(sums: GroupSums) -> Float[Array, " group"]:
     return sums.totals / jnp.where(sums.weights > 0, sums.weights, 1.0)
 
 
-class Interval(NamedTuple):
-    """A value and its 95 % interval; the ends are NaN where there is none."""
-
-    mean: Float[Array, ""]
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-
-
-def interval(estimate: Estimate) -> Interval:
+def interval_of(estimate: Estimate) -> Interval:
     """Student's 95 % interval of an estimate; degrees of freedom are rounded down."""
-    freedom = jnp.clip(jnp.floor(estimate.freedom), 1, len(_QUANTILES)).astype(jnp.int32)
-    quantiles = jnp.asarray(_QUANTILES, estimate.mean.dtype)
-    half = quantiles[freedom - 1] * jnp.sqrt(estimate.variance)
-    return Interval(estimate.mean, estimate.mean - half, estimate.mean + half)
+    return t_interval(estimate.mean, jnp.sqrt(estimate.variance), estimate.freedom)
 
 
-def combine(a: Estimate, b: Estimate, weight_a: float, weight_b: float) -> Estimate:
+def combine(
+    a: Estimate,
+    b: Estimate,
+    weight_a: float | Float[Array, ""],
+    weight_b: float | Float[Array, ""],
+) -> Estimate:
     """weight_a x a + weight_b x b of two independent estimates.
 
     Source: Satterthwaite 1946 and Welch 1947, for the degrees of freedom.

@@ -1,36 +1,106 @@
-"""A guard around any rule: a step walked back along its own path, or not taken at all."""
+"""A guard is a rule around a rule: it shortens steps that go too far, and skips hopeless ones."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
-from scipy import special
+from jaxtyping import Array, Bool, Float, Int
 
-from surefoot.formulas.trust_region import mean_kl, worst_kl
-from surefoot.types import Batch, Inputs, Params
+from surefoot.config.settings import Train
+from surefoot.diagnostics.cross_fit import cross_fit, cross_fit_metrics
+from surefoot.diagnostics.groups import Layout
+from surefoot.formulas.intervals import t_interval
+from surefoot.formulas.trust_region import interpolate, mean_kl, worst_kl
+from surefoot.types import Batch, Inputs, Params, UpdateRule
 
-SHORTEN = 0.5
-"""Factor between two tries; the first comes from the quadratic model of KL."""
-MOST_TRIES = 30
+BACKTRACK = 0.5
+"""Factor between two trials; the first comes from the quadratic model of KL."""
+MAX_TRIALS = 30
 REMEMBERED = 10
-"""Updates whose cross-fit promises are averaged before a step is refused."""
+"""Updates whose cross-fit promises are averaged before a step is skipped."""
 
 
-def walk_back(
+def guarded(
+    rule: UpdateRule,
+    policy_fn: Callable[[Params, Inputs], Any],
+    config: Train,
+    *,
+    layout: Layout,
+    horizon: float | Float[Array, ""],
+    policy_of: Callable[[Params], Params],
+    shorten: Callable[[Params, Params, Float[Array, ""]], Params],
+) -> UpdateRule:
+    """A rule whose steps stay within `guard_kl` and `guard_worst_kl`, or are not taken.
+
+    Every update is cross-fit before it is made. Once the mean of the last promises across halves
+    is significantly negative, the policy stays as it is.
+
+    Args:
+        rule: the rule to guard.
+        policy_fn: the policy.
+        config: the radii.
+        layout: how the rows of a batch stand, for cutting it into halves.
+        horizon: 1 / (1 - gamma).
+        policy_of: the policy's part of the rule's parameters.
+        shorten: the rule's parameters at a fraction of the way from old to new ones.
+    """
+
+    def step(state: Any, params: Params, batch: Batch, key: Any, skip: Any) -> Any:
+        new, state, info = rule.update(state, params, batch, key)
+        inside = fraction_inside(
+            policy_fn,
+            policy_of(params),
+            policy_of(new),
+            batch,
+            max_kl=config.guard_kl,
+            max_worst_kl=config.guard_worst_kl,
+        )
+        fraction = jnp.where(skip, 0.0, inside)
+        return shorten(params, new, fraction), state, info | {"guard/fraction": fraction}
+
+    def init(params: Params) -> dict[str, Any]:
+        return {
+            "rule": rule.init(params),
+            "promises": jnp.zeros(REMEMBERED),
+            "known": jnp.int32(0),
+        }
+
+    def update(state, params, batch, key):
+        half_key = jax.random.fold_in(key, 1)
+        fit = cross_fit(
+            lambda half: policy_of(step(state["rule"], params, half, half_key, False)[0]),
+            policy_fn,
+            policy_of(params),
+            batch,
+            layout,
+            horizon=horizon,
+        )
+        found = jnp.isfinite(fit.across.mean)
+        promise = jnp.where(found, fit.across.mean, 0.0)
+        promises = jnp.concatenate([state["promises"][1:], promise[None]])
+        known = jnp.where(found, state["known"] + 1, 0)  # in a row, without a gap
+        skip = is_hopeless(promises, known)
+        new, inner, info = step(state["rule"], params, batch, key, skip)
+        info |= cross_fit_metrics(fit) | {"guard/refused": skip.astype(jnp.int32)}
+        return new, {"rule": inner, "promises": promises, "known": known}, info
+
+    return UpdateRule(init, update)
+
+
+def fraction_inside(
     policy_fn: Callable[[Params, Inputs], Any],
     old_policy: Params,
     new_policy: Params,
     batch: Batch,
     *,
-    max_kl: float,
-    max_worst_kl: float,
+    max_kl: float | Float[Array, ""],
+    max_worst_kl: float | Float[Array, ""],
 ) -> Float[Array, ""]:
-    """Share of the step at the farthest try on the straight way inside both radii.
+    """Share of a step at the farthest trial on the straight line that is inside both radii.
 
     The full step comes first: 1 where it is inside. From a step outside, KL taken for quadratic
-    gives the next try, and halves follow. 0 where none of the tries is inside, or KL is not finite.
+    gives the next trial, and halves follow. 0 where no trial is inside, or KL is not finite.
 
     Args:
         policy_fn: the policy.
@@ -44,50 +114,34 @@ def walk_back(
 
     def excess(fraction: Float[Array, ""]) -> Float[Array, ""]:
         """The larger of both KLs over their radii: above 1 is outside."""
-        new = policy_fn(part_way(old_policy, new_policy, fraction), batch.inputs)
+        new = policy_fn(interpolate(old_policy, new_policy, fraction), batch.inputs)
         return jnp.maximum(
             mean_kl(old, new, batch.weights) / max_kl,
             worst_kl(old, new, batch.weights) / max_worst_kl,
         )
 
     def outside(carry: Any) -> Bool[Array, ""]:
-        _, found, tries = carry
-        return ~(found <= 1.0) & (tries < MOST_TRIES)
+        _, found, trials = carry
+        return ~(found <= 1.0) & (trials < MAX_TRIALS)
 
-    def shorten(carry: Any) -> Any:
-        fraction, found, tries = carry
-        by_model = jnp.where(jnp.isfinite(found), 0.98 / jnp.sqrt(found), SHORTEN)
-        factor = jnp.where(tries == 0, jnp.clip(by_model, 1e-4, 0.98), SHORTEN)
-        return fraction * factor, excess(fraction * factor), tries + 1
+    def backtrack(carry: Any) -> Any:
+        fraction, found, trials = carry
+        by_model = jnp.where(jnp.isfinite(found), 0.98 / jnp.sqrt(found), BACKTRACK)
+        factor = jnp.where(trials == 0, jnp.clip(by_model, 1e-4, 0.98), BACKTRACK)
+        return fraction * factor, excess(fraction * factor), trials + 1
 
     one = jnp.ones(())
-    fraction, found, _ = jax.lax.while_loop(outside, shorten, (one, excess(one), jnp.int32(0)))
+    fraction, found, _ = jax.lax.while_loop(outside, backtrack, (one, excess(one), jnp.int32(0)))
     return jnp.where(found <= 1.0, fraction, 0.0)
 
 
-def part_way(old: Params, new: Params, fraction: Float[Array, ""]) -> Params:
-    """Parameters on the straight way from old to new; bit for bit the old ones at 0, new at 1."""
+def is_hopeless(
+    promises: Float[Array, " update"], known: int | Int[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether the mean of the last promises is negative beyond its 95 % interval.
 
-    def between(a: Array, b: Array) -> Array:
-        # A new one that is not finite must not reach the old ones through a product with 0.
-        return jnp.where(fraction == 0.0, a, jnp.where(fraction == 1.0, b, a + fraction * (b - a)))
-
-    return jax.tree.map(between, old, new)
-
-
-def remember(
-    promises: Float[Array, " update"], newest: Float[Array, ""]
-) -> Float[Array, " update"]:
-    """The last promises with one more; NaN stands for none."""
-    return jnp.concatenate([promises[1:], newest[None]])
-
-
-def is_hopeless(promises: Float[Array, " update"]) -> Bool[Array, ""]:
-    """Whether the mean of the remembered promises is negative beyond its 95 % interval.
-
-    Never before all of them are there: fewer say too little.
+    False until as many are known as are remembered: fewer say too little.
     """
-    count = promises.shape[0]
+    count = len(promises)
     error = jnp.std(promises, ddof=1) / count**0.5
-    high = jnp.mean(promises) + float(special.stdtrit(count - 1, 0.975)) * error
-    return high < 0.0
+    return (known >= count) & (t_interval(jnp.mean(promises), error, count - 1).high < 0.0)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from surefoot.diagnostics.cross_fit import CrossFit
 from surefoot.diagnostics.gain_ratio import (
     RatioFilter,
     filter_gain,
@@ -16,18 +15,18 @@ from surefoot.diagnostics.gain_ratio import (
     start_filter,
 )
 from surefoot.diagnostics.gradient_noise import gradient_noise
-from surefoot.diagnostics.groups import GroupSums, interval
+from surefoot.diagnostics.groups import GroupSums, Layout, interval_of
 from surefoot.diagnostics.realised_gain import gain_by_group, realised_gain, total_gain
 from surefoot.diagnostics.state_shift import States, no_states, visitation_shift
 from surefoot.formulas.surrogate import weighted_mean
-from surefoot.parallel.rows import to_rows
+from surefoot.rules.rows import Rows
 from surefoot.types import Batch, Inputs, Params
 
 MOST_NOISE_GROUPS = 16
 """Most groups whose gradients are computed one after another."""
 
 
-class Watch(NamedTuple):
+class LensState(NamedTuple):
     """What is kept of one update until the next rollout can judge it.
 
     `params`, `obs_stats` and `return_scale` are those under which the critic's values were read
@@ -49,12 +48,12 @@ class Watch(NamedTuple):
     ready: Bool[Array, ""]
 
 
-def start_watch(params: Params, obs_stats: Any, *, num_groups: int, num_features: int) -> Watch:
+def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features: int) -> LensState:
     """Nothing to judge yet."""
     zero = jnp.zeros(())
     sums = GroupSums(jnp.zeros(num_groups), jnp.zeros(num_groups))
     states = no_states(num_features)
-    return Watch(
+    return LensState(
         params=params,
         obs_stats=obs_stats,
         return_scale=jnp.ones(()),
@@ -68,36 +67,35 @@ def start_watch(params: Params, obs_stats: Any, *, num_groups: int, num_features
     )
 
 
-def judge(
-    watch: Watch, after: GroupSums, *, horizon: float, paired: bool
-) -> tuple[RatioFilter, Float[Array, " group"], dict[str, Array]]:
-    """Judge the update before this rollout: the filter and sums with it, and the figures.
+def judge_update(
+    lens: LensState, after: GroupSums, *, horizon: float | Float[Array, ""], paired: bool
+) -> tuple[LensState, dict[str, Array]]:
+    """Judge the update before this rollout: the lens with its gain taken in, and the figures.
 
     Args:
-        watch: what was kept of that update.
+        lens: what was kept of that update.
         after: TD errors of this rollout under the critic of before that update.
         horizon: 1 / (1 - gamma).
         paired: whether a group is the same environment in both rollouts.
     """
-    gain = realised_gain(watch.td, after, horizon=horizon, paired=paired)
-    unknown = jnp.where(watch.ready, 0.0, jnp.nan)
+    gain = realised_gain(lens.td, after, horizon=horizon, paired=paired)
+    unknown = jnp.where(lens.ready, 0.0, jnp.nan)
     gain = gain._replace(mean=gain.mean + unknown)
-    ratio = filter_gain(watch.ratio, gain, watch.promised, watch.kl)
-    kept, deviation = filtered_ratio(ratio, watch.kl)
+    ratio = filter_gain(lens.ratio, gain, lens.promised, lens.kl)
+    kept, deviation = filtered_ratio(ratio, lens.kl)
     # A policy that did not move has promised nothing to be kept.
-    moved = unknown + jnp.where(watch.kl > 0, 0.0, jnp.nan)
-    seen = interval(gain)
-    change = gain_by_group(watch.td, after, horizon=horizon)
+    moved = unknown + jnp.where(lens.kl > 0, 0.0, jnp.nan)
+    seen = interval_of(gain)
+    change = gain_by_group(lens.td, after, horizon=horizon)
     # One reward that is not finite must not spoil the sums of a whole run.
-    gained = watch.gained + jnp.where(watch.ready & jnp.isfinite(change), change, 0.0)
+    gained = lens.gained + jnp.where(lens.ready & jnp.isfinite(change), change, 0.0)
     # Episodes of one rollout are no pairs of those of the next.
-    total = interval(total_gain(gained))
+    total = interval_of(total_gain(gained))
     unpaired = unknown if paired else jnp.nan
     return (
-        ratio,
-        gained,
+        lens._replace(ratio=ratio, gained=gained),
         {
-            "lens/promised_gain": watch.promised + unknown,
+            "lens/promised_gain": lens.promised + unknown,
             "lens/realised_gain": seen.mean,
             "lens/realised_low": seen.low,
             "lens/realised_high": seen.high,
@@ -112,59 +110,44 @@ def judge(
     )
 
 
-def report_cross_fit(fit: CrossFit) -> dict[str, Array]:
-    """The figures of a cross-fit."""
-    across = interval(fit.across)
-    return {
-        "lens/insample_promise": fit.insample,
-        "lens/crossfit_promise": across.mean,
-        "lens/crossfit_low": across.low,
-        "lens/crossfit_high": across.high,
-    }
-
-
-def report_shift(watch: Watch, states: States, key: Key[Array, ""]) -> dict[str, Array]:
+def shift_metrics(lens: LensState, states: States, key: Key[Array, ""]) -> dict[str, Array]:
     """How far this rollout's states are from those of the one before."""
-    shift = visitation_shift(watch.states, states, key)
-    unknown = jnp.where(watch.ready, 0.0, jnp.nan)
+    shift = visitation_shift(lens.states, states, key)
+    unknown = jnp.where(lens.ready, 0.0, jnp.nan)
     return {
         "lens/visitation_shift": jnp.maximum(shift.bound, 0.0) + unknown,
         "lens/visitation_null": jnp.maximum(shift.null, 0.0) + unknown,
     }
 
 
-def report_noise(
+def noise_metrics(
     policy_fn: Callable[[Params, Inputs], Any],
     params: Params,
     batch: Batch,
-    groups: Int[Array, "time env"],
-    num_groups: int,
-    *,
-    blocks: int = 1,
+    layout: Layout,
+    rows: Rows,
 ) -> dict[str, Array]:
     """How much of the batch's gradient is noise."""
     centred = batch.advantages - weighted_mean(batch.advantages, batch.weights)
     batch = batch._replace(advantages=centred)
-    num_steps, num_envs = groups.shape
-    in_block = num_envs // blocks
-    count = _noise_groups(in_block) if in_block > 1 else num_groups
+    width = layout.envs_in_part
+    count = _noise_groups(width) if width > 1 else layout.num_groups
 
     def part(group: Int[Array, ""]) -> Batch:
-        if in_block == 1:
-            mine = to_rows(groups, blocks) == group
-            return batch._replace(weights=jnp.where(mine, batch.weights, 0.0))
-        # A group has environments of every block, so that no rows need to go elsewhere.
-        size = in_block // count
+        if width == 1:
+            return batch._replace(weights=jnp.where(batch.groups == group, batch.weights, 0.0))
+        # A group has environments of every part, so that no rows need to go elsewhere.
+        size = width // count
 
         def slice_of(leaf: Array) -> Array:
-            wide = leaf.reshape(blocks, num_steps, in_block, *leaf.shape[1:])
+            wide = leaf.reshape(layout.parts, -1, width, *leaf.shape[1:])
             narrow = jax.lax.dynamic_slice_in_dim(wide, group * size, size, axis=2)
-            return narrow.reshape(blocks * num_steps * size, *leaf.shape[1:])
+            return narrow.reshape(-1, *leaf.shape[1:])
 
-        rows = jax.tree.map(slice_of, batch._replace(return_scale=None))
-        return rows._replace(return_scale=batch.return_scale)
+        chosen = jax.tree.map(slice_of, batch._replace(return_scale=None))
+        return chosen._replace(return_scale=batch.return_scale)
 
-    noise = gradient_noise(policy_fn, params, part, count, blocks=blocks)
+    noise = gradient_noise(policy_fn, params, part, count, rows)
     return {"lens/noise_scale": noise.noise_scale, "lens/expected_cosine": noise.cosine}
 
 

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 from surefoot.diagnostics.groups import Estimate, GroupSums, combine, mean_by_group, mean_of
 
 
-def gain_by_group(before: GroupSums, after: GroupSums, *, horizon: float) -> Float[Array, " group"]:
+def gain_by_group(
+    before: GroupSums, after: GroupSums, *, horizon: float | Float[Array, ""]
+) -> Float[Array, " group"]:
     """What an update gained in each environment: horizon x the change of its mean TD error."""
     return horizon * (mean_by_group(after) - mean_by_group(before))
 
@@ -28,7 +30,7 @@ def total_gain(gained: Float[Array, " group"]) -> Estimate:
 
 
 def realised_gain(
-    before: GroupSums, after: GroupSums, *, horizon: float, paired: bool = True
+    before: GroupSums, after: GroupSums, *, horizon: float | Float[Array, ""], paired: bool = True
 ) -> Estimate:
     """What an update gained: horizon x (mean TD error after - before), both under one critic.
 

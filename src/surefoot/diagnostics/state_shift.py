@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from surefoot.diagnostics.groups import groups_of
 from surefoot.formulas.conjugate_gradient import conjugate_gradient
 from surefoot.formulas.surrogate import weighted_mean
-from surefoot.parallel.rows import everywhere, take, to_rows
+from surefoot.rules.rows import Rows
+from surefoot.types import Rollout
 
 NUM_STATES = 512
 """States of one rollout that are kept to be told from the next one's, whatever its size."""
@@ -44,24 +46,24 @@ def no_states(num_features: int) -> States:
 
 def sample_states(
     features: Float[Array, "time env feature"],
-    groups: Int[Array, "time env"],
-    valid: Bool[Array, "time env"],
+    rollout: Rollout,
     key: Key[Array, ""],
-    *,
-    blocks: int = 1,
+    rows: Rows,
 ) -> States:
-    """`NUM_STATES` states of a rollout, drawn at random with replacement, as many of each block."""
+    """`NUM_STATES` states of a rollout, drawn with replacement, evenly from the parts of rows."""
+    valid = rollout.valid
     num_steps, _ = valid.shape
     late = jnp.broadcast_to(jnp.arange(num_steps)[:, None] >= num_steps // 2, valid.shape)
-    rows = jax.random.randint(key, (blocks, NUM_STATES // blocks), 0, valid.size // blocks)
-    table = to_rows((features, groups, late, valid), blocks)
-    drawn, group, late, real = take(table, rows.reshape(-1), blocks)
+    shape, size = (rows.parts, NUM_STATES // rows.parts), valid.size // rows.parts
+    chosen = jax.random.randint(key, shape, 0, size).reshape(-1)
+    table = rows.flatten((features, groups_of(rollout), late, valid))
+    drawn, group, late, real = rows.take(table, chosen)
     drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
-    # Blocks that do not share the places evenly leave some empty.
+    # Parts that do not share the places evenly leave some empty.
     spare = NUM_STATES - len(real)
     return jax.tree.map(
         lambda leaf: jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1)),
-        everywhere(States(drawn, group, late, real)),
+        rows.replicate(States(drawn, group, late, real)),
     )
 
 

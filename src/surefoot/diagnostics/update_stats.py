@@ -26,7 +26,7 @@ def diagnose(
     new_params: Params,
     batch: Batch,
     *,
-    horizon: float,
+    horizon: float | Float[Array, ""],
 ) -> dict[str, Float[Array, ""]]:
     """Promise, divergence, ratios and entropy of an update, by metric name.
 

@@ -58,6 +58,7 @@ def _batch(old: t.Solution, states: np.ndarray, actions: np.ndarray, weights: np
         values=jnp.asarray(old.values[states]),
         value_targets=jnp.asarray(old.q_values[states, actions]),
         weights=jnp.asarray(weights),
+        groups=jnp.arange(len(states)),
         return_scale=jnp.ones(()),
     )
 

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from surefoot.config.validation import is_off
+
 
 def clipped_gains(
     ratio: Float[Array, " batch"],
@@ -58,7 +60,7 @@ def value_losses(
     old_values: Float[Array, " batch"],
     value_targets: Float[Array, " batch"],
     *,
-    value_clip: float,
+    value_clip: float | Float[Array, ""],
 ) -> Float[Array, " batch"]:
     """Half the squared error of V in each row; clipped when `value_clip` is above 0.
 
@@ -68,7 +70,7 @@ def value_losses(
     Source: Schulman et al. 2017's released code; Engstrom et al. 2020, arXiv:2005.12729.
     """
     errors = (values - value_targets) ** 2
-    if value_clip > 0:
+    if not is_off(value_clip):
         held = old_values + jnp.clip(values - old_values, -value_clip, value_clip)
         errors = jnp.maximum(errors, (held - value_targets) ** 2)
     return 0.5 * errors

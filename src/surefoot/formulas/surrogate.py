@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from surefoot.config.validation import is_off
+
 MAX_LOG_RATIO = 80.0
 """Beyond this a float32 ratio would overflow; the ratio is held there."""
 
@@ -68,9 +70,11 @@ def promised_gains(
     return (likelihood_ratio(log_probs, old_log_probs) - 1.0) * advantages
 
 
-def entropy_bonus(new: Any, *, ent_coef: float) -> float | Float[Array, " batch"]:
+def entropy_bonus(
+    new: Any, *, ent_coef: float | Float[Array, ""]
+) -> float | Float[Array, " batch"]:
     """Entropy times its coefficient, to be added to each row's gain; free where it is 0."""
-    return ent_coef * new.entropy() if ent_coef > 0 else 0.0
+    return 0.0 if is_off(ent_coef) else ent_coef * new.entropy()
 
 
 def scale_advantages(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import weighted_mean
+from surefoot.types import Params
 
 ACCEPTED, NO_GAIN, TOO_FAR, NOT_FINITE, NO_GRADIENT = range(5)
 """Outcomes of a step: taken, or refused because of this."""
@@ -41,6 +42,16 @@ def boundary_scale(
     Source: Schulman et al. 2015, arXiv:1502.05477, appendix C.
     """
     return jnp.sqrt(2.0 * radius / jnp.where(curvature > 0, curvature, 1.0))
+
+
+def interpolate(old: Params, new: Params, fraction: float | Float[Array, ""]) -> Params:
+    """Parameters on the straight line from old to new: bit for bit the old at 0, the new at 1."""
+
+    def between(a: Array, b: Array) -> Array:
+        # A new one that is not finite must not reach the old ones through a product with 0.
+        return jnp.where(fraction == 0.0, a, jnp.where(fraction == 1.0, b, a + fraction * (b - a)))
+
+    return jax.tree.map(between, old, new)
 
 
 class Step(NamedTuple):

@@ -26,7 +26,6 @@ from surefoot.networks.spaces import (
     leaf_spaces,
     shape_of,
 )
-from surefoot.parallel.rows import over_copies
 from surefoot.types import EnvSpec, Inputs, Params
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -258,4 +257,4 @@ def build(
             critic = {"torso": params["policy"]["net"]["torso"], **critic}
         return critic_net.apply(critic, inputs.obs)[..., 0]
 
-    return ActorCritic(init, over_copies(policy), over_copies(value), head.noise)
+    return ActorCritic(init, policy, value, head.noise)

@@ -188,7 +188,7 @@ class _EnvActor:
             from surefoot.envs.host import Care, open_host_env
             from surefoot.envs.registry import find_env
             from surefoot.networks.actor_critic import build
-            from surefoot.training.rollout_jax import make_actor
+            from surefoot.networks.policy import make_actor
 
             settings, train = self._settings, self._settings.train
             jax.config.update("jax_cpu_enable_async_dispatch", False)

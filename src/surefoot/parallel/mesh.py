@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from surefoot.config.settings import Settings
 from surefoot.errors import ConfigError
 from surefoot.parallel.rows import AXIS
-from surefoot.training.state import LoopState
+from surefoot.training.state import LearnState, LoopState
 from surefoot.types import Episodes, Rollout
 
 
@@ -37,23 +37,26 @@ class Placement(NamedTuple):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def of_state(self) -> Any:
-        """The sharding of each part of a `LoopState`, as a prefix of its tree."""
-        shardings: dict[str, Any] = dict.fromkeys(LoopState._fields, self._along(None))
-        shardings |= dict.fromkeys(("env", "returns_so_far"), self._along(0))
-        return LoopState(**shardings)
+        """The sharding of each part of a run's state, as a prefix of its tree."""
+        learn = dict.fromkeys(LearnState._fields, self._along(None))
+        learn["returns_so_far"] = self._along(0)
+        return LoopState(LearnState(**learn), self._along(None), self._along(0))
 
-    def of_outputs(self) -> dict[str, Any]:
-        """Options of `jax.jit` for a function that gives a state and figures."""
-        if self.mesh is None:
-            return {}
-        return {"out_shardings": (self.of_state(), self._along(None))}
+    def everywhere(self) -> Any:
+        """The sharding of arrays that every device has."""
+        return None if self.mesh is None else self._along(None)
+
+    def of_state_and_figures(self) -> Any:
+        """The shardings of what a program of the loop returns."""
+        return None if self.mesh is None else (self.of_state(), self._along(None))
 
     def put_state(self, state: LoopState) -> LoopState:
         """The state, where it belongs."""
         if self.mesh is None:
             return state
-        shardings = self.of_state()
-        return LoopState(*(_put(part, to) for part, to in zip(state, shardings, strict=True)))
+        to = self.of_state()
+        learn = LearnState(*map(_put, state.learn, to.learn))
+        return LoopState(learn, _put(state.lens, to.lens), _put(state.env, to.env))
 
     def put_rollout(self, rollout: Rollout, episodes: Episodes) -> tuple[Rollout, Episodes]:
         """A rollout that this process collected, where it belongs."""

@@ -255,14 +255,15 @@ class Ranks:
             signals = jax.make_array_from_callback(
                 here.shape, NamedSharding(mesh, PartitionSpec(AXIS)), lambda part: here[part]
             )
-            same = state._replace(env=None, returns_so_far=jnp.zeros(()))
+            learn = state.learn._replace(returns_so_far=jnp.zeros(()))
+            same = state._replace(learn=learn, env=None)
             table = np.asarray(self._check(signals, jax.tree.leaves(same)))
         for device, fingerprint in zip(mesh.devices.flat, table[:, 1], strict=True):
             if fingerprint != table[0, 1]:
                 raise ReplicaError(
                     f"the state of rank {device.process_index} is no longer that of rank 0 at "
-                    f"iteration {int(state.iteration)}: a fault of its memory, its device or its "
-                    "network; go on from the last checkpoint without that machine"
+                    f"iteration {int(state.learn.iteration)}: a fault of its memory, its device or "
+                    "its network; go on from the last checkpoint without that machine"
                 )
         found = table[:, 0]
         return int(found.max()) or None

@@ -1,131 +1,153 @@
-"""Blocks of environments, which may live on different devices: one program, any number of them.
+"""Rows in blocks of environments, which may live on different devices.
 
 The environments of a run form equal blocks of neighbours (`Train.blocks`). The rows of a batch
-stand block by block, and every random choice of rows is made within each block, so that numbers
-depend on the blocks and not on the devices that share them. Where a mesh with the axis `AXIS` is
-set while a program is traced, each device owns the same number of blocks; without one, everything
-here is plain array code.
+stand block by block, and every random choice of rows is made within each block. Where a mesh with
+the axis `AXIS` is set while a program is traced, each device owns the same number of blocks;
+without one, everything here is plain array code, and gives the same numbers.
 
-Sums over all rows are left to XLA, which adds up what the devices have: no rule, critic or figure
-knows of devices. What is written here keeps rows where they are, and gathers a gradient once.
+Sums over all rows are left to XLA, which adds up what the devices have. What is written here keeps
+rows where they are, and sums a gradient once.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+
+from surefoot.formulas.surrogate import counted
+from surefoot.rules.rows import AllRows, Losses, Rows, minibatch_size, random_order
+from surefoot.types import Params
 
 AXIS = "block"
 """The axis of the mesh that blocks are spread over."""
 
 
-def to_rows(tree: PyTree, blocks: int) -> PyTree:
-    """Leaves `[time, env, ...]` as rows `[batch, ...]`, block by block, time-major in each."""
-
-    def flatten(leaf: Array) -> Array:
-        steps, envs, *rest = leaf.shape
-        if blocks == 1:
-            return leaf.reshape(steps * envs, *rest)
-        parts = leaf.reshape(steps, blocks, envs // blocks, *rest).swapaxes(0, 1)
-        return parts.reshape(steps * envs, *rest)
-
-    return jax.tree.map(flatten, tree)
+def rows_in(blocks: int) -> Rows:
+    """Access to the rows of so many blocks."""
+    return AllRows() if blocks == 1 else BlockRows(blocks)
 
 
-def from_rows(rows: Shaped[Any, "batch ..."], num_steps: int, blocks: int) -> Any:
-    """Rows `[batch, ...]` as `[time, env, ...]`: undoes `to_rows`."""
-    rest = rows.shape[1:]
-    if blocks == 1:
-        return rows.reshape(num_steps, -1, *rest)
-    parts = rows.reshape(blocks, num_steps, -1, *rest).swapaxes(0, 1)
-    return parts.reshape(num_steps, -1, *rest)
+class BlockRows(NamedTuple):
+    """Rows in `parts` blocks, on one device or several. Methods: see `Rows`."""
 
+    parts: int
 
-def local(function: Callable[..., Any], *, axis: int = 0) -> Callable[..., Any]:
-    """A function that treats the entries of an axis apart; each device calls it for its own.
+    def flatten(self, tree: PyTree) -> PyTree:
+        """See `Rows`."""
 
-    So a loop in it (an environment's step may have some) ends on each device when its own entries
-    are done: XLA would ask all devices at every turn.
+        def flatten(leaf: Array) -> Array:
+            steps, envs, *rest = leaf.shape
+            blocks = leaf.reshape(steps, self.parts, envs // self.parts, *rest).swapaxes(0, 1)
+            return blocks.reshape(steps * envs, *rest)
 
-    All that goes in and comes out has that axis. What it is given otherwise, by closure, must be
-    the same everywhere and is not differentiated.
-    """
-    if AXIS not in jax.sharding.get_abstract_mesh().axis_names:
-        return function
-    spec = PartitionSpec(*(None,) * axis, AXIS)
-    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
+        return jax.tree.map(flatten, tree)
 
+    def unflatten(self, rows: Shaped[Any, "batch ..."], num_steps: int) -> Any:
+        """See `Rows`."""
+        rest = rows.shape[1:]
+        blocks = rows.reshape(self.parts, num_steps, -1, *rest).swapaxes(0, 1)
+        return blocks.reshape(num_steps, -1, *rest)
 
-def by_block(function: Callable[..., PyTree], blocks: int) -> Callable[..., PyTree]:
-    """A function of one block's rows, applied to rows `[batch, ...]` of all of them."""
-    if blocks == 1:
-        return function
+    def per_part(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """See `Rows`."""
 
-    def apply(*trees: PyTree) -> PyTree:
-        parts = jax.tree.map(
-            lambda leaf: leaf.reshape(blocks, len(leaf) // blocks, *leaf.shape[1:]), trees
+        def apply(*trees: PyTree) -> PyTree:
+            blocks = jax.tree.map(lambda leaf: leaf.reshape(self.parts, -1, *leaf.shape[1:]), trees)
+            found = self.per_env(jax.vmap(function))(*blocks)
+            return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+
+        return apply
+
+    def per_env(self, function: Callable[..., PyTree], *, axis: int = 0) -> Callable[..., PyTree]:
+        """See `Rows`. What the function closes over must be the same on every device."""
+        if not _on_mesh():
+            return function
+        spec = PartitionSpec(*(None,) * axis, AXIS)
+        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """See `Rows`."""
+        return jax.lax.with_sharding_constraint(tree, PartitionSpec()) if _on_mesh() else tree
+
+    def minibatches(
+        self, key: Key[Array, ""], num_rows: int, count: int
+    ) -> Int[Array, "minibatch row"]:
+        """See `Rows`; each minibatch has as many rows of every block."""
+        in_block = num_rows // self.parts
+        size, count = minibatch_size(in_block, count)
+        order = jnp.tile(jnp.arange(in_block), (self.parts, 1))
+        if count > 1:
+            order = self._order(key, in_block)[:, : count * size]
+        minibatches = order.reshape(self.parts, count, size).swapaxes(0, 1)
+        return minibatches.reshape(count, self.parts * size)
+
+    def sample(
+        self, key: Key[Array, ""], num_rows: int, fraction: float
+    ) -> Int[Array, " row"] | None:
+        """See `Rows`; as many of every block."""
+        in_block = num_rows // self.parts
+        size = max(1, round(fraction * in_block))
+        return self._order(key, in_block)[:, :size].reshape(-1) if size < in_block else None
+
+    def _order(self, key: Key[Array, ""], in_block: int) -> Int[Array, "block row"]:
+        return random_order(key, (self.parts, in_block), self.per_env(jnp.sort))
+
+    def take(self, tree: PyTree, indices: Int[Array, " row"]) -> PyTree:
+        """See `Rows`; indices are numbered within each block, block by block."""
+        return self.per_part(lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree))(
+            tree, indices
         )
-        found = local(jax.vmap(function))(*parts)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
-    return apply
+    def apply(
+        self, function: Callable[[Any, Any], PyTree], flat: Float[Array, " param"], rows: PyTree
+    ) -> PyTree:
+        """See `Rows`.
+
+        Each block reads a copy of the parameters of its own, whose gradients are summed over
+        blocks as one vector: one collective operation, where a sum for each layer takes several.
+        """
+        return self._apply_copies(function, self._copies(flat), rows)
+
+    def mean_and_gradient(
+        self,
+        losses: Losses,
+        flat: Float[Array, " param"],
+        unravel: Callable[[Any], Params],
+        rows: PyTree,
+    ) -> tuple[Float[Array, ""], Float[Array, " param"]]:
+        """See `Rows`.
+
+        Losses, weights and gradients are summed as one vector: devices wait for each sum that is
+        taken separately, were it of a single number.
+        """
+
+        def total(copies: Float[Array, "block param"]) -> tuple[Float[Array, ""], Any]:
+            values, weights = self._apply_copies(
+                lambda flat, rows: losses(unravel(flat), rows), copies, rows
+            )
+            columns = jnp.stack([counted(values, weights) * weights, weights], axis=-1)
+            sums = jnp.sum(columns.reshape(self.parts, -1, 2), axis=1)
+            return jnp.sum(sums[:, 0]), sums
+
+        gradients, sums = jax.grad(total, has_aux=True)(self._copies(flat))
+        whole = jnp.sum(jnp.concatenate([gradients, sums], axis=1), axis=0)
+        weight = jnp.where(whole[-1] > 0, whole[-1], 1.0)
+        return whole[-2] / weight, whole[:-2] / weight
+
+    def _copies(self, flat: Float[Array, " param"]) -> Float[Array, "block param"]:
+        return jnp.broadcast_to(flat, (self.parts, *flat.shape))
+
+    def _apply_copies(
+        self,
+        function: Callable[[Any, Any], PyTree],
+        copies: Float[Array, "block param"],
+        rows: PyTree,
+    ) -> PyTree:
+        return self.per_part(lambda flat, rows: function(flat[0], rows))(copies, rows)
 
 
-def take(tree: PyTree, rows: Int[Array, " some"], blocks: int) -> PyTree:
-    """Some rows of every block: as many of each, numbered within it, block by block."""
-    return by_block(lambda tree, rows: jax.tree.map(lambda leaf: leaf[rows], tree), blocks)(
-        tree, rows
-    )
-
-
-def everywhere(tree: PyTree) -> PyTree:
-    """The same arrays, on every device: for few rows that much small work is done on."""
-    if AXIS not in jax.sharding.get_abstract_mesh().axis_names:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
-
-
-class Copies:
-    """Parameters as one flat copy a block: a gradient is then summed over blocks once, at its end.
-
-    `over_copies` gives each block its own. Entries of parameters that are a mapping are taken as
-    from the mapping.
-    """
-
-    def __init__(self, flat: Float[Array, "block param"], unravel: Callable[[Any], Any]):
-        self.flat, self.unravel = flat, unravel
-
-    def __getitem__(self, name: str) -> "Copies":
-        return Copies(self.flat, lambda flat: self.unravel(flat)[name])
-
-
-def copying(unravel: Callable[[Any], Any], blocks: int) -> Callable[[Any], Any]:
-    """From one flat vector to what a network reads as its parameters, where gradients are wanted.
-
-    With several blocks it gives `Copies`, whose transpose is one sum over blocks of one vector:
-    between devices one collective operation, where a sum for each layer would take several.
-    """
-    if blocks == 1:
-        return unravel
-    return lambda flat: Copies(jnp.broadcast_to(flat, (blocks, *flat.shape)), unravel)
-
-
-def over_copies(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`apply(params, inputs)` of a network, whose parameters may be `Copies`."""
-
-    def applied(params: Any, inputs: Any) -> Any:
-        leaves, tree = jax.tree.flatten(params, is_leaf=lambda leaf: isinstance(leaf, Copies))
-        if not (leaves and isinstance(leaves[0], Copies)):
-            return apply(params, inputs)
-        blocks = len(leaves[0].flat)
-
-        def one(flats: list[Array], rows: Any) -> Any:
-            own = [leaf.unravel(flat[0]) for leaf, flat in zip(leaves, flats, strict=True)]
-            return apply(jax.tree.unflatten(tree, own), rows)
-
-        return by_block(one, blocks)([leaf.flat for leaf in leaves], inputs)
-
-    return applied
+def _on_mesh() -> bool:
+    return AXIS in jax.sharding.get_abstract_mesh().axis_names

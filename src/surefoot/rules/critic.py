@@ -4,18 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key
 
 from surefoot.config.settings import Critic
 from surefoot.formulas.clipping import value_losses
 from surefoot.formulas.surrogate import counted, weighted_mean
-from surefoot.rules.minibatch_adam import descend, start_descent
+from surefoot.rules.base import decayed
+from surefoot.rules.minibatch_adam import MinibatchAdam
+from surefoot.rules.rows import AllRows, Rows
 from surefoot.types import Batch, Params
+
+ValueFn = Callable[[Params, Any], Float[Array, " batch"]]
+"""`value_fn(params, inputs) -> V` of each row."""
 
 
 def critic_losses(
-    config: Critic, value_fn: Callable[[Params, Any], Float[Array, " batch"]]
+    config: Critic, value_fn: ValueFn
 ) -> Callable[[Params, Batch], Float[Array, " batch"]]:
     """The critic's loss in each row of a minibatch, whose mean is to be minimised."""
 
@@ -27,37 +31,37 @@ def critic_losses(
     return losses
 
 
+def _adam(config: Critic, rows: Rows) -> MinibatchAdam:
+    return MinibatchAdam(config.num_epochs, config.num_minibatches, config.max_grad_norm, rows)
+
+
 def start_critic(config: Critic, params: Params) -> dict[str, Any]:
-    """The state of a critic that is fitted on its own."""
-    adam = start_descent(params, max_grad_norm=config.max_grad_norm)
-    return {"count": jnp.int32(0), "adam": adam}
+    """The optimiser's state of a critic that is fitted on its own."""
+    return {"count": jnp.int32(0), "adam": _adam(config, AllRows()).init(params)}
 
 
 def fit_critic(
     config: Critic,
-    value_fn: Callable[[Params, Any], Float[Array, " batch"]],
-    num_updates: int,
+    value_fn: ValueFn,
+    num_updates: int | Float[Array, ""],
     state: dict[str, Any],
     params: Params,
     batch: Batch,
     key: Key[Array, ""],
-    *,
-    blocks: int = 1,
+    rows: Rows,
 ) -> tuple[Params, dict[str, Any], dict[str, Array]]:
     """Some epochs of minibatch Adam on the value loss."""
-    rate_at = optax.linear_schedule(config.learning_rate, config.learning_rate_end, num_updates)
-    learning_rate = jnp.asarray(rate_at(state["count"]))
-    rows = batch._replace(return_scale=None)
+    learning_rate = decayed(
+        config.learning_rate, config.learning_rate_end, state["count"], num_updates
+    )
     losses = critic_losses(config, value_fn)
-    params, adam, descent = descend(
+    params, adam, descent = _adam(config, rows).minimise(
         lambda params, rows: (losses(params, rows), rows.weights),
         params,
         state["adam"],
-        rows,
+        batch._replace(return_scale=None),
         key,
         learning_rate=learning_rate,
-        settings=config,
-        blocks=blocks,
     )
     info = {"critic/loss": descent.loss, "critic/gradient_norm": descent.gradient_norm}
     return params, {"count": state["count"] + 1, "adam": adam}, info

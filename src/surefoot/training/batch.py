@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from surefoot.config.settings import Settings
-from surefoot.diagnostics.groups import GroupSums, sum_by_group
+from surefoot.diagnostics.groups import GroupSums, groups_of, num_groups, sum_by_group
 from surefoot.diagnostics.update_stats import some_rows
 from surefoot.formulas.advantages import (
     discounted_returns,
@@ -17,12 +17,14 @@ from surefoot.formulas.advantages import (
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.running_stats import RunningStats, merge_stats, standard_deviation
 from surefoot.formulas.surrogate import weighted_mean
-from surefoot.parallel.rows import by_block, from_rows, local, to_rows
+from surefoot.networks.policy import Actor
 from surefoot.rules.critic import explained_variance
-from surefoot.training.rollout_jax import Actor
+from surefoot.rules.rows import Rows
 from surefoot.types import Batch, EnvSpec, Episodes, Inputs, Params, Rollout
 
 Metrics = dict[str, Array]
+Values = tuple[Float[Array, "time env"], Float[Array, "time env"]]
+"""The critic's V of each row's state, and of its true successor."""
 
 FINAL_ROWS = 64
 """Truncated rows whose successors are valued at once; few rows of a rollout are truncated."""
@@ -37,13 +39,17 @@ def horizon_of(settings: Settings, spec: EnvSpec) -> float:
 
 
 def scale_rewards(
-    settings: Settings, stats: RunningStats, so_far: Float[Array, " env"], rollout: Rollout
+    settings: Settings,
+    stats: RunningStats,
+    so_far: Float[Array, " env"],
+    rollout: Rollout,
+    rows: Rows,
 ) -> tuple[Float[Array, "time env"], RunningStats, Float[Array, " env"], Float[Array, ""]]:
     """Rewards over the running std of the discounted return, this rollout's rewards included."""
     rewards = jnp.where(rollout.valid, rollout.rewards, 0.0)
     ended = rollout.terminated | rollout.truncated
     totals, so_far = discounted_returns(rewards, so_far, ended, gamma=settings.train.gamma)
-    totals, valid = to_rows((totals, rollout.valid), settings.train.blocks)
+    totals, valid = rows.flatten((totals, rollout.valid))
     stats = merge_stats(stats, totals, valid.astype(totals.dtype))
     if not settings.train.return_norm:
         return rewards, stats, so_far, jnp.ones(())
@@ -53,8 +59,8 @@ def scale_rewards(
 
 
 def state_values(
-    actor: Actor, params: dict[str, Params], obs_stats: Any, rollout: Rollout, *, blocks: int = 1
-) -> tuple[Float[Array, "time env"], Float[Array, "time env"]]:
+    actor: Actor, params: dict[str, Params], obs_stats: Any, rollout: Rollout, rows: Rows
+) -> Values:
     """The critic's V of each row's state and of its true successor, read before any reset."""
 
     def value(obs):
@@ -69,31 +75,31 @@ def state_values(
         def write_some(carry):
             start, successors = carry
             # The last slice may reach back into the one before, whose rows get equal values again.
-            rows, obs = jax.tree.map(
+            places, obs = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
                 (final_rows, final_obs),
             )
-            return start + size, successors.at[rows].set(value(obs), mode="drop")
+            return start + size, successors.at[places].set(value(obs), mode="drop")
 
         start = (jnp.int32(0), successors)
         return jax.lax.while_loop(lambda carry: carry[0] < count, write_some, start)[1]
 
-    values = local(value, axis=1)(rollout.obs)
+    values = rows.per_env(value, axis=1)(rollout.obs)
     after = values[1:]
-    successors = to_rows(after, blocks)
+    successors = rows.flatten(after)
     if len(rollout.final_rows):
-        successors = by_block(fill, blocks)(successors, rollout.final_rows, rollout.final_obs)
-    successors = from_rows(successors, len(after), blocks)
+        successors = rows.per_part(fill)(successors, rollout.final_rows, rollout.final_obs)
+    successors = rows.unflatten(successors, len(after))
     return values[:-1], jnp.where(rollout.truncated, successors, after)
 
 
 def td_sums(
     settings: Settings,
-    values: tuple[Float[Array, "time env"], Float[Array, "time env"]],
+    values: Values,
     return_scale: Float[Array, ""],
     rollout: Rollout,
-    groups: Int[Array, "time env"],
-    count: int,
+    groups: Int[Array, " batch"],
+    rows: Rows,
 ) -> GroupSums:
     """TD errors of each group's rows under a critic, in the environment's own units.
 
@@ -103,7 +109,7 @@ def td_sums(
         return_scale: what the rewards were divided by when it was fitted.
         rollout: whose rewards count as the environment gave them.
         groups: the independent group of each row.
-        count: how many groups there are at most.
+        rows: access to the rows.
     """
     here, after = values
     errors = td_errors(
@@ -113,43 +119,49 @@ def td_sums(
         rollout.terminated,
         gamma=settings.train.gamma,
     )
-    errors, valid, groups = to_rows((errors, rollout.valid, groups), settings.train.blocks)
-    return sum_by_group(errors, valid, groups, count)
+    errors, valid = rows.flatten((errors, rollout.valid))
+    return sum_by_group(errors, valid, groups, num_groups(settings.train.num_envs))
 
 
 def make_batch(
     settings: Settings,
-    actor: Actor,
-    params: dict[str, Params],
-    obs_stats: Any,
+    inputs: Inputs,
     rollout: Rollout,
     rewards: Float[Array, "time env"],
+    values: Values,
     return_scale: Float[Array, ""],
-) -> tuple[Batch, tuple[Float[Array, "time env"], Float[Array, "time env"]]]:
-    """Rows with advantages and value targets, and the `state_values` they were made of."""
-    blocks = settings.train.blocks
-    values = state_values(actor, params, obs_stats, rollout, blocks=blocks)
+    rows: Rows,
+) -> Batch:
+    """Rows with advantages and value targets.
+
+    Args:
+        settings: of the run.
+        inputs: what the policy reads in each state of the rollout.
+        rollout: the experience.
+        rewards: scaled, from `scale_rewards`.
+        values: the critic's, from `state_values`.
+        return_scale: what the rewards were divided by.
+        rows: access to the rows.
+    """
     advantages = _advantages(settings, rollout, rewards, values, settings.train.gae_lambda)
-    obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
-    inputs = actor.inputs(obs_stats, obs, rollout.action_mask)
-    batch = Batch(
-        inputs=Inputs(*to_rows(tuple(inputs), blocks)),
-        actions=to_rows(rollout.actions, blocks),
-        old_log_probs=to_rows(rollout.log_probs, blocks),
-        advantages=to_rows(advantages, blocks),
-        values=to_rows(values[0], blocks),
-        value_targets=to_rows(values[0] + advantages, blocks),
-        weights=to_rows(rollout.valid, blocks).astype(advantages.dtype),
+    return Batch(
+        inputs=rows.flatten(inputs),
+        actions=rows.flatten(rollout.actions),
+        old_log_probs=rows.flatten(rollout.log_probs),
+        advantages=rows.flatten(advantages),
+        values=rows.flatten(values[0]),
+        value_targets=rows.flatten(values[0] + advantages),
+        weights=rows.flatten(rollout.valid).astype(advantages.dtype),
+        groups=rows.flatten(groups_of(rollout)),
         return_scale=return_scale,
     )
-    return batch, values
 
 
 def _advantages(
     settings: Settings,
     rollout: Rollout,
     rewards: Float[Array, "time env"],
-    values: tuple[Float[Array, "time env"], Float[Array, "time env"]],
+    values: Values,
     gae_lambda: float,
 ) -> Float[Array, "time env"]:
     return generalized_advantage_estimation(
@@ -166,7 +178,8 @@ def fresh_explained_variance(
     settings: Settings,
     rollout: Rollout,
     rewards: Float[Array, "time env"],
-    values: tuple[Float[Array, "time env"], Float[Array, "time env"]],
+    values: Values,
+    rows: Rows,
 ) -> Float[Array, ""]:
     """How much of the discounted returns that followed V explains, on rows it was not fitted to.
 
@@ -174,8 +187,7 @@ def fresh_explained_variance(
     only for what comes after a rollout's end or a time limit.
     """
     monte_carlo = _advantages(settings, rollout, rewards, values, 1.0)
-    blocks = settings.train.blocks
-    here, monte_carlo, valid = to_rows((values[0], monte_carlo, rollout.valid), blocks)
+    here, monte_carlo, valid = rows.flatten((values[0], monte_carlo, rollout.valid))
     return explained_variance(here, here + monte_carlo, valid.astype(monte_carlo.dtype))
 
 

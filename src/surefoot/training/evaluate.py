@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
+from surefoot.networks.policy import Actor
 from surefoot.networks.spaces import as_jax_dtype
-from surefoot.training.rollout_jax import Actor, Purpose, env_seeds, run_key
+from surefoot.training.seeds import Purpose, env_seeds, run_key
 from surefoot.types import Params
 
 LONGEST_EPISODE = 100_000

@@ -1,77 +1,89 @@
 """A run's pure functions, tied together from its settings, its networks and its environment.
 
-What differs between rules is the `UpdateRule` alone; between kinds of environment, who collects.
+What differs between rules is the `UpdateRule` alone; between kinds of environment, what collects.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 from surefoot.config.settings import Settings
+from surefoot.diagnostics.lens import LensState
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.networks.actor_critic import ActorCritic
+from surefoot.networks.policy import Actor
 from surefoot.training.batch import Metrics
-from surefoot.training.learn import learn_from
-from surefoot.training.rollout_jax import Actor, EnvLoop, collect_jax, make_actor
-from surefoot.training.state import LoopState, Parts, make_rule, start_loop
+from surefoot.training.inspect import inspect, look
+from surefoot.training.learn import learn
+from surefoot.training.rollout_jax import EnvLoop, collect_jax
+from surefoot.training.seeds import Purpose, run_key
+from surefoot.training.state import LoopState, Parts, make_parts, start_loop
 from surefoot.types import EnvSpec, Episodes, Rollout
 
 
-class Learner(NamedTuple):
-    """The pure functions of a run.
+class Learner:
+    """The pure functions of a run, from state to state."""
 
-    `init(seed) -> LoopState`; `learn(state, rollout, episodes, look) -> (state, metrics)`;
-    `collect(state) -> (environments, rollout, episodes)` and `iterate(state, look) -> (state,
-    metrics)`, which does both, are None in host runs. `look` says whether the lens's dearer figures
-    are taken (`is_due`); they are not unless it is given.
-    """
+    def __init__(
+        self,
+        settings: Settings,
+        spec: EnvSpec,
+        network: ActorCritic,
+        env: JaxEnv | None = None,
+    ):
+        self.settings, self.spec, self._network, self._env = settings, spec, network, env
 
-    spec: EnvSpec
-    actor: Actor
-    init: Callable[[Any], LoopState]
-    learn: Callable[..., tuple[LoopState, Metrics]]
-    iterate: Callable[..., tuple[LoopState, Metrics]] | None
-    collect: Callable[[LoopState], tuple[EnvLoop, Rollout, Episodes]] | None
+    @cached_property
+    def parts(self) -> Parts:
+        """What the functions are made of."""
+        return make_parts(self.settings, self.spec, self._network, self._env)
 
+    @property
+    def actor(self) -> Actor:
+        """What acting needs besides parameters."""
+        return self.parts.actor
 
-def make_learner(
-    settings: Settings, spec: EnvSpec, network: ActorCritic, env: JaxEnv | None = None
-) -> Learner:
-    """Tie the settings, the networks and, in a JAX-native run, the environment together."""
-    actor = make_actor(network, spec.action_space, settings)
-    parts = Parts(settings, spec, actor, make_rule(settings, network), env)
+    def init(self, seed: Any) -> LoopState:
+        """The state before the first iteration."""
+        return start_loop(self.parts, seed)
 
-    def learn(state, rollout, episodes, look=False):
-        return learn_from(parts, state, rollout, episodes, look)
+    def learn(
+        self, state: LoopState, rollout: Rollout, episodes: Episodes
+    ) -> tuple[LoopState, Metrics]:
+        """Learn from a rollout, then look at what the update did."""
+        after, learned = learn(self.parts, state.learn, rollout)
+        lens, metrics = inspect(
+            self.parts, state.lens, state.learn, after, learned, (rollout, episodes)
+        )
+        return LoopState(after, lens, state.env), metrics
 
-    def collect(state):
-        assert env is not None
+    def look(self, state: LoopState, rollout: Rollout) -> tuple[LensState, Metrics]:
+        """The expensive figures of the update that this state makes of this rollout."""
+        return look(self.parts, state.lens, state.learn, rollout)
+
+    def collect(self, state: LoopState) -> tuple[EnvLoop, Rollout, Episodes]:
+        """A rollout of JAX-native environments."""
+        assert self._env is not None
+        assert state.env is not None
+        learn = state.learn
+        keys = [
+            run_key(learn.seed, learn.iteration, each) for each in (Purpose.ACTION, Purpose.STEP)
+        ]
         return collect_jax(
-            env,
-            actor,
-            settings,
-            state.params["policy"],
-            state.obs_stats,
+            self._env,
+            self.actor,
+            self.settings,
+            learn.params["policy"],
+            learn.obs_stats,
             state.env,
-            seed=state.seed,
-            iteration=state.iteration,
+            keys=(keys[0], keys[1]),
+            rows=self.parts.rows,
         )
 
-    def iterate(state, look=False):
-        loop, rollout, episodes = collect(state)
-        return learn(state._replace(env=loop), rollout, episodes, look)
+    def iterate(self, state: LoopState) -> tuple[LoopState, Metrics]:
+        """Collect a rollout of JAX-native environments and learn from it."""
+        loop, rollout, episodes = self.collect(state)
+        return self.learn(state._replace(env=loop), rollout, episodes)
 
-    native = env is not None
-    return Learner(
-        spec,
-        actor,
-        lambda seed: start_loop(parts, seed),
-        learn,
-        iterate if native else None,
-        collect if native else None,
-    )
-
-
-def is_due(settings: Settings, iteration: Any) -> Any:
-    """Whether the lens's dearer figures are taken at an iteration, counted from 0; maybe traced."""
-    every = settings.train.lens_every
-    return (every > 0) & (iteration % max(every, 1) == 0)
+    def collect_and_look(self, state: LoopState) -> tuple[LensState, Metrics]:
+        """`look` at the update that follows in a JAX-native run."""
+        return self.look(state, self.collect(state)[1])

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
-
 from surefoot.config.settings import Settings
 from surefoot.diagnostics.warnings import Watchman
 from surefoot.envs.host import HostEnv
@@ -34,8 +32,8 @@ from surefoot.training.plan import Plan, make_plan
 from surefoot.training.replay import keep_batch, keep_fault
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.run import Evaluator, Run
-from surefoot.training.state import LoopState
-from surefoot.training.steppers import HostStepper, JaxStepper, Stepper, Together
+from surefoot.training.state import LoopState, without_open_episodes
+from surefoot.training.steppers import HostStepper, JaxStepper, SeedBatch, Stepper
 
 MOST_IN_TROUBLE = 20
 """Updates in trouble that are kept for probes, in one go; those of `probe_every` come on top."""
@@ -134,7 +132,7 @@ def _save_point(run: Run, point: _Point, folder: str, keep: int) -> None:
     if run.directory is None:
         return
     checkpoint = Checkpoint(
-        name_arrays(state), int(state.iteration), point.env_steps, point.exact, versions()
+        name_arrays(state), int(state.learn.iteration), point.env_steps, point.exact, versions()
     )
     run.directory.save(checkpoint, keep=keep, folder=folder)
 
@@ -275,8 +273,7 @@ class _Loop:
         """Checkpoint where one is scheduled."""
         run, due = self.run, self._is_due(self._plan.checkpoint_every)
         if due and self._resets:
-            zeros = jnp.zeros_like(run.state.returns_so_far)
-            run.state = run.state._replace(returns_so_far=zeros)
+            run.state = without_open_episodes(run.state)
         if due:
             _save(run, exact=self._always_exact or self._resets)
             self._stored = run.env_steps
@@ -407,7 +404,7 @@ def _drive_together(runs: Sequence[Run], jobs: int, devices: int) -> list[Surefo
     first, silence = runs[0], Silence()
     states = [run.state for run in runs]
     devices = min(devices, len(runs))
-    together = Together(first.learner, first.settings, states, silence.compiling, devices)
+    together = SeedBatch(first.learner, first.settings, states, silence.compiling, devices)
     turn = fitting(together.program, len(runs), jobs=jobs)
     if turn < len(runs):
         del together, states  # what each turn needs is measured anew, without them

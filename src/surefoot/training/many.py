@@ -14,7 +14,7 @@ from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
 from surefoot.storage.run_directory import finite_row
 from surefoot.training.api import chosen_rule
-from surefoot.training.learner import Learner, is_due, make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.memory import fitting
 from surefoot.training.run import Run
 from surefoot.training.state import LoopState
@@ -48,13 +48,13 @@ def _jax_learner(
         critic if critic is not None else Critic(),
     )
     net = build(opened.spec, settings.network)
-    return settings, source, make_learner(settings, opened.spec, net, opened)
+    return settings, source, Learner(settings, opened.spec, net, opened)
 
 
 def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:
     def run(seed):
         return jax.lax.scan(
-            lambda state, i: learner.iterate(state, is_due(settings, i)),  # type: ignore[misc]
+            lambda state, _: learner.iterate(state),
             learner.init(seed),
             jnp.arange(settings.num_iterations),
         )

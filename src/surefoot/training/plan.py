@@ -4,12 +4,37 @@ import math
 from typing import NamedTuple
 
 from surefoot.config.settings import Settings
-from surefoot.training.steppers import chunk_length
 from surefoot.types import EnvSpec
 
 EPISODES_PER_CHECKPOINT = 10
 """Fewest episode limits between two scheduled checkpoints of a run that resets at them."""
 DEFAULT_EPISODE_LIMIT = 1000
+
+
+FIRST_LOOK = 10
+"""Iteration, counted from 0, at which the expensive diagnostics run first.
+
+Early enough for a short run, and not before the first updates, which nothing should delay.
+"""
+
+
+def chunk_length(settings: Settings) -> int:
+    """Iterations of a JAX-native run in one call of its program.
+
+    The expensive diagnostics run between two calls.
+    """
+    train = settings.train
+    every = train.lens_every or train.dispatch
+    return min(train.dispatch, settings.num_iterations, every)
+
+
+def looks_at(settings: Settings, iteration: int, count: int = 1) -> bool:
+    """Whether the expensive diagnostics run in the `count` iterations from this one on."""
+    every = settings.train.lens_every
+    if every == 0:
+        return False
+    first, last = min(FIRST_LOOK, every - 1), iteration + count - 1
+    return last >= first and last - (last - first) % every >= iteration
 
 
 class Plan(NamedTuple):

@@ -1,98 +1,18 @@
-"""What acting needs, the keys of a run, and rollouts of JAX-native environments.
+"""Rollouts of JAX-native environments, inside the training program."""
 
-Both worlds meet at `Rollout`. Every random number comes from a key that depends on the run's seed,
-the iteration and a purpose, so that nothing but the counter is needed to go on.
-"""
-
-import math
-from collections.abc import Callable
-from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from surefoot.config.settings import Settings
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.formulas.running_stats import normalize_obs
-from surefoot.networks.actor_critic import ActorCritic
-from surefoot.networks.spaces import sent_action
-from surefoot.parallel.rows import by_block, local, to_rows
-from surefoot.types import Episodes, Inputs, Params, Rollout
-
-
-class Purpose(IntEnum):
-    """What a key is for; part of every key of a run."""
-
-    INIT = 0
-    RESET = 1
-    ACTION = 2
-    STEP = 3
-    UPDATE = 4
-    CRITIC = 5
-    EVALUATION = 6
-    LENS = 7
-    STATES = 8
-    SHIFT = 9
-    PROBE = 10
-
-
-def run_key(seed: Any, iteration: Any, purpose: Purpose) -> Key[Array, ""]:
-    """The key of one purpose at one iteration of a run."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), iteration)
-
-
-def env_seeds(seed: int, iteration: int, num_envs: int, purpose: Purpose) -> list[int]:
-    """Seeds of the Gymnasium environments, from (seed, iteration, index)."""
-    words = np.random.SeedSequence([seed, iteration, int(purpose)]).generate_state(num_envs)
-    return [int(word) & 0x7FFFFFFF for word in words]
-
-
-class Actor(NamedTuple):
-    """What acting needs besides parameters: the networks and how observations and actions map.
-
-    `act(policy, obs_stats, obs, action_mask, noise)` gives the action as sampled, as sent, and its
-    log-probability; where `noise` is None the action is the policy's mode.
-    """
-
-    network: ActorCritic
-    act: Callable[..., tuple[Any, Any, Any]]
-    inputs: Callable[..., Inputs]
-
-
-def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> Actor:
-    """The actor of a run."""
-    affine = settings.train.action_scale == "affine"
-    tanh = settings.network.distribution == "tanh-gaussian"
-
-    def inputs(obs_stats, obs, action_mask):
-        return Inputs(normalize_obs(obs_stats, obs, clip=settings.train.obs_clip), action_mask)
-
-    def act(policy, obs_stats, obs, action_mask, noise):
-        chosen = network.policy(policy, inputs(obs_stats, obs, action_mask))
-        action = chosen.mode() if noise is None else chosen.sample(noise)
-        sent = sent_action(action_space, action, affine=affine, tanh=tanh)
-        return action, sent, chosen.log_prob(action)
-
-    return Actor(network, act, inputs)
-
-
-DRAWN_BYTES = 64 * 2**20
-"""Most memory that a rollout's random numbers take at once; they are drawn in blocks of time."""
-
-
-def drawn_block(one_step: PyTree, num_steps: int) -> int:
-    """Steps whose random numbers are drawn at once: all, or the largest even share that is small.
-
-    Drawing them step by step would cost more than acting. `one_step` has the shapes of one step.
-    """
-    leaves = jax.tree.leaves(one_step)
-    step_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    most = max(1, DRAWN_BYTES // max(step_bytes, 1))
-    return next(n for n in range(min(most, num_steps), 0, -1) if num_steps % n == 0)
+from surefoot.networks.policy import Actor
+from surefoot.rules.rows import Rows
+from surefoot.training.seeds import drawn_block
+from surefoot.types import Episodes, Params, Rollout
 
 
 class EnvLoop(NamedTuple):
@@ -118,20 +38,33 @@ def collect_jax(
     obs_stats: Any,
     loop: EnvLoop,
     *,
-    seed: Int[Array, ""],
-    iteration: Int[Array, ""],
+    keys: tuple[Key[Array, ""], Key[Array, ""]],
+    rows: Rows,
 ) -> tuple[EnvLoop, Rollout, Episodes]:
-    """A rollout of JAX-native environments, inside the training program."""
+    """A rollout under a policy.
+
+    Args:
+        env: the environment.
+        actor: the networks' acting part.
+        settings: of the run.
+        policy: the policy's parameters.
+        obs_stats: statistics that normalise observations.
+        loop: the environments as the last rollout left them.
+        keys: for actions and for steps of the environments.
+        rows: access to the rows.
+
+    Returns:
+        The environments after the rollout, the rollout, and the totals of its episodes.
+    """
     num_envs, num_steps = settings.train.num_envs, settings.train.num_steps
-    action_key = run_key(seed, iteration, Purpose.ACTION)
-    step_key = run_key(seed, iteration, Purpose.STEP)
+    action_key, step_key = keys
 
     def draw(index: Int[Array, ""], steps: int):
         noise = actor.network.noise(jax.random.fold_in(action_key, index), (steps, num_envs))
         keys = jax.random.split(jax.random.fold_in(step_key, index), (steps, num_envs))
         return noise, jax.vmap(jax.vmap(env.draw))(keys)
 
-    each_env = local(jax.vmap(env.step))
+    each_env = rows.per_env(jax.vmap(env.step))
 
     def advance(loop: EnvLoop, drawn: tuple[Any, Any]):
         noise, chance = drawn
@@ -151,13 +84,12 @@ def collect_jax(
     def advance_block(loop: EnvLoop, index: Int[Array, ""]):
         return jax.lax.scan(advance, loop, draw(index, block))
 
-    last, rows = jax.lax.scan(advance_block, loop, jnp.arange(num_steps // block))
-    rows = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), rows)
-    obs, actions, masks, log_probs, step, done, returns, lengths = rows
+    last, taken = jax.lax.scan(advance_block, loop, jnp.arange(num_steps // block))
+    taken = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), taken)
+    obs, actions, masks, log_probs, step, done, returns, lengths = taken
     truncated = step.truncated & ~step.terminated
-    blocks = settings.train.blocks
-    gather = by_block(_gather_final, blocks)
-    final_rows, final_obs = gather(*to_rows((truncated, step.final_obs), blocks))
+    gather = rows.per_part(_gather_final)
+    final_rows, final_obs = gather(*rows.flatten((truncated, step.final_obs)))
     rollout = Rollout(
         obs=jax.tree.map(lambda head, tail: jnp.concatenate([head, tail[None]]), obs, last.obs),
         actions=actions,

@@ -22,10 +22,10 @@ from surefoot.storage.checkpoint import restore_arrays
 from surefoot.storage.compilation_cache import keep_programs
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.evaluate import Evaluation, evaluate_host, evaluate_jax
-from surefoot.training.learner import Learner, make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.memory import check_size
 from surefoot.training.rollout_host import Collector
-from surefoot.training.state import LoopState
+from surefoot.training.state import LoopState, without_open_episodes
 
 MOST_EVALUATION_ENVS = 10
 
@@ -68,7 +68,7 @@ class Run:
     @property
     def iteration(self) -> int:
         """Iterations done."""
-        return int(self.state.iteration)
+        return int(self.state.learn.iteration)
 
     @property
     def finished(self) -> bool:
@@ -81,8 +81,8 @@ class Run:
         return Policy(
             self.learner.spec,
             self.learner.actor,
-            self.state.params["policy"],
-            self.state.obs_stats,
+            self.state.learn.params["policy"],
+            self.state.learn.obs_stats,
         )
 
     def evaluate(
@@ -138,8 +138,8 @@ class Evaluator:
         result = play(
             self._env,
             self._learner.actor,
-            state.params["policy"],
-            state.obs_stats,
+            state.learn.params["policy"],
+            state.learn.obs_stats,
             episodes=self._episodes,
             stochastic=stochastic,
             seed=seed,
@@ -205,7 +205,7 @@ def begin(
         native = None
     try:
         network = build(opened.spec, settings.network, own.policy, own.critic)
-        learner = make_learner(settings, opened.spec, network, native)
+        learner = Learner(settings, opened.spec, network, native)
         check_size(jax.eval_shape(learner.init, train.seed), settings.env + "'s run")
         return Run(settings, source, learner, jax.jit(learner.init)(train.seed)), opened
     except BaseException:
@@ -274,8 +274,7 @@ def open_run(
         raise
     if isinstance(opened, HostEnv):
         # Its environments start new episodes, whatever was open when the checkpoint was written.
-        nothing = jax.numpy.zeros_like(run.state.returns_so_far)
-        run.state = run.state._replace(returns_so_far=nothing)
+        run.state = without_open_episodes(run.state)
     run.directory, run.env_steps = directory, checkpoint.env_steps
     run.rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
     return run, opened

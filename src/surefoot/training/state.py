@@ -1,4 +1,4 @@
-"""The state of a run's loop, what its functions are made of, and where it starts."""
+"""The state of a run, what its functions are made of, and where it starts."""
 
 from typing import Any, NamedTuple
 
@@ -6,28 +6,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from surefoot.config.settings import Settings
-from surefoot.diagnostics.groups import num_groups
-from surefoot.diagnostics.guard import REMEMBERED
-from surefoot.diagnostics.lens import Watch, start_watch
+from surefoot.diagnostics.groups import Layout
+from surefoot.diagnostics.guard import guarded
+from surefoot.diagnostics.lens import LensState, start_lens
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.formulas.running_stats import RunningStats, start_obs_stats, start_stats
+from surefoot.formulas.trust_region import interpolate
 from surefoot.networks.actor_critic import ActorCritic
+from surefoot.networks.policy import Actor, make_actor
 from surefoot.networks.spaces import example_obs, normalised_leaves, obs_features
+from surefoot.parallel.rows import rows_in
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.critic import critic_losses, start_critic
-from surefoot.training.rollout_jax import Actor, EnvLoop, Purpose, run_key, start_jax_envs
+from surefoot.rules.rows import Rows
+from surefoot.training.batch import horizon_of
+from surefoot.training.rollout_jax import EnvLoop, start_jax_envs
+from surefoot.training.seeds import Purpose, run_key
 from surefoot.types import EnvSpec, Params, UpdateRule
 
-MOST_FEATURES = 256
+MAX_FEATURES = 256
 """Numbers of an observation by which the lens tells states apart."""
 
 
-class LoopState(NamedTuple):
-    """Everything that decides what comes next in a run, as one tree of arrays.
+class LearnState(NamedTuple):
+    """What learns: all that decides the next update, given a rollout.
 
     `returns_so_far` are the discounted returns of the open episodes, for the reward scale;
-    `refusals` counts the non-finite updates in a row. `watch` is what the lens keeps of the last
-    update, `promises` the cross-fits that a guard remembers. `env` is None in host runs.
+    `refusals` counts the non-finite updates in a row.
     """
 
     seed: Int[Array, ""]
@@ -39,8 +44,16 @@ class LoopState(NamedTuple):
     return_stats: RunningStats
     returns_so_far: Float[Array, " env"]
     refusals: Int[Array, ""]
-    watch: Watch
-    promises: Float[Array, " update"]
+
+
+class LoopState(NamedTuple):
+    """Everything that decides what comes next in a run, as one tree of arrays.
+
+    `lens` is what the diagnostics remember, and decides no update. `env` is None in host runs.
+    """
+
+    learn: LearnState
+    lens: LensState
     env: EnvLoop | None
 
 
@@ -51,6 +64,7 @@ class Parts(NamedTuple):
     spec: EnvSpec
     actor: Actor
     rule: UpdateRule
+    rows: Rows
     env: JaxEnv | None
 
     @property
@@ -59,38 +73,64 @@ class Parts(NamedTuple):
         return self.actor.network
 
     @property
-    def blocks(self) -> int:
-        """Blocks of environments, within which rows are shuffled."""
-        return self.settings.train.blocks
-
-    @property
     def joint(self) -> bool:
         """Whether the critic is fitted inside the policy's descent."""
         return self.settings.critic.joint
 
     @property
-    def num_groups(self) -> int:
-        """Independent groups of a rollout's rows, at most."""
-        return num_groups(self.settings.train.num_envs)
+    def horizon(self) -> float | Float[Array, ""]:
+        """1 / (1 - gamma), which turns a gain per step into one of discounted return."""
+        return horizon_of(self.settings, self.spec)
 
     @property
-    def fits_across(self) -> bool:
-        """Whether every update is cross-fit, because a remedy asks for it."""
-        return self.settings.train.guard or self.rule.steer is not None
+    def layout(self) -> Layout:
+        """How the rows of a rollout stand, and in which groups."""
+        return Layout(self.settings.train.num_envs, self.rows.parts)
 
 
-def make_rule(settings: Settings, network: ActorCritic) -> UpdateRule:
+def make_parts(
+    settings: Settings, spec: EnvSpec, network: ActorCritic, env: JaxEnv | None
+) -> Parts:
+    """The parts of a run; the rule is guarded where the settings ask for it."""
+    actor = make_actor(network, spec.action_space, settings)
+    rows = rows_in(settings.train.blocks)
+    parts = Parts(settings, spec, actor, _make_rule(settings, network, rows), rows, env)
+    if not settings.train.guard:
+        return parts
+
+    def policy_of(params: Params) -> Params:
+        return params["policy"] if settings.critic.joint else params
+
+    def shorten(old: Params, new: Params, fraction: Float[Array, ""]) -> Params:
+        if not settings.critic.joint or settings.network.shared_torso:
+            return interpolate(old, new, fraction)
+        # A critic with a torso of its own need not go back with the policy.
+        return {**new, "policy": interpolate(old["policy"], new["policy"], fraction)}
+
+    rule = guarded(
+        parts.rule,
+        network.policy,
+        settings.train,
+        layout=parts.layout,
+        horizon=parts.horizon,
+        policy_of=policy_of,
+        shorten=shorten,
+    )
+    return parts._replace(rule=rule)
+
+
+def _make_rule(settings: Settings, network: ActorCritic, rows: Rows) -> UpdateRule:
     """The rule of a run, with the critic's loss inside where the critic is joint."""
-    make, blocks = UPDATE_RULES[settings.rule.name], settings.train.blocks
+    make = UPDATE_RULES[settings.rule.name]
     if not settings.critic.joint:
-        return make(settings.rule, network.policy, settings.num_iterations, blocks=blocks)
+        return make(settings.rule, network.policy, settings.num_iterations, rows=rows)
     weight, losses = settings.critic.vf_coef, critic_losses(settings.critic, network.value)
     return make(
         settings.rule,
         lambda params, inputs: network.policy(params["policy"], inputs),
         settings.num_iterations,
         lambda params, rows: weight * losses(params, rows),
-        blocks=blocks,
+        rows,
     )
 
 
@@ -104,9 +144,9 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
         normalised = (False,) * len(normalised)
     num_envs = settings.train.num_envs
     obs_stats = start_obs_stats(example_obs(space), normalised)
-    features = obs_features(space, example_obs(space), most=MOST_FEATURES)
+    features = obs_features(space, example_obs(space), most=MAX_FEATURES)
     start = run_key(seed, 0, Purpose.RESET)
-    return LoopState(
+    learn = LearnState(
         seed=seed,
         iteration=jnp.int32(0),
         params=params,
@@ -116,12 +156,18 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
         return_stats=start_stats(()),
         returns_so_far=jnp.zeros(num_envs),
         refusals=jnp.int32(0),
-        watch=start_watch(
-            params,
-            obs_stats,
-            num_groups=parts.num_groups,
-            num_features=features.shape[-1],
-        ),
-        promises=jnp.full(REMEMBERED if settings.train.guard else 0, jnp.nan),
-        env=None if parts.env is None else start_jax_envs(parts.env, num_envs, start),
     )
+    lens = start_lens(
+        params,
+        obs_stats,
+        num_groups=parts.layout.num_groups,
+        num_features=features.shape[-1],
+    )
+    env = None if parts.env is None else start_jax_envs(parts.env, num_envs, start)
+    return LoopState(learn, lens, env)
+
+
+def without_open_episodes(state: LoopState) -> LoopState:
+    """The state as new episodes begin in all environments."""
+    zeros = jnp.zeros_like(state.learn.returns_so_far)
+    return state._replace(learn=state.learn._replace(returns_so_far=zeros))

@@ -11,8 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from surefoot.config.settings import Settings
 from surefoot.parallel.mesh import ONE, Placement
-from surefoot.training.learner import Learner, is_due
+from surefoot.training.learner import Learner
 from surefoot.training.memory import return_memory
+from surefoot.training.plan import chunk_length, looks_at
 from surefoot.training.rollout_host import Collector
 from surefoot.training.state import LoopState
 from surefoot.types import Params, Rollout
@@ -24,9 +25,10 @@ Notice = Callable[[str], None]
 
 
 class Compiled:
-    """A function compiled ahead of time for each shape it meets, with the seconds that took.
+    """A function compiled ahead of time for each shape of its arguments.
 
-    Where there is a placement, it gives a state and figures.
+    Attributes:
+        seconds: spent on compiling so far.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class Compiled:
         what: str,
         compiling: Notice,
         placement: Placement = ONE,
+        outputs: Any = None,
     ):
-        self._function = jax.jit(function, **placement.of_outputs())
+        self._function = jax.jit(function, out_shardings=outputs)
         self._placement = placement
         self._what, self._notice = what, compiling
         self._programs: dict[Any, Any] = {}
@@ -88,7 +91,12 @@ class HostStepper:
         placement: Placement = ONE,
     ):
         self._collector, self._settings, self._placement = collector, settings, placement
-        self._learn = Compiled(learner.learn, "the update", compiling, placement)
+        self._learn = Compiled(
+            learner.learn, "the update", compiling, placement, placement.of_state_and_figures()
+        )
+        self._look = Compiled(
+            learner.look, "the diagnostics", compiling, placement, placement.everywhere()
+        )
         self._notice, self._warm = compiling, False
 
     def reset(self, iteration: int) -> None:
@@ -96,17 +104,21 @@ class HostStepper:
         self._collector.reset(iteration)
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
-        """One rollout and one update."""
-        compiled, warming = self._learn.seconds, self._warm_up(state)
-        started, iteration = time.monotonic(), int(state.iteration)
+        """One rollout and one update, with the expensive diagnostics before it where due."""
+        warming, iteration = self._warm_up(state), int(state.learn.iteration)
+        compiled = self._learn.seconds + self._look.seconds
+        started = time.monotonic()
         host = self._collector.collect(*self._acting(state), iteration)
         self._rollout = host.rollout
-        before, look = time.monotonic(), np.bool_(is_due(self._settings, iteration))
+        before = time.monotonic()
         rollout, episodes = self._placement.put_rollout(host.rollout, host.episodes)
-        state = self._placement.put_state(state)
-        state, metrics = self._learn(state, rollout, episodes, look)
-        metrics = jax.device_get(metrics)
-        compiling = self._learn.seconds - compiled
+        state, looked = self._placement.put_state(state), {}
+        if looks_at(self._settings, iteration):
+            lens, looked = self._look(state, rollout)
+            state = state._replace(lens=lens)
+        state, metrics = self._learn(state, rollout, episodes)
+        metrics = jax.device_get(looked | metrics)
+        compiling = self._learn.seconds + self._look.seconds - compiled
         now = time.monotonic()
         row = metrics | _info_means(host.infos, self._settings.train.info_keys)
         row |= {
@@ -135,7 +147,7 @@ class HostStepper:
 
     def _acting(self, state: LoopState) -> tuple[Params, Any]:
         """What acting needs, on one device: a step's few observations are not worth more."""
-        return self._placement.here((state.params["policy"], state.obs_stats))
+        return self._placement.here((state.learn.params["policy"], state.learn.obs_stats))
 
 
 def _info_means(infos: list[dict[str, float]], keys: tuple[str, ...]) -> dict[str, float]:
@@ -158,10 +170,22 @@ class JaxStepper:
         compiling: Notice,
         placement: Placement = ONE,
     ):
-        self._iterations, self._placement = settings.num_iterations, placement
+        self._settings, self._placement = settings, placement
         self._chunk = chunk_length(settings)
-        run = chunk_of(learner, settings, self._chunk)
-        self._run = Compiled(run, "the whole iteration", compiling, placement)
+        self._run = Compiled(
+            chunk_of(learner, self._chunk),
+            "the whole iteration",
+            compiling,
+            placement,
+            placement.of_state_and_figures(),
+        )
+        self._look = Compiled(
+            learner.collect_and_look,
+            "the diagnostics",
+            compiling,
+            placement,
+            placement.everywhere(),
+        )
         self._collect = learner.collect
 
     def reset(self, iteration: int) -> None:
@@ -169,28 +193,30 @@ class JaxStepper:
 
     def last_rollout(self, state: LoopState) -> Rollout:
         """The one that comes next: those before it stayed inside the program."""
-        assert self._collect is not None
         with self._placement.scope():
             return self._placement.whole(jax.jit(self._collect)(state)[1])
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
-        compiled, started = self._run.seconds, time.monotonic()
-        iteration = int(state.iteration)
-        count = min(self._chunk, self._iterations - iteration)
-        state = self._placement.put_state(state)
-        state, metrics = self._run(state, np.int32(iteration), np.int32(count))
-        metrics = jax.device_get(metrics)
-        compiling = self._run.seconds - compiled
+        compiled, started = self._run.seconds + self._look.seconds, time.monotonic()
+        iteration = int(state.learn.iteration)
+        count = min(self._chunk, self._settings.num_iterations - iteration)
+        state, looked = self._placement.put_state(state), {}
+        if looks_at(self._settings, iteration, count):
+            lens, looked = self._look(state)
+            state = state._replace(lens=lens)
+        state, metrics = self._run(state, np.int32(count))
+        looked, metrics = jax.device_get((looked, metrics))
+        compiling = self._run.seconds + self._look.seconds - compiled
         seconds = (time.monotonic() - started - compiling) / count
-        return state, _rows(metrics, count, seconds, compiling)
+        return state, _rows(metrics, looked, count, seconds, compiling)
 
 
-class Together:
+class SeedBatch:
     """Runs that differ in their seeds alone, in one program, each with a stepper of its own.
 
-    The runs go in step: the first stepper that is asked for a chunk moves all of them on. Whole
-    runs are shared out among the `devices`, which have nothing to tell each other.
+    The runs advance together: the first stepper asked for a chunk advances all of them. Whole runs
+    are shared out among the `devices`, which need nothing from each other.
     """
 
     def __init__(
@@ -201,53 +227,67 @@ class Together:
         compiling: Notice,
         devices: int = 1,
     ):
-        self._iterations = settings.num_iterations
-        self._chunk = chunk_length(settings)
-        run = jax.vmap(chunk_of(learner, settings, self._chunk), in_axes=(0, None, None))
+        self._settings, self._chunk = settings, chunk_length(settings)
+        run = jax.vmap(chunk_of(learner, self._chunk), in_axes=(0, None))
+        look = jax.vmap(learner.collect_and_look)
         if devices > 1:
             mesh = Mesh(np.asarray(jax.local_devices()[:devices]), (SEEDS,))
             each = PartitionSpec(SEEDS)
-            shared = {"in_specs": (each, PartitionSpec(), PartitionSpec()), "out_specs": each}
-            run = jax.shard_map(run, mesh=mesh, check_vma=False, **shared)
-        self._run = Compiled(run, f"the whole iteration of {len(states)} seeds", compiling)
+            run = jax.shard_map(
+                run,
+                mesh=mesh,
+                check_vma=False,
+                in_specs=(each, PartitionSpec()),
+                out_specs=each,
+            )
+            look = jax.shard_map(look, mesh=mesh, check_vma=False, in_specs=each, out_specs=each)
+        what = f"{len(states)} seeds"
+        self._run = Compiled(run, f"the whole iteration of {what}", compiling)
+        self._look = Compiled(look, f"the diagnostics of {what}", compiling)
         self._collect = learner.collect
         # Where they do not come out even, the last run is there more than once.
         spare = -len(states) % devices
         several = [*states, *[states[-1]] * spare]
         self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
         self._take = jax.jit(lambda states, i: jax.tree.map(lambda leaf: leaf[i], states))
-        self._iteration, self._rows = int(states[0].iteration), [[]] * len(states)
-        self._told = 0.0  # of the seconds of compiling
+        self._iteration, self._rows = int(states[0].learn.iteration), [[]] * len(states)
         self.steppers = [_Seat(self, i) for i in range(len(states))]
 
     @property
     def program(self) -> Any:
         """The compiled program of a chunk."""
-        return self._run.program(self._states, jnp.int32(0), jnp.int32(0))
+        return self._run.program(self._states, jnp.int32(0))
 
     def chunk_of(self, position: int, iteration: int) -> tuple[LoopState, list[dict[str, Any]]]:
-        """One run's state and rows behind the chunk that starts at an iteration."""
+        """One run's state and rows after the chunk that starts at an iteration."""
         if iteration == self._iteration:
             self._advance()
         return self._take(self._states, position), self._rows[position]
 
     def rollout(self, state: LoopState) -> Rollout:
         """A rollout of one of the runs."""
-        assert self._collect is not None
         return jax.jit(self._collect)(state)[1]
 
     def _advance(self) -> None:
-        count = min(self._chunk, self._iterations - self._iteration)
-        program, runs = self.program, len(self._rows)
-        compiling, self._told = self._run.seconds - self._told, self._run.seconds
-        started = time.monotonic()
-        self._states, metrics = program(self._states, jnp.int32(self._iteration), jnp.int32(count))
-        metrics = jax.device_get(metrics)
+        runs, iteration = len(self._rows), self._iteration
+        count = min(self._chunk, self._settings.num_iterations - iteration)
+        compiled, started = self._run.seconds + self._look.seconds, time.monotonic()
+        looked: dict[str, Any] = {}
+        if looks_at(self._settings, iteration, count):
+            lens, looked = self._look(self._states)
+            self._states = self._states._replace(lens=lens)
+        self._states, metrics = self._run(self._states, jnp.int32(count))
+        looked, metrics = jax.device_get((looked, metrics))
+        compiling = self._run.seconds + self._look.seconds - compiled
         # Of the time that all take together, each has its share.
-        seconds = (time.monotonic() - started) / (count * runs)
+        seconds = (time.monotonic() - started - compiling) / (count * runs)
+
+        def of(table: dict[str, Any], run: int) -> dict[str, Any]:
+            return {name: values[run] for name, values in table.items()}
+
         self._rows = [
-            _rows({k: v[i] for k, v in metrics.items()}, count, seconds, compiling / runs)
-            for i in range(runs)
+            _rows(of(metrics, run), of(looked, run), count, seconds, compiling / runs)
+            for run in range(runs)
         ]
         self._iteration += count
 
@@ -255,57 +295,46 @@ class Together:
 class _Seat:
     """One run among several in a program."""
 
-    def __init__(self, together: Together, position: int):
-        self._together, self._position = together, position
+    def __init__(self, batch: SeedBatch, position: int):
+        self._batch, self._position = batch, position
 
     def reset(self, iteration: int) -> None:
         """Nothing: the environments' states are part of the loop's."""
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
-        """The state behind the chunk, which the others go through as well."""
-        return self._together.chunk_of(self._position, int(state.iteration))
+        """The state after the chunk, which the other runs go through as well."""
+        return self._batch.chunk_of(self._position, int(state.learn.iteration))
 
     def last_rollout(self, state: LoopState) -> Rollout:
         """The one that comes next."""
-        return self._together.rollout(state)
+        return self._batch.rollout(state)
 
 
 def _rows(
-    metrics: dict[str, Any], count: int, seconds: float, compiling: float
+    metrics: dict[str, Any], looked: dict[str, Any], count: int, seconds: float, compiling: float
 ) -> list[dict[str, Any]]:
-    """The rows of a chunk's first iterations, with the time of each."""
-    return [
+    """The rows of a chunk's first iterations; `looked` are figures of the first."""
+    rows = [
         {name: values[i] for name, values in metrics.items()}
-        | {"time/iteration": seconds, "time/compile": compiling if i == 0 else 0.0}
+        | {"time/iteration": seconds, "time/compile": 0.0}
         for i in range(count)
     ]
+    rows[0] |= looked | {"time/compile": compiling}
+    return rows
 
 
-def chunk_length(settings: Settings) -> int:
-    """Iterations of a JAX-native run in one call of its program."""
-    return min(settings.train.dispatch, settings.num_iterations)
-
-
-def chunk_of(
-    learner: Learner, settings: Settings, chunk: int
-) -> Callable[..., tuple[LoopState, dict[str, Any]]]:
-    """`(state, iteration, count) -> (state, metrics)`: the first `count` of `chunk` iterations.
+def chunk_of(learner: Learner, chunk: int) -> Callable[..., tuple[LoopState, dict[str, Any]]]:
+    """`(state, count) -> (state, metrics)`: the first `count` of `chunk` iterations.
 
     One program serves a full chunk and the last, shorter one, so that both give the same bits.
-    `iteration` is the state's, apart from it: what it decides holds for all of many seeds.
     """
-    iterate = learner.iterate
-    assert iterate is not None
 
-    def run(state, iteration, count):
-        shapes = jax.eval_shape(iterate, state)[1]
+    def run(state, count):
+        shapes = jax.eval_shape(learner.iterate, state)[1]
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def step(state, index):
-            due = is_due(settings, iteration + index)
-            return jax.lax.cond(
-                index < count, lambda s: iterate(s, due), lambda s: (s, empty), state
-            )
+            return jax.lax.cond(index < count, learner.iterate, lambda s: (s, empty), state)
 
         return jax.lax.scan(step, state, jnp.arange(chunk))
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from surefoot.analysis.probe.scoring import OldRows
 from surefoot.analysis.probe.sweep import Setting
 from surefoot.formulas.advantages import generalized_advantage_estimation
-from surefoot.parallel.rows import from_rows, to_rows
+from surefoot.parallel.rows import rows_in
 from surefoot.types import Rollout
 
 
@@ -80,12 +80,12 @@ def state_values(
     shape = np.shape(rollout.rewards)
     flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), rollout.obs)
     values = value(flat).reshape(shape[0] + 1, shape[1])
-    successors = np.array(to_rows(values[1:], blocks)).reshape(blocks, -1)
+    successors = np.array(rows_in(blocks).flatten(values[1:])).reshape(blocks, -1)
     rows = np.asarray(rollout.final_rows).reshape(blocks, -1)
     inside = rows < successors.shape[1]
     if inside.any():
         seen = value(jax.tree.map(np.asarray, rollout.final_obs)).reshape(rows.shape)
         successors[np.nonzero(inside)[0], rows[inside]] = seen[inside]
-    after = from_rows(successors.reshape(-1), shape[0], blocks)
+    after = rows_in(blocks).unflatten(successors.reshape(-1), shape[0])
     next_values = np.where(rollout.truncated, after, values[1:])
     return values[:-1], next_values

@@ -16,7 +16,8 @@ from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.registry import EnvSource
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import likelihood_ratio
-from surefoot.training.rollout_jax import Actor, Purpose, run_key
+from surefoot.networks.policy import Actor
+from surefoot.training.seeds import Purpose, run_key
 from surefoot.types import EnvSpec
 
 ROWS = 4096

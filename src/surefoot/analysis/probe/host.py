@@ -12,7 +12,7 @@ from surefoot.analysis.probe.players import Played, Trace
 from surefoot.envs.registry import EnvSource, crashed
 from surefoot.networks.masks import empty_masks, write_mask
 from surefoot.networks.spaces import obs_arrays, own_dtype
-from surefoot.training.rollout_jax import Purpose, env_seeds
+from surefoot.training.seeds import Purpose, env_seeds
 from surefoot.types import EnvSpec
 
 GROUP = 32

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.training.rollout_jax import Purpose, run_key
+from surefoot.training.seeds import Purpose, run_key
 
 MOST_JAX_EPISODES, TRACE_BYTES = 512, 64 * 2**20
 """Most JAX-native episodes at once, and most memory that their trajectories may take."""

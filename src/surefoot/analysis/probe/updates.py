@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from surefoot.analysis.probe.again import make_again
@@ -24,7 +23,7 @@ from surefoot.storage.checkpoint import (
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.loop import versions
 from surefoot.training.run import Run
-from surefoot.training.state import LoopState
+from surefoot.training.state import LoopState, without_open_episodes
 from surefoot.types import Params
 
 FOLDERS = ("checkpoints", "kept", "best")
@@ -128,7 +127,7 @@ class Finder:
         template = jax.eval_shape(self._start, self._run.settings.train.seed)
         state = restore_arrays(template, checkpoint.arrays, str(stored.path))
         if isinstance(self._opened, HostEnv):
-            state = state._replace(returns_so_far=jnp.zeros_like(state.returns_so_far))
+            state = without_open_episodes(state)
         return state
 
     def _versions_differ(self, stored: list[Stored]) -> bool:
@@ -140,11 +139,11 @@ class Finder:
     ) -> Update:
         """The rollout collected and the update made once more, after `count` other iterations."""
         made, batch = make_again(self._run, self._opened, state, count)
-        iteration = int(made.iteration)
+        iteration = int(made.learn.iteration)
         source = "its batch was collected again and the update made again"
         if after:
             kept = self._restore(after[0])
-            same = _equal(made.params, kept.params)
+            same = _equal(made.learn.params, kept.learn.params)
             source += (
                 ", equal to the kept one to the bit"
                 if same
@@ -158,7 +157,7 @@ class Finder:
         return _update(iteration, made, batch, source)
 
     def _kept(self, iteration: int, state: LoopState) -> Update:
-        if not bool(state.watch.ready):
+        if not bool(state.lens.ready):
             raise CheckpointError(f"the checkpoint of iteration {iteration} holds no update")
         source = "both policies are the run's own; its batch is gone, so its promise is as recorded"
         hint = max((e.iteration + 1 for e in self.stored if e.exact and e.iteration < self.done),
@@ -173,7 +172,7 @@ class Finder:
             "an update like the run's: from the policy before it, on a fresh batch, because the "
             "checkpoint was stored in the middle of episodes"
         )
-        return _update(int(made.iteration), made, batch, source)
+        return _update(int(made.learn.iteration), made, batch, source)
 
     def _replayed(self, wanted: int, *, replay: bool) -> Update:
         """The update after all iterations since the last exact checkpoint before it."""
@@ -201,13 +200,13 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def _update(iteration: int, state: LoopState, batch: OwnBatch | None, source: str) -> Update:
-    """The update that led to a state, whose watch has what was before it."""
-    watch = state.watch
-    old, new = watch.params["policy"], state.params["policy"]
+    """The update that led to a state, whose lens has what was before it."""
+    lens = state.lens
+    old, new = lens.params["policy"], state.learn.params["policy"]
     if _equal(old, new):
         raise ConfigError(
             f"update {iteration} changed nothing: its step was refused, there is nothing to probe",
             name="NO-STEP",
         )
-    scale = float(watch.return_scale)
-    return Update(iteration, old, new, watch.params, watch.obs_stats, scale, batch, source)
+    scale = float(lens.return_scale)
+    return Update(iteration, old, new, lens.params, lens.obs_stats, scale, batch, source)
