@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from surefoot.analysis.probe.policies import probe_policies
     from surefoot.analysis.probe.result import Probe
     from surefoot.analysis.probe.runs import probe_run
+    from surefoot.config.presets import preset
     from surefoot.config.settings import (
         NPG,
         PPO,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from surefoot.training.api import resume, train
     from surefoot.training.many import make_train, train_many
     from surefoot.training.replay import replay
-    from surefoot.training.run import OwnNetworks, Run, load
+    from surefoot.training.run import Run, load
 
 _HOMES = {
     "config.settings": (
@@ -42,12 +43,14 @@ _HOMES = {
         "Network",
         "Critic",
         "OwnNetwork",
+        "OwnNetworks",
     ),
+    "config.presets": ("preset",),
     "training.api": ("train", "resume"),
     "training.many": ("train_many", "make_train"),
     "training.replay": ("replay",),
     "exporting.export": ("export",),
-    "training.run": ("Run", "load", "OwnNetworks"),
+    "training.run": ("Run", "load"),
     "networks.policy": ("Policy",),
     "analysis.probe.contenders": ("Callables",),
     "analysis.probe.policies": ("probe_policies",),
@@ -80,6 +83,7 @@ __all__ = [
     "export",
     "load",
     "make_train",
+    "preset",
     "probe_policies",
     "probe_run",
     "replay",

@@ -35,7 +35,7 @@ from surefoot.analysis.report.table import (
     table_of,
 )
 from surefoot.cli.parser import main
-from surefoot.config.presets import settle_tables
+from surefoot.config.presets import settings_of
 from surefoot.diagnostics import warnings as alarms
 from surefoot.diagnostics.catalogue import METRICS
 from surefoot.diagnostics.groups import GroupSums, interval
@@ -310,7 +310,7 @@ def test_pictures_of_a_long_run_keep_the_worst_state_and_the_extreme_episodes(tm
     rows = rows_of_a_run(1000)
     path = write_run(tmp_path / "run", rows)
     config = json.loads((path / "config.json").read_text())
-    facts = Facts(path, settle_tables(config), config, table_of(rows), ALARMS)
+    facts = Facts(path, settings_of(config), config, table_of(rows), ALARMS)
     worst, *_ = distance_section(facts).panels[0].traces
     assert worst.values.max() == max(row["policy/kl_worst_state"] for row in rows)
     (panel,) = learning_section(facts, score(facts.table, 20)).panels

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from surefoot.config.presets import NAMES, PEERS, PRESETS, preset_tables, settle, settle_tables
+from surefoot.config.presets import NAMES, PEERS, PRESETS, preset_tables, settle, settings_of
 from surefoot.config.settings import RULES, Critic, Network, Train
 from surefoot.errors import ConfigError
 
@@ -25,7 +25,7 @@ def test_the_preset_of_an_environment_resolves_for_every_rule(env, rule):
         for name, value in tables[section].items():
             assert getattr(config, name) == value, name
     # What a run froze is what a resume reads.
-    assert settle_tables(settings.to_dict()) == replace(settings, preset="none")
+    assert settings_of(settings.to_dict()) == replace(settings, preset="none")
 
 
 @pytest.mark.parametrize("env", PRESETS)

@@ -216,7 +216,7 @@ def test_iterations_are_steps_over_the_batch_rounded_up():
     assert replace(one, train=resolve(Train(steps=1), {"num_envs": 8})).num_iterations == 1
 
 
-def test_frozen_settings_read_back_as_they_were():
+def test_read_settings_read_back_as_they_were():
     frozen = settings(PPO(clip_eps=0.3)).to_dict()
     rule = dict(frozen["rule"])
     assert rule.pop("name") == "ppo"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import surefoot as sf
-from surefoot.config.presets import frozen_settings, settle
+from surefoot.config.presets import read_settings, settle
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import Checkpoint
 from surefoot.storage.lock import unlock
@@ -84,7 +84,7 @@ def read_everything(run: RunDirectory) -> None:
         with contextlib.suppress(CheckpointError):
             read()
     with contextlib.suppress(CheckpointError, ConfigError):
-        frozen_settings(run.config, run.path / "config.json")
+        read_settings(run.config, run.path / "config.json")
 
 
 def fuzz(run: RunDirectory, count: int, seed: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from surefoot.config.settings import Settings
+from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.registry import EnvSource, find_env
 from surefoot.errors import ConfigError, SurefootError
 from surefoot.parallel.jobs import Outcome, attempt, said
@@ -24,7 +24,7 @@ from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.api import keep_in, resume, start
 from surefoot.training.loop import drive, drive_together
 from surefoot.training.plan import DEFAULT_EPISODE_LIMIT
-from surefoot.training.run import OwnNetworks, Run, begin, load
+from surefoot.training.run import Run, begin, load
 
 SCORE = "score.json"
 TRIAL_ITERATIONS = 2

@@ -9,22 +9,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 
 from surefoot.analysis.cells import Cell, Group, grouped, stored_score, train_group, trial
 from surefoot.analysis.scores import Comparison, Curve, Failure, Score, read_runs
 from surefoot.analysis.tables import folder_name, table, to_dict, write_outputs
-from surefoot.config.presets import differing_settings, frozen_settings, settle
-from surefoot.config.settings import Critic, Network, Rule, Settings, Train, refuse_other_kinds
+from surefoot.config.presets import differing_settings, known_rule, read_settings, settle
+from surefoot.config.settings import (
+    Critic,
+    Network,
+    OwnNetworks,
+    Rule,
+    Settings,
+    Train,
+)
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError
 from surefoot.parallel.jobs import ComparisonStopped, Outcome, side_by_side
 from surefoot.parallel.mesh import claim_devices
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.api import chosen_rule
-from surefoot.training.run import OwnNetworks
+from surefoot.training.api import choose_groups
 
 __all__ = [
     "Comparison",
@@ -53,6 +59,7 @@ def compare(
     jobs: int = 1,
     devices: int = 1,
     preset: str = "auto",
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
     train: Train | None = None,
     network: Network | OwnNetworks | None = None,
     critic: Critic | None = None,
@@ -77,7 +84,8 @@ def compare(
         devices: of each such program, whose seeds are shared out among them; with one job.
         preset: all rules get what this preset shares among them; `tuned` gives each rule what
             `auto` gives it alone, critic included.
-        train: settings shared by all rules, over the preset's.
+        changes: fields of settings groups to change for all rules, by group.
+        train: settings shared by all rules, taken as they stand.
         network: so too, or your own networks.
         critic: so too.
         env_kwargs: arguments for the environments.
@@ -104,14 +112,13 @@ def compare(
     if devices > seeds:
         raise ConfigError(f"compare: {devices} devices need as many seeds, got {seeds}")
     claim_devices(devices)
-    refuse_other_kinds("train", train, Train)
-    refuse_other_kinds("network", network, Network, OwnNetworks)
-    refuse_other_kinds("critic", critic, Critic)
-    given = train if train is not None else Train()
-    given = replace(given, steps=steps) if steps is not None else given
-    settings = _settle_all(envs, rules, given, network, critic, preset, env_kwargs, jobs)
+    changes = {name: dict(table) for name, table in (changes or {}).items()}
+    if steps is not None:
+        changes["train"] = {**changes.get("train", {}), "steps": steps}
+    fixed = _Fixed(train, network, critic, preset, changes, env_kwargs)
+    settings = _settle_all(envs, rules, fixed, jobs)
     own = network if isinstance(network, OwnNetworks) else OwnNetworks()
-    pattern = [Cell(env, fixed, own, Path(out), episodes) for env, fixed in settings]
+    pattern = [Cell(env, each, own, Path(out), episodes) for env, each in settings]
     cells = [_with_seed(cell, seed) for seed in range(seeds) for cell in pattern]
     for cell in cells:
         _refuse_other_settings(cell)
@@ -123,27 +130,48 @@ def compare(
 
 def _with_seed(cell: Cell, seed: int) -> Cell:
     """The cell of one seed, in a directory of its own below the pattern's."""
-    settings = replace(cell.settings, train=replace(cell.settings.train, seed=seed))
+    settings = cell.settings.with_train(seed=seed)
     path = cell.path / folder_name(settings.env) / settings.rule.name / f"seed-{seed}"
     return cell._replace(settings=settings, path=path)
 
 
+class _Fixed(NamedTuple):
+    """What all rules of a comparison share."""
+
+    train: Train | None
+    network: Network | OwnNetworks | None
+    critic: Critic | None
+    preset: str
+    changes: Mapping[str, Mapping[str, Any]]
+    env_kwargs: Mapping[str, Any] | None
+
+    def settle(self, env_id: str, rule: str | Rule) -> Settings:
+        """A rule's settings on an environment."""
+        tuned = self.preset == "tuned"
+        groups = choose_groups(
+            env_id,
+            rule,
+            self.train,
+            self.network,
+            self.critic,
+            preset="auto" if tuned else self.preset,
+            shared_only=not tuned,
+        )
+        settings = settle(env_id, groups, changes=self.changes, env_kwargs=self.env_kwargs)
+        asked = self.train is not None or "eval_every" in self.changes.get("train", {})
+        if asked or settings.train.eval_every:
+            return settings
+        return settings.with_train(eval_every=math.ceil(settings.train.steps / EVALUATIONS))
+
+
 def _settle_all(
-    envs: Sequence[Any],
-    rules: Sequence[str | Rule],
-    train: Train,
-    network: Network | OwnNetworks | None,
-    critic: Critic | None,
-    preset: str,
-    env_kwargs: Mapping[str, Any] | None,
-    jobs: int,
+    envs: Sequence[Any], rules: Sequence[str | Rule], fixed: _Fixed, jobs: int
 ) -> list[tuple[Any, Settings]]:
     """Each environment with each rule's settings on it, evaluated along the way."""
-    chosen = [chosen_rule(rule) for rule in rules]
-    ids = [find_env(env, env_kwargs or {}).env_id for env in envs]
+    ids = [find_env(env, fixed.env_kwargs or {}).env_id for env in envs]
     for what, names in (
         ("environment", [folder_name(name) for name in ids]),
-        ("rule", [rule.name for rule in chosen]),
+        ("rule", [known_rule(each) if isinstance(each, str) else each.name for each in rules]),
     ):
         twice = [name for name in names if names.count(name) > 1]
         if twice or not names:
@@ -157,24 +185,11 @@ def _settle_all(
             raise ConfigError(f"{name}: every cell needs its own; give an id or a function")
         if jobs > 1 and not isinstance(env, str):
             raise ConfigError(f"{name}: with several jobs an environment must be an id (module:id)")
-    settled = []
-    for env, env_id in zip(envs, ids, strict=True):
-        for rule in chosen:
-            settings = settle(
-                env_id,
-                rule,
-                train,
-                network if isinstance(network, Network) else Network(),
-                critic if critic is not None else Critic(),
-                preset="auto" if preset == "tuned" else preset,
-                env_kwargs=env_kwargs,
-                shared_only=preset != "tuned",
-            )
-            if train.eval_every is None and settings.train.eval_every == 0:
-                every = math.ceil(settings.train.steps / EVALUATIONS)
-                settings = replace(settings, train=replace(settings.train, eval_every=every))
-            settled.append((env, settings))
-    return settled
+    return [
+        (env, fixed.settle(env_id, rule))
+        for env, env_id in zip(envs, ids, strict=True)
+        for rule in rules
+    ]
 
 
 def _refuse_other_settings(cell: Cell) -> None:
@@ -186,7 +201,7 @@ def _refuse_other_settings(cell: Cell) -> None:
     directory = RunDirectory(cell.path)
     if not (directory.path / "config.json").exists():
         return
-    there = frozen_settings(directory.config, directory.path / "config.json").to_dict()
+    there = read_settings(directory.config, directory.path / "config.json").to_dict()
     told = list(differing_settings(there, cell.settings).values())
     if told:
         raise ConfigError(

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from surefoot.analysis.cells import score_run, stored_score
-from surefoot.config.presets import settle_tables
+from surefoot.config.presets import settings_of
+from surefoot.config.settings import OwnNetworks
 from surefoot.config.validation import shown
 from surefoot.envs.registry import find_env
 from surefoot.envs.tabular import best_possible
 from surefoot.errors import ConfigError
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.run import OwnNetworks, load
+from surefoot.training.run import load
 
 SHARED = ("train", "network", "critic")
 
@@ -157,7 +158,7 @@ def _runs_below(path: Path) -> list[Path]:
 def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetworks) -> _Finished:
     directory = RunDirectory(path)
     config = directory.config
-    settings = settle_tables(config)
+    settings = settings_of(config)
     score = stored_score(directory, episodes)
     if score is None:
         score = score_run(load(path, env=named.get(settings.env), network=own), episodes)

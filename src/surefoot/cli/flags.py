@@ -2,11 +2,12 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NoReturn
 
 from surefoot.config.settings import RULES, Critic, Network, Train, rules_with
-from surefoot.config.validation import limits_of, nearest, shown
+from surefoot.config.validation import Limits, limits_of, nearest, shown
 from surefoot.errors import ConfigError
 
 PEER_FLAGS = {
@@ -39,6 +40,7 @@ PEER_FLAGS = {
     "vf-coef": "critic-vf-coef",
     "lr": "learning-rate",
     "n-critic-updates": "critic-num-epochs",
+    "anneal-lr": "final-fraction",
     "net-arch": "hidden",
     "norm-obs": "obs-norm",
     "norm-reward": "return-norm",
@@ -115,18 +117,23 @@ def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None
     if not rules:
         return
     group = parser.add_argument_group(
-        "rule", "each applies to the rules named behind it, with its default there"
+        "rule", "each applies to the rules in brackets, with its default there"
     )
     for name in dict.fromkeys(n for rule in RULES.values() for n in limits_of(rule)):
         having = {
             key: limits_of(rule)[name] for key, rule in RULES.items() if name in limits_of(rule)
         }
-        first = next(iter(having.values()))
-        defaults = ", ".join(f"{key} {shown(limits.default)}" for key, limits in having.items())
         kind = next(f.type for f in fields(RULES[next(iter(having))]) if f.name == name)
         choices = tuple(dict.fromkeys(c for limits in having.values() for c in limits.choices))
-        text = f"{first.help} ({defaults})"
-        _add(group, name.replace("_", "-"), f"rule.{name}", kind, text, choices)
+        _add(group, name.replace("_", "-"), f"rule.{name}", kind, _meanings(having), choices)
+
+
+def _meanings(having: Mapping[str, Limits]) -> str:
+    """What a setting means for each of the rules that have it, with its default there."""
+    defaults: dict[str, list[str]] = {}
+    for rule, limits in having.items():
+        defaults.setdefault(limits.help, []).append(f"{rule} {shown(limits.default)}")
+    return "; ".join(f"{help} ({', '.join(rules)})" for help, rules in defaults.items())
 
 
 def given(options: argparse.Namespace, section: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from surefoot.config.settings import Settings, unlike_defaults
+from surefoot.config.settings import Settings, non_default
 from surefoot.diagnostics.catalogue import METRICS
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -61,9 +61,9 @@ class Progress:
             f"{settings.train.num_envs} x {settings.train.num_steps} steps, seed "
             f"{settings.train.seed}; checkpoint every {plan.checkpoint_every} iterations{cut}"
         )
-        unlike = unlike_defaults(settings)
-        if unlike:
-            self._print(f"unlike the defaults, by preset, flag or file: {', '.join(unlike)}")
+        changed = non_default(settings)
+        if changed:
+            self._print(f"non-default settings: {', '.join(changed)}")
         self._start = time.monotonic()
         if self._console.is_terminal:
             self._live = Live(self._draw(), console=self._console, refresh_per_second=8)

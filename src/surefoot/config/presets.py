@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config.settings import (
+    GROUPS,
     RULES,
     Critic,
     Network,
@@ -17,46 +18,46 @@ from surefoot.config.settings import (
     Settings,
     Train,
     check_together,
-    from_mapping,
-    resolve,
+    rules_with,
 )
-from surefoot.config.validation import limits_of, nearest, shown
+from surefoot.config.validation import changed, limits_of, nearest, shown
 from surefoot.errors import CheckpointError, ConfigError
 
 Tables = Mapping[str, Mapping[str, Any]]
-"""Settings by section: train, network, critic, rule."""
+"""Fields of settings groups that differ from the defaults, by group: train, network, ..."""
 
 
-class Preset(NamedTuple):
+class Groups(NamedTuple):
+    """The settings groups of a run."""
+
+    rule: Rule
+    train: Train
+    network: Network
+    critic: Critic
+
+
+class _Preset(NamedTuple):
     """Settings for one environment: shared by all rules, and what each adds."""
 
     shared: Tables
     by_rule: Mapping[str, Tables]
 
 
-_EVERYWHERE: Tables = {"rule": {"learning_rate_end": 0.0, "max_kl_end": 0.001}}
-"""On every environment, known or not: a step size and a radius that fall keep a good policy good.
-
-Held constant, they lost policies in the last iterations of a run: of ten runs of ppo on
-CartPole-v1 one ended at a return of 111 after 500, and trpo on InvertedPendulum-v5 at 901 after
-1000.
-"""
-
-_MUJOCO = Preset(
+_MUJOCO = _Preset(
     shared={"train": {"steps": 1_000_000, "gamma": 0.995, "gae_lambda": 0.97}},
     by_rule={
         "trpo": {
-            "rule": {"max_kl": 0.04, "max_kl_end": 0.01, "cg_iters": 15},
+            "rule": {"max_kl": 0.04, "final_fraction": 0.25, "cg_iters": 15},
             "critic": {"num_epochs": 20},
         },
         "npg": {
-            "rule": {"max_kl": 0.04, "max_kl_end": 0.01, "cg_iters": 15},
+            "rule": {"max_kl": 0.04, "final_fraction": 0.25, "cg_iters": 15},
             "critic": {"num_epochs": 20},
         },
     },
 )
 
-_MINATAR = Preset(
+_MINATAR = _Preset(
     shared={
         "train": {
             "steps": 10_000_000,
@@ -80,28 +81,28 @@ _MINATAR = Preset(
     },
 )
 
-_SWIMMER = Preset(
+_SWIMMER = _Preset(
     shared={"train": {"steps": 1_000_000, "gamma": 0.9999, "gae_lambda": 0.97}},
     by_rule=_MUJOCO.by_rule,
 )
 
-PRESETS: dict[str, Preset] = {
-    "CartPole-v1": Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
-    "Acrobot-v1": Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
-    "Pendulum-v1": Preset(
+PRESETS: dict[str, _Preset] = {
+    "CartPole-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
+    "Acrobot-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
+    "Pendulum-v1": _Preset(
         shared={"train": {"steps": 100_000, "gamma": 0.9, "gae_lambda": 0.95}},
         by_rule={
-            "trpo": {"rule": {"max_kl": 0.02, "max_kl_end": 0.002}},
+            "trpo": {"rule": {"max_kl": 0.02}},
             "ppo": {"rule": {"learning_rate": 1e-3}},
         },
     ),
-    "MountainCarContinuous-v0": Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
-    "InvertedPendulum-v5": Preset(shared={"train": {"steps": 200_000}}, by_rule={}),
+    "MountainCarContinuous-v0": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
+    "InvertedPendulum-v5": _Preset(shared={"train": {"steps": 200_000}}, by_rule={}),
     "Hopper-v5": _MUJOCO,
     "Walker2d-v5": _MUJOCO,
     "HalfCheetah-v5": _MUJOCO,
     "Swimmer-v5": _SWIMMER,
-    "gymnax:CartPole-v1": Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
+    "gymnax:CartPole-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
     "gymnax:Breakout-MinAtar": _MINATAR,
     "gymnax:Asterix-MinAtar": _MINATAR,
     "gymnax:Freeway-MinAtar": _MINATAR,
@@ -113,7 +114,12 @@ _NO_TRICKS = {
     "train": {"obs_norm": False, "return_norm": False},
     "network": {"ortho_init": False, "head_scale": 1.0},
     "critic": {"max_grad_norm": 0.0, "value_clip": 0.0},
-    "rule": {"advantage_norm": "none", "max_grad_norm": 0.0, "ent_coef": 0.0},
+    "rule": {
+        "final_fraction": 1.0,
+        "advantage_norm": "none",
+        "max_grad_norm": 0.0,
+        "ent_coef": 0.0,
+    },
 }
 
 _SB3_PPO = {
@@ -124,7 +130,12 @@ _SB3_PPO = {
         "return_norm": False,
         "action_scale": "raw",
     },
-    "rule": {"num_minibatches": 32, "num_epochs": 10, "advantage_norm": "minibatch"},
+    "rule": {
+        "final_fraction": 1.0,
+        "num_minibatches": 32,
+        "num_epochs": 10,
+        "advantage_norm": "minibatch",
+    },
     # Its value loss is a full mean square with weight 0.5: ours is half of one with weight 1.
     "critic": {"joint": True, "vf_coef": 1.0},
 }
@@ -133,6 +144,7 @@ _SB3_CONTRIB_TRPO = {
     "train": _SB3_PPO["train"],
     "rule": {
         "max_kl": 0.01,
+        "final_fraction": 1.0,
         "cg_iters": 15,
         "damping": 0.1,
         "fisher_fraction": 1.0,
@@ -149,7 +161,7 @@ _SB3_CONTRIB_TRPO = {
 
 _CLEANRL_PPO = {
     "train": {"num_envs": 1, "num_steps": 2048, "action_scale": "raw"},
-    "rule": {"learning_rate_end": 0.0, "num_minibatches": 32, "num_epochs": 10},
+    "rule": {"final_fraction": 0.0, "num_minibatches": 32, "num_epochs": 10},
     "critic": {"joint": True, "vf_coef": 0.5, "value_clip": 0.2},
 }
 
@@ -163,42 +175,57 @@ PEERS: dict[str, dict[str, Tables]] = {
 NAMES = ("auto", "none", "plain", *PEERS)
 
 
-def preset_tables(preset: str, env_id: str, rule: str, *, shared_only: bool = False) -> Tables:
-    """The settings a preset gives a rule on an environment, by section.
+def preset(
+    env: str, rule: Rule | str = "trpo", name: str = "auto", *, shared_only: bool = False
+) -> Groups:
+    """The settings that a preset gives a rule on an environment, to be changed by `replace`.
 
     Args:
-        preset: one of `NAMES`.
-        env_id: the environment's id.
-        rule: the rule's name.
+        env: the environment's id.
+        rule: the rule, or its name.
+        name: auto (what is known to work on the environment), none (the library's defaults),
+            plain (no tricks), or another library: sb3, sb3-contrib, cleanrl.
         shared_only: leave out what the preset adds for this rule alone.
 
     Raises:
-        ConfigError: for an unknown preset, or a peer that does not have the rule.
+        ConfigError: for an unknown preset or rule, or a library that does not have the rule.
     """
-    if preset not in NAMES:
-        raise ConfigError(f"no preset {preset}{nearest(preset, NAMES)} ({', '.join(NAMES)})")
-    if preset == "none":
+    rule_name = known_rule(rule if isinstance(rule, str) else rule.name)
+    tables = _tables(name, env, rule_name, shared_only=shared_only)
+    of_rule = limits_of(RULES[rule_name])
+    table = {key: value for key, value in tables.get("rule", {}).items() if key in of_rule}
+    return Groups(
+        RULES[rule_name](**table),
+        Train(**tables.get("train", {})),
+        Network(**tables.get("network", {})),
+        Critic(**tables.get("critic", {})),
+    )
+
+
+def _tables(name: str, env: str, rule: str, *, shared_only: bool) -> Tables:
+    if name not in NAMES:
+        raise ConfigError(f"no preset {name}{nearest(name, NAMES)} ({', '.join(NAMES)})")
+    if name == "none":
         return {}
-    if preset == "plain":
+    if name == "plain":
         return _NO_TRICKS
-    if preset in PEERS:
-        if rule not in PEERS[preset]:
+    if name in PEERS:
+        if rule not in PEERS[name]:
             raise ConfigError(
-                f"preset {preset} is for {', '.join(PEERS[preset])}; that library has no {rule}"
+                f"preset {name} is for {', '.join(PEERS[name])}; that library has no {rule}"
             )
-        return PEERS[preset][rule]
+        return PEERS[name][rule]
     # EnvPool's environments are Gymnasium's, stepped by other code.
-    found = PRESETS.get(env_id.removeprefix("envpool:"), Preset(shared={}, by_rule={}))
-    added = {} if shared_only else found.by_rule.get(rule, {})
-    layers = (_EVERYWHERE, found.shared, added)
-    sections = ("train", "network", "critic", "rule")
-    tables = {name: {k: v for t in layers for k, v in t.get(name, {}).items()} for name in sections}
-    of_rule = limits_of(RULES[rule])
-    return tables | {"rule": {k: v for k, v in tables["rule"].items() if k in of_rule}}
+    found = PRESETS.get(env.removeprefix("envpool:"), _Preset(shared={}, by_rule={}))
+    layers = (found.shared, {} if shared_only else found.by_rule.get(rule, {}))
+    return {
+        group: {key: value for layer in layers for key, value in layer.get(group, {}).items()}
+        for group in GROUPS
+    }
 
 
 def known_rule(name: str) -> str:
-    """`name`, where a rule is called so.
+    """`name`, if a rule is called so.
 
     Raises:
         ConfigError: with the nearest rule.
@@ -209,86 +236,58 @@ def known_rule(name: str) -> str:
 
 
 def settle(
-    env_id: str,
-    rule: Rule,
-    train: Train,
-    network: Network,
-    critic: Critic,
+    env: str,
+    groups: Groups,
     *,
-    preset: str = "auto",
-    tables: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
-    shared_only: bool = False,
     devices: int = 1,
 ) -> Settings:
-    """Every setting of a run: explicit ones over `tables` over the preset over the defaults.
+    """Every setting of a run: `groups`, with the fields in `changes` changed.
 
     Args:
-        env_id: the environment's id.
-        rule: the rule and its explicit settings.
-        train: explicit settings of the run.
-        network: explicit settings of the networks.
-        critic: explicit settings of the critic.
-        preset: one of `NAMES`.
-        tables: a parsed configuration file, or the `config.json` of a run.
+        env: the environment's id.
+        groups: from `preset`, or given by the user.
+        changes: tables of fields by group, as in a configuration file.
         env_kwargs: arguments of the environment.
-        shared_only: see `preset_tables`.
-        devices: as many blocks of environments, where nothing else is set.
+        devices: blocks of environments, unless `changes` or `groups` set another number.
 
     Raises:
         ConfigError: for any setting that is unknown, out of range or at odds with another.
     """
-    tables = dict(tables or {})
-    known = ("env", "env_kwargs", "preset", "rule", "train", "network", "critic")
-    for name in tables:
-        if name not in known:
-            raise ConfigError(f"the configuration has no table {name}{nearest(name, known)}")
-    given_rule = {k: v for k, v in dict(tables.get("rule", {})).items() if k != "name"}
-    from_preset = preset_tables(preset, env_id, rule.name, shared_only=shared_only)
-
-    def fill(name: str, config: Any, table: Mapping[str, Any]) -> Any:
+    changes = dict(changes or {})
+    for name, table in changes.items():
+        if name not in GROUPS:
+            raise ConfigError(f"the configuration has no table {name}{nearest(name, GROUPS)}")
         if not isinstance(table, Mapping):
             raise ConfigError(f"the configuration's {name} must be a table, got {table!r}")
-        from_file = from_mapping(type(config), table)
-        spread = {"blocks": devices} if name == "train" else {}
-        usual = resolve(type(config)(), from_preset.get(name, {}), spread)
-        chosen = resolve(config, vars(from_file), vars(usual))
-        ends = _scaled_ends(from_preset.get(name, {}), vars(usual), vars(chosen))
-        return resolve(config, vars(from_file), ends, vars(usual))
-
+    rule = {key: value for key, value in changes.get("rule", {}).items() if key != "name"}
+    for key in rule:
+        others = rules_with(key)
+        if others and groups.rule.name not in others:
+            raise ConfigError(
+                f"{groups.rule.name} has no setting {key}: it is a setting of {', '.join(others)}"
+            )
+    train = groups.train
+    if train.blocks == 1 and devices > 1:
+        train = changed(train, {"blocks": devices})
     settings = Settings(
-        env=env_id,
+        env=env,
         env_kwargs=dict(env_kwargs or {}),
-        preset=preset,
-        rule=fill("rule", rule, given_rule),
-        train=fill("train", train, tables.get("train", {})),
-        network=fill("network", network, tables.get("network", {})),
-        critic=fill("critic", critic, tables.get("critic", {})),
+        rule=changed(groups.rule, rule),
+        train=changed(train, changes.get("train", {})),
+        network=changed(groups.network, changes.get("network", {})),
+        critic=changed(groups.critic, changes.get("critic", {})),
     )
     check_together(settings)
     return settings
 
 
-def _scaled_ends(
-    preset: Mapping[str, Any], usual: Mapping[str, Any], chosen: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The ends of a preset's schedules, for the starts that were chosen: each keeps its share.
-
-    An end of 0.001 is meant for a radius of 0.01; from one of 0.0005 it would be a growth.
-    """
-    starts = {name: name.removesuffix("_end") for name in preset if name.endswith("_end")}
-    return {
-        end: usual[end] * chosen[start] / usual[start]
-        for end, start in starts.items()
-        if chosen[start] != usual[start]
-    }
-
-
 def differing_settings(config: Mapping[str, Any], settings: Settings) -> dict[str, str]:
-    """Where a run's `config.json` and these settings differ: what is said of each, by its name."""
+    """Where a run's `config.json` and these settings differ: a phrase for each, by its name."""
     new = settings.to_dict()
     pairs = [(name, config.get(name), new[name]) for name in ("env", "env_kwargs")]
-    for section in ("rule", "train", "network", "critic"):
+    for section in GROUPS:
         there = config.get(section, {})
         pairs += [(f"{section}.{k}", there.get(k), value) for k, value in new[section].items()]
     return {
@@ -298,32 +297,27 @@ def differing_settings(config: Mapping[str, Any], settings: Settings) -> dict[st
     }
 
 
-def settle_tables(config: Mapping[str, Any]) -> Settings:
-    """The settings that a run's `config.json` froze."""
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """The settings in a run's `config.json`."""
     rule = known_rule(str(dict(config.get("rule", {})).get("name")))
-    keys = ("rule", "train", "network", "critic")
     return settle(
         str(config["env"]),
-        RULES[rule](),
-        Train(),
-        Network(),
-        Critic(),
-        preset="none",
-        tables={key: config.get(key, {}) for key in keys},
+        Groups(RULES[rule](), Train(), Network(), Critic()),
+        changes={key: config.get(key, {}) for key in GROUPS},
         env_kwargs=config.get("env_kwargs", {}),
     )
 
 
-def frozen_settings(config: Mapping[str, Any], file: Path) -> Settings:
+def read_settings(config: Mapping[str, Any], file: Path) -> Settings:
     """The settings of a run, from a `config.json` that may hold anything.
 
     Raises:
         ConfigError: for settings that are wrong.
-        CheckpointError: for what holds no settings at all.
+        CheckpointError: for a file that holds no settings at all.
     """
     try:
-        return settle_tables(config)
+        return settings_of(config)
     except ConfigError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise CheckpointError(f"{file} is not a configuration of ours: {fault}") from fault
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a configuration of surefoot: {error}") from error

@@ -1,15 +1,22 @@
-"""Every setting, as frozen dataclasses whose unset fields are None until `resolve` fills them.
+"""Every setting, as frozen dataclasses with real defaults. Nothing here imports JAX.
 
-The order is: library default < preset < configuration file < explicit. Nothing here imports JAX,
-so that the command line can refuse a wrong flag at once.
+A group of settings that a caller gives is taken as it stands; one that is not given comes from the
+preset of the environment (`surefoot.config.presets`).
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
-from surefoot.config.validation import check, coerce, limits_of, nearest, setting, shown
+from surefoot.config.validation import (
+    limits_of,
+    setting,
+    settings_group,
+    shown,
+    traced_values,
+    with_arrays,
+)
 from surefoot.errors import ConfigError
 
 
@@ -25,36 +32,101 @@ class OwnNetwork(NamedTuple):
     apply: Callable[..., Any]
 
 
+class OwnNetworks(NamedTuple):
+    """Networks of the user's own in place of the built ones."""
+
+    policy: OwnNetwork | None = None
+    critic: OwnNetwork | None = None
+
+
 _POSITIVE = {"low": 0.0, "open_low": True}
 _FRACTION = {"low": 0.0, "high": 1.0}
 
 
-@dataclass(frozen=True)
+def _learning_rate(default: float) -> Any:
+    return setting(default, "Adam's step size", traced=True, **_POSITIVE)
+
+
+def _final_fraction(default: float, of: str) -> Any:
+    text = f"share of {of} left at the end of the run, falling linearly; 1: constant"
+    return setting(default, text, traced=True, **_FRACTION)
+
+
+def _max_grad_norm(default: float) -> Any:
+    return setting(
+        default,
+        "maximum global norm of a gradient; 0: none",
+        traced=True,
+        low=0.0,
+        off_at_zero=True,
+    )
+
+
+def _advantage_norm(*choices: str) -> Any:
+    return setting(choices[0], "rows over which advantages are standardised", choices=choices)
+
+
+def _ent_coef() -> Any:
+    return setting(0.0, "weight of the entropy bonus", traced=True, low=0.0, off_at_zero=True)
+
+
+def _max_kl(text: str) -> Any:
+    return setting(0.01, text, traced=True, **_POSITIVE)
+
+
+def _damping() -> Any:
+    return setting(0.1, "added to the diagonal of the Fisher matrix", traced=True, low=0.0)
+
+
+def _cg_iters() -> Any:
+    return setting(10, "maximum conjugate-gradient iterations", low=1)
+
+
+def _cg_tolerance() -> Any:
+    text = "relative residual at which conjugate gradient stops"
+    return setting(0.05, text, traced=True, **_FRACTION)
+
+
+def _fisher_fraction() -> Any:
+    text = "share of the states, drawn at random, in a Fisher product"
+    return setting(0.25, text, high=1.0, **_POSITIVE)
+
+
+def _num_epochs() -> Any:
+    return setting(10, "passes over each batch", low=1)
+
+
+def _num_minibatches(default: int) -> Any:
+    return setting(default, "minibatches per pass", low=1)
+
+
+@settings_group
 class Train:
     """The run: how much experience, from how many environments, how normalised."""
 
-    steps: int = setting(1_000_000, "environment steps; rounded up to whole iterations", low=1)
+    steps: int = setting(1_000_000, "environment steps, rounded up to whole iterations", low=1)
     seed: int = setting(0, "seed of every random number of the run", low=0, high=2**31 - 1)
-    num_envs: int = setting(8, "environments stepped side by side", low=1)
+    num_envs: int = setting(8, "parallel environments", low=1)
     num_steps: int = setting(256, "steps of each environment between two updates", low=1)
     blocks: int = setting(
         1,
-        "blocks of environments, which may live on different devices: rows are shuffled within "
+        "blocks of environments, which may live on different devices; rows are shuffled within "
         "each, so that numbers depend on the blocks and not on the devices",
         low=1,
     )
-    gamma: float = setting(0.99, "discount per step", **_FRACTION)
+    gamma: float = setting(0.99, "discount per step", traced=True, **_FRACTION)
     gae_lambda: float = setting(
-        0.95, "0: one-step advantage, 1: Monte Carlo advantage", **_FRACTION
+        0.95, "0: one-step advantage, 1: Monte Carlo advantage", traced=True, **_FRACTION
     )
     obs_norm: bool = setting(True, "normalise observations by running mean and variance")
     obs_clip: float = setting(10.0, "bound on a normalised observation", **_POSITIVE)
     return_norm: bool = setting(True, "divide rewards by the running std of the discounted return")
-    reward_clip: float = setting(10.0, "bound on a normalised reward", **_POSITIVE)
+    reward_clip: float = setting(10.0, "bound on a normalised reward", traced=True, **_POSITIVE)
     vectorization: str = setting(
         "auto",
         "step Gymnasium environments in this process (sync), spread over the cores (cores) or in a "
-        "process each (async); auto: over the cores where they are Gymnasium's own and gain by it",
+        "process each (async); auto: over the cores for Gymnasium's own environments, where that "
+        "is faster",
         choices=("auto", "sync", "cores", "async"),
     )
     env_timeout_s: float = setting(
@@ -62,21 +134,22 @@ class Train:
     )
     on_env_error: str = setting(
         "stop",
-        "stop where a Gymnasium environment raises, or restart:N: make it anew, N times in a run",
+        "what to do when a Gymnasium environment raises: stop, or restart:N to recreate it, at "
+        "most N times in a run",
         choices=("stop", "restart:N"),
         pattern=r"stop|restart:[1-9][0-9]{0,5}",
     )
     strict_env: bool = setting(
-        False, "stop where an observation lies outside its space; else such rows are counted"
+        False, "stop when an observation lies outside its space; otherwise such rows are counted"
     )
     action_scale: str = setting(
-        "affine", "map [-1, 1] onto a bounded Box, or clip as it is", choices=("affine", "raw")
+        "affine", "map [-1, 1] onto a bounded Box, or clip raw actions", choices=("affine", "raw")
     )
     eval_every: int = setting(0, "steps between two evaluations; 0: none during the run", low=0)
     eval_episodes: int = setting(20, "episodes of one evaluation", low=1)
     checkpoint_every: int = setting(
         0,
-        "steps between scheduled checkpoints; 0: a tenth of the run, ten episodes at least",
+        "steps between scheduled checkpoints; 0: a tenth of the run, at least ten episodes",
         low=0,
     )
     reset_at_checkpoints: bool = setting(
@@ -86,171 +159,167 @@ class Train:
     dispatch: int = setting(10, "iterations of a JAX-native run per call of its program", low=1)
     lens_every: int = setting(
         100,
-        "iterations between two looks of the lens's dearer part (cross-fit, shift of visits, "
-        "gradient noise); 0: never",
+        "run the expensive diagnostics (cross-fit, shift of the visited states, gradient noise) "
+        "every N iterations; 0: never",
         low=0,
     )
     probe_every: int = setting(
-        0, "steps between two updates that are kept for a probe; 0: only those in trouble", low=0
+        0, "steps between two updates kept for a probe; 0: only those in trouble", low=0
     )
     guard: bool = setting(
-        False, "walk steps back into guard_kl, and take none while the lens sees no hope"
+        False,
+        "shrink each step until its KL is within guard_kl; skip updates while held-out gains are "
+        "significantly negative",
     )
     guard_kl: float = setting(
-        0.05, "guard: largest mean KL(old || new) of a step, in nats", **_POSITIVE
+        0.05, "guard: maximum mean KL(old || new) of a step, in nats", traced=True, **_POSITIVE
     )
     guard_worst_kl: float = setting(
-        1.0, "guard: largest KL(old || new) of any state of the batch, in nats", **_POSITIVE
+        1.0,
+        "guard: maximum KL(old || new) in any state of the batch, in nats",
+        traced=True,
+        **_POSITIVE,
     )
-    max_refusals: int = setting(10, "non-finite updates in a row that stop the run", low=1)
-    info_keys: tuple[str, ...] = setting((), "keys of the last info to log under episode/")
+    max_refusals: int = setting(10, "consecutive non-finite updates that stop the run", low=1)
+    info_keys: tuple[str, ...] = setting((), "keys of an episode's last info to log under episode/")
 
 
-@dataclass(frozen=True)
+@settings_group
 class Network:
-    """The policy's and the critic's functions: two multilayer perceptrons, a CNN for MinAtar."""
+    """The policy's and the critic's networks: multilayer perceptrons, with a CNN for MinAtar."""
 
     hidden: tuple[int, ...] = setting(
         (64, 64), "widths of the hidden layers", low=1, high=16384, fewest=1
     )
     critic_hidden: tuple[int, ...] = setting(
-        None, "the critic's widths; unset: as hidden", low=1, high=16384, fewest=1
+        (), "widths of the critic's hidden layers; none: as hidden", low=1, high=16384
     )
     activation: str = setting(
         "tanh", "nonlinearity", choices=("tanh", "relu", "swish", "elu", "gelu")
     )
     ortho_init: bool = setting(True, "orthogonal initial weights, gain sqrt(2)")
-    head_scale: float = setting(0.01, "gain of the policy's last layer at the start", low=0.0)
-    log_std_init: float = setting(0.0, "log standard deviation at the start", low=-5.0, high=2.0)
+    head_scale: float = setting(0.01, "initial gain of the policy's last layer", low=0.0)
+    log_std_init: float = setting(0.0, "initial log standard deviation", low=-5.0, high=2.0)
     distribution: str = setting(
         "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
     )
-    shared_torso: bool = setting(False, "one torso for policy and critic (descending rules only)")
+    shared_torso: bool = setting(
+        False, "share one torso between policy and critic (rules that descend a loss only)"
+    )
 
 
-@dataclass(frozen=True)
+@settings_group
 class Critic:
     """The fit of V to the value targets."""
 
-    learning_rate: float = setting(1e-3, "Adam's step size", **_POSITIVE)
-    learning_rate_end: float = setting(
-        None, "step size at the end of the run; unset: constant", low=0.0
+    learning_rate: float = _learning_rate(1e-3)
+    final_fraction: float = _final_fraction(1.0, "learning_rate")
+    num_epochs: int = _num_epochs()
+    num_minibatches: int = _num_minibatches(16)
+    max_grad_norm: float = _max_grad_norm(0.5)
+    value_clip: float = setting(
+        0.0,
+        "bound on the change of a value per update; 0: none",
+        traced=True,
+        low=0.0,
+        off_at_zero=True,
     )
-    num_epochs: int = setting(10, "passes over each batch", low=1)
-    num_minibatches: int = setting(16, "parts of a pass", low=1)
-    max_grad_norm: float = setting(0.5, "bound on the global norm of a gradient; 0: none", low=0.0)
-    value_clip: float = setting(0.0, "bound on the change of a value per update; 0: none", low=0.0)
     joint: bool = setting(
-        False, "fit inside the policy's own descent, with its epochs and step size"
+        False, "fit the critic in the policy's own descent, with its epochs and step size"
     )
-    vf_coef: float = setting(0.5, "weight of the critic's loss in a joint descent", **_POSITIVE)
+    vf_coef: float = setting(
+        0.5, "weight of the critic's loss in a joint descent", traced=True, **_POSITIVE
+    )
 
 
-def _advantage_norm(*choices: str) -> Any:
-    return setting(choices[0], "over which rows advantages are standardised", choices=choices)
-
-
-def _ent_coef() -> Any:
-    return setting(0.0, "weight of the entropy bonus", low=0.0)
-
-
-@dataclass(frozen=True)
+@settings_group
 class VPG:
-    """Vanilla policy gradient: the tangent direction, and hope."""
+    """Vanilla policy gradient: one Adam step along the gradient of the surrogate."""
 
     name: ClassVar[str] = "vpg"
-    learning_rate: float = setting(5e-3, "Adam's step size", **_POSITIVE)
-    learning_rate_end: float = setting(
-        None, "step size at the end of the run; unset: constant", low=0.0
-    )
-    max_grad_norm: float = setting(0.0, "bound on the gradient's global norm; 0: none", low=0.0)
+    learning_rate: float = _learning_rate(5e-3)
+    final_fraction: float = _final_fraction(0.0, "learning_rate")
+    max_grad_norm: float = _max_grad_norm(0.0)
     advantage_norm: str = _advantage_norm("batch", "none")
     ent_coef: float = _ent_coef()
 
 
-@dataclass(frozen=True)
+@settings_group
 class NPG:
-    """Natural policy gradient: the tangent direction in the geometry of distributions."""
+    """Natural policy gradient: a step along F⁻¹g to the radius of the quadratic model."""
 
     name: ClassVar[str] = "npg"
-    max_kl: float = setting(
-        0.01, "radius: mean KL(old || new) the quadratic model allows, in nats", **_POSITIVE
-    )
-    max_kl_end: float = setting(None, "radius at the end of the run; unset: constant", **_POSITIVE)
-    damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
-    cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
-    cg_tolerance: float = setting(
-        0.05, "relative residual at which conjugate gradient stops", low=0.0, high=1.0
-    )
-    fisher_fraction: float = setting(
-        0.25, "share of states, drawn at random, in a Fisher product", high=1.0, **_POSITIVE
-    )
+    max_kl: float = _max_kl("radius: mean KL(old || new) in the quadratic model, in nats")
+    final_fraction: float = _final_fraction(0.1, "max_kl")
+    damping: float = _damping()
+    cg_iters: int = _cg_iters()
+    cg_tolerance: float = _cg_tolerance()
+    fisher_fraction: float = _fisher_fraction()
     advantage_norm: str = _advantage_norm("batch", "none")
     ent_coef: float = _ent_coef()
 
 
-@dataclass(frozen=True)
+@settings_group
 class TRPO:
-    """Trust-region policy optimisation: the natural direction, with a radius that is checked."""
+    """Trust-region policy optimisation: the natural step, with a radius that is checked."""
 
     name: ClassVar[str] = "trpo"
-    max_kl: float = setting(
-        0.01, "largest mean KL(old || new) a step may reach, in nats", **_POSITIVE
-    )
-    max_kl_end: float = setting(None, "radius at the end of the run; unset: constant", **_POSITIVE)
-    damping: float = setting(0.1, "added to the Fisher matrix's diagonal", low=0.0)
-    cg_iters: int = setting(10, "most conjugate-gradient steps", low=1)
-    cg_tolerance: float = setting(
-        0.05, "relative residual at which conjugate gradient stops", low=0.0, high=1.0
-    )
-    fisher_fraction: float = setting(
-        0.25, "share of states, drawn at random, in a Fisher product", high=1.0, **_POSITIVE
-    )
+    max_kl: float = _max_kl("radius: maximum mean KL(old || new) of a step, in nats")
+    final_fraction: float = _final_fraction(0.1, "max_kl")
+    damping: float = _damping()
+    cg_iters: int = _cg_iters()
+    cg_tolerance: float = _cg_tolerance()
+    fisher_fraction: float = _fisher_fraction()
     backtrack_coeff: float = setting(
-        0.8, "factor between two tries of the line search", high=1.0, open_high=True, **_POSITIVE
+        0.8,
+        "factor between two trials of the line search",
+        traced=True,
+        high=1.0,
+        open_high=True,
+        **_POSITIVE,
     )
-    max_backtracks: int = setting(10, "tries after the full step", low=0)
+    max_backtracks: int = setting(10, "maximum backtracking steps", low=0)
     advantage_norm: str = _advantage_norm("batch", "none")
     ent_coef: float = _ent_coef()
 
 
-@dataclass(frozen=True)
+@settings_group
 class PPOKL:
     """PPO with an adaptive KL penalty instead of a constraint."""
 
     name: ClassVar[str] = "ppo-kl"
     target_kl: float = setting(
-        0.01, "mean KL(old || new) the penalty aims at, in nats", **_POSITIVE
+        0.01, "mean KL(old || new) that the penalty aims at, in nats", traced=True, **_POSITIVE
     )
-    kl_coef: float = setting(1.0, "penalty per nat at the first update", **_POSITIVE)
-    learning_rate: float = setting(3e-4, "Adam's step size", **_POSITIVE)
-    learning_rate_end: float = setting(
-        None, "step size at the end of the run; unset: constant", low=0.0
-    )
-    num_epochs: int = setting(10, "passes over each batch", low=1)
-    num_minibatches: int = setting(32, "parts of a pass", low=1)
-    max_grad_norm: float = setting(0.5, "bound on the gradient's global norm; 0: none", low=0.0)
+    kl_coef: float = setting(1.0, "penalty per nat at the first update", traced=True, **_POSITIVE)
+    learning_rate: float = _learning_rate(3e-4)
+    final_fraction: float = _final_fraction(0.0, "learning_rate")
+    num_epochs: int = _num_epochs()
+    num_minibatches: int = _num_minibatches(32)
+    max_grad_norm: float = _max_grad_norm(0.5)
     advantage_norm: str = _advantage_norm("minibatch", "batch", "none")
     ent_coef: float = _ent_coef()
 
 
-@dataclass(frozen=True)
+@settings_group
 class PPO:
-    """PPO: a clip instead of a penalty."""
+    """PPO: the ratio is clipped instead of constrained."""
 
     name: ClassVar[str] = "ppo"
-    clip_eps: float = setting(0.2, "the ratio's free range is 1 ± this", **_POSITIVE)
-    clip_eps_end: float = setting(None, "range at the end of the run; unset: constant", **_POSITIVE)
+    clip_eps: float = setting(0.2, "the ratio is clipped to 1 ± this", traced=True, **_POSITIVE)
     target_kl: float = setting(
-        0.0, "stop the epochs once mean KL exceeds 1.5 times this; 0: never", low=0.0
+        0.0,
+        "skip the remaining epochs once mean KL(old || new) exceeds 1.5 times this, in nats; "
+        "0: never",
+        traced=True,
+        low=0.0,
+        off_at_zero=True,
     )
-    learning_rate: float = setting(3e-4, "Adam's step size", **_POSITIVE)
-    learning_rate_end: float = setting(
-        None, "step size at the end of the run; unset: constant", low=0.0
-    )
-    num_epochs: int = setting(10, "passes over each batch", low=1)
-    num_minibatches: int = setting(32, "parts of a pass", low=1)
-    max_grad_norm: float = setting(0.5, "bound on the gradient's global norm; 0: none", low=0.0)
+    learning_rate: float = _learning_rate(3e-4)
+    final_fraction: float = _final_fraction(0.0, "learning_rate")
+    num_epochs: int = _num_epochs()
+    num_minibatches: int = _num_minibatches(32)
+    max_grad_norm: float = _max_grad_norm(0.5)
     advantage_norm: str = _advantage_norm("minibatch", "batch", "none")
     ent_coef: float = _ent_coef()
 
@@ -259,17 +328,15 @@ Rule = VPG | NPG | TRPO | PPOKL | PPO
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (VPG, NPG, TRPO, PPOKL, PPO)}
 DESCENDING = ("vpg", "ppo-kl", "ppo")
 """The rules that descend a loss by minibatches, and so can fit the critic in the same descent."""
-
-Config = TypeVar("Config", Train, Network, Critic, VPG, NPG, TRPO, PPOKL, PPO)
+GROUPS = ("rule", "train", "network", "critic")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run: what `config.json` freezes."""
+    """Everything that decides a run: what `config.json` holds."""
 
     env: str
     env_kwargs: Mapping[str, Any]
-    preset: str
     rule: Any
     train: Train
     network: Network
@@ -285,12 +352,28 @@ class Settings:
         """Rows of one iteration, dummy ones included."""
         return self.train.num_envs * self.train.num_steps
 
+    def with_train(self, **fields: Any) -> "Settings":
+        """These settings with fields of `train` changed."""
+        return replace(self, train=replace(self.train, **fields))
+
+    def traced(self) -> dict[str, Any]:
+        """The numbers that are data of the compiled program, `with_arrays` puts in their place.
+
+        Discounts, step sizes, radii and clips, and the number of updates over which some decay.
+        """
+        groups = {name: traced_values(getattr(self, name)) for name in GROUPS}
+        return {**groups, "num_updates": float(self.num_iterations)}
+
+    def with_arrays(self, traced: Mapping[str, Any]) -> "Settings":
+        """These settings with arrays in the place of the traced numbers, inside a program."""
+        groups = {name: with_arrays(getattr(self, name), traced[name]) for name in GROUPS}
+        return replace(self, **groups)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the form that `from_dict` and `--config` read."""
+        """Plain JSON values, the form of `config.json` and of a `--config` file."""
         return {
             "env": self.env,
             "env_kwargs": dict(self.env_kwargs),
-            "preset": self.preset,
             "rule": {"name": self.rule.name, **asdict(self.rule)},
             "train": asdict(self.train),
             "network": asdict(self.network),
@@ -303,25 +386,20 @@ def rules_with(name: str) -> list[str]:
     return [key for key, rule in RULES.items() if name in limits_of(rule)]
 
 
-def unlike_defaults(settings: Settings) -> list[str]:
-    """The settings that are not the library's defaults, as `max_kl 0.04`.
-
-    The seed is left out, and so is the end of a schedule that does not change.
-    """
-    told = []
+def non_default(settings: Settings) -> list[str]:
+    """The settings that differ from the library's defaults, as `max_kl 0.04`; not the seed."""
+    found = []
     for section, prefix in (("train", ""), ("network", ""), ("rule", ""), ("critic", "critic ")):
-        config = getattr(settings, section)
-        defaults = vars(resolve(type(config)()))
-        for name, value in vars(config).items():
-            start = getattr(config, name.removesuffix("_end"))
-            constant = name.endswith("_end") and value == start
-            if value != defaults[name] and not constant and name != "seed":
-                told.append(f"{prefix}{name} {shown(value)}")
-    return told
+        group = getattr(settings, section)
+        for name, limits in limits_of(group).items():
+            value = getattr(group, name)
+            if value != limits.default and name != "seed":
+                found.append(f"{prefix}{name} {shown(value)}")
+    return found
 
 
-def refuse_other_kinds(name: str, value: Any, *kinds: type) -> None:
-    """Refuse what a caller gave for a group of settings and is neither unset nor of `kinds`.
+def check_kind(name: str, value: Any, *kinds: type) -> None:
+    """Refuse a group of settings that is neither None nor of `kinds`.
 
     Raises:
         ConfigError: shows how to write it.
@@ -330,59 +408,17 @@ def refuse_other_kinds(name: str, value: Any, *kinds: type) -> None:
         return
     inside = value.items() if isinstance(value, Mapping) else ()
     settings = ", ".join(f"{key}={entry!r}" for key, entry in inside) or "..."
-    raise ConfigError(
-        f"{name}={value!r} is of another kind; give sf.{kinds[0].__name__}({settings})"
-    )
-
-
-def from_mapping(kind: type[Config], table: Mapping[str, Any]) -> Config:
-    """One settings dataclass out of a parsed table of a configuration file.
-
-    Raises:
-        ConfigError: for an unknown key (with the nearest valid one) or a value of another kind.
-    """
-    owner = getattr(kind, "name", kind.__name__.lower())
-    types = {f.name: f.type for f in fields(kind) if "limits" in f.metadata}
-    for key in table:
-        if key not in types:
-            others = rules_with(key) if kind in RULES.values() else []
-            hint = f": it is a setting of {', '.join(others)}" if others else nearest(key, types)
-            raise ConfigError(f"{owner} has no setting {key}{hint}")
-    config = kind(**{k: coerce(v, types[k], f"{owner}: {k}") for k, v in table.items()})
-    check(config)
-    return config
-
-
-def resolve(given: Config, *layers: Mapping[str, Any]) -> Config:
-    """`given` with its unset fields filled from `layers`, first one first, then the defaults.
-
-    An `_end` that nobody sets is the value at the start: the setting stays as it is.
-
-    Raises:
-        ConfigError: for a value of the wrong kind or outside its limits.
-    """
-    types = {f.name: f.type for f in fields(given)}
-    filled = {}
-    for name, limits in limits_of(given).items():
-        options = [getattr(given, name), *(layer.get(name) for layer in layers), limits.default]
-        value = next((option for option in options if option is not None), None)
-        owner = getattr(given, "name", type(given).__name__.lower())
-        if value is None and name.endswith("_end"):
-            value = filled[name.removesuffix("_end")]
-        filled[name] = coerce(value, types[name], f"{owner}: {name}")
-    config = replace(given, **filled)
-    check(config)
-    return config
+    raise ConfigError(f"{name} must be sf.{kinds[0].__name__}({settings}), got {value!r}")
 
 
 def check_together(settings: Settings) -> None:
-    """Refuse settings that are fine alone and do not fit together.
+    """Refuse settings that are valid alone and do not fit together.
 
     Raises:
         ConfigError: for a batch that its minibatches do not divide, a joint or shared critic
-            under a rule that takes its own step, and settings that could then never apply.
+            under a rule that takes its own step, and settings that would be ignored.
     """
-    rule, critic, batch = settings.rule, settings.critic, settings.batch_size
+    rule, critic, train = settings.rule, settings.critic, settings.train
     shares = settings.network.shared_torso or critic.joint
     if shares and rule.name not in DESCENDING:
         what = "shared_torso" if settings.network.shared_torso else "critic joint"
@@ -390,36 +426,30 @@ def check_together(settings: Settings) -> None:
             f"{rule.name}: {what} needs a rule that descends a loss ({', '.join(DESCENDING)}); "
             f"{rule.name} takes one step of its own on the policy alone"
         )
-    _refuse_idle(settings)
-    envs, blocks = settings.train.num_envs, settings.train.blocks
-    if envs % blocks:
-        raise ConfigError(
-            f"train: {blocks} blocks do not divide num_envs {envs}; nearest that do: "
-            f"{_nearest_divisors(envs, blocks)}"
-        )
     if settings.network.shared_torso and not critic.joint:
         raise ConfigError("network: shared_torso needs --critic-joint: one descent for both")
-    parts = {"num_minibatches": getattr(rule, "num_minibatches", 1)}
+    limits = limits_of(train)
+    for name in () if train.guard else ("guard_kl", "guard_worst_kl"):
+        if getattr(train, name) != limits[name].default:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"train: {name} needs a guard: add --guard to --{flag}")
+    if train.num_envs % train.blocks:
+        raise ConfigError(
+            f"train: {train.blocks} blocks do not divide num_envs {train.num_envs}; nearest that "
+            f"do: {_nearest_divisors(train.num_envs, train.blocks)}"
+        )
+    counts = {"num_minibatches": getattr(rule, "num_minibatches", 1)}
     if not critic.joint:
-        parts["critic num_minibatches"] = critic.num_minibatches
-    rows = batch // blocks
-    for name, count in parts.items():
+        counts["critic num_minibatches"] = critic.num_minibatches
+    rows = settings.batch_size // train.blocks
+    for name, count in counts.items():
         if rows % count:
-            of_block = f", {blocks} blocks of {rows}" if blocks > 1 else ""
+            of_block = f", {train.blocks} blocks of {rows}" if train.blocks > 1 else ""
             raise ConfigError(
-                f"{name} {count} does not divide the batch of {batch} "
-                f"(num_envs {envs} x num_steps {settings.train.num_steps}{of_block}); "
+                f"{name} {count} does not divide the batch of {settings.batch_size} "
+                f"(num_envs {train.num_envs} x num_steps {train.num_steps}{of_block}); "
                 f"nearest that do: {_nearest_divisors(rows, count)}"
             )
-
-
-def _refuse_idle(settings: Settings) -> None:
-    """Refuse a guard's radii without a guard: they would not be read."""
-    limits = limits_of(settings.train)
-    for name in () if settings.train.guard else ("guard_kl", "guard_worst_kl"):
-        if getattr(settings.train, name) != limits[name].default:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"train: {name} is read with a guard only: add --guard to --{flag}")
 
 
 def _nearest_divisors(batch: int, count: int) -> str:

@@ -1,14 +1,17 @@
 """What one setting is: its meaning, its default, the values it may take, and how it is shown."""
 
+import copy
 import difflib
 import math
 import re
 import sys
-from collections.abc import Iterable
-from dataclasses import field, fields
-from typing import Any, NamedTuple, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args
 
 from surefoot.errors import ConfigError
+
+Group = TypeVar("Group")
 
 
 def _exact(bound: float) -> str:
@@ -18,7 +21,9 @@ def _exact(bound: float) -> str:
 class Limits(NamedTuple):
     """What a setting means, its library default, and the values it may take.
 
-    `choices` are its words; with a `pattern` for them, what they look like.
+    `choices` are its words; with a `pattern` for them, what they look like. A `traced` number is
+    data of the compiled program, so that another value compiles nothing; where it is
+    `off_at_zero`, 0 leaves a part of the program out.
     """
 
     default: Any
@@ -30,6 +35,8 @@ class Limits(NamedTuple):
     choices: tuple[str, ...] = ()
     pattern: str = ""
     fewest: int = 0
+    traced: bool = False
+    off_at_zero: bool = False
 
     def describe(self) -> str:
         """The allowed values in words, for an error message."""
@@ -62,8 +69,76 @@ class Limits(NamedTuple):
 
 
 def setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field that is unset (None) until `resolve` gives it `default` or something better."""
-    return field(default=None, metadata={"limits": Limits(default, help, **limits)})
+    """A field of a settings group: its default, its meaning, and the values allowed."""
+    return field(default=default, metadata={"limits": Limits(default, help, **limits)})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings_group(cls: type[Group]) -> type[Group]:
+    """A frozen, keyword-only dataclass whose values are checked when it is made.
+
+    Raises:
+        ConfigError: for a value of the wrong kind or outside its limits, when one is made.
+    """
+    cls.__post_init__ = _check  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _check(group: Any) -> None:
+    """Coerce every value to its type, and refuse one outside its limits."""
+    owner, types = owner_of(group), {f.name: f.type for f in fields(group)}
+    for name, limits in limits_of(group).items():
+        value = coerce(getattr(group, name), types[name], f"{owner}: {name}")
+        object.__setattr__(group, name, value)
+        if not limits.allow(value):
+            raise ConfigError(f"{owner}: {name} must be {limits.describe()}, got {value!r}")
+
+
+def owner_of(group: Any) -> str:
+    """What error messages call a settings group: a rule by its name, others by their class."""
+    kind = group if isinstance(group, type) else type(group)
+    return getattr(kind, "name", kind.__name__.lower())
+
+
+def changed(group: Group, table: Mapping[str, Any], *, others: Iterable[str] = ()) -> Group:
+    """A group of settings with the fields of a parsed table changed.
+
+    Args:
+        group: the settings.
+        table: new values by name, as parsed from a file or given by a caller.
+        others: names of settings that exist elsewhere, as `name: where`, for the error message.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest valid one, or a value not allowed.
+    """
+    known = limits_of(group)
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{owner_of(group)} has no setting {key}{nearest(key, known)}")
+    return replace(group, **table)  # type: ignore[type-var]
+
+
+def with_arrays(group: Group, arrays: Mapping[str, Any]) -> Group:
+    """A copy whose fields of these names are arrays, traced ones among them, and not checked."""
+    made = copy.copy(group)
+    for name, array in arrays.items():
+        object.__setattr__(made, name, array)
+    return made
+
+
+def traced_values(group: Any) -> dict[str, float]:
+    """The numbers that are data of a compiled program, by name.
+
+    One that switches something off by being 0 is part of the program while it is 0.
+    """
+    found = {
+        name: getattr(group, name) for name, limits in limits_of(group).items() if limits.traced
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if value != 0.0 or not limits_of(group)[name].off_at_zero
+    }
 
 
 def limits_of(config: Any) -> dict[str, Limits]:
@@ -88,8 +163,6 @@ def coerce(value: Any, template: Any, where: str) -> Any:
         ConfigError: where it is of another kind; nothing is ever evaluated or imported.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None:
-        return None
     if template is bool and isinstance(value, bool):
         return value
     if number and abs(value) > sys.float_info.max:
@@ -105,23 +178,8 @@ def coerce(value: Any, template: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be {_KINDS[template]}, got {value!r}")
 
 
-def check(config: Any) -> None:
-    """Refuse a value outside its limits.
-
-    Raises:
-        ConfigError: names the setting, the rule where there is one, the value and the range.
-    """
-    owner = getattr(config, "name", type(config).__name__.lower())
-    for name, limits in limits_of(config).items():
-        value = getattr(config, name)
-        if value is not None and not limits.allow(value):
-            raise ConfigError(f"{owner}: {name} must be {limits.describe()}, got {value!r}")
-
-
 def shown(value: Any) -> str:
     """A setting's value as a person would write it."""
-    if value is None:
-        return "unset"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):

@@ -70,7 +70,7 @@ METRICS: dict[str, Metric] = {
         "environments.",
         "rising, and near its best at the end",
         "where the end is far below the best, let the radius or the step size fall over the run "
-        "(max_kl_end, learning_rate_end), or use `--best` of evaluate.",
+        "(final_fraction), or use `--best` of evaluate.",
     ),
     "eval/return_std": Metric(
         "reward",
@@ -435,7 +435,6 @@ METRICS: dict[str, Metric] = {
         "1 every time: a smaller step size, or a larger target_kl.",
     ),
     "update/learning_rate": Metric("step size", "Adam's step size.", "any", _NO_REMEDY),
-    "update/clip_eps": Metric("ratio", "The clip's half-width.", "any", _NO_REMEDY),
     "update/kl_coef": Metric(
         "scaled reward / nat",
         "ppo-kl's penalty per nat, used in this update.",

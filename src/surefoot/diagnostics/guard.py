@@ -135,9 +135,7 @@ def fraction_inside(
     return jnp.where(found <= 1.0, fraction, 0.0)
 
 
-def is_hopeless(
-    promises: Float[Array, " update"], known: int | Int[Array, ""]
-) -> Bool[Array, ""]:
+def is_hopeless(promises: Float[Array, " update"], known: int | Int[Array, ""]) -> Bool[Array, ""]:
     """Whether the mean of the last promises is negative beyond its 95 % interval.
 
     False until as many are known as are remembered: fewer say too little.

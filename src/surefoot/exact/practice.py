@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from surefoot import exact as t
-from surefoot.config.settings import resolve
 from surefoot.errors import ConfigError
 from surefoot.exact.report import Start, Update
 from surefoot.formulas.distributions import Categorical
@@ -80,12 +79,12 @@ def training_update(
     The rule's own state (Adam's moments, its count of updates) goes from one call to the next.
 
     Args:
-        config: the rule's settings (VPG, NPG, TRPO, PPOKL or PPO); unset ones take their defaults.
+        config: the rule's settings (VPG, NPG, TRPO, PPOKL or PPO).
         rows: rows of a sampled batch; None takes the exact one.
         seed: of the samples and of the rule's own draws.
         num_updates: updates that schedules are spread over.
     """
-    settings, memory = resolve(config), _Memory()
+    settings, memory = config, _Memory()
 
     def update(start: Start, old: t.Solution, step: t.Step) -> np.ndarray:
         with jax.enable_x64(True):

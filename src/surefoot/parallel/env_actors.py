@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from surefoot.config.presets import settle_tables
+from surefoot.config.presets import settings_of
 from surefoot.config.settings import Settings
 from surefoot.errors import ConfigError, ReplicaError, SurefootError, WorkerLostError, fault_of
 from surefoot.training.rollout_host import Fragment, HostCollector, HostRollout, assemble
@@ -161,7 +161,7 @@ class _EnvActor:
     """In an actor: some of a run's environments and a policy of its own."""
 
     def __init__(self, settings: dict[str, Any], first: int, count: int):
-        self._settings, self._first, self._count = settle_tables(settings), first, count
+        self._settings, self._first, self._count = settings_of(settings), first, count
         self._collector: HostCollector | None = None
 
     def gather(

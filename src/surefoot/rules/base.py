@@ -19,12 +19,13 @@ CriticLosses = Callable[[Params, Any], Float[Array, " batch"]]
 
 def decayed(
     start: float | Float[Array, ""],
-    end: float | Float[Array, ""],
+    final_fraction: float | Float[Array, ""],
     count: Int[Array, ""],
-    num_updates: int | Float[Array, ""],
+    num_updates: float | Float[Array, ""],
 ) -> Float[Array, ""]:
-    """A step size or radius that moves linearly from `start` to `end` over the run."""
+    """A step size or radius that falls linearly from `start` to `final_fraction` of it."""
     left = 1 - jnp.clip(count, 0, num_updates) / num_updates
+    end = final_fraction * start
     return (start - end) * left + end
 
 
@@ -41,7 +42,7 @@ def reference(config: Any, policy_fn: PolicyFn, params: Params, batch: Batch) ->
 def descending(
     config: Any,
     policy_fn: PolicyFn,
-    num_updates: int | Float[Array, ""],
+    num_updates: float | Float[Array, ""],
     critic_losses: CriticLosses | None,
     adam: MinibatchAdam,
     gains: Callable[[Any, Any, Batch, Any], Float[Array, " batch"]],
@@ -51,7 +52,7 @@ def descending(
     """A rule that maximises the mean of `gains` by minibatch Adam, with an entropy bonus.
 
     Args:
-        config: settings with `learning_rate`, `learning_rate_end`, `advantage_norm`, `ent_coef`.
+        config: settings with `learning_rate`, `final_fraction`, `advantage_norm`, `ent_coef`.
         policy_fn: the policy.
         num_updates: updates of the run, over which the learning rate decays.
         critic_losses: the critic's loss where it is fitted in the same descent.
@@ -70,7 +71,7 @@ def descending(
     def update(state, params, batch, key):
         old, data = reference(config, policy_fn, params, batch)
         learning_rate = decayed(
-            config.learning_rate, config.learning_rate_end, state["count"], num_updates
+            config.learning_rate, config.final_fraction, state["count"], num_updates
         )
 
         def losses(params, minibatch):

@@ -43,7 +43,7 @@ def start_critic(config: Critic, params: Params) -> dict[str, Any]:
 def fit_critic(
     config: Critic,
     value_fn: ValueFn,
-    num_updates: int | Float[Array, ""],
+    num_updates: float | Float[Array, ""],
     state: dict[str, Any],
     params: Params,
     batch: Batch,
@@ -52,7 +52,7 @@ def fit_critic(
 ) -> tuple[Params, dict[str, Any], dict[str, Array]]:
     """Some epochs of minibatch Adam on the value loss."""
     learning_rate = decayed(
-        config.learning_rate, config.learning_rate_end, state["count"], num_updates
+        config.learning_rate, config.final_fraction, state["count"], num_updates
     )
     losses = critic_losses(config, value_fn)
     params, adam, descent = _adam(config, rows).minimise(

@@ -78,7 +78,10 @@ class MinibatchAdam(NamedTuple):
             minibatch = prepare(self.rows.take(data, indices))
             value, gradient = self.rows.mean_and_gradient(losses, flat, unravel, minibatch)
             direction, state = optimizer.update(gradient, state)
-            return (flat - learning_rate * direction, state), (value, jnp.linalg.norm(gradient))
+            return (flat - learning_rate * jnp.asarray(direction), state), (
+                value,
+                jnp.linalg.norm(gradient),
+            )
 
         def epoch(carry, epoch_key):
             flat, state, stopped = carry

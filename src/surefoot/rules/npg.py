@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from surefoot.config.settings import NPG
 from surefoot.rules.base import PolicyFn, decayed, reference
@@ -13,7 +14,7 @@ from surefoot.types import UpdateRule
 def npg(
     config: NPG,
     policy_fn: PolicyFn,
-    num_updates: int,
+    num_updates: float | Float[Array, ""],
     critic_losses: None = None,
     rows: Rows = AllRows(),  # noqa: B008  (stateless)
 ) -> UpdateRule:
@@ -26,7 +27,7 @@ def npg(
     """
 
     def update(state, params, batch, key):
-        radius = decayed(config.max_kl, config.max_kl_end, state["count"], num_updates)
+        radius = decayed(config.max_kl, config.final_fraction, state["count"], num_updates)
         _, batch = reference(config, policy_fn, params, batch)
         natural = natural_step(
             config,

@@ -1,6 +1,7 @@
 """PPO's two rungs: a penalty on KL with an adaptive weight, and a clip of the ratio."""
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from surefoot.config.settings import PPO, PPOKL
 from surefoot.config.validation import is_off
@@ -21,7 +22,7 @@ def _adam(config: PPO | PPOKL, rows: Rows) -> MinibatchAdam:
 def ppo_kl(
     config: PPOKL,
     policy_fn: PolicyFn,
-    num_updates: int,
+    num_updates: float | Float[Array, ""],
     critic_losses: CriticLosses | None = None,
     rows: Rows = AllRows(),  # noqa: B008  (stateless)
 ) -> UpdateRule:
@@ -55,7 +56,7 @@ def ppo_kl(
 def ppo(
     config: PPO,
     policy_fn: PolicyFn,
-    num_updates: int,
+    num_updates: float | Float[Array, ""],
     critic_losses: CriticLosses | None = None,
     rows: Rows = AllRows(),  # noqa: B008  (stateless)
 ) -> UpdateRule:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from surefoot.config.settings import TRPO
 from surefoot.formulas.trust_region import ACCEPTED, NO_GRADIENT, backtrack, mean_kl
@@ -17,7 +18,7 @@ AIM = 0.9
 def trpo(
     config: TRPO,
     policy_fn: PolicyFn,
-    num_updates: int,
+    num_updates: float | Float[Array, ""],
     critic_losses: None = None,
     rows: Rows = AllRows(),  # noqa: B008  (stateless)
 ) -> UpdateRule:
@@ -29,7 +30,7 @@ def trpo(
     """
 
     def update(state, params, batch, key):
-        radius = decayed(config.max_kl, config.max_kl_end, state["count"], num_updates)
+        radius = decayed(config.max_kl, config.final_fraction, state["count"], num_updates)
         old, batch = reference(config, policy_fn, params, batch)
         natural = natural_step(
             config, policy_fn, params, batch, key, rows=rows, radius=AIM * radius

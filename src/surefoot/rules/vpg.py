@@ -1,5 +1,7 @@
 """Vanilla policy gradient: one Adam step along the gradient of the surrogate."""
 
+from jaxtyping import Array, Float
+
 from surefoot.config.settings import VPG
 from surefoot.rules.base import CriticLosses, PolicyFn, descending
 from surefoot.rules.minibatch_adam import MinibatchAdam
@@ -10,7 +12,7 @@ from surefoot.types import UpdateRule
 def vpg(
     config: VPG,
     policy_fn: PolicyFn,
-    num_updates: int,
+    num_updates: float | Float[Array, ""],
     critic_losses: CriticLosses | None = None,
     rows: Rows = AllRows(),  # noqa: B008  (stateless)
 ) -> UpdateRule:

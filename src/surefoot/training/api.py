@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surefoot.config.presets import differing_settings, frozen_settings, known_rule, settle
+from surefoot.config.presets import Groups, differing_settings, read_settings, settle
+from surefoot.config.presets import preset as find_preset
 from surefoot.config.settings import (
     RULES,
     TRPO,
     Critic,
     Network,
+    OwnNetworks,
     Rule,
     Settings,
     Train,
-    refuse_other_kinds,
+    check_kind,
 )
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
@@ -28,19 +30,36 @@ from surefoot.storage.checkpoint import dump
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.loop import Listener, drive, versions
-from surefoot.training.run import OwnNetworks, Run, begin, open_run, recorded_spaces
+from surefoot.training.run import Run, begin, open_run, recorded_spaces
 
 
-def chosen_rule(rule: Rule | str | None) -> Rule:
-    """A rule with its settings, out of one, a rule's name, or nothing, which is TRPO.
+def choose_groups(
+    env: str,
+    rule: Rule | str | None,
+    train: Train | None,
+    network: Network | OwnNetworks | None,
+    critic: Critic | None,
+    *,
+    preset: str = "auto",
+    shared_only: bool = False,
+) -> Groups:
+    """The settings groups of a run: those given as they stand, the others from the preset.
 
     Raises:
-        ConfigError: for an unknown name, with the nearest, or another kind of object.
+        ConfigError: for an unknown rule or preset, or an object of another kind.
     """
-    if isinstance(rule, str):
-        return RULES[known_rule(rule)]()
-    refuse_other_kinds("rule", rule, TRPO, *RULES.values())
-    return rule if rule is not None else TRPO()
+    if not isinstance(rule, str):
+        check_kind("rule", rule, TRPO, *RULES.values())
+    check_kind("train", train, Train)
+    check_kind("network", network, Network, OwnNetworks)
+    check_kind("critic", critic, Critic)
+    usual = find_preset(env, rule or "trpo", preset, shared_only=shared_only)
+    return Groups(
+        usual.rule if rule is None or isinstance(rule, str) else rule,
+        usual.train if train is None else train,
+        network if isinstance(network, Network) else usual.network,
+        usual.critic if critic is None else critic,
+    )
 
 
 def train(
@@ -55,12 +74,13 @@ def train(
     network: Network | OwnNetworks | None = None,
     critic: Critic | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
-    tables: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
     devices: int = 1,
     ranks: Alone | Ranks = ALONE,
     env_workers: EnvWorkers | None = None,
     on_update: Callable[[dict[str, Any]], Any] | None = None,
     listener: Listener | None = None,
+    **fields: Any,
 ) -> Run:
     """Train a policy.
 
@@ -72,12 +92,13 @@ def train(
         steps: environment steps, rounded up to whole iterations.
         seed: of every random number of the run.
         out: a new directory for settings, metrics and checkpoints; None keeps nothing.
-        preset: auto, none, plain, sb3, sb3-contrib or cleanrl.
-        train: the run's settings.
-        network: settings, or your own networks.
-        critic: the critic's settings.
+        preset: where settings come from that are not given: auto (what is known to work on the
+            environment), none (the library's defaults), plain, sb3, sb3-contrib or cleanrl.
+        train: the run's settings, taken as they stand.
+        network: the networks' settings, taken as they stand, or your own networks.
+        critic: the critic's settings, taken as they stand.
         env_kwargs: arguments for an environment named by its id.
-        tables: a parsed configuration file.
+        changes: fields of settings groups to change, by group, as in a configuration file.
         devices: over which environments and rows are spread, a block of them or more on each; the
             numbers depend on `Train.blocks`, which is this where it is not set. A CPU is divided
             into as many as its cores, where JAX has not been used before.
@@ -88,6 +109,7 @@ def train(
             process: actors of Ray, from `surefoot.parallel.ray.connected`.
         on_update: called with each row of metrics; returning True stops the run.
         listener: a live display.
+        **fields: fields of `Train` to change, such as `num_envs=16`.
 
     Returns:
         The run, with its policy and its rows of metrics.
@@ -101,24 +123,17 @@ def train(
         ReplicaError: where ranks no longer have the same state.
         StoppedBySignal: after SIGINT or SIGTERM, with the checkpoint written.
     """
-    rule = chosen_rule(rule)
     divide_cpu(devices)
-    refuse_other_kinds("train", train, Train)
-    refuse_other_kinds("network", network, Network, OwnNetworks)
-    refuse_other_kinds("critic", critic, Critic)
-    own = network if isinstance(network, OwnNetworks) else OwnNetworks()
     source = find_env(env, env_kwargs or {})
-    given = train if train is not None else Train()
-    changes = {"steps": steps, "seed": seed}
-    given = Train(**{**vars(given), **{k: v for k, v in changes.items() if v is not None}})
+    groups = choose_groups(source.env_id, rule, train, network, critic, preset=preset)
+    own = network if isinstance(network, OwnNetworks) else OwnNetworks()
+    fields |= {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
+    changes = dict(changes or {})
+    changes["train"] = {**changes.get("train", {}), **fields}
     settings = settle(
         source.env_id,
-        rule,
-        given,
-        network if isinstance(network, Network) else Network(),
-        critic if critic is not None else Critic(),
-        preset=preset,
-        tables=tables,
+        groups,
+        changes=changes,
         env_kwargs=env_kwargs,
         devices=devices * ranks.count,
     )
@@ -403,7 +418,7 @@ def _match(
     if not file.exists():
         return start()
     # With its defaults filled in, which a version before this one may not have had.
-    there = frozen_settings(directory.config, file).to_dict()
+    there = read_settings(directory.config, file).to_dict()
     differences = differing_settings(there, settings)
     allowed = {name for name in differences for key in override if f".{name}".endswith(f".{key}")}
     if refused := [said for name, said in differences.items() if name not in allowed]:

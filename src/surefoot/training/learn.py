@@ -43,7 +43,7 @@ def learn(parts: Parts, state: LearnState, rollout: Rollout) -> tuple[LearnState
         critic_params, critic, critic_info = fit_critic(
             settings.critic,
             lambda critic, inputs: parts.network.value({"critic": critic}, inputs),
-            settings.num_iterations,
+            parts.num_updates,
             state.critic,
             state.params["critic"],
             batch,

@@ -3,7 +3,6 @@
 What differs between rules is the `UpdateRule` alone; between kinds of environment, what collects.
 """
 
-from functools import cached_property
 from typing import Any
 
 from surefoot.config.settings import Settings
@@ -16,12 +15,16 @@ from surefoot.training.inspect import inspect, look
 from surefoot.training.learn import learn
 from surefoot.training.rollout_jax import EnvLoop, collect_jax
 from surefoot.training.seeds import Purpose, run_key
-from surefoot.training.state import LoopState, Parts, make_parts, start_loop
+from surefoot.training.state import LoopState, Parts, make_parts, start_loop, traced_numbers
 from surefoot.types import EnvSpec, Episodes, Rollout
 
 
 class Learner:
-    """The pure functions of a run, from state to state."""
+    """The pure functions of a run, from state to state.
+
+    Each takes the run's traced numbers as its last argument, so that they are data of its program;
+    left out, they are constants.
+    """
 
     def __init__(
         self,
@@ -31,11 +34,13 @@ class Learner:
         env: JaxEnv | None = None,
     ):
         self.settings, self.spec, self._network, self._env = settings, spec, network, env
+        self.traced = traced_numbers(settings, spec)
+        self.parts = self._parts(None)
 
-    @cached_property
-    def parts(self) -> Parts:
-        """What the functions are made of."""
-        return make_parts(self.settings, self.spec, self._network, self._env)
+    def _parts(self, traced: Any) -> Parts:
+        if traced is None:
+            traced = self.traced
+        return make_parts(self.settings, self.spec, self._network, self._env, traced)
 
     @property
     def actor(self) -> Actor:
@@ -47,27 +52,28 @@ class Learner:
         return start_loop(self.parts, seed)
 
     def learn(
-        self, state: LoopState, rollout: Rollout, episodes: Episodes
+        self, state: LoopState, rollout: Rollout, episodes: Episodes, traced: Any = None
     ) -> tuple[LoopState, Metrics]:
         """Learn from a rollout, then look at what the update did."""
-        after, learned = learn(self.parts, state.learn, rollout)
-        lens, metrics = inspect(
-            self.parts, state.lens, state.learn, after, learned, (rollout, episodes)
-        )
+        parts = self._parts(traced)
+        after, learned = learn(parts, state.learn, rollout)
+        lens, metrics = inspect(parts, state.lens, state.learn, after, learned, (rollout, episodes))
         return LoopState(after, lens, state.env), metrics
 
-    def look(self, state: LoopState, rollout: Rollout) -> tuple[LensState, Metrics]:
+    def look(
+        self, state: LoopState, rollout: Rollout, traced: Any = None
+    ) -> tuple[LensState, Metrics]:
         """The expensive figures of the update that this state makes of this rollout."""
-        return look(self.parts, state.lens, state.learn, rollout)
+        return look(self._parts(traced), state.lens, state.learn, rollout)
 
     def collect(self, state: LoopState) -> tuple[EnvLoop, Rollout, Episodes]:
         """A rollout of JAX-native environments."""
         assert self._env is not None
         assert state.env is not None
         learn = state.learn
-        keys = [
+        action_key, step_key = (
             run_key(learn.seed, learn.iteration, each) for each in (Purpose.ACTION, Purpose.STEP)
-        ]
+        )
         return collect_jax(
             self._env,
             self.actor,
@@ -75,15 +81,15 @@ class Learner:
             learn.params["policy"],
             learn.obs_stats,
             state.env,
-            keys=(keys[0], keys[1]),
+            keys=(action_key, step_key),
             rows=self.parts.rows,
         )
 
-    def iterate(self, state: LoopState) -> tuple[LoopState, Metrics]:
+    def iterate(self, state: LoopState, traced: Any = None) -> tuple[LoopState, Metrics]:
         """Collect a rollout of JAX-native environments and learn from it."""
         loop, rollout, episodes = self.collect(state)
-        return self.learn(state._replace(env=loop), rollout, episodes)
+        return self.learn(state._replace(env=loop), rollout, episodes, traced)
 
-    def collect_and_look(self, state: LoopState) -> tuple[LensState, Metrics]:
-        """`look` at the update that follows in a JAX-native run."""
-        return self.look(state, self.collect(state)[1])
+    def collect_and_look(self, state: LoopState, traced: Any = None) -> tuple[LensState, Metrics]:
+        """`look` at the update that comes next in a JAX-native run."""
+        return self.look(state, self.collect(state)[1], traced)

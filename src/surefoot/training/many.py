@@ -1,6 +1,6 @@
 """Whole JAX-native runs as pure functions, and many seeds of one as a single program."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from surefoot.config.presets import settle
-from surefoot.config.settings import Critic, Network, Rule, Settings, Train, refuse_other_kinds
+from surefoot.config.settings import Critic, Network, Rule, Settings, Train
 from surefoot.envs.registry import EnvSource, find_env
 from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
 from surefoot.storage.run_directory import finite_row
-from surefoot.training.api import chosen_rule
+from surefoot.training.api import choose_groups
 from surefoot.training.learner import Learner
 from surefoot.training.memory import fitting
 from surefoot.training.run import Run
@@ -26,13 +26,8 @@ def _jax_learner(
     train: Train | None,
     network: Network | None,
     critic: Critic | None,
+    fields: Mapping[str, Any],
 ) -> tuple[Settings, EnvSource, Learner]:
-    for name, value, kind in (
-        ("train", train, Train),
-        ("network", network, Network),
-        ("critic", critic, Critic),
-    ):
-        refuse_other_kinds(name, value, kind)
     source = find_env(env, {})
     if source.kind != "jax":
         raise ConfigError(
@@ -40,13 +35,8 @@ def _jax_learner(
             "a JAX-native environment (gymnax:ID or a JaxEnv); use train, or compare --jobs"
         )
     opened = source.make()
-    settings = settle(
-        source.env_id,
-        chosen_rule(rule),
-        train if train is not None else Train(),
-        network if network is not None else Network(),
-        critic if critic is not None else Critic(),
-    )
+    groups = choose_groups(source.env_id, rule, train, network, critic)
+    settings = settle(source.env_id, groups, changes={"train": fields})
     net = build(opened.spec, settings.network)
     return settings, source, Learner(settings, opened.spec, net, opened)
 
@@ -98,18 +88,18 @@ def make_train(
     train: Train | None = None,
     network: Network | None = None,
     critic: Critic | None = None,
+    **fields: Any,
 ) -> Callable[[Any], tuple[LoopState, dict[str, Any]]]:
     """A whole training run as one pure function: `seed -> (state, metrics)`.
 
-    How long a run is comes with its other settings, `train=sf.Train(steps=100_000)`; unset, the
-    preset's steps hold, else a million. Metrics have a leading axis of iterations. It may be
-    jitted, vmapped over seeds, and called inside a larger program. The action `policy` and the
-    networks are those of `sf.train`.
+    `fields` are fields of `Train` to change, such as `steps=100_000`. Metrics have a leading axis
+    of iterations; the expensive diagnostics are not among them. The function may be jitted, vmapped
+    over seeds, and called inside a larger program.
 
     Raises:
         ConfigError: for an environment that is not JAX-native, or settings that do not fit.
     """
-    settings, _, learner = _jax_learner(env, rule, train, network, critic)
+    settings, _, learner = _jax_learner(env, rule, train, network, critic, fields)
     return _whole_run(settings, learner)
 
 
@@ -122,6 +112,7 @@ def train_many(
     train: Train | None = None,
     network: Network | None = None,
     critic: Critic | None = None,
+    **fields: Any,
 ) -> list[Run]:
     """Train one run a seed, all in one program.
 
@@ -137,6 +128,7 @@ def train_many(
         train: the run's settings.
         network: the networks' settings.
         critic: the critic's settings.
+        **fields: fields of `Train` to change.
 
     Returns:
         Runs in the order of `seeds`, each with its policy and rows of metrics.
@@ -145,16 +137,12 @@ def train_many(
         ConfigError: for an environment that is not JAX-native, settings that do not fit, or no
             seeds.
     """
-    given = train if train is not None else Train()
-    if steps is not None:
-        given = Train(**{**vars(given), "steps": steps})
-    settings, source, learner = _jax_learner(env, rule, given, network, critic)
+    fields = fields if steps is None else {**fields, "steps": steps}
+    settings, source, learner = _jax_learner(env, rule, train, network, critic, fields)
     states, metrics = _in_turns(_whole_run(settings, learner), list(seeds))
     runs = []
     for position, seed in enumerate(seeds):
-        own = Settings(
-            **{**vars(settings), "train": Train(**{**vars(settings.train), "seed": int(seed)})}
-        )
+        own = settings.with_train(seed=int(seed))
         state = jax.tree.map(lambda leaf, i=position: leaf[i], states)
         steps_so_far = np.cumsum(metrics["env_steps"][position])
         rows = [

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from surefoot.config.presets import frozen_settings
-from surefoot.config.settings import OwnNetwork, Settings
+from surefoot.config.presets import read_settings
+from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.host import Care, HostEnv, open_host_env
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.registry import EnvSource, find_env, imports_nothing
@@ -28,13 +28,6 @@ from surefoot.training.rollout_host import Collector
 from surefoot.training.state import LoopState, without_open_episodes
 
 MOST_EVALUATION_ENVS = 10
-
-
-class OwnNetworks(NamedTuple):
-    """Networks of the user's own in place of the built ones."""
-
-    policy: OwnNetwork | None = None
-    critic: OwnNetwork | None = None
 
 
 @dataclass
@@ -231,7 +224,7 @@ def named_source(directory: RunDirectory, env: Any = None) -> tuple[Settings, En
             f"name it again: --env {named} (in Python: env=...)",
             name="NAME-ENV",
         )
-    settings = frozen_settings(config, path / "config.json")
+    settings = read_settings(config, path / "config.json")
     by_id = env is None or isinstance(env, str)
     return settings, find_env(named if env is None else env, settings.env_kwargs if by_id else {})
 

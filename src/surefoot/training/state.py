@@ -1,5 +1,6 @@
 """The state of a run, what its functions are made of, and where it starts."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -58,7 +59,11 @@ class LoopState(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What the functions of a run are made of."""
+    """What the functions of a run are made of.
+
+    Inside a program the settings hold arrays in the place of the numbers that are its data.
+    `horizon`, 1 / (1 - gamma), turns a gain per step into one of discounted return.
+    """
 
     settings: Settings
     spec: EnvSpec
@@ -66,6 +71,8 @@ class Parts(NamedTuple):
     rule: UpdateRule
     rows: Rows
     env: JaxEnv | None
+    num_updates: float | Float[Array, ""]
+    horizon: float | Float[Array, ""]
 
     @property
     def network(self) -> ActorCritic:
@@ -78,23 +85,37 @@ class Parts(NamedTuple):
         return self.settings.critic.joint
 
     @property
-    def horizon(self) -> float | Float[Array, ""]:
-        """1 / (1 - gamma), which turns a gain per step into one of discounted return."""
-        return horizon_of(self.settings, self.spec)
-
-    @property
     def layout(self) -> Layout:
         """How the rows of a rollout stand, and in which groups."""
         return Layout(self.settings.train.num_envs, self.rows.parts)
 
 
+def traced_numbers(settings: Settings, spec: EnvSpec) -> dict[str, Any]:
+    """The numbers that are data of a run's programs: another value compiles nothing."""
+    return {**settings.traced(), "horizon": horizon_of(settings, spec)}
+
+
 def make_parts(
-    settings: Settings, spec: EnvSpec, network: ActorCritic, env: JaxEnv | None
+    settings: Settings,
+    spec: EnvSpec,
+    network: ActorCritic,
+    env: JaxEnv | None,
+    traced: Mapping[str, Any],
 ) -> Parts:
-    """The parts of a run; the rule is guarded where the settings ask for it."""
+    """The parts of a run; the rule is guarded if the settings ask for it.
+
+    Args:
+        settings: of the run.
+        spec: of its environment.
+        network: its policy and critic.
+        env: the environment of a JAX-native run.
+        traced: from `traced_numbers`, or arrays in their places.
+    """
     actor = make_actor(network, spec.action_space, settings)
-    rows = rows_in(settings.train.blocks)
-    parts = Parts(settings, spec, actor, _make_rule(settings, network, rows), rows, env)
+    rows, settings = rows_in(settings.train.blocks), settings.with_arrays(traced)
+    num_updates, horizon = traced["num_updates"], traced["horizon"]
+    rule = _make_rule(settings, network, num_updates, rows)
+    parts = Parts(settings, spec, actor, rule, rows, env, num_updates, horizon)
     if not settings.train.guard:
         return parts
 
@@ -119,16 +140,18 @@ def make_parts(
     return parts._replace(rule=rule)
 
 
-def _make_rule(settings: Settings, network: ActorCritic, rows: Rows) -> UpdateRule:
+def _make_rule(
+    settings: Settings, network: ActorCritic, num_updates: float | Float[Array, ""], rows: Rows
+) -> UpdateRule:
     """The rule of a run, with the critic's loss inside where the critic is joint."""
     make = UPDATE_RULES[settings.rule.name]
     if not settings.critic.joint:
-        return make(settings.rule, network.policy, settings.num_iterations, rows=rows)
+        return make(settings.rule, network.policy, num_updates, rows=rows)
     weight, losses = settings.critic.vf_coef, critic_losses(settings.critic, network.value)
     return make(
         settings.rule,
         lambda params, inputs: network.policy(params["policy"], inputs),
-        settings.num_iterations,
+        num_updates,
         lambda params, rows: weight * losses(params, rows),
         rows,
     )

@@ -63,6 +63,11 @@ class Compiled:
         return self._programs[shapes]
 
 
+def as_arrays(traced: Any) -> Any:
+    """Numbers as arrays of JAX's default precision."""
+    return jax.tree.map(lambda number: np.asarray(number, jnp.zeros(()).dtype), traced)
+
+
 class Stepper(Protocol):
     """Advances a run by one chunk of iterations."""
 
@@ -91,6 +96,7 @@ class HostStepper:
         placement: Placement = ONE,
     ):
         self._collector, self._settings, self._placement = collector, settings, placement
+        self._traced = as_arrays(learner.traced)
         self._learn = Compiled(
             learner.learn, "the update", compiling, placement, placement.of_state_and_figures()
         )
@@ -114,9 +120,9 @@ class HostStepper:
         rollout, episodes = self._placement.put_rollout(host.rollout, host.episodes)
         state, looked = self._placement.put_state(state), {}
         if looks_at(self._settings, iteration):
-            lens, looked = self._look(state, rollout)
+            lens, looked = self._look(state, rollout, self._traced)
             state = state._replace(lens=lens)
-        state, metrics = self._learn(state, rollout, episodes)
+        state, metrics = self._learn(state, rollout, episodes, self._traced)
         metrics = jax.device_get(looked | metrics)
         compiling = self._learn.seconds + self._look.seconds - compiled
         now = time.monotonic()
@@ -171,7 +177,7 @@ class JaxStepper:
         placement: Placement = ONE,
     ):
         self._settings, self._placement = settings, placement
-        self._chunk = chunk_length(settings)
+        self._chunk, self._traced = chunk_length(settings), as_arrays(learner.traced)
         self._run = Compiled(
             chunk_of(learner, self._chunk),
             "the whole iteration",
@@ -203,9 +209,9 @@ class JaxStepper:
         count = min(self._chunk, self._settings.num_iterations - iteration)
         state, looked = self._placement.put_state(state), {}
         if looks_at(self._settings, iteration, count):
-            lens, looked = self._look(state)
+            lens, looked = self._look(state, self._traced)
             state = state._replace(lens=lens)
-        state, metrics = self._run(state, np.int32(count))
+        state, metrics = self._run(state, np.int32(count), self._traced)
         looked, metrics = jax.device_get((looked, metrics))
         compiling = self._run.seconds + self._look.seconds - compiled
         seconds = (time.monotonic() - started - compiling) / count
@@ -228,19 +234,22 @@ class SeedBatch:
         devices: int = 1,
     ):
         self._settings, self._chunk = settings, chunk_length(settings)
-        run = jax.vmap(chunk_of(learner, self._chunk), in_axes=(0, None))
-        look = jax.vmap(learner.collect_and_look)
+        self._traced = as_arrays(learner.traced)
+        run = jax.vmap(chunk_of(learner, self._chunk), in_axes=(0, None, None))
+        look = jax.vmap(learner.collect_and_look, in_axes=(0, None))
         if devices > 1:
             mesh = Mesh(np.asarray(jax.local_devices()[:devices]), (SEEDS,))
-            each = PartitionSpec(SEEDS)
+            each, all_ = PartitionSpec(SEEDS), PartitionSpec()
             run = jax.shard_map(
                 run,
                 mesh=mesh,
                 check_vma=False,
-                in_specs=(each, PartitionSpec()),
+                in_specs=(each, all_, all_),
                 out_specs=each,
             )
-            look = jax.shard_map(look, mesh=mesh, check_vma=False, in_specs=each, out_specs=each)
+            look = jax.shard_map(
+                look, mesh=mesh, check_vma=False, in_specs=(each, all_), out_specs=each
+            )
         what = f"{len(states)} seeds"
         self._run = Compiled(run, f"the whole iteration of {what}", compiling)
         self._look = Compiled(look, f"the diagnostics of {what}", compiling)
@@ -256,7 +265,7 @@ class SeedBatch:
     @property
     def program(self) -> Any:
         """The compiled program of a chunk."""
-        return self._run.program(self._states, jnp.int32(0))
+        return self._run.program(self._states, jnp.int32(0), self._traced)
 
     def chunk_of(self, position: int, iteration: int) -> tuple[LoopState, list[dict[str, Any]]]:
         """One run's state and rows after the chunk that starts at an iteration."""
@@ -274,9 +283,9 @@ class SeedBatch:
         compiled, started = self._run.seconds + self._look.seconds, time.monotonic()
         looked: dict[str, Any] = {}
         if looks_at(self._settings, iteration, count):
-            lens, looked = self._look(self._states)
+            lens, looked = self._look(self._states, self._traced)
             self._states = self._states._replace(lens=lens)
-        self._states, metrics = self._run(self._states, jnp.int32(count))
+        self._states, metrics = self._run(self._states, jnp.int32(count), self._traced)
         looked, metrics = jax.device_get((looked, metrics))
         compiling = self._run.seconds + self._look.seconds - compiled
         # Of the time that all take together, each has its share.
@@ -324,17 +333,19 @@ def _rows(
 
 
 def chunk_of(learner: Learner, chunk: int) -> Callable[..., tuple[LoopState, dict[str, Any]]]:
-    """`(state, count) -> (state, metrics)`: the first `count` of `chunk` iterations.
+    """`(state, count, traced) -> (state, metrics)`: the first `count` of `chunk` iterations.
 
     One program serves a full chunk and the last, shorter one, so that both give the same bits.
     """
 
-    def run(state, count):
-        shapes = jax.eval_shape(learner.iterate, state)[1]
+    def run(state, count, traced):
+        shapes = jax.eval_shape(learner.iterate, state, traced)[1]
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def step(state, index):
-            return jax.lax.cond(index < count, learner.iterate, lambda s: (s, empty), state)
+            return jax.lax.cond(
+                index < count, lambda s: learner.iterate(s, traced), lambda s: (s, empty), state
+            )
 
         return jax.lax.scan(step, state, jnp.arange(chunk))
 

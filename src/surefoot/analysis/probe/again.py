@@ -11,7 +11,7 @@ from surefoot.training.plan import chunk_length, make_plan
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.run import Run
 from surefoot.training.state import LoopState, without_open_episodes
-from surefoot.training.steppers import HostStepper, chunk_of
+from surefoot.training.steppers import HostStepper, as_arrays, chunk_of
 
 
 def make_again(
@@ -33,7 +33,7 @@ def _advance_jax(run: Run, state: LoopState, count: int) -> LoopState:
     chunk = chunk_length(run.settings)
     program = jax.jit(chunk_of(run.learner, chunk))
     while count > 0:
-        state, _ = program(state, jnp.int32(min(count, chunk)))
+        state, _ = program(state, jnp.int32(min(count, chunk)), as_arrays(run.learner.traced))
         count -= chunk
     return state
 

@@ -28,12 +28,13 @@ from surefoot.analysis.probe.terms import (
     refuse_vectors,
 )
 from surefoot.analysis.probe.updates import FOLDERS, Finder, Update
+from surefoot.config.settings import OwnNetworks
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.registry import EnvSource
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.batch import horizon_of
-from surefoot.training.run import OwnNetworks, Run, open_run
+from surefoot.training.run import Run, open_run
 from surefoot.types import Params
 
 Say = Callable[[str], None]

@@ -25,7 +25,7 @@ from surefoot.analysis.report.page import as_page
 from surefoot.analysis.report.section import Facts, Section
 from surefoot.analysis.report.solver import solver_section
 from surefoot.analysis.report.table import table_of
-from surefoot.config.presets import frozen_settings
+from surefoot.config.presets import read_settings
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError
 from surefoot.storage.run_directory import RunDirectory
@@ -57,7 +57,7 @@ def report(
     """
     directory = RunDirectory(path)
     config = directory.config
-    settings = frozen_settings(config, path / "config.json")
+    settings = read_settings(config, path / "config.json")
     table = table_of(directory.rows())
     if not len(table.steps):
         raise CheckpointError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.analysis.report.section import Facts, Section, told
-from surefoot.config.settings import unlike_defaults
+from surefoot.config.settings import non_default
 from surefoot.config.validation import shown
 from surefoot.errors import CheckpointError
 from surefoot.storage.checkpoint import LARGEST_JSON, read_file, strict_json
@@ -95,7 +95,7 @@ def _table(rows: str, head: str = "") -> str:
 
 def settings_section(facts: Facts, commands: Sequence[tuple[str, str]]) -> Section:
     """Settings, those unlike the defaults first; versions; commands."""
-    unlike = unlike_defaults(facts.settings)
+    unlike = non_default(facts.settings)
     finding = f"Unlike the library's defaults: {', '.join(unlike)}." if unlike else ""
     finding = finding or "Every setting is the library's default."
     extra = "<h3>Go on from here</h3>" + "".join(

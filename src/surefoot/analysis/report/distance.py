@@ -76,8 +76,8 @@ def distance_section(facts: Facts) -> Section:
 def _settings_radius(facts: Facts) -> float | None:
     """The radius that mean KL is held to or aims at, where it is constant."""
     rule = facts.settings.rule
-    start, end = getattr(rule, "max_kl", None), getattr(rule, "max_kl_end", None)
-    return float(start) if start is not None and start == end else None
+    radius = getattr(rule, "max_kl", None)
+    return radius if radius is not None and rule.final_fraction == 1.0 else None
 
 
 def _log_ratios(table: Table, sign: str, color: str):

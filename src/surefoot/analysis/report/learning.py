@@ -112,7 +112,7 @@ def _judged(found: Score, fallen: bool) -> tuple[str, str, str]:
         share = f"{100 * found.lost:.0f} % of what" if found.lost < 1 else "all that"
         worse = f" It has lost {share} it had learned."
         advice = (
-            "Let the radius or the step size fall over the run (max_kl_end, learning_rate_end) or "
+            "Let the radius or the step size fall over the run (final_fraction) or "
             "make it smaller; the pictures below show what came before the loss. "
         )
         kept = "`surefoot evaluate RUN --best` plays the best policy, which is kept."

@@ -6,7 +6,6 @@ from pathlib import Path
 from surefoot.cli.commands.common import emit
 from surefoot.cli.flags import given
 from surefoot.config.presets import known_rule
-from surefoot.config.settings import Critic, Network, Train
 from surefoot.errors import ConfigError, EnvCrashError
 
 
@@ -59,9 +58,7 @@ def compare_command(options: argparse.Namespace) -> int:
                 jobs=options.jobs or 1,
                 devices=1 if options.devices is None else options.devices,
                 preset=options.preset or "auto",
-                train=Train(**given(options, "train")),
-                network=Network(**given(options, "network")),
-                critic=Critic(**given(options, "critic")),
+                changes={group: given(options, group) for group in ("train", "network", "critic")},
                 episodes=options.episodes,
                 tell=say,
             )

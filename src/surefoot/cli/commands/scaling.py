@@ -47,13 +47,14 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
     import jax
 
     from surefoot.cli.progress import say
+    from surefoot.config.settings import OwnNetworks
     from surefoot.envs.jax_native import JaxEnv
     from surefoot.envs.registry import find_env
     from surefoot.parallel.ray import connected, logs_of, train_on_ray
     from surefoot.storage.checkpoint import steps_of
     from surefoot.storage.run_directory import RunDirectory
     from surefoot.training.plan import make_plan
-    from surefoot.training.run import OwnNetworks, begin, load
+    from surefoot.training.run import begin, load
 
     if (out / "config.json").exists() and not options.resume:
         raise ConfigError(f"{out} holds a run: --resume auto goes on with it, or name another")

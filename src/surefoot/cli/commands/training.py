@@ -13,7 +13,7 @@ from surefoot.cli.commands.common import emit, env_flag, parse_env_kwargs
 from surefoot.cli.commands.scaling import check_scale, env_workers, on_ray, ranks_of
 from surefoot.cli.flags import given, rule_settings
 from surefoot.config.presets import known_rule
-from surefoot.config.settings import RULES, Critic, Network, Train
+from surefoot.config.settings import Train
 from surefoot.config.validation import limits_of
 from surefoot.errors import CheckpointError, ConfigError
 
@@ -103,27 +103,23 @@ def train_command(options: argparse.Namespace) -> int:
     config = _tables(options.config)
     named = config.get("rule", {}).get("name", "trpo")
     rule_name = known_rule(options.rule or str(named))
-    rule = RULES[rule_name](**rule_settings(options, rule_name))
-    train = Train(**given(options, "train"))
-    network, critic = Network(**given(options, "network")), Critic(**given(options, "critic"))
+    flags = {group: given(options, group) for group in ("train", "network", "critic")}
+    flags["rule"] = rule_settings(options, rule_name)
     kwargs = parse_env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
     preset = options.preset or str(config.get("preset", "auto"))
 
+    from surefoot.config.presets import preset as find_preset
     from surefoot.config.presets import settle
     from surefoot.training.api import train as start
     from surefoot.training.api import train_or_resume
 
     check_scale(options)
     ranks = ranks_of(options)
-    tables = {key: table for key, table in config.items() if key not in _FROZEN}
+    changes = _merged({key: config[key] for key in config if key not in _FROZEN}, flags)
     settings = settle(
         options.env,
-        rule,
-        train,
-        network,
-        critic,
-        preset=preset,
-        tables=tables,
+        find_preset(options.env, rule_name, preset),
+        changes=changes,
         env_kwargs=kwargs,
         devices=options.devices * (options.workers or ranks.count),
     )
@@ -142,14 +138,11 @@ def train_command(options: argparse.Namespace) -> int:
     def begin(**how: Any) -> Any:
         return start(
             options.env,
-            rule,
+            rule_name,
             out=out,
             preset=preset,
-            train=train,
-            network=network,
-            critic=critic,
             env_kwargs=kwargs,
-            tables=tables,
+            changes=changes,
             **how,
         )
 
@@ -165,6 +158,15 @@ def train_command(options: argparse.Namespace) -> int:
     if listener is None:
         return 0  # rank 0 speaks for all
     return _finish(run, options, listener)
+
+
+def _merged(tables: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Fields to change by group: flags over those of a configuration file."""
+    for group, given_flags in flags.items():
+        there = tables.get(group, {})
+        if given_flags and isinstance(there, dict):  # anything else is refused by `settle`
+            tables[group] = {**there, **given_flags}
+    return tables
 
 
 _FROZEN = (
