@@ -22,7 +22,7 @@ from surefoot.config.presets import settle
 from surefoot.envs.host import Care, open_host_env
 from surefoot.envs.registry import find_env
 from surefoot.networks.actor_critic import build
-from surefoot.training.learner import make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector
 
 ENVS = ("HalfCheetah-v5", "CartPole-v1")
@@ -51,14 +51,14 @@ def compare(env: str, pairs: int) -> dict[str, Any]:
     settings = settle(env, sf.PPO(), train, sf.Network(), sf.Critic(), preset="none")
     care, num_envs = Care.of(settings.train), settings.train.num_envs
     opened = open_host_env(find_env(env, {}), num_envs, seed=0, care=care)
-    learner = make_learner(settings, opened.spec, build(opened.spec, settings.network))
+    learner = Learner(settings, opened.spec, build(opened.spec, settings.network))
     state = jax.jit(learner.init)(0)
     collector = HostCollector(opened, learner.actor, settings)
     collector.reset(0)
 
     def seconds() -> float:
         began = time.thread_time()
-        collector.collect(state.params["policy"], state.obs_stats, 0)
+        collector.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
         return time.thread_time() - began
 
     seconds(), seconds()

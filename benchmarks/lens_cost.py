@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from scipy import stats
 
 from surefoot.config.presets import settle
-from surefoot.config.settings import RULES, Critic, Network, Train
+from surefoot.config.settings import RULES, Critic, Network, OwnNetworks, Train, begin
 from surefoot.config.validation import limits_of
 from surefoot.envs.host import HostEnv
 from surefoot.envs.registry import find_env
@@ -31,7 +31,6 @@ from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import weighted_mean
 from surefoot.training import learn as iteration
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.run import OwnNetworks, begin
 from surefoot.training.steppers import HostStepper, JaxStepper, Stepper
 
 EVERY = limits_of(Train)["lens_every"].default
@@ -52,10 +51,10 @@ def _bare(policy_fn, old_params, new_params, batch, *, horizon):
 def without_the_lens() -> Iterator[None]:
     """Programs built in here leave the lens's figures out."""
     stands_in: dict[str, Any] = {
-        "_look": lambda parts, state, *_: (state.watch.ratio, {}),
+        "_look": lambda parts, state, *_: (state.lens.ratio, {}),
         "diagnose": _bare,
         "judge": lambda watch, *_, **__: (watch.ratio, watch.gained, {}),
-        "_states_of": lambda parts, state, *_: state.watch.states,
+        "_states_of": lambda parts, state, *_: state.lens.states,
         "fresh_explained_variance": lambda *_: jnp.zeros(()),
         "td_sums": lambda *_: jax.tree.map(jnp.zeros_like, _SUMS["sums"]),
     }
@@ -86,7 +85,7 @@ class _Side:
             self._stepper = HostStepper(HostCollector(env, run.learner.actor, settings), *parts)
         else:
             self._stepper = JaxStepper(*parts)
-        _SUMS["sums"], self._state, self._lens = run.state.watch.td, run.state, lens_every > 0
+        _SUMS["sums"], self._state, self._lens = run.state.lens.td, run.state, lens_every > 0
         self._stepper.reset(0)
 
     def turn(self) -> float:

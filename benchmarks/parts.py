@@ -21,7 +21,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from surefoot.config.presets import settle
-from surefoot.config.settings import PPO, TRPO, Critic, Network, Train
+from surefoot.config.settings import PPO, TRPO, Critic, Network, OwnNetworks, Train, begin
 from surefoot.diagnostics.groups import groups_of
 from surefoot.diagnostics.update_stats import diagnose
 from surefoot.envs.host import HostEnv
@@ -32,7 +32,6 @@ from surefoot.rules.npg import objective, reference
 from surefoot.training import learn as iteration
 from surefoot.training.batch import horizon_of, make_batch, scale_rewards, state_values
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.run import OwnNetworks, begin
 from surefoot.training.state import Parts, make_rule
 
 DISAGREE = 1.5
@@ -55,22 +54,24 @@ class Bench:
         self.parts = Parts(self.settings, self.learner.spec, self.learner.actor, rule_of, None)
         state, rollout = self.state, self.rollout
         rewards, _, _, scale = scale_rewards(
-            self.settings, state.return_stats, state.returns_so_far, rollout
+            self.settings, state.learn.return_stats, state.learn.returns_so_far, rollout
         )
         self.batch, _ = jax.jit(
             lambda: make_batch(
-                *(self.settings, self.learner.actor, state.params, state.obs_stats),
+                *(self.settings, self.learner.actor, state.learn.params, state.learn.obs_stats),
                 *(rollout, rewards, scale),
             )
         )()
 
     def collect(self) -> Any:
         """One rollout."""
-        return self.collector.collect(self.state.params["policy"], self.state.obs_stats, 0)
+        return self.collector.collect(
+            self.state.learn.params["policy"], self.state.learn.obs_stats, 0
+        )
 
     def update(self) -> Callable[[], Any]:
         """The rule's update alone: of the policy, and of the critic where that is joint."""
-        params = self.state.params if self.parts.joint else self.state.params["policy"]
+        params = self.state.learn.params if self.parts.joint else self.state.learn.params["policy"]
         run = jax.jit(self.parts.rule.update)
         return lambda: run(self.state.rule, params, self.batch, jax.random.key(0))
 
@@ -85,7 +86,7 @@ class Bench:
                 *(state, params, batch, key),
             )
         )
-        critic = self.state.params["critic"]
+        critic = self.state.learn.params["critic"]
         return lambda: run(self.state.critic, critic, self.batch, jax.random.key(0))
 
     def whole(self) -> Callable[[], Any]:
@@ -107,13 +108,13 @@ class Bench:
                 self.parts.network.policy, params, params, batch, horizon=horizon
             )
         )
-        return lambda: run(self.state.params["policy"], self.batch)
+        return lambda: run(self.state.learn.params["policy"], self.batch)
 
     def judgement(self) -> Callable[[], Any]:
         """The old critic's look at the new rollout."""
         run = jax.jit(
             lambda state, rollout: (
-                state_values(self.parts.actor, state.params, state.obs_stats, rollout),
+                state_values(self.parts.actor, state.learn.params, state.learn.obs_stats, rollout),
                 groups_of(rollout),
             )
         )
@@ -121,7 +122,7 @@ class Bench:
 
     def units(self) -> dict[str, Any]:
         """Unit costs of the policy on the batch, as functions to be timed."""
-        policy, params = self.parts.network.policy, self.state.params["policy"]
+        policy, params = self.parts.network.policy, self.state.learn.params["policy"]
         config = self.settings.rule
         flat, unravel = ravel_pytree(params)
         batch = reference(config, policy, params, self.batch)[1]

@@ -23,7 +23,7 @@ from surefoot.config.settings import RULES, Critic, Network, Settings, Train
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.registry import find_env
 from surefoot.networks.actor_critic import build
-from surefoot.training.learner import Learner, LoopState, make_learner
+from surefoot.training.learner import Learner, LoopState
 
 REWARD_SCALE = "env.reward_scale"
 PLACEHOLDER = 1e-3
@@ -104,7 +104,7 @@ def learner_of(plain: Settings, dials: Mapping[str, Any]) -> Learner:
     env = opened(plain.env)
     network = build(env.spec, plain.network)
     scaled = scale_rewards(env, dials[REWARD_SCALE])
-    return make_learner(with_dials(plain, dials), env.spec, network, scaled)
+    return Learner(with_dials(plain, dials), env.spec, network, scaled)
 
 
 Start = Callable[[Any, Dials], LoopState]

@@ -17,7 +17,7 @@ from surefoot.config.presets import settle
 from surefoot.config.settings import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.networks.actor_critic import build
-from surefoot.training.learner import make_learner
+from surefoot.training.learner import Learner
 from surefoot.types import EnvSpec, Inputs
 from tests.support.programs import quickly_built
 
@@ -121,7 +121,7 @@ def learned(rule, kind):
         preset="none",
     )
     network = build(env.spec, settings.network)
-    learner = make_learner(settings, env.spec, network, env)
+    learner = Learner(settings, env.spec, network, env)
 
     def run(seed, world):
         state = learner.init(seed)
@@ -131,7 +131,7 @@ def learned(rule, kind):
         step = lambda state, _: (learner.iterate(state)[0], None)  # noqa: E731
         state, _ = jax.lax.scan(step, state, None, length=settings.num_iterations)
         inputs = Inputs(OBSERVED, None)
-        chosen = network.policy(state.params["policy"], inputs)
+        chosen = network.policy(state.learn.params["policy"], inputs)
         target = target_of(kind, world, OBSERVED[:, 0])
         if kind == "discrete":
             chance = jax.nn.softmax(chosen.logits)
@@ -141,7 +141,7 @@ def learned(rule, kind):
             mode = chosen.mode()[:, 0]
             spread = jnp.exp(2.0 * chosen.log_std[:, 0])
             expected = 1.0 - (mode - target) ** 2 - spread
-        return network.value(state.params, inputs), mode, expected
+        return network.value(state.learn.params, inputs), mode, expected
 
     worlds, seeds = jnp.repeat(jnp.arange(6), SEEDS), jnp.tile(jnp.arange(SEEDS), 6)
     with quickly_built():

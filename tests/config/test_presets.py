@@ -1,18 +1,16 @@
 """Every preset resolves; `auto` changes between rules only what a rule's own table says."""
 
-from dataclasses import replace
-
 import pytest
 
-from surefoot.config.presets import NAMES, PEERS, PRESETS, preset_tables, settle, settings_of
-from surefoot.config.settings import RULES, Critic, Network, Train
+from surefoot.config.presets import NAMES, PEERS, PRESETS, preset, settings_of, settle
+from surefoot.config.settings import GROUPS, RULES, Critic, Network, Train
 from surefoot.errors import ConfigError
 
 pytestmark = pytest.mark.core
 
 
-def settled(env, rule, preset="auto", **how):
-    return settle(env, RULES[rule](), Train(), Network(), Critic(), preset=preset, **how)
+def settled(env, rule, name="auto", *, changes=None, **how):
+    return settle(env, preset(env, rule, name, **how), changes=changes)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -20,12 +18,12 @@ def settled(env, rule, preset="auto", **how):
 def test_the_preset_of_an_environment_resolves_for_every_rule(env, rule):
     settings = settled(env, rule)
     assert settings.rule.name == rule
-    tables = preset_tables("auto", env, rule)
-    for section, config in (("train", settings.train), ("rule", settings.rule)):
-        for name, value in tables[section].items():
-            assert getattr(config, name) == value, name
-    # What a run froze is what a resume reads.
-    assert settings_of(settings.to_dict()) == replace(settings, preset="none")
+    added = PRESETS[env].by_rule.get(rule, {})
+    for group in GROUPS:
+        for name, value in (PRESETS[env].shared.get(group, {}) | added.get(group, {})).items():
+            assert getattr(getattr(settings, group), name) == value, name
+    # What a run keeps is what a resume reads.
+    assert settings_of(settings.to_dict()) == settings
 
 
 @pytest.mark.parametrize("env", PRESETS)
@@ -40,51 +38,40 @@ def test_rules_share_everything_but_themselves_where_only_shared_settings_hold(e
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("preset", NAMES)
-def test_every_named_preset_resolves_or_says_whose_it_is(preset, rule):
-    if preset in PEERS and rule not in PEERS[preset]:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_preset_resolves_or_says_whose_it_is(name, rule):
+    if name in PEERS and rule not in PEERS[name]:
         with pytest.raises(ConfigError, match=f"that library has no {rule}"):
-            settled("Unknown-v0", rule, preset)
+            settled("Unknown-v0", rule, name)
         return
-    settings = settled("Unknown-v0", rule, preset)
+    settings = settled("Unknown-v0", rule, name)
     assert settings.num_iterations * settings.batch_size >= settings.train.steps
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_environment_without_a_preset_has_the_defaults_but_for_steps_that_shrink(rule):
-    auto, none = (settled("Unknown-v0", rule, preset) for preset in ("auto", "none"))
-    assert (auto.train, auto.network, auto.critic) == (none.train, none.network, none.critic)
-    ends = {"learning_rate_end", "max_kl_end"} & set(vars(none.rule))
-    assert replace(auto.rule, **{name: getattr(none.rule, name) for name in ends}) == none.rule
+def test_an_environment_without_a_preset_has_the_defaults(rule):
+    assert settled("Unknown-v0", rule) == settled("Unknown-v0", rule, "none")
+    assert preset("Unknown-v0", rule) == (RULES[rule](), Train(), Network(), Critic())
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Hopper-v5", "Unknown-v0"])
-def test_steps_shrink_over_a_run_on_every_environment_unless_no_preset_is_asked_for(env):
-    for rule in ("vpg", "ppo-kl", "ppo"):
-        assert settled(env, rule).rule.learning_rate_end == 0
-        assert settled(env, rule, shared_only=True).rule.learning_rate_end == 0
-        plain = settled(env, rule, "none").rule
-        assert plain.learning_rate_end == plain.learning_rate
-    for rule in ("npg", "trpo"):
-        falling, plain = settled(env, rule).rule, settled(env, rule, "none").rule
-        assert falling.max_kl_end < falling.max_kl
-        assert plain.max_kl_end == plain.max_kl
+def test_steps_shrink_over_a_run_unless_a_library_holds_them_constant():
+    for rule in RULES:
+        assert RULES[rule]().final_fraction < 0.3
+        assert settled("Hopper-v5", rule).rule.final_fraction < 0.3
+    for rule, name in (("ppo", "sb3"), ("trpo", "sb3-contrib"), ("ppo", "plain")):
+        assert settled("CartPole-v1", rule, name).rule.final_fraction == 1.0
 
 
-@pytest.mark.parametrize(
-    ("env", "start", "end"),
-    [("CartPole-v1", 0.0005, 0.00005), ("Hopper-v5", 0.004, 0.001), ("Hopper-v5", 0.04, 0.01)],
-)
-def test_a_radius_of_ones_own_keeps_the_share_at_its_end_and_never_grows(env, start, end):
-    train, network, critic = Train(), Network(), Critic()
-    given = settle(env, RULES["trpo"](max_kl=start), train, network, critic).rule
-    tables = {"rule": {"max_kl": start}}
-    filed = settle(env, RULES["trpo"](), train, network, critic, tables=tables).rule
-    for rule in (given, filed):
-        assert rule.max_kl == start
-        assert rule.max_kl_end == pytest.approx(end)
-    both = settle(env, RULES["trpo"](max_kl=start, max_kl_end=0.3), train, network, critic).rule
-    assert both.max_kl_end == 0.3
+def test_settings_of_other_rules_are_refused_with_their_names():
+    with pytest.raises(ConfigError, match=r"ppo has no setting max_kl: .* of npg, trpo"):
+        settled("CartPole-v1", "ppo", changes={"rule": {"max_kl": 0.1}})
+
+
+def test_as_many_blocks_as_devices_unless_another_number_is_set():
+    groups = preset("CartPole-v1")
+    assert settle("CartPole-v1", groups, devices=2).train.blocks == 2
+    four = {"train": {"blocks": 4}}
+    assert settle("CartPole-v1", groups, changes=four, devices=2).train.blocks == 4
 
 
 def test_plain_turns_every_code_level_switch_off():
@@ -96,16 +83,9 @@ def test_plain_turns_every_code_level_switch_off():
     assert settings.rule.max_grad_norm == settings.critic.max_grad_norm == 0.0
 
 
-def test_what_is_given_beats_the_preset_and_the_file():
-    def steps(given, table):
-        train = Train(steps=given)
-        tables = {"train": {"steps": table}} if table else {}
-        rule = RULES["trpo"]()
-        return settle("CartPole-v1", rule, train, Network(), Critic(), tables=tables).train.steps
-
-    assert steps(None, None) == 100_000
-    assert steps(None, 7) == 7
-    assert steps(5, 7) == 5
+def test_changes_beat_the_preset():
+    assert settled("CartPole-v1", "trpo").train.steps == 100_000
+    assert settled("CartPole-v1", "trpo", changes={"train": {"steps": 7}}).train.steps == 7
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest():

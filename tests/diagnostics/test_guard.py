@@ -131,8 +131,8 @@ def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_
         new, metrics = jax.jit(run.learner.iterate)(state)
         assert metrics["guard/refused"] == refused
         assert metrics["guard/fraction"] == 1 - refused
-        assert same_bits(new.params["policy"], state.params["policy"]) == bool(refused)
-        assert not same_bits(new.params["critic"], state.params["critic"])
+        assert same_bits(new.params["policy"], state.learn.params["policy"]) == bool(refused)
+        assert not same_bits(new.params["critic"], state.learn.params["critic"])
         assert (metrics["policy/kl_mean"] == 0) == bool(refused)
 
 
@@ -166,7 +166,7 @@ def test_a_critic_is_walked_back_with_the_policy_where_they_share_a_torso(shared
     fraction = metrics["guard/fraction"]
     assert fraction < 1.0
     assert (fraction == 0.0) == refused
-    expected = jax.tree.map(lambda a, b: a + fraction * (b - a), state.params, plain.params)
+    expected = jax.tree.map(lambda a, b: a + fraction * (b - a), state.learn.params, plain.params)
     if not shared:
         expected["critic"] = plain.params["critic"]
     jax.tree.map(
@@ -185,7 +185,7 @@ def test_an_adaptive_radius_goes_where_the_lens_tells_and_at_most_doubles():
     # What is expected before anything is known lies above the start.
     np.testing.assert_allclose(radii[:2], [0.002, 0.004], rtol=1e-5)
     assert all(row["policy/kl_mean"] <= row["update/radius"] * (1 + 1e-4) for row in run.rows)
-    assert run.state.rule["radius"] == radii[-1]
+    assert run.state.learn.rule["radius"] == radii[-1]
     scheduled = sf.train("gymnax:CartPole-v1", sf.TRPO(), steps=512, train=train, **SMALL)
     assert "radius" not in scheduled.state.rule
 

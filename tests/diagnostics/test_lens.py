@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from surefoot import exact as t
-from surefoot.config.settings import NPG, resolve
+from surefoot.config.settings import NPG
 from surefoot.diagnostics.cross_fit import cross_fit
 from surefoot.diagnostics.gain_ratio import (
     DRIFT,
@@ -146,9 +146,7 @@ def draw_rows(old, key, rows):
 @pytest.mark.parametrize("num_envs", [16, 1])
 def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(pair, num_envs):
     mdp, old, _ = pair
-    rule = UPDATE_RULES["npg"](
-        resolve(NPG(advantage_norm="none", fisher_fraction=1.0)), policy_fn, 1
-    )
+    rule = UPDATE_RULES["npg"](NPG(advantage_norm="none", fisher_fraction=1.0), policy_fn, 1)
     theta, groups = jnp.zeros((6, 3)), jnp.arange(1600) % 16
 
     def update(half):
@@ -197,9 +195,7 @@ def test_noise_promises_in_sample_and_not_across_halves():
     """A bandit of 200 states without any true advantage, and one with."""
     num_states, rows = 200, 800
     theta, groups = jnp.zeros((num_states, 2)), jnp.arange(800) % 8
-    rule = UPDATE_RULES["npg"](
-        resolve(NPG(advantage_norm="none", fisher_fraction=1.0)), policy_fn, 1
-    )
+    rule = UPDATE_RULES["npg"](NPG(advantage_norm="none", fisher_fraction=1.0), policy_fn, 1)
 
     def update(half):
         return rule.update(rule.init(theta), theta, half, jax.random.key(0))[0]

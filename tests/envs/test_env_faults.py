@@ -39,7 +39,7 @@ def left_by(kind: str) -> None:
     run = last_good(env=of(kind))
     assert run.iteration == 2
     assert run.env_steps == 64
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state.params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state.learn.params))
 
 
 def broken(ended, kind, code, said):
@@ -217,7 +217,7 @@ def test_float64_in_a_space_of_float32(train):
         assert train(of("Doubles")).code == 0
     # Training's environments and those of the final evaluation.
     assert said == ["observation has dtype float64 in a space of float32, and is cast"] * 2
-    assert last_good(env=of("Doubles")).state.obs_stats is not None
+    assert last_good(env=of("Doubles")).state.learn.obs_stats is not None
 
 
 @case(18)
@@ -332,7 +332,7 @@ def test_an_environment_for_gym_before_0_26(train, kind, said):
 def test_an_environment_that_rewrites_the_array_it_gave(train):
     assert train(of("Sound"), "--out", "sound").code == 0
     assert train(of("Rewrites"), "--out", "rewrites").code == 0
-    kept = [sf.load(name, env=of("Sound")).state.params for name in ("sound", "rewrites")]
+    kept = [sf.load(name, env=of("Sound")).state.learn.params for name in ("sound", "rewrites")]
     assert same_bits(*kept)
 
 

@@ -143,7 +143,7 @@ def test_training_stopped_and_resumed_equals_training_never_stopped(tmp_path):
         **arguments,
     )
     resumed = sf.resume(tmp_path / "run")
-    assert_same_bits(whole.state.params, resumed.state.params)
+    assert_same_bits(whole.state.learn.params, resumed.state.learn.params)
     assert resumed.evaluate(episodes=4)["episodes"] == 4
     with pytest.raises(ConfigError, match="one by one"):
         sf.probe_run(tmp_path / "run")

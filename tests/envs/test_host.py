@@ -20,10 +20,10 @@ from surefoot.formulas.running_stats import RunningStats
 from surefoot.networks.actor_critic import build
 from surefoot.training.batch import make_batch
 from surefoot.training.evaluate import evaluate_host, evaluate_jax
-from surefoot.training.learner import make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.seeds import Purpose, env_seeds
 from surefoot.training.rollout_jax import EnvLoop, collect_jax
+from surefoot.training.seeds import Purpose, env_seeds
 from tests.support.cases import case
 from tests.support.scripted import (
     ACTION_SPACES,
@@ -82,7 +82,7 @@ class World(NamedTuple):
 
 
 def make_world(spec, settings):
-    learner = make_learner(settings, spec, build(spec, settings.network))
+    learner = Learner(settings, spec, build(spec, settings.network))
     state = jax.jit(learner.init)(0)
     return World(settings, learner, state, jax.jit(learner.learn))
 
@@ -110,7 +110,7 @@ def starts(settings):
 
 def collect(kind, world, **options):
     settings, state = world.settings, world.state
-    policy, first = state.params["policy"], starts(settings)
+    policy, first = state.learn.params["policy"], starts(settings)
     if kind == "jax-native":
         env, clock = scripted_jax(), jnp.zeros(NUM_ENVS, jnp.int32)
         env_state = (jnp.array(first, jnp.int32), clock)
@@ -118,13 +118,13 @@ def collect(kind, world, **options):
         loop = EnvLoop(env_state, obs, jnp.zeros(NUM_ENVS), clock)
         run = jax.jit(partial(collect_jax, env, world.learner.actor, settings))
         _, rollout, episodes = run(
-            policy, state.obs_stats, loop, seed=jnp.uint32(0), iteration=jnp.int32(0)
+            policy, state.learn.obs_stats, loop, seed=jnp.uint32(0), iteration=jnp.int32(0)
         )
     else:
         env = opened(kind, settings.train.num_envs, **options)
         collector = HostCollector(env, world.learner.actor, settings)
         collector.reset(0)
-        rollout, episodes, *_ = collector.collect(policy, state.obs_stats, 0)
+        rollout, episodes, *_ = collector.collect(policy, state.learn.obs_stats, 0)
         env.close()
     valid = np.asarray(rollout.valid)
     stories = [script(e, int(valid[:, i].sum())) for i, e in enumerate(first)]
@@ -201,10 +201,12 @@ def slow_advantages(rows, value):
 def test_every_autoreset_mode_leads_to_the_same_advantages_and_value_targets(experience, world):
     actor, state, rollout = world.learner.actor, world.state, experience.rollout
     table = np.stack(np.meshgrid(np.arange(40), np.arange(LIMIT + 1), indexing="ij"), axis=-1)
-    inputs = actor.inputs(state.obs_stats, table.astype(np.float32), None)
-    value = np.asarray(actor.network.value(state.params, inputs), np.float64)
+    inputs = actor.inputs(state.learn.obs_stats, table.astype(np.float32), None)
+    value = np.asarray(actor.network.value(state.learn.params, inputs), np.float64)
     make = jax.jit(partial(make_batch, world.settings, actor))
-    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
+    batch = make(state.learn.params, state.learn.obs_stats, rollout, rollout.rewards, jnp.ones(()))[
+        0
+    ]
     unflatten = lambda leaf: np.asarray(leaf).reshape(NUM_STEPS, NUM_ENVS)  # noqa: E731
     np.testing.assert_array_equal(unflatten(batch.weights), rollout.valid)
     for index, rows in enumerate(experience.script):
@@ -231,8 +233,8 @@ def test_episode_returns_are_whole_and_as_the_environment_gave_them(experience):
 def test_statistics_and_counts_take_in_the_valid_rows_alone(experience, world):
     state, metrics = world.learn(world.state, experience.rollout, experience.episodes)
     seen = [(row.episode, row.time) for rows in experience.script for row in rows]
-    old = world.state.obs_stats[0]
-    new = state.obs_stats[0]
+    old = world.state.learn.obs_stats[0]
+    new = state.learn.obs_stats[0]
     assert new.count == old.count + len(seen)
     mean = (old.mean * old.count + np.sum(seen, axis=0)) / new.count
     np.testing.assert_allclose(new.mean, mean, rtol=1e-5)
@@ -247,9 +249,9 @@ def test_statistics_and_counts_take_in_the_valid_rows_alone(experience, world):
             total = row.reward + GAMMA * total
             totals.append(total)
             total = 0.0 if row.terminated or row.truncated else total
-    assert state.return_stats.count == len(totals)
-    np.testing.assert_allclose(state.return_stats.mean, np.mean(totals), rtol=1e-4)
-    np.testing.assert_allclose(state.return_stats.m2 / len(totals), np.var(totals), rtol=1e-4)
+    assert state.learn.return_stats.count == len(totals)
+    np.testing.assert_allclose(state.learn.return_stats.mean, np.mean(totals), rtol=1e-4)
+    np.testing.assert_allclose(state.learn.return_stats.m2 / len(totals), np.var(totals), rtol=1e-4)
     np.testing.assert_allclose(metrics["normalize/return_scale"], np.std(totals), rtol=1e-4)
 
     finished = [r.episode for rows in experience.script for r in rows if r.terminated | r.truncated]
@@ -330,7 +332,7 @@ def test_what_a_dummy_row_pays_is_no_part_of_an_episodes_return(world):
     collector = HostCollector(HostEnv(vector, "Paid", seed=0), world.learner.actor, world.settings)
     collector.reset(0)
     rollout, episodes, *_ = collector.collect(
-        world.state.params["policy"], world.state.obs_stats, 0
+        world.state.learn.params["policy"], world.state.learn.obs_stats, 0
     )
     assert (rollout.rewards[~rollout.valid] >= 100.0).all()
     assert episodes.ended.any()
@@ -355,7 +357,9 @@ def test_a_reset_of_whole_numbers_rounds_no_later_observation(world):
     collector = HostCollector(env, world.learner.actor, world.settings)
     collector.reset(0)
     for _ in range(2):
-        rollout, *_ = collector.collect(world.state.params["policy"], world.state.obs_stats, 0)
+        rollout, *_ = collector.collect(
+            world.state.learn.params["policy"], world.state.learn.obs_stats, 0
+        )
         assert rollout.obs.dtype == np.float32
         np.testing.assert_array_equal(rollout.obs[1:] % 1.0, 0.5)
 
@@ -524,7 +528,9 @@ def test_actions_sent_lie_in_the_space_and_have_its_dtype(action, scale):
     world = make_world(env.spec, settings)
     collector = HostCollector(env, world.learner.actor, settings)
     collector.reset(0)
-    rollout = collector.collect(world.state.params["policy"], world.state.obs_stats, 0).rollout
+    rollout = collector.collect(
+        world.state.learn.params["policy"], world.state.learn.obs_stats, 0
+    ).rollout
     space = ACTION_SPACES[action]
     for index, made in enumerate(factory.made):
         received = made.unwrapped.received
@@ -616,9 +622,13 @@ def test_episodes_of_one_step_have_finite_and_correct_targets(mode, world):
     vector = SyncVectorEnv([OneStep] * NUM_ENVS, autoreset_mode=MODES[mode])
     collector = HostCollector(HostEnv(vector, "OneStep", seed=0), world.learner.actor, settings)
     collector.reset(0)
-    rollout, episodes, *_ = collector.collect(state.params["policy"], state.obs_stats, 0)
+    rollout, episodes, *_ = collector.collect(
+        state.learn.params["policy"], state.learn.obs_stats, 0
+    )
     make = jax.jit(partial(make_batch, settings, world.learner.actor))
-    batch = make(state.params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
+    batch = make(state.learn.params, state.learn.obs_stats, rollout, rollout.rewards, jnp.ones(()))[
+        0
+    ]
     valid = rollout.valid
     assert valid.sum() == NUM_ENVS * NUM_STEPS / (2 if mode == "next-step" else 1)
     targets = np.asarray(batch.value_targets).reshape(valid.shape)
@@ -757,8 +767,8 @@ def test_evaluation_plays_whole_episodes_an_equal_share_each(mode, world):
     result = evaluate_host(
         env,
         world.learner.actor,
-        world.state.params["policy"],
-        world.state.obs_stats,
+        world.state.learn.params["policy"],
+        world.state.learn.obs_stats,
         episodes=7,
         stochastic=False,
         seed=5,
@@ -784,8 +794,8 @@ def test_evaluation_of_a_jax_native_environment_plays_one_whole_episode_each(wor
         evaluate_jax(
             env,
             actor,
-            state.params["policy"],
-            state.obs_stats,
+            state.learn.params["policy"],
+            state.learn.obs_stats,
             episodes=16,
             stochastic=True,
             seed=seed,

@@ -139,7 +139,7 @@ def test_a_run_has_the_same_bits_in_several_processes():
         return sf.train("CartPole-v1", sf.PPO(num_epochs=1), train=train)
 
     runs = [run(kind) for kind in ("sync", "async")]
-    jax.tree.map(np.testing.assert_array_equal, *(r.state.params for r in runs))
+    jax.tree.map(np.testing.assert_array_equal, *(r.state.learn.params for r in runs))
 
 
 class WordyError(Exception):

@@ -15,13 +15,12 @@ from gymnasium import spaces
 
 import surefoot as sf
 from surefoot.config.presets import settle
-from surefoot.config.settings import OwnNetwork
+from surefoot.config.settings import OwnNetwork, OwnNetworks, begin
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError
 from surefoot.exporting import numpy_policy as exported
 from surefoot.exporting.export import export
 from surefoot.formulas.running_stats import RunningStats
-from surefoot.training.run import OwnNetworks, begin
 from tests.support.scripted import ACTION_SPACES, LIMIT, OBS_SPACES, make_scripted, mask_of
 
 
@@ -34,10 +33,10 @@ def begun(env="scripted:Scripted-v0", own=None, train=None, seed=0, **network):
     opened.close()
     rng = np.random.default_rng(seed)
     moved = lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape).astype(leaf.dtype)  # noqa: E731
-    params = jax.tree.map(moved, run.state.params)
+    params = jax.tree.map(moved, run.state.learn.params)
     seen = tuple(
         s and RunningStats(jnp.float32(9), moved(s.mean), 9 * jnp.exp(moved(s.mean)))
-        for s in run.state.obs_stats
+        for s in run.state.learn.obs_stats
     )
     run.state = run.state._replace(params=params, obs_stats=seen)
     return run

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from surefoot.config.settings import Network, OwnNetwork, resolve
+from surefoot.config.settings import Network, OwnNetwork
 from surefoot.errors import ConfigError
 from surefoot.formulas.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from surefoot.networks.actor_critic import _orthogonal, build
@@ -57,7 +57,7 @@ def spec(obs=VECTOR, action=DISCRETE):
 
 
 def make(obs=VECTOR, action=DISCRETE, own_policy=None, own_critic=None, **settings):
-    config = resolve(Network(**({"hidden": (8, 8)} | settings)))
+    config = Network(**({"hidden": (8, 8)} | settings))
     return build(spec(obs, action), config, own_policy, own_critic)
 
 

@@ -16,7 +16,7 @@ from surefoot.config.settings import Critic, Network, Train
 from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
 from surefoot.parallel.mesh import ONE, claim_devices, spread_over
-from surefoot.training.learner import make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.steppers import Compiled
 from tests.support.cases import case
 from tests.support.programs import quickly_built
@@ -46,7 +46,7 @@ def learner_of(rule, *, blocks=2, guard=False, joint=False, shared=False):
         Critic(joint=joint) if joint else Critic(**SHORT),
         preset="none",
     )
-    return make_learner(settings, env.spec, build(env.spec, settings.network), env)
+    return Learner(settings, env.spec, build(env.spec, settings.network), env)
 
 
 @cache
@@ -125,12 +125,12 @@ def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
             Critic(num_epochs=2, num_minibatches=1),
             preset="none",
         )
-        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+        learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
         with quickly_built():
             iterate = jax.jit(learner.iterate)
             state, _ = iterate(jax.jit(learner.init)(0), True)
             state, figures = iterate(state, True)
-        ends[blocks] = state.params, figures
+        ends[blocks] = state.learn.params, figures
     for blocks in (2, 8):
         assert distance(ends[1][0], ends[blocks][0]) < 1e-4
         for name, value in ends[1][1].items():
@@ -185,10 +185,10 @@ def test_a_whole_run_on_two_devices(tmp_path, env):
                 devices=devices, **{**how, "train": train},
             )  # fmt: skip
         ends[devices] = run
-    assert distance(ends[1].state.params, ends[2].state.params) < 1e-4
+    assert distance(ends[1].state.learn.params, ends[2].state.learn.params) < 1e-4
     assert ends[2].placement is ONE
     loaded = sf.load(tmp_path / "2", env=made() if env == "host" else made)
-    assert_same_bits(loaded.state.params, ends[2].state.params)
+    assert_same_bits(loaded.state.learn.params, ends[2].state.learn.params)
 
 
 def sf_vector():
@@ -209,14 +209,14 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
             on_update=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         same = sf.resume(tmp_path / "cut", env=env)
-        assert_same_bits(same.state.params, whole.state.params)
+        assert_same_bits(same.state.learn.params, whole.state.learn.params)
         sf.train(
             env, "trpo", steps=256, devices=2, out=tmp_path / "again", **how,
             on_update=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
             other = sf.resume(tmp_path / "again", env=env, devices=1)
-    assert distance(other.state.params, whole.state.params) < 1e-3
+    assert distance(other.state.learn.params, whole.state.learn.params) < 1e-3
 
 
 def test_as_many_blocks_as_devices_unless_something_else_is_said():
@@ -251,7 +251,7 @@ def test_nothing_but_figures_goes_between_devices():
         Critic(**SHORT),
         preset="none",
     )
-    learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+    learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
     state = TWO.put_state(jax.jit(learner.init)(0))
     with quickly_built():
         program = Compiled(learner.iterate, "", lambda what: None, TWO)

@@ -212,14 +212,14 @@ good = steppers.JaxStepper.advance
 def advance(self, state):
     state, rows = good(self, state)
     if jax.process_index() == 1 and int(state.iteration) == 7:
-        leaf = state.obs_stats[0].mean
+        leaf = state.learn.obs_stats[0].mean
         mine = np.array(leaf.addressable_data(0))
         mine[0] = np.nextafter(mine[0], 1.0)  # the last bit
         broken = jax.make_array_from_single_device_arrays(
             leaf.shape, leaf.sharding, [jax.device_put(mine, jax.local_devices()[0])]
         )
-        stats = state.obs_stats[0]._replace(mean=broken)
-        state = state._replace(obs_stats=(stats, *state.obs_stats[1:]))
+        stats = state.learn.obs_stats[0]._replace(mean=broken)
+        state = state._replace(obs_stats=(stats, *state.learn.obs_stats[1:]))
     return state, rows
 
 steppers.JaxStepper.advance = advance

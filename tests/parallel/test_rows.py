@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from surefoot.parallel.shuffle import shuffled
 
-from surefoot.config.settings import Network, resolve
+from surefoot.config.settings import Network
 from surefoot.networks.actor_critic import build
 from surefoot.parallel.mesh import spread_over
 from surefoot.parallel.rows import copying, from_rows, over_copies, take, to_rows
-from surefoot.parallel.shuffle import shuffled
 from surefoot.rules.minibatch_adam import descend, mean_and_gradient, start_descent
 from surefoot.types import EnvSpec, Inputs
 
@@ -71,7 +71,7 @@ def test_a_gradient_of_a_mean_over_blocks_is_that_of_all_rows(x64, kind, how):
     """Summed over devices it would be twice as long."""
     actions = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1.0, 1.0, (2,), np.float32)})
     spec = EnvSpec("x", SPACES[kind], actions, None, False, True)
-    network = build(spec, resolve(Network(hidden=(5,), head_scale=1.0)))
+    network = build(spec, Network(hidden=(5,), head_scale=1.0))
     params = network.init(jax.random.key(0))
     flat, unravel = ravel_pytree(params)
     obs = jax.random.normal(jax.random.key(1), (12, *SPACES[kind].shape))

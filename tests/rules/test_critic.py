@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from surefoot.config.settings import PPO, Critic, resolve
+from surefoot.config.settings import PPO, Critic
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.critic import critic_losses, explained_variance, fit_critic, start_critic
 
 ROWS = 64
-CONFIG = resolve(Critic(learning_rate=0.05, num_epochs=20, num_minibatches=4))
+CONFIG = Critic(learning_rate=0.05, num_epochs=20, num_minibatches=4)
 
 
 def linear_value(params, inputs):
@@ -73,7 +73,7 @@ def test_a_joint_descent_moves_policy_and_critic_together(toy, batch):
     policy_fn, params, _ = toy()
     losses = critic_losses(CONFIG, lambda p, inputs: linear_value(p["critic"], inputs))
     rule = UPDATE_RULES["ppo"](
-        resolve(PPO(num_epochs=5, num_minibatches=4, learning_rate=0.01)),
+        PPO(num_epochs=5, num_minibatches=4, learning_rate=0.01),
         lambda p, inputs: policy_fn(p["policy"], inputs),
         4,
         losses,

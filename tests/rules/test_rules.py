@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from surefoot.config.settings import PPO, RULES, resolve
+from surefoot.config.settings import PPO, RULES
 from surefoot.formulas.conjugate_gradient import fisher_vector_product, quadratic_form
 from surefoot.formulas.distributions import Categorical
 from surefoot.formulas.surrogate import standardize, surrogate
@@ -36,7 +36,7 @@ BASE = {
 
 
 def make_rule(name, policy_fn, **settings):
-    return UPDATE_RULES[name](resolve(RULES[name](**settings)), policy_fn, NUM_UPDATES)
+    return UPDATE_RULES[name](RULES[name](**settings), policy_fn, NUM_UPDATES)
 
 
 @cache

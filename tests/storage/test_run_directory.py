@@ -438,8 +438,8 @@ def trained(tmp_path_factory):
 @pytest.mark.core
 def test_a_loaded_run_is_the_one_that_was_stored(trained):
     loaded = sf.load(trained.directory.path, env=ENV)
-    assert_same_bits(loaded.state.params, trained.state.params)
-    assert_same_bits(loaded.state.obs_stats, trained.state.obs_stats)
+    assert_same_bits(loaded.state.learn.params, trained.state.learn.params)
+    assert_same_bits(loaded.state.learn.obs_stats, trained.state.learn.obs_stats)
     assert loaded.settings == replace(trained.settings, preset="none")
     assert loaded.rows == trained.rows
     obs = np.array([[0.0, 1.0], [3.0, 2.0]], np.float32)

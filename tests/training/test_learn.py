@@ -16,10 +16,10 @@ from surefoot.envs.host import HostEnv
 from surefoot.formulas.distributions import Categorical, kl
 from surefoot.networks.actor_critic import build
 from surefoot.training.batch import make_batch, state_values
-from surefoot.training.learner import make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.seeds import drawn_block
 from surefoot.training.rollout_jax import collect_jax, start_jax_envs
+from surefoot.training.seeds import drawn_block
 from surefoot.types import Batch, Inputs
 from tests.support.programs import quickly_built
 from tests.support.scripted import scripted_jax, scripted_vector
@@ -76,9 +76,9 @@ def make_lesson(rule, kind):
     env = native or HostEnv(
         scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
     )
-    learner = make_learner(settings, env.spec, build(env.spec, settings.network), native)
+    learner = Learner(settings, env.spec, build(env.spec, settings.network), native)
     state = jax.jit(learner.init)(0)
-    policy, stats = state.params["policy"], state.obs_stats
+    policy, stats = state.learn.params["policy"], state.learn.obs_stats
     if native:
 
         def collect(state):
@@ -113,7 +113,7 @@ def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(rule, ki
     judged = [n for n in unknown if n.startswith("lens/")]
     assert len(judged) == 11 + 8, "no update was judged before the first, and none looked at"
     for part in ("policy", "critic"):
-        assert not same_bits(state.params[part], given.state.params[part]), part
+        assert not same_bits(state.learn.params[part], given.state.learn.params[part]), part
     assert metrics["policy/kl_mean"] > 0
     assert metrics["update/finite"] == 1
     assert state.iteration == 1
@@ -133,7 +133,7 @@ def test_the_realised_gain_is_the_change_of_the_mean_td_error_under_the_frozen_c
         values, next_values = (
             scale * np.asarray(v, np.float64)
             for v in state_values(
-                given.learner.actor, given.state.params, given.state.obs_stats, rollout
+                given.learner.actor, given.state.learn.params, given.state.learn.obs_stats, rollout
             )
         )
         onwards = np.where(rollout.terminated, 0.0, next_values)
@@ -159,7 +159,7 @@ def test_a_joint_critics_loss_counts_vf_coef_times():
             preset="none",
         )
         env = scripted_jax()
-        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+        learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
         with quickly_built():
             metrics = jax.jit(learner.iterate)(jax.jit(learner.init)(0))[1]
         return float(metrics["update/loss"])
@@ -186,9 +186,9 @@ def test_a_refused_update_leaves_everything_learned_bit_for_bit(rule, kind, what
     assert metrics["update/finite"] == 0
     for part in ("params", "rule", "critic"):
         assert_same_bits(getattr(state, part), getattr(given.state, part))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.obs_stats))
-    assert np.isfinite(state.return_stats.mean)
-    assert state.refusals == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learn.obs_stats))
+    assert np.isfinite(state.learn.return_stats.mean)
+    assert state.learn.refusals == 1
     again, _ = given.learn(state, spoil(given.rollout, what), given.episodes)
     assert again.refusals == 2
     whole = state._replace(returns_so_far=jnp.zeros(NUM_ENVS))
@@ -200,7 +200,7 @@ def test_a_refused_update_leaves_everything_learned_bit_for_bit(rule, kind, what
 def batch_of(given):
     def make(state, rollout):
         rewards = jnp.asarray(rollout.rewards)
-        args = (state.params, state.obs_stats, rollout, rewards, jnp.ones(()))
+        args = (state.learn.params, state.learn.obs_stats, rollout, rewards, jnp.ones(()))
         return make_batch(given.settings, given.learner.actor, *args)[0]
 
     return jax.jit(make)(given.state, given.rollout)
@@ -222,10 +222,12 @@ def test_every_truncated_row_is_worth_its_own_true_successor_however_many_there_
         final_obs=np.concatenate([final[rows], np.full_like(final[: 250 - len(rows)], np.nan)]),
     )
     actor, state = given.learner.actor, given.state
-    here, after = state_values(actor, state.params, state.obs_stats, rollout)
+    here, after = state_values(actor, state.learn.params, state.learn.obs_stats, rollout)
 
     def value(obs):
-        return actor.network.value(state.params, actor.inputs(state.obs_stats, obs, None))
+        return actor.network.value(
+            state.learn.params, actor.inputs(state.learn.obs_stats, obs, None)
+        )
 
     expected = np.where(truncated, value(final), value(obs[1:]).reshape(-1)).reshape(shape)
     np.testing.assert_allclose(here, value(obs[:-1]), rtol=1e-5, atol=1e-5)
@@ -236,7 +238,7 @@ def test_every_truncated_row_is_worth_its_own_true_successor_however_many_there_
 @on_the_host
 def test_the_ratio_is_exactly_one_on_the_full_batch_before_the_first_step(kind):
     given = lesson("trpo", kind)
-    policy, params = given.learner.actor.network.policy, given.state.params["policy"]
+    policy, params = given.learner.actor.network.policy, given.state.learn.params["policy"]
     batch = batch_of(given)
     again = jax.jit(lambda batch: policy(params, batch.inputs).log_prob(batch.actions))(batch)
     counted = np.asarray(batch.weights) > 0
@@ -337,7 +339,8 @@ def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted():
     policy = given.learner.actor.network.policy
     obs = jax.tree.map(lambda leaf: leaf[:-1], given.rollout.obs)
     inputs = [
-        given.learner.actor.inputs(state.obs_stats, obs, None) for state in (given.state, after)
+        given.learner.actor.inputs(state.learn.obs_stats, obs, None)
+        for state in (given.state, after)
     ]
     drift = kl(*(policy(after.params["policy"], each) for each in inputs))
     expected = np.mean(drift[given.rollout.valid])
@@ -359,8 +362,8 @@ def noise_of(given, rollout):
     """What was added to the policy's mean: actions alone differ because observations do."""
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
     actor, state = given.learner.actor, given.state
-    inputs = actor.inputs(state.obs_stats, obs, None)
-    chosen = actor.network.policy(state.params["policy"], inputs)
+    inputs = actor.inputs(state.learn.obs_stats, obs, None)
+    chosen = actor.network.policy(state.learn.params["policy"], inputs)
     return np.asarray(rollout.actions - chosen.mode())
 
 
@@ -370,7 +373,7 @@ def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypa
     env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
-    host = collector.collect(given.state.params["policy"], given.state.obs_stats, 0)
+    host = collector.collect(given.state.learn.params["policy"], given.state.learn.obs_stats, 0)
     assert all_differ(noise_of(given, host.rollout))
 
 
@@ -388,8 +391,8 @@ def test_a_jax_native_rollout_uses_no_noise_and_no_key_twice(monkeypatch, limit,
     assert drawn_block(noise, NUM_STEPS) == block
     collect = partial(collect_jax, env, given.learner.actor, given.settings)
     _, rollout, _ = jax.jit(collect)(
-        given.state.params["policy"],
-        given.state.obs_stats,
+        given.state.learn.params["policy"],
+        given.state.learn.obs_stats,
         start_jax_envs(env, NUM_ENVS, jax.random.key(0)),
         seed=jnp.uint32(0),
         iteration=jnp.int32(0),

@@ -52,8 +52,8 @@ def all_finite(tree):
 )
 def test_a_constant_reward(rule):
     run = sf.train(Constant, rule, steps=128, train=sf.Train(**SMALL), **BRIEF)
-    assert same_bits(run.state.params["policy"], started(run)["policy"])
-    assert all_finite(run.state.params)
+    assert same_bits(run.state.learn.params["policy"], started(run)["policy"])
+    assert all_finite(run.state.learn.params)
 
 
 @case(32)
@@ -66,7 +66,7 @@ def test_one_action(command, rule):
     assert ended.code == 0
     assert all(row["policy/entropy"] == 0 for row in rows_of(ended))
     run = last_good(env="broken_envs:OneAction")
-    assert same_bits(run.state.params["policy"], started(run)["policy"])
+    assert same_bits(run.state.learn.params["policy"], started(run)["policy"])
 
 
 @case(33)
@@ -106,7 +106,7 @@ def test_updates_that_are_not_finite():
     assert "the last good checkpoint is run/checkpoints/step-" in str(caught.value)
     assert "run/not-finite.json" in str(caught.value)
     run = sf.load("run", env=twin)
-    assert all_finite(run.state.params)
+    assert all_finite(run.state.learn.params)
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["update/refusals"] for row in rows[-4:]] == [0, 1, 2, 3]
     told = json.loads(Path("run/not-finite.json").read_text())

@@ -17,7 +17,7 @@ from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.networks.actor_critic import build
 from surefoot.training.api import train
 from surefoot.training.batch import make_batch
-from surefoot.training.learner import make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import collect_jax, start_jax_envs
 from surefoot.types import EnvSpec, Inputs
@@ -91,27 +91,27 @@ def targets_of(request):
     """Targets and advantages of the valid rows, as a function of the critic's one number."""
     settings = settings_for()
     spec = constant_jax().spec
-    learner = make_learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
+    learner = Learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
     state = jax.jit(learner.init)(0)
     if request.param == "jax-native":
         env = constant_jax()
         run = jax.jit(partial(collect_jax, env, learner.actor, settings))
         loop = start_jax_envs(env, 2, jax.random.key(0))
         zero = {"seed": jnp.uint32(0), "iteration": jnp.int32(0)}
-        _, rollout, _ = run(state.params["policy"], state.obs_stats, loop, **zero)
+        _, rollout, _ = run(state.learn.params["policy"], state.learn.obs_stats, loop, **zero)
     else:
         env = HostEnv(SyncVectorEnv([limited] * 2, autoreset_mode=request.param), "C", seed=0)
         collector = HostCollector(env, learner.actor, settings)
         collector.reset(0)
-        rollout = collector.collect(state.params["policy"], state.obs_stats, 0).rollout
+        rollout = collector.collect(state.learn.params["policy"], state.learn.obs_stats, 0).rollout
     assert np.sum(rollout.truncated) >= 4
     valid = np.asarray(rollout.valid).reshape(-1)
     make = jax.jit(partial(make_batch, settings, learner.actor))
 
     def targets(value):
-        params = {**state.params, "critic": jnp.float32(value)}
+        params = {**state.learn.params, "critic": jnp.float32(value)}
         rewards = jnp.asarray(rollout.rewards)
-        batch = make(params, state.obs_stats, rollout, rewards, jnp.ones(()))[0]
+        batch = make(params, state.learn.obs_stats, rollout, rewards, jnp.ones(()))[0]
         return np.asarray(batch.value_targets)[valid], np.asarray(batch.advantages)[valid]
 
     return targets
@@ -140,16 +140,16 @@ def test_fitting_the_targets_again_and_again_leads_to_the_value_of_living_for_ev
 @pytest.mark.parametrize("mode", AutoresetMode, ids=str)
 def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
     settings, spec = settings_for(), constant_jax().spec
-    learner = make_learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
+    learner = Learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
     state = jax.jit(learner.init)(0)
     vector = SyncVectorEnv([partial(limited, LIMIT)] * 2, autoreset_mode=mode)
     collector = HostCollector(HostEnv(vector, "Constant", seed=0), learner.actor, settings)
     collector.reset(0)
-    rollout = collector.collect(state.params["policy"], state.obs_stats, 0).rollout
+    rollout = collector.collect(state.learn.params["policy"], state.learn.obs_stats, 0).rollout
     assert not rollout.truncated.any()
-    params = {**state.params, "critic": jnp.float32(100.0)}
+    params = {**state.learn.params, "critic": jnp.float32(100.0)}
     make = jax.jit(partial(make_batch, settings, learner.actor))
-    batch = make(params, state.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
+    batch = make(params, state.learn.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
     targets = np.asarray(batch.value_targets).reshape(rollout.terminated.shape)
     np.testing.assert_allclose(targets[rollout.terminated], 1.0, rtol=1e-5)
 
@@ -166,5 +166,5 @@ def test_a_trained_critic_finds_the_value_of_living_for_ever():
         critic=settings.critic,
     )
     network = run.learner.actor.network
-    value = network.value(run.state.params, Inputs(jnp.zeros((1, 1)), None))
+    value = network.value(run.state.learn.params, Inputs(jnp.zeros((1, 1)), None))
     np.testing.assert_allclose(value, FOR_EVER, rtol=0.02)

@@ -19,7 +19,7 @@ from scipy import stats
 import surefoot as sf
 from surefoot.analysis.compare import compare
 from surefoot.config.presets import settle
-from surefoot.config.settings import PPO, VPG, Critic, Network, Train
+from surefoot.config.settings import PPO, VPG, Critic, Network, OwnNetworks, Train, begin, summarize
 from surefoot.diagnostics.warnings import Alarm
 from surefoot.envs.registry import find_env
 from surefoot.errors import (
@@ -36,7 +36,6 @@ from surefoot.training.api import chosen_rule, resume, train, train_or_resume
 from surefoot.training.evaluate import Evaluation
 from surefoot.training.memory import memory_left, memory_of
 from surefoot.training.plan import make_plan
-from surefoot.training.run import OwnNetworks, begin, summarize
 from surefoot.training.steppers import chunk_of
 from tests.support.cases import case
 from tests.support.programs import quickly_built
@@ -124,7 +123,7 @@ def test_the_same_seed_gives_the_same_bits(whole, world):
 @both_worlds
 def test_another_seed_gives_another_run(whole, world):
     other = train(**arguments(world), seed=4, on_update=stop_at(2))
-    assert not same_bits(other.state.params, whole(world).state.params)
+    assert not same_bits(other.state.learn.params, whole(world).state.learn.params)
     first, second = other.rows[0], whole(world).rows[0]
     assert first["policy/kl_mean"] != second["policy/kl_mean"]
 
@@ -188,9 +187,9 @@ def test_a_host_run_stopped_in_between_goes_on_without_a_gap_or_a_double(whole, 
 
 def test_returns_of_episodes_cut_by_a_stop_are_not_carried_into_new_ones(tmp_path):
     run = train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=stop_at(EVERY + 1))
-    assert run.state.returns_so_far.any()
+    assert run.state.learn.returns_so_far.any()
     loaded = sf.load(tmp_path / "run", env=ENVS["host"])
-    assert not loaded.state.returns_so_far.any()
+    assert not loaded.state.learn.returns_so_far.any()
 
 
 @pytest.mark.core
@@ -531,7 +530,7 @@ def test_nested_spaces_train_end_to_end(obs, action, tmp_path):
         loaded = sf.load(tmp_path / "run", env=ENVS["host"])
     start = jax.jit(run.learner.init)(3)
     for part in ("policy", "critic"):
-        assert not same_bits(run.state.params[part], start.params[part])
+        assert not same_bits(run.state.learn.params[part], start.params[part])
     assert all(row["policy/kl_mean"] > 0 for row in run.rows)
     action = loaded.policy(shown(obs, 1, 2), deterministic=False, key=0)
     assert run.learner.spec.action_space.contains(action)
@@ -555,11 +554,11 @@ def test_a_network_of_ones_own_trains_and_is_asked_for_again(tmp_path):
             sf.load(tmp_path / "run", env=ENVS["host"])
         loaded = sf.load(tmp_path / "run", env=ENVS["host"], network=own)
     assert caught.value.name == "NAME-NETWORK"
-    assert run.state.params["policy"]["net"]["matrix"].shape == (2, 3)
+    assert run.state.learn.params["policy"]["net"]["matrix"].shape == (2, 3)
     start = jax.jit(run.learner.init)(3)
     for part in ("policy", "critic"):
-        assert not same_bits(run.state.params[part], start.params[part])
-    assert_same_bits(loaded.state.params, run.state.params)
+        assert not same_bits(run.state.learn.params[part], start.params[part])
+    assert_same_bits(loaded.state.learn.params, run.state.learn.params)
 
 
 def test_a_network_from_flax_trains():
@@ -572,9 +571,9 @@ def test_a_network_from_flax_trains():
     with quickly_built():
         run = train(**{**brief_arguments(), "network": own}, seed=3, on_update=stop_at(2))
     start = jax.jit(run.learner.init)(3)
-    kernel = run.state.params["policy"]["net"]["params"]["kernel"]
+    kernel = run.state.learn.params["policy"]["net"]["params"]["kernel"]
     assert kernel.shape == (2, 3)
-    assert not same_bits(run.state.params["critic"], start.params["critic"])
+    assert not same_bits(run.state.learn.params["critic"], start.params["critic"])
     assert run.rows[-1]["policy/kl_mean"] > 0
 
 
@@ -615,7 +614,7 @@ def test_many_seeds_in_one_program_equal_one_run_each(whole, many):
             assert set(row) == set(expected)
             for name in row:
                 assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
-    assert not same_bits(many[0].state.params, many[1].state.params)
+    assert not same_bits(many[0].state.learn.params, many[1].state.learn.params)
 
 
 def test_each_of_many_runs_has_a_policy_and_an_evaluation_of_its_own(many):
@@ -655,10 +654,10 @@ def test_seeds_that_do_not_fit_together_go_in_turns_and_say_so(many, monkeypatch
     assert "3 seeds at once need" in capsys.readouterr().err
     assert [run.settings.train.seed for run in runs] == [*SEEDS, 5]
     for run, other in zip(runs, many, strict=False):
-        assert_same_bits(run.state.params, other.state.params)
+        assert_same_bits(run.state.learn.params, other.state.learn.params)
         assert timeless(run.rows) == timeless(other.rows)
     assert runs[2].rows[-1]["policy/kl_mean"] != runs[1].rows[-1]["policy/kl_mean"]
-    assert not same_bits(runs[2].state.params, runs[1].state.params)
+    assert not same_bits(runs[2].state.learn.params, runs[1].state.learn.params)
 
 
 def test_what_many_seeds_need_grows_with_their_number():
@@ -710,7 +709,7 @@ def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, wor
     looked = train(**arguments(world, lens_every=4), seed=3)
     blind = train(**arguments(world, lens_every=0), seed=3)
     # What the lens knows of cross-fits is all that differs.
-    unlooked = looked.state.watch._replace(ratio=blind.state.watch.ratio)
+    unlooked = looked.state.lens._replace(ratio=blind.state.lens.ratio)
     assert_same_bits(looked.state._replace(watch=unlooked), blind.state)
     name = "lens/crossfit_promise"
     assert [row["iteration"] for row in looked.rows if name in row] == [1, 5, 9, 13]

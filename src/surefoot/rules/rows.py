@@ -5,7 +5,7 @@ where one device has the whole batch, and what `surefoot.parallel` provides wher
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ Losses = Callable[[Params, PyTree], tuple[Float[Array, " batch"], Float[Array, "
 """`losses(params, rows) -> (loss, weight)` of each row, each computed from that row alone."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Access to the rows of a rollout and of its batch.
 
