@@ -17,6 +17,7 @@ from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
 from surefoot.parallel.mesh import ONE, claim_devices, spread_over
 from surefoot.training.learner import make_learner
+from surefoot.training.state import ENV_FIELDS
 from surefoot.training.steppers import Compiled
 from tests.support.cases import case
 from tests.support.programs import quickly_built
@@ -59,7 +60,9 @@ def iterated(rule, placement, **how):
     """One iteration with the lens's dearer figures, on these devices."""
     with quickly_built():
         program = Compiled(learner_of(rule, **how).iterate, "", lambda what: None, placement)
-        state, metrics = program(placement.put_state(started(rule, **how)), np.bool_(True))
+        state, metrics = program(
+            placement.put_state(started(rule, **how), ENV_FIELDS), np.bool_(True)
+        )
     return placement.whole(state), {name: float(value) for name, value in metrics.items()}
 
 
@@ -155,7 +158,7 @@ def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule,
             state = state._replace(env=env)
         ends = []
         for placement in (ONE, TWO):
-            at = placement.put_state(state._replace(iteration=np.int32(0)))
+            at = placement.put_state(state._replace(iteration=np.int32(0)), ENV_FIELDS)
             program = Compiled(learner.learn, "", lambda what: None, placement)
             for rollout, episodes in rollouts:
                 at, _ = program(at, *placement.put_rollout(rollout, episodes), np.bool_(False))
@@ -252,7 +255,7 @@ def test_nothing_but_figures_goes_between_devices():
         preset="none",
     )
     learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
-    state = TWO.put_state(jax.jit(learner.init)(0))
+    state = TWO.put_state(jax.jit(learner.init)(0), ENV_FIELDS)
     with quickly_built():
         program = Compiled(learner.iterate, "", lambda what: None, TWO)
         text = program.program(state, np.bool_(False)).as_text()

@@ -44,6 +44,15 @@ class LoopState(NamedTuple):
     env: EnvLoop | None
 
 
+ENV_FIELDS = ("env", "returns_so_far")
+"""Fields of the state with an environment axis: on several devices each has its own part."""
+
+
+def replicated(state: LoopState) -> LoopState:
+    """The part of a state that is the same on every device."""
+    return state._replace(**dict.fromkeys(ENV_FIELDS))
+
+
 class Parts(NamedTuple):
     """What the functions of a run are made of."""
 

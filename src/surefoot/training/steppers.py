@@ -14,7 +14,7 @@ from surefoot.parallel.mesh import ONE, Placement
 from surefoot.training.learner import Learner, is_due
 from surefoot.training.memory import return_memory
 from surefoot.training.rollout_host import Collector
-from surefoot.training.state import LoopState
+from surefoot.training.state import ENV_FIELDS, LoopState
 from surefoot.types import Params, Rollout
 
 SEEDS = "seed"
@@ -36,7 +36,7 @@ class Compiled:
         compiling: Notice,
         placement: Placement = ONE,
     ):
-        self._function = jax.jit(function, **placement.of_outputs())
+        self._function = jax.jit(function, **placement.of_outputs(LoopState, ENV_FIELDS))
         self._placement = placement
         self._what, self._notice = what, compiling
         self._programs: dict[Any, Any] = {}
@@ -103,7 +103,7 @@ class HostStepper:
         self._rollout = host.rollout
         before, look = time.monotonic(), np.bool_(is_due(self._settings, iteration))
         rollout, episodes = self._placement.put_rollout(host.rollout, host.episodes)
-        state = self._placement.put_state(state)
+        state = self._placement.put_state(state, ENV_FIELDS)
         state, metrics = self._learn(state, rollout, episodes, look)
         metrics = jax.device_get(metrics)
         compiling = self._learn.seconds - compiled
@@ -178,7 +178,7 @@ class JaxStepper:
         compiled, started = self._run.seconds, time.monotonic()
         iteration = int(state.iteration)
         count = min(self._chunk, self._iterations - iteration)
-        state = self._placement.put_state(state)
+        state = self._placement.put_state(state, ENV_FIELDS)
         state, metrics = self._run(state, np.int32(iteration), np.int32(count))
         metrics = jax.device_get(metrics)
         compiling = self._run.seconds - compiled
