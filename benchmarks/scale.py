@@ -123,8 +123,8 @@ MEAN = """
 import sys, time, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from surefoot.parallel.rows import AXIS
-from surefoot.parallel.rendezvous import join
-mesh = join().placement.mesh
+from surefoot.parallel.rendezvous import join_cluster
+mesh = join_cluster().placement.mesh
 for size in (1, 100, 1_000, 10_000, 100_000, 1_000_000):
     spread = NamedSharding(mesh, P(AXIS))
     x = jax.make_array_from_callback((2, size), spread, lambda i: np.ones((1, size), np.float32))
@@ -169,7 +169,7 @@ def sums_of(rule: str) -> dict[str, int]:
         "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
         "import sys, numpy as np, argparse\n"
         "from surefoot.cli.parser import main\n"
-        "from surefoot import steppers\n"
+        "from surefoot.training import steppers\n"
         "good = steppers.Compiled.program\n"
         "def program(self, *arguments):\n"
         "    print(good(self, *arguments).as_text()); raise SystemExit\n"

@@ -3,6 +3,7 @@
 Ray is played by a stand-in in this process; tests/parallel/test_ray.py has the real one.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -16,8 +17,9 @@ from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, ReplicaError, WorkerLostError
 from surefoot.networks.actor_critic import build
 from surefoot.parallel.env_actors import EnvActors, EnvWorkers
-from surefoot.training.learner import Learner
-from surefoot.training.rollout_host import HostCollector
+from surefoot.training.env_share import open_share
+from surefoot.training.learner import make_learner
+from surefoot.training.rollout_host import HostCollector, assemble
 from tests.support.cases import case
 from tests.support.trees import assert_same_bits
 
@@ -45,7 +47,7 @@ def closed():
 
 
 class StandIn:
-    """What `EnvActors` asks of Ray; `spoil(reply)` may change a reply, or raise, once."""
+    """Ray reduced to what actors use; `spoil(reply)` may change a reply, or raise, once."""
 
     exceptions = SimpleNamespace(RayActorError=ActorDiedError, ObjectLostError=ObjectLostError)
 
@@ -93,18 +95,23 @@ def settings_of(**train):
     )
 
 
+def started(ray, settings, workers, *, restarts):
+    share, whole = partial(open_share, settings), partial(assemble, train=settings.train)
+    return EnvActors(EnvWorkers(ray, workers, restarts), settings.train.num_envs, share, whole)
+
+
 def opened(settings):
     source = find_env(settings.env, settings.env_kwargs)
     env = open_host_env(source, settings.train.num_envs, seed=0)
     OPENED.append(env)
-    learner = Learner(settings, env.spec, build(env.spec, settings.network))
+    learner = make_learner(settings, env.spec, build(env.spec, settings.network))
     return env, learner, jax.jit(learner.init)(0)
 
 
 def collected(collector, state, iterations=3):
     collector.reset(0)
-    policy = state.learn.params["policy"]
-    return [collector.collect(policy, state.learn.obs_stats, n) for n in range(iterations)]
+    policy = state.params["policy"]
+    return [collector.collect(policy, state.obs_stats, n) for n in range(iterations)]
 
 
 def last_observations(rollout):
@@ -121,7 +128,7 @@ def test_actors_collect_what_one_process_does(workers):
     env, learner, state = opened(settings)
     alone = collected(HostCollector(env, learner.actor, settings), state)
     ray = StandIn()
-    actors = EnvActors(ray, settings, workers, restarts=0)
+    actors = started(ray, settings, workers, restarts=0)
     for one, other in zip(alone, collected(actors, state), strict=True):
         for name in ("obs", "actions", "rewards", "terminated", "truncated", "valid"):
             assert_same_bits(getattr(one.rollout, name), getattr(other.rollout, name))
@@ -164,18 +171,18 @@ def test_a_lost_fragment_is_collected_again_under_the_same_policy(how):
         raise how("killed")
 
     ray = StandIn()
-    actors = EnvActors(ray, settings_of(), 2, restarts=1)
+    actors = started(ray, settings_of(), 2, restarts=1)
     _, _, state = opened(settings_of())
     actors.reset(0)
-    actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
+    actors.collect(state.params["policy"], state.obs_stats, 0)
     ray.spoil = die
-    again = actors.collect(state.learn.params["policy"], state.learn.obs_stats, 1).rollout
+    again = actors.collect(state.params["policy"], state.obs_stats, 1).rollout
     assert (ray.made, ray.killed) == (3, 1)
     assert actors.figures["env/lost"] == 1
     assert np.all(again.valid)
     ray.spoil = die
-    with pytest.raises(WorkerLostError, match="environments 2 to 3 is gone, and 1 restarts are"):
-        actors.collect(state.learn.params["policy"], state.learn.obs_stats, 2)
+    with pytest.raises(WorkerLostError, match="environments 2 to 3 is gone, and all 1 restarts"):
+        actors.collect(state.params["policy"], state.obs_stats, 2)
 
 
 @case(83)
@@ -185,10 +192,10 @@ def test_a_fragment_of_an_older_policy_is_refused_and_counted():
         rows = fragment.rows._replace(rewards=np.full_like(fragment.rows.rewards, 99.0))
         return fragment._replace(version=fragment.version - 1, rows=rows), *rest
 
-    actors = EnvActors(StandIn(age), settings_of(), 2, restarts=0)
+    actors = started(StandIn(age), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
     actors.reset(0)
-    rollout = actors.collect(state.learn.params["policy"], state.learn.obs_stats, 5).rollout
+    rollout = actors.collect(state.params["policy"], state.obs_stats, 5).rollout
     assert actors.figures["env/stale"] == 1
     assert np.max(rollout.rewards) == 1.0
 
@@ -199,27 +206,27 @@ def test_an_actor_that_goes_on_sending_another_policy_is_not_asked_for_ever():
             fragment, *rest = reply()
             return fragment._replace(version=-1), *rest
 
-    actors = EnvActors(Stuck(), settings_of(), 2, restarts=0)
+    actors = started(Stuck(), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
     actors.reset(0)
-    with pytest.raises(ReplicaError, match="101 fragments of another policy"):
-        actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
+    with pytest.raises(ReplicaError, match="101 fragments were collected by another policy"):
+        actors.collect(state.params["policy"], state.obs_stats, 0)
 
 
 def test_what_an_environment_does_is_told_with_its_number_in_the_run():
     def break_one(reply):
         return None, 0, (3, "ENV-CONTRACT", "reward is NaN", 3, "a story")
 
-    actors = EnvActors(StandIn(break_one), settings_of(), 2, restarts=0)
+    actors = started(StandIn(break_one), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
     actors.reset(0)
     with pytest.raises(EnvContractError, match="reward is NaN") as told:
-        actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
+        actors.collect(state.params["policy"], state.obs_stats, 0)
     assert (told.value.index, told.value.story) == (3, "a story")
 
 
 def test_what_cannot_be_shared_out_is_refused():
     with pytest.raises(ConfigError, match=r"3 env workers cannot share 4 .* num_envs 3 or 6"):
-        EnvWorkers(StandIn(), 3).start(settings_of())
+        EnvWorkers(StandIn(), 3).check(4)
     with pytest.raises(ConfigError, match="8 env workers need a core each, and Ray has 4"):
-        EnvWorkers(StandIn(), 8).start(settings_of(num_envs=8))
+        EnvWorkers(StandIn(), 8).check(8)

@@ -16,7 +16,8 @@ from surefoot.config.settings import Critic, Network, Train
 from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
 from surefoot.parallel.mesh import ONE, claim_devices, spread_over
-from surefoot.training.learner import Learner
+from surefoot.training.learner import make_learner
+from surefoot.training.state import ENV_FIELDS
 from surefoot.training.steppers import Compiled
 from tests.support.cases import case
 from tests.support.programs import quickly_built
@@ -46,7 +47,7 @@ def learner_of(rule, *, blocks=2, guard=False, joint=False, shared=False):
         Critic(joint=joint) if joint else Critic(**SHORT),
         preset="none",
     )
-    return Learner(settings, env.spec, build(env.spec, settings.network), env)
+    return make_learner(settings, env.spec, build(env.spec, settings.network), env)
 
 
 @cache
@@ -59,7 +60,9 @@ def iterated(rule, placement, **how):
     """One iteration with the lens's dearer figures, on these devices."""
     with quickly_built():
         program = Compiled(learner_of(rule, **how).iterate, "", lambda what: None, placement)
-        state, metrics = program(placement.put_state(started(rule, **how)), np.bool_(True))
+        state, metrics = program(
+            placement.put_state(started(rule, **how), ENV_FIELDS), np.bool_(True)
+        )
     return placement.whole(state), {name: float(value) for name, value in metrics.items()}
 
 
@@ -125,12 +128,12 @@ def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
             Critic(num_epochs=2, num_minibatches=1),
             preset="none",
         )
-        learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
+        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
         with quickly_built():
             iterate = jax.jit(learner.iterate)
             state, _ = iterate(jax.jit(learner.init)(0), True)
             state, figures = iterate(state, True)
-        ends[blocks] = state.learn.params, figures
+        ends[blocks] = state.params, figures
     for blocks in (2, 8):
         assert distance(ends[1][0], ends[blocks][0]) < 1e-4
         for name, value in ends[1][1].items():
@@ -155,7 +158,7 @@ def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule,
             state = state._replace(env=env)
         ends = []
         for placement in (ONE, TWO):
-            at = placement.put_state(state._replace(iteration=np.int32(0)))
+            at = placement.put_state(state._replace(iteration=np.int32(0)), ENV_FIELDS)
             program = Compiled(learner.learn, "", lambda what: None, placement)
             for rollout, episodes in rollouts:
                 at, _ = program(at, *placement.put_rollout(rollout, episodes), np.bool_(False))
@@ -185,10 +188,10 @@ def test_a_whole_run_on_two_devices(tmp_path, env):
                 devices=devices, **{**how, "train": train},
             )  # fmt: skip
         ends[devices] = run
-    assert distance(ends[1].state.learn.params, ends[2].state.learn.params) < 1e-4
+    assert distance(ends[1].state.params, ends[2].state.params) < 1e-4
     assert ends[2].placement is ONE
     loaded = sf.load(tmp_path / "2", env=made() if env == "host" else made)
-    assert_same_bits(loaded.state.learn.params, ends[2].state.learn.params)
+    assert_same_bits(loaded.state.params, ends[2].state.params)
 
 
 def sf_vector():
@@ -209,14 +212,14 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
             on_update=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         same = sf.resume(tmp_path / "cut", env=env)
-        assert_same_bits(same.state.learn.params, whole.state.learn.params)
+        assert_same_bits(same.state.params, whole.state.params)
         sf.train(
             env, "trpo", steps=256, devices=2, out=tmp_path / "again", **how,
             on_update=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
             other = sf.resume(tmp_path / "again", env=env, devices=1)
-    assert distance(other.state.learn.params, whole.state.learn.params) < 1e-3
+    assert distance(other.state.params, whole.state.params) < 1e-3
 
 
 def test_as_many_blocks_as_devices_unless_something_else_is_said():
@@ -251,8 +254,8 @@ def test_nothing_but_figures_goes_between_devices():
         Critic(**SHORT),
         preset="none",
     )
-    learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
-    state = TWO.put_state(jax.jit(learner.init)(0))
+    learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+    state = TWO.put_state(jax.jit(learner.init)(0), ENV_FIELDS)
     with quickly_built():
         program = Compiled(learner.iterate, "", lambda what: None, TWO)
         text = program.program(state, np.bool_(False)).as_text()

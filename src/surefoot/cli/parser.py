@@ -195,9 +195,9 @@ def _fail(fault: SurefootError, *, as_json: bool) -> int:
 def _ended(code: int, options: Any) -> int:
     """The code of a command that failed; a rank among others ends here."""
     if getattr(options, "cluster", None) == "auto":
-        from surefoot.parallel.heartbeat import leave_at_once
+        from surefoot.parallel.heartbeat import exit_rank
 
-        leave_at_once(code)
+        exit_rank(code)
     return code
 
 

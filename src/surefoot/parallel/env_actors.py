@@ -1,211 +1,221 @@
-"""Gymnasium's environments on other machines: Ray's actors act in them and send what they did.
+"""Environments on other machines: Ray actors step them and send back what they collected.
 
-Every actor has some of a run's environments and a copy of the policy, so that what goes over the
-network is a policy and a fragment an iteration, and not an observation a step. A fragment that is
-lost is collected again, under the same policy: a batch is complete, and of one policy.
+Each actor has a share of a run's environments and a copy of the policy, so that an iteration sends
+one policy and one fragment over the network, not one observation a step. A lost fragment is
+collected again under the same policy: a batch is complete, and collected by one policy.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from surefoot.config.presets import settings_of
-from surefoot.config.settings import Settings
 from surefoot.errors import ConfigError, ReplicaError, SurefootError, WorkerLostError, fault_of
-from surefoot.training.rollout_host import Fragment, HostCollector, HostRollout, assemble
 from surefoot.types import Params
 
-MOST_STALE = 100
-"""Fragments of another policy that are refused in a run before it ends."""
+MAX_STALE = 100
+"""Fragments of another policy that a run refuses before it ends."""
+_ON_A_CPU = {"JAX_PLATFORMS": "cpu"}
+"""Environment variables of an actor: accelerators are for the update."""
+
+
+class _ShareCollector(Protocol):
+    """Collects fragments with a share of the environments.
+
+    A fragment is a NamedTuple with `version`, the iteration of the policy that acted, and `rows`,
+    a tree of arrays.
+    """
+
+    @property
+    def figures(self) -> dict[str, int]: ...
+
+    def reset(self, iteration: int) -> None: ...
+
+    def gather(self, policy: Params, obs_stats: Any, iteration: int) -> Any: ...
+
+
+OpenShare = Callable[[int, int], _ShareCollector]
+"""`(first, count) -> collector` of that many environments from number `first` on."""
 
 
 class EnvWorkers(NamedTuple):
-    """Ray, connected, and what it is to do: how many actors, and how many may be made anew."""
+    """Environment actors to start: a connected Ray, their number, and restarts allowed."""
 
     ray: Any
     count: int
     restarts: int = 3
 
-    def check(self, settings: Settings) -> None:
-        """Refuse what could not be shared out, or would be waited for without end.
+    def check(self, num_envs: int) -> None:
+        """Check that the environments can be shared evenly and that Ray has a core per actor.
 
         Raises:
-            ConfigError: with the numbers that fit.
+            ConfigError: with numbers that fit.
         """
-        envs, workers = settings.train.num_envs, self.count
-        if envs % workers:
+        if num_envs % self.count:
             raise ConfigError(
-                f"{workers} env workers cannot share {envs} environments evenly: choose num_envs "
-                f"{envs // workers * workers or workers} or {-(-envs // workers) * workers}"
+                f"{self.count} env workers cannot share {num_envs} environments evenly: choose "
+                f"num_envs {num_envs // self.count * self.count or self.count} or "
+                f"{-(-num_envs // self.count) * self.count}"
             )
         cores = self.ray.cluster_resources().get("CPU", 0)
-        if cores < workers:
+        if cores < self.count:
             raise ConfigError(
-                f"{workers} env workers need a core each, and Ray has {cores:g}", name="DEVICES"
+                f"{self.count} env workers need a core each, and Ray has {cores:g}", name="DEVICES"
             )
-
-    def start(self, settings: Settings) -> "EnvActors":
-        """Actors with the environments of a run."""
-        self.check(settings)
-        return EnvActors(self.ray, settings, self.count, restarts=self.restarts)
 
 
 class EnvActors:
-    """Collects with environments in Ray's actors, as a `HostCollector` does with its own.
+    """Collector whose environments live in Ray actors.
 
     Attributes:
-        lost: fragments that were lost with their actor, and collected again.
-        stale: fragments of another policy than was asked for, which were refused.
+        lost: fragments that were lost with their actor and collected again.
+        stale: fragments that were refused because another policy had collected them.
     """
 
-    def __init__(self, ray: Any, settings: Settings, workers: int, *, restarts: int):
-        self._ray, self._gone, self._settings = ray, ray.exceptions, settings
-        self._share, self._restarts = settings.train.num_envs // workers, restarts
-        self._make: Any = ray.remote(_EnvActor)
-        self.lost = self.stale = 0
-        # Environments made anew, by each actor so far; and by those that are gone.
-        self._known_restarts, self._past_restarts = [0] * workers, 0
-        self._actors = [self._start(number) for number in range(workers)]
+    def __init__(
+        self,
+        workers: EnvWorkers,
+        num_envs: int,
+        open_share: OpenShare,
+        assemble: Callable[[list[Any]], Any],
+    ):
+        """Start the actors.
+
+        `open_share` is called in them, so it must be a function of a module or a partial of one.
+        `assemble` makes one rollout of the fragments of all environments, in order.
+        """
+        workers.check(num_envs)
+        self._ray, self._restarts = workers.ray, workers.restarts
+        self._share = num_envs // workers.count
+        self._open_share, self._assemble = open_share, assemble
+        self._actor_class: Any = self._ray.remote(_EnvActor)
+        self.lost = 0
+        self.stale = 0
+        # Environments restarted so far: by each living actor, and by those that are gone.
+        self._known_restarts = [0] * workers.count
+        self._past_restarts = 0
+        self._actors = [self._start(number) for number in range(workers.count)]
 
     def _start(self, number: int) -> Any:
-        settings = self._settings.to_dict()
-        where = {"num_cpus": 1, "max_restarts": 0, "runtime_env": {"env_vars": _ON_A_CPU}}
-        return self._make.options(**where).remote(settings, number * self._share, self._share)
+        options = {"num_cpus": 1, "max_restarts": 0, "runtime_env": {"env_vars": _ON_A_CPU}}
+        actor = self._actor_class.options(**options)
+        return actor.remote(self._open_share, number * self._share, self._share)
 
     @property
     def figures(self) -> dict[str, int]:
-        """What a row tells of the environments themselves."""
+        """Metrics of the environments and actors themselves."""
         restarts = self._past_restarts + sum(self._known_restarts)
         return {"env/restarts": restarts, "env/lost": self.lost, "env/stale": self.stale}
 
     def reset(self, iteration: int) -> None:
-        """New episodes everywhere, before what is collected next."""
+        """Start new episodes everywhere before the next rollout."""
         self._reset_at = iteration
         self._to_reset = set(range(len(self._actors)))
 
     def warm_up(self, policy: Params, obs_stats: Any) -> None:
-        """Nothing: each actor builds its programs with its first fragment."""
+        """No-op: each actor compiles its programs with its first fragment."""
 
-    def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
-        """One rollout under a policy.
+    def collect(self, policy: Params, obs_stats: Any, iteration: int) -> Any:
+        """Collect one rollout under a policy.
 
         Raises:
-            WorkerLostError: where more actors die than may.
-            SurefootError: what an environment did.
+            WorkerLostError: where more actors die than may be restarted.
+            SurefootError: where an environment breaks its contract or crashes.
         """
         acting = self._ray.put(jax.device_get((policy, obs_stats)))
-        fragments: dict[int, Fragment] = {}
-        asked = {self._ask(n, acting, iteration): n for n in range(len(self._actors))}
-        while asked:
-            (done, *_), _ = self._ray.wait(list(asked))
-            number = asked.pop(done)
+        fragments: dict[int, Any] = {}
+        pending = {self._request(n, acting, iteration): n for n in range(len(self._actors))}
+        while pending:
+            (done, *_), _ = self._ray.wait(list(pending))
+            number = pending.pop(done)
             fragment = self._receive(done, number, iteration)
             if fragment is None:
-                asked[self._ask(number, acting, iteration)] = number
+                pending[self._request(number, acting, iteration)] = number
             else:
                 fragments[number] = fragment
         self._to_reset.clear()
-        return assemble([fragments[n] for n in sorted(fragments)], self._settings.train)
+        return self._assemble([fragments[n] for n in sorted(fragments)])
 
-    def _ask(self, number: int, acting: Any, iteration: int) -> Any:
+    def _request(self, number: int, acting: Any, iteration: int) -> Any:
         reset = self._reset_at if number in self._to_reset else None
         return self._actors[number].gather.remote(acting, iteration, reset)
 
-    def _receive(self, reply: Any, number: int, iteration: int) -> Fragment | None:
-        """A fragment, or None where it has to be asked for again."""
+    def _receive(self, reply: Any, number: int, iteration: int) -> Any:
+        """Get a fragment, or None where it must be requested again."""
+        gone = self._ray.exceptions
         try:
-            fragment, restarts, fault = self._ray.get(reply)
-        except (self._gone.RayActorError, self._gone.ObjectLostError) as death:
-            self._renew(number, iteration, death)
+            fragment, restarts, error = self._ray.get(reply)
+        except (gone.RayActorError, gone.ObjectLostError) as death:
+            self._replace(number, iteration, death)
             return None
-        if fault is not None:
-            raise _as_fault(fault)
+        if error is not None:
+            raise _as_error(error)
         self._known_restarts[number] = restarts
         if fragment.version != iteration:
             self.stale += 1
-            if self.stale > MOST_STALE:
+            if self.stale > MAX_STALE:
                 raise ReplicaError(
-                    f"an actor goes on sending what it collected before: {self.stale} fragments of "
-                    "another policy than was asked for"
+                    f"an actor keeps sending old data: {self.stale} fragments were collected by "
+                    "another policy than requested"
                 )
             return None
         return fragment
 
-    def _renew(self, number: int, iteration: int, death: Exception) -> None:
-        """Another actor in the place of a dead one; its environments begin new episodes."""
+    def _replace(self, number: int, iteration: int, death: Exception) -> None:
+        """Start another actor in place of a dead one; its environments begin new episodes."""
         self.lost += 1
         if self.lost > self._restarts:
             first = number * self._share
             raise WorkerLostError(
-                f"the actor of environments {first} to {first + self._share - 1} is gone, and "
-                f"{self._restarts} restarts are spent: {' '.join(str(death).split())[:300]}"
+                f"the actor of environments {first} to {first + self._share - 1} is gone, and all "
+                f"{self._restarts} restarts are used: {' '.join(str(death).split())[:300]}"
             )
-        self._ray.kill(self._actors[number])  # it may be alive, and only out of reach
+        self._ray.kill(self._actors[number])  # it may be alive and only unreachable
         self._past_restarts += self._known_restarts[number]
         self._known_restarts[number] = 0
         self._actors[number] = self._start(number)
-        self._reset_at, self._to_reset = iteration, {*self._to_reset, number}
+        self._reset_at = iteration
+        self._to_reset.add(number)
 
     def close(self) -> None:
-        """Let the actors go."""
+        """Kill the actors."""
         for actor in self._actors:
             self._ray.kill(actor)
 
 
-_ON_A_CPU = {"JAX_PLATFORMS": "cpu"}
-"""Of an actor's environment: accelerators are for the update."""
-
-
 class _EnvActor:
-    """In an actor: some of a run's environments and a policy of its own."""
+    """Body of a Ray actor: a share of the environments, opened with the first fragment."""
 
-    def __init__(self, settings: dict[str, Any], first: int, count: int):
-        self._settings, self._first, self._count = settings_of(settings), first, count
-        self._collector: HostCollector | None = None
+    def __init__(self, open_share: OpenShare, first: int, count: int):
+        self._open_share, self._first, self._count = open_share, first, count
+        self._collector: _ShareCollector | None = None
 
     def gather(
         self, acting: tuple[Params, Any], iteration: int, reset: int | None
-    ) -> tuple[Fragment | None, int, tuple[Any, ...] | None]:
-        """A fragment, how many environments were made anew so far, and the fault met, if any."""
+    ) -> tuple[Any, int, tuple[Any, ...] | None]:
+        """Collect a fragment; also return environments restarted so far, and the error, if any."""
         try:
-            collector = self._open()
+            if self._collector is None:
+                self._collector = self._open_share(self._first, self._count)
             if reset is not None:
-                collector.reset(reset)
-            # As arrays of JAX, once: every step would take them over from NumPy anew.
+                self._collector.reset(reset)
+            # Moved to JAX once: with NumPy arrays every step would convert the policy anew.
             policy, obs_stats = jax.device_put(acting)
-            fragment = collector.gather(policy, obs_stats, iteration)
-        except SurefootError as fault:
-            index = getattr(fault, "index", None)
+            fragment = self._collector.gather(policy, obs_stats, iteration)
+        except SurefootError as error:
+            index = getattr(error, "index", None)
             number = None if index is None else index + self._first
-            told = (fault.code, fault.name, str(fault), number, getattr(fault, "story", None))
-            return None, 0, told
+            # As plain data: an exception with keyword arguments does not unpickle.
+            story = getattr(error, "story", None)
+            return None, 0, (error.code, error.name, str(error), number, story)
         rows = jax.tree.map(np.asarray, fragment.rows)
-        return fragment._replace(rows=rows), collector.figures["env/restarts"], None
-
-    def _open(self) -> HostCollector:
-        if self._collector is None:
-            from surefoot.envs.host import Care, open_host_env
-            from surefoot.envs.registry import find_env
-            from surefoot.networks.actor_critic import build
-            from surefoot.networks.policy import make_actor
-
-            settings, train = self._settings, self._settings.train
-            jax.config.update("jax_cpu_enable_async_dispatch", False)
-            source = find_env(settings.env, settings.env_kwargs)
-            env = open_host_env(
-                source, self._count, seed=train.seed + self._first, care=Care.of(train)
-            )
-            network = build(env.spec, settings.network)
-            actor = make_actor(network, env.spec.action_space, settings)
-            self._collector = HostCollector(env, actor, settings, first=self._first)
-        return self._collector
+        return fragment._replace(rows=rows), self._collector.figures["env/restarts"], None
 
 
-def _as_fault(told: tuple[Any, ...]) -> SurefootError:
-    """A fault that an actor met."""
-    code, name, text, number, story = told
-    fault: Any = fault_of(code, name, text)
+def _as_error(data: tuple[Any, ...]) -> SurefootError:
+    code, name, text, number, story = data
+    error: Any = fault_of(code, name, text)
     if number is not None:
-        fault.index, fault.story = number, story
-    return fault
+        error.index, error.story = number, story
+    return error

@@ -1,4 +1,4 @@
-"""Ranks that say they are alive, and end where another one no longer does."""
+"""Heartbeats between ranks, so that none waits for another one that hangs."""
 
 import contextlib
 import os
@@ -10,79 +10,78 @@ from typing import Any, NoReturn
 import jax
 
 from surefoot.errors import SurefootError, WorkerLostError, printable
+from surefoot.parallel.jax_private import is_coordinator
 
-SILENCE_S = 20
-"""Seconds after which a rank that says nothing is taken for dead, and all end."""
-_ALIVE = "surefoot/alive"
+TIMEOUT_S = 20
+"""Seconds without a heartbeat after which a rank counts as lost, and all others exit."""
+_KEY = "surefoot/alive"
 
 
 class Heartbeat:
-    """Says every few seconds that this rank is alive, and ends it where another one is silent.
+    """Threads that send this rank's heartbeat and exit when another rank's stops.
 
-    A process that is stopped, or whose machine is gone, closes no connection; the others would wait
-    for it inside a sum over all ranks.
+    A process that is stopped, or cut off from the network, closes no connection: the others would
+    wait for it forever inside a sum over all ranks.
     """
 
     def __init__(self, client: Any, rank: int, count: int):
         self._client, self._rank, self._count = client, rank, count
         self._stopped = threading.Event()
-        self._heard = dict.fromkeys(range(count), time.monotonic())
-        for work in (self._beat, self._listen):
+        self._last_seen = dict.fromkeys(range(count), time.monotonic())
+        for work in (self._send_and_receive, self._watch):
             threading.Thread(target=work, daemon=True).start()
 
     def stop(self) -> None:
-        """Everybody may go now."""
+        """Stop watching, before the ranks disconnect."""
         self._stopped.set()
 
-    def _beat(self) -> None:
-        seen: dict[int, str] = {}
-        beats = 0
-        while not self._stopped.wait(SILENCE_S / 10):
-            beats += 1
+    def _send_and_receive(self) -> None:
+        counters: dict[int, str] = {}
+        sent = 0
+        while not self._stopped.wait(TIMEOUT_S / 10):
+            sent += 1
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                mine = f"{_ALIVE}/{self._rank}"
-                self._client.key_value_set(mine, str(beats), allow_overwrite=True)
-                for key, said in self._client.key_value_dir_get(_ALIVE):
+                own_key = f"{_KEY}/{self._rank}"
+                self._client.key_value_set(own_key, str(sent), allow_overwrite=True)
+                for key, counter in self._client.key_value_dir_get(_KEY):
                     rank = int(key.rpartition("/")[2])
-                    if seen.get(rank) != said:
-                        seen[rank], self._heard[rank] = said, time.monotonic()
+                    if counters.get(rank) != counter:
+                        counters[rank] = counter
+                        self._last_seen[rank] = time.monotonic()
 
-    def _listen(self) -> None:
-        looked = time.monotonic()
+    def _watch(self) -> None:
+        checked = time.monotonic()
         while not self._stopped.wait(1.0):
             now = time.monotonic()
-            if now - looked > SILENCE_S / 2:  # all were put to sleep, and go on
-                self._heard = dict.fromkeys(self._heard, now)
-            looked = now
-            silent = [rank for rank, heard in self._heard.items() if now - heard > SILENCE_S]
+            if now - checked > TIMEOUT_S / 2:  # the whole machine was suspended and resumed
+                self._last_seen = dict.fromkeys(self._last_seen, now)
+            checked = now
+            silent = [rank for rank, seen in self._last_seen.items() if now - seen > TIMEOUT_S]
             if silent and not self._stopped.is_set():
-                who = "the coordinator, rank 0" if 0 in silent else f"rank {min(silent)}"
-                end_at_once(
+                other = "the coordinator, rank 0," if 0 in silent else f"rank {min(silent)}"
+                abort_rank(
                     WorkerLostError(
-                        f"rank {self._rank} of {self._count} has heard nothing of {who} for "
-                        f"{SILENCE_S} s: it hangs, or its machine or network is gone; the same "
-                        "command goes on from the last checkpoint"
+                        f"rank {self._rank} of {self._count} has had no heartbeat from {other} for "
+                        f"{TIMEOUT_S} s: its process hangs, or its machine or network is down; run "
+                        "the same command to continue from the last checkpoint"
                     )
                 )
 
 
-def end_at_once(fault: SurefootError) -> NoReturn:
-    """End this process with a fault: others wait for it in native code, and it for them."""
-    print(f"surefoot: error[{fault.name}]: {printable(str(fault))}", file=sys.stderr, flush=True)
-    leave_at_once(fault.code)
+def abort_rank(error: SurefootError) -> NoReturn:
+    """Print an error and exit, whatever native code the main thread waits in."""
+    print(f"surefoot: error[{error.name}]: {printable(str(error))}", file=sys.stderr, flush=True)
+    exit_rank(error.code)
 
 
-def leave_at_once(code: int) -> NoReturn:
-    """End a rank that has failed: to leave in peace would be to wait for the others.
+def exit_rank(code: int) -> NoReturn:
+    """Exit a failed rank at once; an orderly shutdown would wait for the other ranks.
 
-    Rank 0, through which they meet, goes a moment later than ranks that fail with it: without it
-    they would be ended before they have said why.
+    The coordinator waits a moment longer: without it, ranks that fail with it would be ended by JAX
+    before they have printed their own error.
     """
-    if jax.distributed.is_initialized():
-        from jax._src import distributed  # JAX itself would start its devices to answer
-
-        if distributed.global_state.process_id == 0:
-            time.sleep(1.0)
+    if jax.distributed.is_initialized() and is_coordinator():
+        time.sleep(1.0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

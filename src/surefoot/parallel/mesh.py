@@ -1,13 +1,13 @@
 """Where the arrays of a run live: on one device, or block by block on several.
 
-Parameters, figures and all else that every device needs are the same everywhere; what belongs to
-an environment lives where its block does. Programs are the same on any number of devices: this
-module places their inputs, and `surefoot.parallel.rows` keeps rows where they are.
+Parameters, statistics and all else that every device needs are copied to each; arrays with an
+environment axis are split. Programs do not depend on the number of devices: this module places
+their inputs, and `surefoot.parallel.rows` keeps rows on their device.
 """
 
 import contextlib
 import os
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,48 +18,45 @@ from jaxtyping import PyTree
 from surefoot.config.settings import Settings
 from surefoot.errors import ConfigError
 from surefoot.parallel.rows import AXIS
-from surefoot.training.state import LearnState, LoopState
 from surefoot.types import Episodes, Rollout
+
+State = TypeVar("State", bound=Any)
+"""A NamedTuple of arrays."""
 
 
 class Placement(NamedTuple):
-    """The devices of a run as a mesh of one axis, or None for JAX's default device alone."""
+    """Devices of a run as a mesh with one axis, or None for JAX's default device alone."""
 
     mesh: Mesh | None = None
 
     @property
     def count(self) -> int:
-        """Devices, those of other processes included."""
+        """Number of devices, including those of other processes."""
         return 1 if self.mesh is None else self.mesh.size
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """While it is entered, programs are built for these devices."""
+        """Context manager in which programs are compiled for these devices."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def of_state(self) -> Any:
-        """The sharding of each part of a run's state, as a prefix of its tree."""
-        learn = dict.fromkeys(LearnState._fields, self._along(None))
-        learn["returns_so_far"] = self._along(0)
-        return LoopState(LearnState(**learn), self._along(None), self._along(0))
+    def shardings(self, axes: PyTree) -> Any:
+        """Shardings of arrays, to be given to `jax.jit`; None where there is one device.
 
-    def everywhere(self) -> Any:
-        """The sharding of arrays that every device has."""
-        return None if self.mesh is None else self._along(None)
+        Args:
+            axes: a prefix of their tree: True for arrays that are split along their first axis, of
+                environments, False for arrays that every device has.
+        """
+        if self.mesh is None:
+            return None
+        return jax.tree.map(lambda split: self._along(0 if split else None), axes)
 
-    def of_state_and_figures(self) -> Any:
-        """The shardings of what a program of the loop returns."""
-        return None if self.mesh is None else (self.of_state(), self._along(None))
-
-    def put_state(self, state: LoopState) -> LoopState:
-        """The state, where it belongs."""
+    def put_state(self, state: State, axes: PyTree) -> State:
+        """Move a state to the devices; `axes` as in `shardings`."""
         if self.mesh is None:
             return state
-        to = self.of_state()
-        learn = LearnState(*map(_put, state.learn, to.learn))
-        return LoopState(learn, _put(state.lens, to.lens), _put(state.env, to.env))
+        return jax.tree.map(lambda to, part: _put(part, to), self.shardings(axes), state)
 
     def put_rollout(self, rollout: Rollout, episodes: Episodes) -> tuple[Rollout, Episodes]:
-        """A rollout that this process collected, where it belongs."""
+        """Move a rollout that this process collected to the devices of its environments."""
         if self.mesh is None:
             return rollout, episodes
         final, rows = self._along(0), self._along(1)
@@ -68,13 +65,13 @@ class Placement(NamedTuple):
         return Rollout(**placed), _put(episodes, rows)
 
     def whole(self, tree: PyTree) -> PyTree:
-        """All of it on a device of this process, whoever has its parts; every process asks."""
+        """Copy all parts to one device of this process; every process must call it."""
         if self.mesh is None:
             return tree
-        return self.here(jax.jit(_same, out_shardings=self._along(None))(tree))
+        return self.here(jax.jit(_identity, out_shardings=self._along(None))(tree))
 
     def here(self, tree: PyTree) -> PyTree:
-        """What is the same everywhere, on one device of this process."""
+        """This process's copy of arrays that are the same on all devices."""
         if self.mesh is None:
             return tree
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
@@ -88,7 +85,7 @@ class Placement(NamedTuple):
 ONE = Placement()
 
 
-def _same(tree: PyTree) -> PyTree:
+def _identity(tree: PyTree) -> PyTree:
     return tree
 
 
@@ -98,18 +95,22 @@ def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
 
     def put(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return leaf  # where it belongs already
+            return leaf  # an output of the program before: in place already
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             words = put(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
     return jax.tree.map(put, tree)
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def divide_cpu(count: int) -> None:
-    """Let a CPU be so many devices, up to its cores, where JAX has not been used before.
+    """Split a CPU into that many devices, up to its cores, if JAX has not been used before.
 
     Raises:
         ConfigError: for less than one.
@@ -117,64 +118,52 @@ def divide_cpu(count: int) -> None:
     if count < 1:
         raise ConfigError(f"devices must be at least 1, got {count}")
     config: Any = jax.config
-    # It has no effect on accelerators, and is refused once JAX has started.
+    # JAX ignores it on accelerators and refuses it once it has started.
     with contextlib.suppress(RuntimeError):
         if config.jax_num_cpu_devices < count <= _cores():
             config.update("jax_num_cpu_devices", count)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def claim_devices(count: int) -> None:
-    """Make sure that this process has so many devices.
-
-    A CPU counts as one, and is divided into as many as are asked for, up to its cores, where JAX
-    has not been used before.
+    """Check that this process has that many devices; a CPU is split into as many.
 
     Raises:
         ConfigError: where there are fewer.
     """
     divide_cpu(count)
-    if count == 1:
+    available = 1 if count == 1 else jax.local_device_count()
+    if available >= count:
         return
-    cores = _cores()
-    have = jax.local_device_count()
-    if have >= count:
-        return
-    what = f"{have} {jax.local_devices()[0].platform.upper()} device{'s' * (have > 1)}"
+    found = f"{available} {jax.local_devices()[0].platform.upper()} device{'s' * (available > 1)}"
     if jax.default_backend() == "cpu":
-        what = f"a CPU of {cores} cores"
-        if count <= cores:
-            what += ", and JAX was started with fewer devices: ask before it is first used"
+        found = f"a CPU of {_cores()} cores"
+        if count <= _cores():
+            found += ", and JAX has been used before, with fewer devices: ask for them first"
     raise ConfigError(
-        f"devices {count}: this machine has {what}; ask for fewer (--devices N)", name="DEVICES"
+        f"devices {count}: this machine has {found}; ask for fewer (--devices N)", name="DEVICES"
     )
 
 
 def place(settings: Settings, count: int) -> Placement:
-    """Spread a run over devices of this process, which it has.
+    """Spread a run over that many devices of this process.
 
     Raises:
-        ConfigError: where the run's blocks cannot be shared evenly among them.
+        ConfigError: where they cannot share the run's blocks evenly.
     """
     check_blocks(settings, count)
-    if count == 1:
-        return ONE
-    return spread_over(jax.local_devices()[:count])
+    return ONE if count == 1 else spread_over(jax.local_devices()[:count])
 
 
 def spread_over(devices: list[Any]) -> Placement:
-    """Blocks on these devices, in their order."""
+    """Spread a run over these devices, in their order."""
     return Placement(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
 
 
 def check_blocks(settings: Settings, count: int) -> None:
-    """Refuse blocks that so many devices cannot share evenly.
+    """Check that so many devices can share the run's blocks evenly.
 
     Raises:
-        ConfigError: with what to do.
+        ConfigError: with numbers that fit.
     """
     blocks = settings.train.blocks
     if blocks % count:

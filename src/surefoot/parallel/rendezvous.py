@@ -1,153 +1,99 @@
-"""How the processes of one run find each other, and what they open for it."""
+"""Connect the processes of one run."""
 
 import contextlib
 import os
 import socket
 import threading
-from typing import Any
 
 import jax
 
 from surefoot.errors import ConfigError, WorkerLostError
-from surefoot.parallel.heartbeat import SILENCE_S, end_at_once
+from surefoot.parallel.heartbeat import TIMEOUT_S, abort_rank
+from surefoot.parallel.jax_private import use_cpu_collectives_at
 from surefoot.parallel.mesh import divide_cpu
-from surefoot.parallel.ranks import TOKEN, Ranks
+from surefoot.parallel.ranks import Ranks
 
-MEET_S = 60
-"""Seconds within which all processes have to be there."""
+CONNECT_S = 60
+"""Seconds within which all processes must have connected."""
 COORDINATES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-WITH_PARENT = "SUREFOOT_END_WITH_PARENT"
-"""The variable that lets a rank end where its standard input does: its starter holds the other end.
-"""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def join(devices: int = 1) -> Ranks:
-    """Meet the other processes of this run, before JAX has been used.
+def join_cluster(devices: int = 1) -> Ranks:
+    """Connect to the other processes of this run, before JAX has been used.
 
-    Where they are is read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`,
-    or found by JAX itself (SLURM, Open MPI, Kubernetes, cloud TPUs).
+    The address comes from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or
+    from JAX's own detection (SLURM, Open MPI, Kubernetes, cloud TPUs).
 
     Args:
-        devices: of each process; a CPU is divided into as many.
+        devices: devices of each process; a CPU is split into as many.
 
     Raises:
-        ConfigError: where no cluster is found, a process has fewer devices, or ports would be open
-            to others without a token.
-        WorkerLostError: where the others are not there within a minute.
+        ConfigError: where no cluster is found, or a process has fewer devices.
+        WorkerLostError: where not all processes connect within a minute.
     """
-    if os.environ.get(WITH_PARENT):
-        threading.Thread(target=_end_with_parent, daemon=True).start()
     given = {name: os.environ[name] for name in COORDINATES if os.environ.get(name)}
     try:
         count, rank = (int(given[name]) if name in given else None for name in COORDINATES[1:])
-    except ValueError as fault:
-        raise ConfigError(f"--cluster auto: {', '.join(COORDINATES[1:])}: {fault}") from fault
-    address = given.get(COORDINATES[0]) or _found_address()
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit() and 0 < int(port) < 65536):
-        raise ConfigError(f"--cluster auto: {address!r} is no HOST:PORT to meet at")
-    local = host.strip("[]") in LOOPBACK
-    if not local and not os.environ.get(TOKEN):
-        raise ConfigError(
-            f"--cluster auto: ranks that meet at {address} open ports beyond this machine: set "
-            f"{TOKEN} to one secret word on all of them",
-            name="TOKEN",
-        )
+    except ValueError as error:
+        raise ConfigError(f"--cluster auto: {', '.join(COORDINATES[1:])}: {error}") from error
+    address = given.get(COORDINATES[0])
+    bind_address = None if address is None else _bind_address(address)
     divide_cpu(devices)
-    _meet_over_tcp(LOOPBACK[0] if local else None)
-    # JAX ends a process that meets nobody without a word of its own: this comes before it.
+    if bind_address is not None and bind_address.rpartition(":")[0].strip("[]") in LOOPBACK:
+        use_cpu_collectives_at(LOOPBACK[0])
+    where = address or "the scheduler's address"
+    # After its own timeout JAX would end the process without an error line.
     missing = WorkerLostError(
-        f"not all ranks were at {address} within {MEET_S} s; look at the address, at the number of "
-        "processes, and whether each of them was started"
+        f"not all ranks connected to {where} within {CONNECT_S} s; check the address, the number "
+        "of processes, and that each of them was started"
     )
-    waiting = threading.Timer(MEET_S - 5, end_at_once, [missing])
-    waiting.daemon = True
-    waiting.start()
+    timer = threading.Timer(CONNECT_S - 5, abort_rank, [missing])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             address,
             count,
             rank,
             local_device_ids=_own_gpus(devices),
-            coordinator_bind_address=address if local else _bound_to(host, port),
-            initialization_timeout=2 * MEET_S,
-            heartbeat_timeout_seconds=3 * SILENCE_S,
-            shutdown_timeout_seconds=MEET_S,
+            coordinator_bind_address=bind_address,
+            initialization_timeout=2 * CONNECT_S,
+            heartbeat_timeout_seconds=3 * TIMEOUT_S,
+            shutdown_timeout_seconds=CONNECT_S,
         )
-    except (RuntimeError, ValueError, TypeError) as fault:
+    except (RuntimeError, ValueError, TypeError) as error:
+        text = str(error).splitlines()[0][:200]
+        if address is not None:
+            raise ConfigError(f"--cluster auto at {address}: {text}") from error
         raise ConfigError(
-            f"--cluster auto at {address}: {str(fault).splitlines()[0][:200]}"
-        ) from fault
+            f"--cluster auto found no cluster ({text}): run it as the processes of a SLURM or "
+            f"Open MPI job, or set {', '.join(COORDINATES)} for each process"
+        ) from error
     finally:
-        waiting.cancel()
+        timer.cancel()
     return Ranks(devices)
 
 
-def _end_with_parent() -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 64):
-            pass
-    os._exit(WorkerLostError.code)
-
-
-def _found_address() -> str:
-    """Where the ranks meet, as JAX finds it."""
-    from jax._src.clusters import ClusterEnv
-
-    for kind in ClusterEnv._cluster_types:
-        if not kind.opt_in_only_method and kind.is_env_present():
-            port = os.environ.get("JAX_COORDINATOR_PORT")
-            return kind.get_coordinator_address(MEET_S, port)
-    raise ConfigError(
-        "--cluster auto found no cluster: start it as the processes of a SLURM or Open MPI job, or "
-        f"set {', '.join(COORDINATES)} for each process"
-    )
-
-
-def _own_gpus(devices: int) -> list[int] | None:
-    """The numbers of this process' GPUs where it sees no others; else JAX chooses.
-
-    JAX would take that of its number on the machine, though a scheduler shows it its own alone.
-    """
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return list(range(devices)) if seen != [""] and len(seen) == devices else None
-
-
-def _bound_to(host: str, port: str) -> str | None:
-    """The one address that rank 0 listens at, where it is this machine's; else any of them."""
+def _bind_address(address: str) -> str | None:
+    """The one address for rank 0 to listen at, or None for all where it is not this machine's."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(f"--cluster auto: JAX_COORDINATOR_ADDRESS {address!r} is not HOST:PORT")
+    if host.strip("[]") in LOOPBACK:
+        return address
     with contextlib.suppress(OSError), socket.socket() as trial:
-        number = socket.gethostbyname(host.strip("[]"))
+        number = socket.gethostbyname(host)
         trial.bind((number, 0))
         return f"{number}:{port}"
     return None
 
 
-def _meet_over_tcp(host: str | None) -> None:
-    """Let the CPUs of the ranks add up over TCP, listening at a host's address, or at this one's.
+def _own_gpus(devices: int) -> list[int] | None:
+    """Indices of the GPUs that a scheduler assigned to this process; None lets JAX choose.
 
-    The thread that moves the bytes polls without rest and would take the core from the thread that
-    waits for them: between two processes on two cores a sum of 4,600 floats then takes 4 ms instead
-    of 0.3. It only gets what others leave (docs/performance.md).
+    JAX would take the GPU of the process's number on its machine, even where the scheduler shows
+    each process its own GPUs only.
     """
-    from jax._src import distributed, xla_bridge
-    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
-
-    def make_client() -> Any:
-        before = _threads()
-        collectives = _jax.make_gloo_tcp_collectives(
-            distributed_client=distributed.global_state.client, hostname=host
-        )
-        for thread in _threads() - before:
-            with contextlib.suppress(OSError):  # a container may not allow it
-                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-        return xla_bridge.make_cpu_client(collectives)
-
-    xla_bridge.register_backend_factory("cpu", make_client, priority=0, fail_quietly=False)
-
-
-def _threads() -> set[int]:
-    """The threads of this process, where the system tells."""
-    if not hasattr(os, "SCHED_IDLE"):
-        return set()
-    return {int(name) for name in os.listdir("/proc/self/task")}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return list(range(devices)) if visible != [""] and len(visible) == devices else None

@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,17 @@ from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.registry import EnvSource, find_env
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.parallel.env_actors import EnvWorkers
+from surefoot.parallel.env_actors import EnvActors, EnvWorkers
 from surefoot.parallel.mesh import ONE, Placement, check_blocks, claim_devices, divide_cpu, place
 from surefoot.parallel.ranks import ALONE, Alone, Ranks
+from surefoot.parallel.rendezvous import join_cluster
 from surefoot.storage.checkpoint import dump
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
+from surefoot.training.env_share import open_share
 from surefoot.training.loop import Listener, drive, versions
+from surefoot.training.on_ray import RankJob
+from surefoot.training.rollout_host import assemble
 from surefoot.training.run import Run, begin, open_run, recorded_spaces
 
 
@@ -103,8 +108,8 @@ def train(
             numbers depend on `Train.blocks`, which is this where it is not set. A CPU is divided
             into as many as its cores, where JAX has not been used before.
         ranks: the processes that train it together, each with so many devices, from
-            `surefoot.parallel.rendezvous.join()` before anything else; `out` is then needed, on
-            files that all of them see, and `on_update` must say the same on each.
+            `surefoot.parallel.rendezvous.join_cluster()` before anything else; `out` is then
+            needed, on files that all of them see, and `on_update` must say the same on each.
         env_workers: who steps Gymnasium's environments, named by their id, in place of this
             process: actors of Ray, from `surefoot.parallel.ray.connected`.
         on_update: called with each row of metrics; returning True stops the run.
@@ -144,7 +149,7 @@ def train(
             return _follow(ranks, settings, env, own, path, on_update, listener)
     if env_workers is not None:
         _check_env_workers(env_workers, settings, source, own, by_id=isinstance(env, str))
-    with ranks.leading(settings.to_dict(), None if out is None else Path(out)):
+    with ranks.opening(settings.to_dict(), None if out is None else Path(out)):
         local = not isinstance(env, str)
         elsewhere = env_workers is not None
         run, opened = start(
@@ -182,7 +187,7 @@ def _check_env_workers(
             "env workers step their environments in one process each: leave out --vectorization",
             name="FLAG",
         )
-    env_workers.check(settings)
+    env_workers.check(settings.train.num_envs)
 
 
 def _drive(
@@ -196,7 +201,9 @@ def _drive(
     if env_workers is None:
         return drive(run, opened, listener, on_update)
     try:
-        run.actors = actors = env_workers.start(run.settings)
+        train = run.settings.train
+        share, whole = partial(open_share, run.settings), partial(assemble, train=train)
+        run.actors = actors = EnvActors(env_workers, train.num_envs, share, whole)
     except BaseException:
         if isinstance(opened, HostEnv):
             opened.close()
@@ -227,8 +234,8 @@ def _follow(
     listener: Listener | None,
 ) -> Run:
     """Train with rank 0, which has opened the run and alone writes to it."""
-    said = ranks.follow(settings.to_dict(), path)
-    with contextlib.nullcontext() if "finished" in said else ranks.following():
+    said = ranks.await_opening(settings.to_dict(), path)
+    with contextlib.nullcontext() if "finished" in said else ranks.opening_too():
         if said.get("iteration") == 0:
             run, opened = begin(settings, find_env(env, settings.env_kwargs), own)
         else:
@@ -400,10 +407,30 @@ def train_or_resume(
     """
     if isinstance(ranks, Ranks) and ranks.rank:
         return start()  # it follows rank 0, whatever that finds there
-    with ranks.leading(settings.to_dict(), Path(path)):
+    with ranks.opening(settings.to_dict(), Path(path)):
         how: dict[str, Any] = {"env": env, "devices": devices, "listener": listener}
         how |= {"ranks": ranks, "env_workers": env_workers}
         return _match(RunDirectory(Path(path)), settings, start, override, how)
+
+
+def train_rank(job: RankJob) -> None:
+    """Train as one of several ranks, which connect first."""
+    settings = job.settings
+    ranks = join_cluster(job.devices)
+    start = partial(
+        train,
+        job.env,
+        settings.rule,
+        out=job.out,
+        train=settings.train,
+        network=settings.network,
+        critic=settings.critic,
+        env_kwargs=settings.env_kwargs,
+        devices=job.devices,
+        ranks=ranks,
+    )
+    how: dict[str, Any] = {"env": job.env, "devices": job.devices, "ranks": ranks}
+    train_or_resume(job.out, settings, start, override=job.override, **how)
 
 
 def _match(

@@ -32,7 +32,7 @@ from surefoot.training.plan import Plan, make_plan
 from surefoot.training.replay import keep_batch, keep_fault
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.run import Evaluator, Run
-from surefoot.training.state import LoopState, without_open_episodes
+from surefoot.training.state import LoopState, replicated, without_open_episodes
 from surefoot.training.steppers import HostStepper, JaxStepper, SeedBatch, Stepper
 
 MOST_IN_TROUBLE = 20
@@ -287,6 +287,11 @@ class _Loop:
             self._pin(self._point())
 
 
+def _agreed(run: Run, caught: int | None) -> int | None:
+    """The signal that any rank of the run has caught."""
+    return run.ranks.synchronize(replicated(run.state), run.iteration, caught)
+
+
 def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
     """Move loops on in step until each is done or has failed; the fault of each.
 
@@ -305,7 +310,7 @@ def _go(loops: Sequence[_Loop]) -> list[SurefootError | None]:
                     except SurefootError as fault:
                         faults[i] = fault
                 going = [i for i in going if loops[i].going and faults[i] is None]
-                caught = loops[0].run.ranks.agree(loops[0].run.state, signals.caught)
+                caught = _agreed(loops[0].run, signals.caught)
         except BaseException as other:
             raised = other
             raise
@@ -361,11 +366,11 @@ def drive(
             stepper = JaxStepper(run.learner, run.settings, listener.compiling, run.placement)
         ending.callback(listener.finished, run)
         try:
-            run.ranks.lead(run.iteration)
+            run.ranks.start(run.iteration)
             plan = make_plan(run.settings, run.learner.spec)
             stepper.reset(run.iteration)
             listener.started(run, plan)
-            with run.ranks.told_of_loss(), told_of_memory(_smaller(run.settings)):
+            with run.ranks.reporting_loss(), told_of_memory(_smaller(run.settings)):
                 (fault,) = _go([_Loop(run, stepper, plan, listener, on_update)])
             if fault is not None:
                 raise fault

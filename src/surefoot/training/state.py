@@ -58,6 +58,19 @@ class LoopState(NamedTuple):
     env: EnvLoop | None
 
 
+STATE_AXES = LoopState(
+    learn=LearnState(**{name: name == "returns_so_far" for name in LearnState._fields}),  # type: ignore[arg-type]
+    lens=False,  # type: ignore[arg-type]
+    env=True,  # type: ignore[arg-type]
+)
+"""Which parts of a state have an environment axis: on several devices each has its own part."""
+
+
+def replicated(state: LoopState) -> LoopState:
+    """The part of a state that is the same on every device."""
+    return state._replace(learn=state.learn._replace(returns_so_far=None), env=None)
+
+
 class Parts(NamedTuple):
     """What the functions of a run are made of.
 

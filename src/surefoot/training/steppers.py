@@ -15,7 +15,7 @@ from surefoot.training.learner import Learner
 from surefoot.training.memory import return_memory
 from surefoot.training.plan import chunk_length, looks_at
 from surefoot.training.rollout_host import Collector
-from surefoot.training.state import LoopState
+from surefoot.training.state import STATE_AXES, LoopState
 from surefoot.types import Params, Rollout
 
 SEEDS = "seed"
@@ -98,10 +98,14 @@ class HostStepper:
         self._collector, self._settings, self._placement = collector, settings, placement
         self._traced = as_arrays(learner.traced)
         self._learn = Compiled(
-            learner.learn, "the update", compiling, placement, placement.of_state_and_figures()
+            learner.learn,
+            "the update",
+            compiling,
+            placement,
+            placement.shardings((STATE_AXES, False)),
         )
         self._look = Compiled(
-            learner.look, "the diagnostics", compiling, placement, placement.everywhere()
+            learner.look, "the diagnostics", compiling, placement, placement.shardings(False)
         )
         self._notice, self._warm = compiling, False
 
@@ -118,7 +122,7 @@ class HostStepper:
         self._rollout = host.rollout
         before = time.monotonic()
         rollout, episodes = self._placement.put_rollout(host.rollout, host.episodes)
-        state, looked = self._placement.put_state(state), {}
+        state, looked = self._placement.put_state(state, STATE_AXES), {}
         if looks_at(self._settings, iteration):
             lens, looked = self._look(state, rollout, self._traced)
             state = state._replace(lens=lens)
@@ -183,14 +187,14 @@ class JaxStepper:
             "the whole iteration",
             compiling,
             placement,
-            placement.of_state_and_figures(),
+            placement.shardings((STATE_AXES, False)),
         )
         self._look = Compiled(
             learner.collect_and_look,
             "the diagnostics",
             compiling,
             placement,
-            placement.everywhere(),
+            placement.shardings(False),
         )
         self._collect = learner.collect
 
@@ -207,7 +211,7 @@ class JaxStepper:
         compiled, started = self._run.seconds + self._look.seconds, time.monotonic()
         iteration = int(state.learn.iteration)
         count = min(self._chunk, self._settings.num_iterations - iteration)
-        state, looked = self._placement.put_state(state), {}
+        state, looked = self._placement.put_state(state, STATE_AXES), {}
         if looks_at(self._settings, iteration, count):
             lens, looked = self._look(state, self._traced)
             state = state._replace(lens=lens)

@@ -1,4 +1,4 @@
-"""What `train` and `resume` do with more than this process: ranks, Ray, environments elsewhere."""
+"""`train` and `resume` with several processes: ranks, ranks on Ray, environments on Ray."""
 
 import argparse
 import contextlib
@@ -11,27 +11,27 @@ from surefoot.errors import ConfigError
 
 
 def check_scale(options: argparse.Namespace) -> None:
-    """Refuse what would be passed over without Ray, and fill in what is usual with it."""
+    """Refuse flags that have no effect without Ray, and fill in their defaults with it."""
     cluster = getattr(options, "cluster", None)
     if options.env_workers is not None and cluster:
         raise ConfigError("--env-workers and --cluster are for different environments", name="FLAG")
-    for name, usual, least in (("workers", 2, 1), ("restarts", 3, 0), ("address", None, 0)):
+    for name, default, minimum in (("workers", 2, 1), ("restarts", 3, 0), ("address", None, 0)):
         value = getattr(options, name, None)
-        read = cluster == "ray" or (options.env_workers and name != "workers")
-        if value is not None and not read:
+        used = cluster == "ray" or (options.env_workers and name != "workers")
+        if value is not None and not used:
             other = " or --env-workers" * (name != "workers")
-            raise ConfigError(f"--{name} goes with --cluster ray{other}", name="FLAG")
-        if isinstance(value, int) and value < least:
-            raise ConfigError(f"--{name} must be at least {least}, got {value}")
-        if value is None and read:
-            setattr(options, name, usual)
+            raise ConfigError(f"--{name} needs --cluster ray{other}", name="FLAG")
+        if isinstance(value, int) and value < minimum:
+            raise ConfigError(f"--{name} must be at least {minimum}, got {value}")
+        if value is None and used:
+            setattr(options, name, default)
     if options.env_workers is not None and options.env_workers < 1:
         raise ConfigError(f"--env-workers must be at least 1, got {options.env_workers}")
 
 
 @contextlib.contextmanager
 def env_workers(options: argparse.Namespace) -> Iterator[Any]:
-    """Ray's actors that are to step the environments, or None."""
+    """Context manager of the Ray actors that step the environments, or of None."""
     if options.env_workers is None:
         yield None
         return
@@ -43,80 +43,33 @@ def env_workers(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener: Any) -> Any:
-    """Train on Ray, and load what came of it."""
+    """Train on Ray, and load the result."""
     import jax
 
     from surefoot.cli.progress import say
-    from surefoot.config.settings import OwnNetworks
-    from surefoot.envs.jax_native import JaxEnv
-    from surefoot.envs.registry import find_env
-    from surefoot.parallel.ray import connected, logs_of, train_on_ray
-    from surefoot.storage.checkpoint import steps_of
-    from surefoot.storage.run_directory import RunDirectory
-    from surefoot.training.plan import make_plan
-    from surefoot.training.run import begin, load
+    from surefoot.parallel.ray import connected
+    from surefoot.parallel.ray_ranks import RayRanks
+    from surefoot.training.api import train_rank
+    from surefoot.training.on_ray import RankJob, train_on_ray
 
     if (out / "config.json").exists() and not options.resume:
-        raise ConfigError(f"{out} holds a run: --resume auto goes on with it, or name another")
-    # The accelerators are for the ranks.
-    jax.config.update("jax_platforms", "cpu")
+        raise ConfigError(f"{out} holds a run: continue it with --resume auto, or name another")
+    jax.config.update("jax_platforms", "cpu")  # the accelerators are for the ranks
+    out, local = out.absolute(), options.address is None
+    ranks = RayRanks(options.workers, options.devices, options.restarts, local, out)
+    job = RankJob(options.env, settings, out, options.devices, tuple(options.override))
     with connected(options.address, options.workers * options.devices) as ray:
-        # Opened here too, so that what is wrong is told before anything is started.
-        run, opened = begin(settings, find_env(options.env, settings.env_kwargs), OwnNetworks())
-        if not isinstance(opened, JaxEnv):
-            opened.close()
-            raise ConfigError(
-                f"{settings.env} is stepped by Python: --cluster ray trains JAX-native "
-                "environments (gymnax:ID); --env-workers N steps others on many machines"
-            )
-        run.directory, plan = RunDirectory(out), make_plan(settings, run.learner.spec)
-        say(f"starting {options.workers} ranks on Ray; what they say is in {logs_of(out)}")
-
-        def tell(row: dict[str, Any]) -> None:
-            # The directory is rank 0's to make: what the display keeps there comes after it.
-            if not listener.began:
-                run.state = run.state._replace(iteration=row["iteration"] - 1)
-                listener.started(run, plan)
-            listener.row(row)
-
-        try:
-            train_on_ray(
-                ray,
-                _words_of_a_rank(options, out),
-                out,
-                workers=options.workers,
-                devices=options.devices,
-                local=options.address is None,
-                restarts=options.restarts,
-                told=max(map(steps_of, run.directory.checkpoints()), default=0),
-                tell=tell,
-            )
-        finally:
-            if listener.began:
-                listener.finished(run)
-    return load(out, env=options.env)
-
-
-def _words_of_a_rank(options: argparse.Namespace, out: Path) -> list[str]:
-    """The command line of one rank: this one's, without what is Ray's."""
-    mine = {"--cluster", "--workers", "--address", "--restarts", "--resume", "--out", "--wandb"}
-    words, skip = [], False
-    for word in options.words:
-        name, equals, _ = word.partition("=")
-        if skip or name in (mine | {"--json", "--tensorboard", "--debug"}):
-            skip = not skip and name in mine and not equals
-            continue
-        words.append(word)
-    return [*words, "--out", str(out.absolute())]
+        say(f"starting {options.workers} ranks on Ray; their logs are in {ranks.logs}")
+        return train_on_ray(ray, job, ranks, train_rank, listener)
 
 
 def ranks_of(options: argparse.Namespace) -> Any:
     """The processes that train together: this one alone, or those of a job."""
     from surefoot.parallel.ranks import ALONE
-    from surefoot.parallel.rendezvous import join
+    from surefoot.parallel.rendezvous import join_cluster
 
     if options.cluster != "auto":
         return ALONE
     if options.out is None:
-        raise ConfigError("--cluster auto needs --out DIR, on files that all ranks see")
-    return join(options.devices)
+        raise ConfigError("--cluster auto needs --out DIR, on a file system that all ranks share")
+    return join_cluster(options.devices)

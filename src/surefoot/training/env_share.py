@@ -1,0 +1,22 @@
+"""Open a share of a run's host environments, as an environment actor does."""
+
+import jax
+
+from surefoot.config.settings import Settings
+from surefoot.envs.host import Care, open_host_env
+from surefoot.envs.registry import find_env
+from surefoot.networks.actor_critic import build
+from surefoot.networks.policy import make_actor
+from surefoot.training.rollout_host import HostCollector
+
+
+def open_share(settings: Settings, first: int, count: int) -> HostCollector:
+    """Open environments `first` to `first + count - 1` of a run."""
+    train = settings.train
+    # Each step waits for its small program: handing it to another thread takes longer.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    source = find_env(settings.env, settings.env_kwargs)
+    env = open_host_env(source, count, seed=train.seed + first, care=Care.of(train))
+    network = build(env.spec, settings.network)
+    actor = make_actor(network, env.spec.action_space, settings)
+    return HostCollector(env, actor, settings, first=first)

@@ -1,0 +1,74 @@
+"""Train one run as several ranks on Ray: validate it here, start the ranks, load the result."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from surefoot.config.settings import OwnNetworks, Settings
+from surefoot.envs.host import HostEnv
+from surefoot.envs.registry import find_env
+from surefoot.errors import ConfigError, WorkerLostError
+from surefoot.parallel.ray_ranks import RayRanks, run_ranks
+from surefoot.storage.checkpoint import steps_of
+from surefoot.storage.run_directory import RunDirectory
+from surefoot.training.loop import Listener
+from surefoot.training.plan import make_plan
+from surefoot.training.run import Run, begin, load
+
+
+class RankJob(NamedTuple):
+    """What each rank trains: resolved settings, and those that may differ from a run at `out`."""
+
+    env: Any
+    settings: Settings
+    out: Path
+    devices: int
+    override: Sequence[str] = ()
+
+
+def train_on_ray(
+    ray: Any,
+    job: RankJob,
+    ranks: RayRanks,
+    train_rank: Callable[[RankJob], None],
+    listener: Listener,
+) -> Run:
+    """Train a JAX-native run on Ray, continuing the one at `job.out` if there is one.
+
+    Raises:
+        ConfigError: before any rank starts, where a setting or the environment is wrong.
+        WorkerLostError: where all restarts are used.
+    """
+    settings, directory = job.settings, RunDirectory(job.out)
+    run, opened = begin(settings, find_env(job.env, settings.env_kwargs), OwnNetworks())
+    if isinstance(opened, HostEnv):
+        opened.close()
+        raise ConfigError(
+            f"{settings.env} is stepped by Python: --cluster ray trains JAX-native environments "
+            "(gymnax:ID); --env-workers N steps others on many machines"
+        )
+    run.directory = directory
+    plan = make_plan(settings, run.learner.spec)
+    started = False
+
+    def on_row(row: dict[str, Any]) -> None:
+        nonlocal started
+        if not started:  # by now rank 0 has made the directory, where loggers put their files
+            started = True
+            run.state = run.state._replace(
+                learn=run.state.learn._replace(iteration=row["iteration"] - 1)
+            )
+            listener.started(run, plan)
+        listener.row(row)
+
+    known = max(map(steps_of, directory.checkpoints()), default=0)
+    try:
+        run_ranks(ray, ranks, train_rank, job, env_steps=known, on_row=on_row)
+    except WorkerLostError as error:
+        if kept := directory.checkpoints():
+            error.add(f"the newest checkpoint is {kept[-1]}")
+        raise
+    finally:
+        if started:
+            listener.finished(run)
+    return load(job.out, env=job.env)
