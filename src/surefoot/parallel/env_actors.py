@@ -185,7 +185,7 @@ class _EnvActor:
 
     def _open(self) -> HostCollector:
         if self._collector is None:
-            from surefoot.envs.host import Care, open_host_env
+            from surefoot.envs.limits import EnvLimits
             from surefoot.envs.registry import find_env
             from surefoot.networks.actor_critic import build
             from surefoot.networks.policy import make_actor
@@ -193,13 +193,19 @@ class _EnvActor:
             settings, train = self._settings, self._settings.train
             jax.config.update("jax_cpu_enable_async_dispatch", False)
             source = find_env(settings.env, settings.env_kwargs)
-            env = open_host_env(
-                source, self._count, seed=train.seed + self._first, care=Care.of(train)
-            )
+            limits = EnvLimits.from_settings(train)
+            env = source.open(self._count, seed=train.seed + self._first, limits=limits)
             network = build(env.spec, settings.network)
             actor = make_actor(network, env.spec.action_space, settings)
-            self._collector = HostCollector(env, actor, settings, first=self._first)
+            self._collector = env.visit(
+                host=lambda env: HostCollector(env, actor, settings, first=self._first),
+                jax=_refuse,
+            )
         return self._collector
+
+
+def _refuse(env: Any) -> Any:
+    raise ConfigError(f"{env.spec.env_id}: env workers step Gymnasium's environments alone")
 
 
 def _as_fault(told: tuple[Any, ...]) -> SurefootError:

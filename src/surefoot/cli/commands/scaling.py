@@ -48,7 +48,6 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
 
     from surefoot.cli.progress import say
     from surefoot.config.settings import OwnNetworks
-    from surefoot.envs.jax_native import JaxEnv
     from surefoot.envs.registry import find_env
     from surefoot.parallel.ray import connected, logs_of, train_on_ray
     from surefoot.storage.checkpoint import steps_of
@@ -63,7 +62,7 @@ def on_ray(options: argparse.Namespace, settings: Settings, out: Path, listener:
     with connected(options.address, options.workers * options.devices) as ray:
         # Opened here too, so that what is wrong is told before anything is started.
         run, opened = begin(settings, find_env(options.env, settings.env_kwargs), OwnNetworks())
-        if not isinstance(opened, JaxEnv):
+        if not opened.spec.jax_native:
             opened.close()
             raise ConfigError(
                 f"{settings.env} is stepped by Python: --cluster ray trains JAX-native "
