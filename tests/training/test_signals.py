@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from surefoot.envs.timeout import Watch
 
 import surefoot as sf
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import GymnasiumSource
+from surefoot.envs.step_timeout import Watch
 from tests.support.broken_envs import Sound
 from tests.support.cases import case
 from tests.support.shell import SMALL, around, last_good
