@@ -157,7 +157,7 @@ def main() -> None:
     for name, env_id, agents, num_envs, num_steps, iterations in AGENTS:
         if given.only == "updates":
             break
-        env = find_env(env_id, {}).make()
+        env = find_env(env_id, {}).jax_env
         if name.endswith("flat"):
             env = flat(env)
         if given.quick:

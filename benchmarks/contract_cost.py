@@ -19,7 +19,7 @@ import jax
 
 import surefoot as sf
 from surefoot.config.presets import settle
-from surefoot.envs.host import Care, open_host_env
+from surefoot.envs.limits import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.networks.actor_critic import build
 from surefoot.training.learner import Learner
@@ -49,8 +49,8 @@ def compare(env: str, pairs: int) -> dict[str, Any]:
     """Milliseconds of a rollout with and without, and their ratio pair by pair."""
     train = sf.Train(vectorization="sync")
     settings = settle(env, sf.PPO(), train, sf.Network(), sf.Critic(), preset="none")
-    care, num_envs = Care.of(settings.train), settings.train.num_envs
-    opened = open_host_env(find_env(env, {}), num_envs, seed=0, care=care)
+    limits, num_envs = EnvLimits.from_settings(settings.train), settings.train.num_envs
+    opened = find_env(env, {}).open(num_envs, seed=0, limits=limits)
     learner = Learner(settings, opened.spec, build(opened.spec, settings.network))
     state = jax.jit(learner.init)(0)
     collector = HostCollector(opened, learner.actor, settings)

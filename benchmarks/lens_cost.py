@@ -25,7 +25,6 @@ from scipy import stats
 from surefoot.config.presets import settle
 from surefoot.config.settings import RULES, Critic, Network, OwnNetworks, Train, begin
 from surefoot.config.validation import limits_of
-from surefoot.envs.host import HostEnv
 from surefoot.envs.registry import find_env
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import weighted_mean
@@ -80,11 +79,10 @@ class _Side:
         run, env = begin(settings, find_env(task, {}), OwnNetworks())
         parts = (run.learner, settings, lambda what: None)
         self._env = env
-        self._stepper: Stepper
-        if isinstance(env, HostEnv):
-            self._stepper = HostStepper(HostCollector(env, run.learner.actor, settings), *parts)
-        else:
-            self._stepper = JaxStepper(*parts)
+        self._stepper: Stepper = env.visit(
+            jax=lambda _: JaxStepper(*parts),
+            host=lambda env: HostStepper(HostCollector(env, run.learner.actor, settings), *parts),
+        )
         _SUMS["sums"], self._state, self._lens = run.state.lens.td, run.state, lens_every > 0
         self._stepper.reset(0)
 
@@ -96,8 +94,7 @@ class _Side:
 
     def close(self) -> None:
         """Close the environments."""
-        if isinstance(self._env, HostEnv):
-            self._env.close()
+        self._env.close()
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:

@@ -96,7 +96,9 @@ def scale_rewards(env: JaxEnv, scale: Float[Array, ""]) -> JaxEnv:
 @cache
 def opened(env_id: str) -> JaxEnv:
     """A JAX-native environment by its id."""
-    return find_env(env_id, {}).make()
+    env = find_env(env_id, {}).jax_env
+    assert env is not None
+    return env
 
 
 def learner_of(plain: Settings, dials: Mapping[str, Any]) -> Learner:

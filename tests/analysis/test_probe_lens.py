@@ -29,6 +29,7 @@ from surefoot.analysis.probe.text import describe
 from surefoot.cli.parser import main
 from surefoot.config.settings import resolve
 from surefoot.envs.registry import find_env
+from surefoot.envs.source import JaxSource
 from surefoot.envs.tabular import tabular_env
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.formulas.advantages import generalized_advantage_estimation
@@ -72,7 +73,9 @@ class Case:
         solved = {0.0: self.old, 0.5: self.middle, 1.0: self.new}
         policies = {at: table_policy(each.policy) for at, each in solved.items()}
         return Setting(
-            player=callable_player(env, env.spec, gamma=mdp.gamma, limit=limit, seed=seed),
+            player=callable_player(
+                JaxSource(env), env.spec, gamma=mdp.gamma, limit=limit, seed=seed
+            ),
             judge=judge_callables(lambda state: values[state], jax_native=True),
             policy=lambda place: policies[place[1]],
             gamma=mdp.gamma,
@@ -501,13 +504,12 @@ def test_the_promise_on_the_own_batch_is_the_recorded_one_in_another_weighting(j
     from surefoot.analysis.probe.batches import batch_rows
     from surefoot.analysis.probe.runs import _setting_of
     from surefoot.analysis.probe.updates import Finder
-    from surefoot.envs.host import HostEnv
     from surefoot.training.run import open_run
 
     run, opened = open_run(jax_run)
-    assert not isinstance(opened, HostEnv)
+    assert opened.spec.jax_native
     found = Finder(run, opened, say=print).find(3, replay=False)
-    setting = _setting_of(run, found, opened, 1000, 0)
+    setting = _setting_of(run, found, 1000, 0)
     rows = batch_rows(found.batch, setting)
     scores = score(setting.judge, found.old, found.new, rows, clip_eps=0.2)
     per_row = scores.rows[:, 1]

@@ -7,7 +7,6 @@ import pytest
 import surefoot as sf
 from surefoot.cli.parser import main
 from surefoot.config.presets import preset_tables
-from surefoot.envs.host import open_host_env
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvCrashError
 from tests.support.trees import assert_same_bits
@@ -16,7 +15,7 @@ pytest.importorskip("envpool")
 
 
 def opened(env_id, num_envs=3):
-    return open_host_env(find_env(env_id, {}), num_envs, seed=0)
+    return find_env(env_id, {}).open(num_envs, seed=0)
 
 
 def played(env, seeds, steps):
@@ -92,7 +91,7 @@ def test_threads_keep_to_their_cores_where_they_fill_the_machine(
         "make",
         lambda *a, **k: asked.update(k) or make("CartPole-v1", "gymnasium", num_envs=2),
     )
-    find_env("envpool:CartPole-v1", given).make(num_envs)
+    find_env("envpool:CartPole-v1", given).make_vector(num_envs)
     assert (asked["num_threads"], asked["thread_affinity_offset"]) == expected
 
 
@@ -106,7 +105,7 @@ def test_a_pool_that_cannot_be_made_is_named_in_one_line(monkeypatch):
 
     monkeypatch.setattr(envpool, "make", fail)
     with pytest.raises(EnvCrashError, match=r"envpool:CartPole-v1: making it raised.*no threads"):
-        open_host_env(source, 2, seed=0)
+        source.open(2, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from surefoot.config.presets import settle
 from surefoot.config.settings import VPG, Critic, Network, Train
-from surefoot.envs.host import HostEnv, open_host_env
+from surefoot.envs.host import HostEnv
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from surefoot.formulas.running_stats import RunningStats
 from surefoot.networks.actor_critic import build
 from surefoot.training.batch import make_batch
-from surefoot.training.evaluate import evaluate_host, evaluate_jax
+from surefoot.training.evaluate import evaluate
 from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import EnvLoop, collect_jax
@@ -64,11 +64,11 @@ def settings_for(num_envs=NUM_ENVS, num_steps=NUM_STEPS, **train):
 def opened(kind, num_envs=NUM_ENVS, **options):
     """A host environment of one kind; the async one also rewrites its observation's array."""
     if kind == "sync":
-        source = find_env("scripted:Scripted-v0", options)
-        return open_host_env(source, num_envs, seed=0)
+        source = find_env("tests.support.scripted:Scripted-v0", options)
+        return source.open(num_envs, seed=0)
     if kind == "async":
-        source = find_env("scripted:Scripted-v0", {**options, "reuse": True})
-        return open_host_env(source, num_envs, seed=0, processes=num_envs)
+        source = find_env("tests.support.scripted:Scripted-v0", {**options, "reuse": True})
+        return source.open(num_envs, seed=0, processes=num_envs)
     return HostEnv(scripted_vector(MODES[kind], num_envs, **options), "Scripted", seed=0)
 
 
@@ -524,7 +524,7 @@ class Noted:
 def test_actions_sent_lie_in_the_space_and_have_its_dtype(action, scale):
     settings = settings_for(num_envs=2, num_steps=16, action_scale=scale)
     factory = Noted(action=action)
-    env = open_host_env(find_env(factory, {}), 2, seed=0)
+    env = find_env(factory, {}).open(2, seed=0)
     world = make_world(env.spec, settings)
     collector = HostCollector(env, world.learner.actor, settings)
     collector.reset(0)
@@ -598,14 +598,14 @@ def test_a_fault_in_a_constructor_is_told_with_its_index_and_the_others_are_clos
 
     factory = Counted(unlicensed)
     with pytest.raises(EnvCrashError, match="making environment 2 raised RuntimeError: no licence"):
-        open_host_env(find_env(factory, {}), 4, seed=0)
+        find_env(factory, {}).open(4, seed=0)
     assert factory.made == []
 
 
 def test_environments_of_unlike_spaces_are_refused_by_index():
     factory = Counted(partial(Scripted, action="box"))
     with pytest.raises(EnvContractError, match=r"environment 2 has spaces .*Box.* environment 0"):
-        open_host_env(find_env(factory, {}), 4, seed=0)
+        find_env(factory, {}).open(4, seed=0)
 
 
 class OneStep(Scripted):
@@ -643,7 +643,7 @@ def test_episodes_of_one_step_have_finite_and_correct_targets(mode, world):
     [
         ("CartPol-v1", "did you mean CartPole-v1?"),
         ("cartpole-v1", "did you mean CartPole-v1?"),
-        ("scripted:Scriptd-v0", "did you mean Scripted-v0?"),
+        ("tests.support.scripted:Scriptd-v0", "did you mean Scripted-v0?"),
         ("gymnax:CartPole-v2", "CartPole-v1"),
     ],
 )
@@ -661,7 +661,7 @@ def own_module(tmp_path, monkeypatch):
     """A module of the user's own in the current directory, with an id and a factory."""
     (tmp_path / "own_worlds.py").write_text(
         "import gymnasium\n"
-        "from scripted import Scripted, make_scripted\n"
+        "from tests.support.scripted import Scripted, make_scripted\n"
         "gymnasium.register('OwnWorld-v0', entry_point=Scripted, max_episode_steps=5)\n"
         "def build(**options):\n    return make_scripted(**options)\n"
     )
@@ -689,7 +689,7 @@ def test_a_module_that_is_not_there_is_told_apart_from_one_that_lacks_something(
 
 def test_arguments_that_an_environment_does_not_take_are_refused_by_name():
     with pytest.raises(ConfigError, match=r"env_kwargs \{'size': 3\}"):
-        find_env("scripted:Scripted-v0", {"size": 3}).make()
+        find_env("tests.support.scripted:Scripted-v0", {"size": 3}).make()
     with pytest.raises(ConfigError, match="env_kwargs go with an id"):
         find_env(make_scripted, {"size": 3})
 
@@ -708,7 +708,7 @@ def test_a_missing_extra_is_answered_with_the_command_that_installs_it(monkeypat
         find_env("NeedsMujoco-v0", {}).make()
     monkeypatch.setitem(sys.modules, "gymnax", None)
     with pytest.raises(ConfigError, match=r"pip install 'surefoot\[gymnax\]'"):
-        find_env("gymnax:CartPole-v1", {}).make()
+        find_env("gymnax:CartPole-v1", {})
 
 
 class Renamed(gymnasium.ActionWrapper):
@@ -722,7 +722,7 @@ class Renamed(gymnasium.ActionWrapper):
 def test_one_instance_is_enough_for_several_environments(wrap):
     instance = wrap()
     source = find_env(instance, {})
-    env = open_host_env(source, 3, seed=0)
+    env = source.open(3, seed=0)
     obs, _ = env.reset([0, 1, 2])
     np.testing.assert_array_equal(obs[:, 0], [0, 1, 2])
     another = source.make()
@@ -734,13 +734,13 @@ def test_an_instance_that_cannot_be_copied_is_refused_with_a_way_out():
     env = Scripted()
     env.handle = sys.stdout.buffer
     with pytest.raises(ConfigError, match="give a function that makes one"):
-        open_host_env(find_env(env, {}), 2, seed=0)
+        find_env(env, {}).open(2, seed=0)
 
 
 def test_a_ready_vector_of_another_size_is_refused():
     source = find_env(scripted_vector(AutoresetMode.NEXT_STEP, 2), {})
     with pytest.raises(ConfigError, match="has 2 environments, num_envs is 3"):
-        open_host_env(source, 3, seed=0)
+        source.open(3, seed=0)
 
 
 def test_what_is_no_environment_is_refused():
@@ -764,7 +764,7 @@ def test_true_last_observations_keep_the_structure_of_their_space(mode, obs):
 def test_evaluation_plays_whole_episodes_an_equal_share_each(mode, world):
     env = opened(mode, 2)
     seeds = env_seeds(5, 0, 2, Purpose.EVALUATION)
-    result = evaluate_host(
+    result = evaluate(
         env,
         world.learner.actor,
         world.state.learn.params["policy"],
@@ -791,7 +791,7 @@ def test_evaluation_of_a_jax_native_environment_plays_one_whole_episode_each(wor
     env = twin._replace(step=step)
     actor, state = world.learner.actor, world.state
     found = [
-        evaluate_jax(
+        evaluate(
             env,
             actor,
             state.learn.params["policy"],
@@ -816,7 +816,7 @@ def test_evaluation_of_a_jax_native_environment_plays_one_whole_episode_each(wor
 def test_what_is_drawn_of_a_gymnax_step_is_what_its_own_step_draws(name):
     gymnax = pytest.importorskip("gymnax")
     other, params = gymnax.make(name)
-    env = find_env(f"gymnax:{name}", {}).make()
+    env = find_env(f"gymnax:{name}", {}).jax_env
 
     def both(state, key):
         action_key, key = jax.random.split(key)

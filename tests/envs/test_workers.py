@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 
 import surefoot as sf
+from surefoot.envs import processes as processes_module
 from surefoot.envs import vector as vectors
-from surefoot.envs.host import open_host_env
-from surefoot.envs.registry import EnvSource, find_env
-from surefoot.envs.vector import spread, usable_cores
+from surefoot.envs.processes import usable_cores
+from surefoot.envs.registry import find_env
+from surefoot.envs.source import GymnasiumSource
 from surefoot.envs.worker import Line
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from tests.support.scripted import ACTION_SPACES, OBS_SPACES, Scripted, make_scripted, mask_of
@@ -33,8 +34,8 @@ SECONDS = 5.0
 
 
 def opened(num_envs=5, processes=3, source=None, **options):
-    source = source or find_env("scripted:Scripted-v0", options)
-    return open_host_env(source, num_envs, seed=0, processes=processes)
+    source = source or find_env("tests.support.scripted:Scripted-v0", options)
+    return source.open(num_envs, seed=0, processes=processes)
 
 
 def workers(word=b"surefoot.envs.worker"):
@@ -189,7 +190,7 @@ def test_what_ends_an_environment_elsewhere_is_told(how, said):
         return Scripted() if len(made) == 1 and os.getpid() == trainer else Faulty(how)
 
     trainer = os.getpid()
-    env = opened(2, 2, EnvSource("Faulty", "gymnasium", make))
+    env = opened(2, 2, GymnasiumSource("Faulty", make))
     env.reset([1, 1])
     for _ in range(2):
         env.step(np.zeros(2, np.int64))
@@ -244,7 +245,7 @@ class Unlike:
 
 def test_environments_of_unlike_spaces_in_another_process_are_refused_by_index():
     with pytest.raises(EnvContractError, match=r"environment 1 has spaces .*Box.* environment 0"):
-        opened(2, 2, EnvSource("Unlike", "gymnasium", Unlike()))
+        opened(2, 2, GymnasiumSource("Unlike", Unlike()))
 
 
 def test_a_constructor_that_fails_elsewhere_is_told_as_it_is_here():
@@ -255,7 +256,7 @@ def test_a_constructor_that_fails_elsewhere_is_told_as_it_is_here():
 
     trainer = os.getpid()
     with pytest.raises(EnvCrashError, match="making environment 1 raised RuntimeError: no licence"):
-        opened(2, 2, EnvSource("Unlicensed", "gymnasium", make))
+        opened(2, 2, GymnasiumSource("Unlicensed", make))
 
 
 def test_a_constructor_that_fails_here_leaves_no_process():
@@ -263,13 +264,13 @@ def test_a_constructor_that_fails_here_leaves_no_process():
         raise RuntimeError("no licence")
 
     with pytest.raises(EnvCrashError, match="making environment 0 raised RuntimeError"):
-        opened(2, 2, EnvSource("Unlicensed", "gymnasium", make))
+        opened(2, 2, GymnasiumSource("Unlicensed", make))
 
 
 def test_environments_that_cannot_be_sent_are_refused_with_a_way_out():
     handle = sys.stdout.buffer
     with pytest.raises(ConfigError, match=r"cannot be made in another process .*sync"):
-        opened(2, 2, EnvSource("Held", "gymnasium", lambda: handle))
+        opened(2, 2, GymnasiumSource("Held", lambda: handle))
 
 
 SCRIPT = """
@@ -338,10 +339,10 @@ def test_processes_whose_trainer_was_killed_end_by_themselves(tmp_path):
 def test_auto_takes_more_processes_where_they_save_time(
     monkeypatch, step_seconds, steps, cores, found
 ):
-    monkeypatch.setattr(vectors, "_step_seconds", lambda source: step_seconds)
-    monkeypatch.setattr(vectors, "usable_cores", lambda: cores)
+    monkeypatch.setattr(processes_module, "step_seconds", lambda make: step_seconds)
+    monkeypatch.setattr(processes_module, "usable_cores", lambda: cores)
     source = find_env("CartPole-v1", {})
-    processes = partial(spread, source, num_envs=8, steps=steps)
+    processes = partial(source.num_processes, num_envs=8, steps=steps)
     assert processes("auto") == found
     assert processes("sync") == 1
     assert processes("async") == 8
@@ -355,15 +356,15 @@ def test_auto_takes_more_processes_where_they_save_time(
     [
         make_scripted,
         Scripted(),
-        "scripted:Scripted-v0",
-        "scripted:make_scripted",
+        "tests.support.scripted:Scripted-v0",
+        "tests.support.scripted:make_scripted",
         "phys2d/CartPole-v1",
     ],
     ids=["factory", "instance", "own-id", "own-factory", "on-jax"],
 )
 def test_auto_keeps_in_this_process_what_may_share_something_with_it(monkeypatch, env):
-    monkeypatch.setattr(vectors, "_step_seconds", lambda source: 1.0)
-    assert spread(find_env(env, {}), "auto", num_envs=8, steps=10**6) == 1
+    monkeypatch.setattr(processes_module, "step_seconds", lambda make: 1.0)
+    assert find_env(env, {}).num_processes("auto", num_envs=8, steps=10**6) == 1
 
 
 class Slow(Scripted):
@@ -385,17 +386,14 @@ class Slow(Scripted):
 
 @pytest.mark.parametrize("making", [0.0, 0.3])
 def test_the_time_of_a_step_is_tried_on_an_environment_thrown_away(making, monkeypatch):
-    monkeypatch.setattr(vectors, "TRIAL", 0.1)
+    monkeypatch.setattr(processes_module, "TRIAL_SECONDS", 0.1)
     Slow.closed.clear()
-    assert (
-        0.002 <= vectors._step_seconds(EnvSource("Slow", "gymnasium", partial(Slow, making))) < 0.1
-    )
+    assert 0.002 <= processes_module.step_seconds(partial(Slow, making)) < 0.1
     assert len(Slow.closed) == 1
 
 
 def test_what_cannot_be_tried_is_left_in_this_process():
-    failing = EnvSource("Failing", "gymnasium", partial(Scripted, fail_at=3))
-    assert vectors._step_seconds(failing) == 0.0
+    assert processes_module.step_seconds(partial(Scripted, fail_at=3)) == 0.0
 
 
 def test_a_groups_quota_bounds_the_cores(monkeypatch):
@@ -421,7 +419,7 @@ class Telling(Scripted):
 
 
 def test_what_is_told_at_an_end_needs_no_class_of_the_users():
-    env = opened(2, 2, EnvSource("Telling", "gymnasium", Telling))
+    env = opened(2, 2, GymnasiumSource("Telling", Telling))
     env.reset([0, 0])
     step = env.step(np.zeros(2, np.int64))
     env.close()
@@ -441,7 +439,7 @@ class Simulator(Scripted):
 
 
 def test_a_program_that_an_environment_started_can_be_terminated():
-    env = opened(2, 2, EnvSource("Simulator", "gymnasium", Simulator))
+    env = opened(2, 2, GymnasiumSource("Simulator", Simulator))
     started = time.monotonic()
     env.close()
     assert time.monotonic() - started < 3.0
@@ -462,7 +460,7 @@ def test_a_death_is_told_though_a_fork_holds_the_line_open():
         return Scripted() if os.getpid() == trainer else Forking()
 
     trainer = os.getpid()
-    env = opened(2, 2, EnvSource("Forking", "gymnasium", make))
+    env = opened(2, 2, GymnasiumSource("Forking", make))
     env.reset([0, 0])
     started = time.monotonic()
     with pytest.raises(EnvCrashError, match="ended with exit status 1"):
@@ -510,7 +508,7 @@ def test_a_busy_wait_in_vain_is_followed_by_sleeping_ones():
 def test_a_default_timeout_of_the_users_sockets_changes_nothing():
     socket.setdefaulttimeout(0.01)
     try:
-        env = opened(2, 2, EnvSource("Slow", "gymnasium", Slow))
+        env = opened(2, 2, GymnasiumSource("Slow", Slow))
         env.reset([0, 0])
         env.step(np.zeros(2, np.int64))
         env.close()
@@ -531,7 +529,7 @@ closed: list[CloseFails] = []
 
 def test_one_that_fails_to_close_stops_no_other():
     closed.clear()
-    opened(3, 1, EnvSource("CloseFails", "gymnasium", CloseFails)).close()
+    opened(3, 1, GymnasiumSource("CloseFails", CloseFails)).close()
     assert len(closed) == 3
 
 
@@ -541,7 +539,7 @@ def test_a_vector_whose_first_reset_fails_is_closed_again():
             raise RuntimeError("no start")
 
     with pytest.raises(EnvCrashError, match="raised RuntimeError: no start"):
-        opened(2, 2, EnvSource("Resetless", "gymnasium", Resetless))
+        opened(2, 2, GymnasiumSource("Resetless", Resetless))
 
 
 def test_a_run_that_goes_on_is_spread_and_one_that_is_only_played_is_not(tmp_path, monkeypatch):
@@ -589,7 +587,7 @@ class Inheriting(Scripted):
 
 
 def test_programs_that_an_environment_starts_do_not_get_its_line():
-    env = opened(2, 2, EnvSource("Inheriting", "gymnasium", Inheriting))
+    env = opened(2, 2, GymnasiumSource("Inheriting", Inheriting))
     env.reset([0, 0])
     step = env.step(np.zeros(2, np.int64))
     env.close()

@@ -24,7 +24,7 @@ from surefoot.formulas.running_stats import RunningStats
 from tests.support.scripted import ACTION_SPACES, LIMIT, OBS_SPACES, make_scripted, mask_of
 
 
-def begun(env="scripted:Scripted-v0", own=None, train=None, seed=0, **network):
+def begun(env="tests.support.scripted:Scripted-v0", own=None, train=None, seed=0, **network):
     """A run that has not learned, whose weights and statistics are far from their start."""
     train = train or sf.Train(num_envs=1, num_steps=16)
     name = env if isinstance(env, str) else "Own"

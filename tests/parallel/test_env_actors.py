@@ -12,7 +12,6 @@ import pytest
 
 from surefoot.config.presets import settle
 from surefoot.config.settings import TRPO, Critic, Network, Train
-from surefoot.envs.host import open_host_env
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, ReplicaError, WorkerLostError
 from surefoot.networks.actor_critic import build
@@ -102,7 +101,7 @@ def started(ray, settings, workers, *, restarts):
 
 def opened(settings):
     source = find_env(settings.env, settings.env_kwargs)
-    env = open_host_env(source, settings.train.num_envs, seed=0)
+    env = source.open(settings.train.num_envs, seed=0)
     OPENED.append(env)
     learner = make_learner(settings, env.spec, build(env.spec, settings.network))
     return env, learner, jax.jit(learner.init)(0)

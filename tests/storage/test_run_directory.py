@@ -413,7 +413,7 @@ def test_a_row_holds_plain_finite_numbers():
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 
-ENV = "scripted:Scripted-v0"
+ENV = "tests.support.scripted:Scripted-v0"
 
 
 def arguments(**more):

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import surefoot as sf
-from surefoot.envs.host import open_host_env
-from surefoot.envs.registry import EnvSource, find_env
-from surefoot.envs.timeout import Watch
+from surefoot.envs.registry import find_env
+from surefoot.envs.source import GymnasiumSource
+from surefoot.envs.step_timeout import Watch
 from tests.support.broken_envs import Sound
 from tests.support.cases import case
 from tests.support.shell import SMALL, around, last_good
@@ -161,7 +161,7 @@ def test_memory_runs_out():
 def test_no_room_in_dev_shm(monkeypatch):
     """Nothing is made there at all: environments share memory that has no name."""
     before = set(os.listdir("/dev/shm"))
-    env = open_host_env(find_env("CartPole-v1", {}), 4, seed=0, processes=2)
+    env = find_env("CartPole-v1", {}).open(4, seed=0, processes=2)
     env.reset([0, 1, 2, 3])
     env.step(np.zeros(4, np.int64))
     assert set(os.listdir("/dev/shm")) == before
@@ -187,10 +187,10 @@ def test_some_vectors_opened_and_closed():
 
 
 def opens_and_closes(times, processes):
-    source = EnvSource("Sound", "gymnasium", Sound)
+    source = GymnasiumSource("Sound", Sound)
 
     def once():
-        env = open_host_env(source, 2, seed=0, processes=processes)
+        env = source.open(2, seed=0, processes=processes)
         env.reset([0, 1])
         env.step(np.zeros(2, np.int64))
         env.close()

@@ -45,7 +45,7 @@ from tests.support.trees import assert_same_bits, same_bits
 # Ten episode limits of five steps are four iterations of sixteen: the shortest schedule there is.
 NUM_ENVS, NUM_STEPS, EVERY, ITERATIONS = 2, 16, 4, 16
 BATCH = NUM_ENVS * NUM_STEPS
-ENVS = {"host": "scripted:Scripted-v0", "jax": scripted_jax()}
+ENVS = {"host": "tests.support.scripted:Scripted-v0", "jax": scripted_jax()}
 both_worlds = pytest.mark.parametrize("world", list(ENVS))
 
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 
 from surefoot.config.settings import OwnNetworks, Settings
-from surefoot.envs.registry import EnvSource, find_env
+from surefoot.envs.registry import find_env
+from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError, SurefootError
 from surefoot.parallel.jobs import Outcome, attempt, said
 from surefoot.storage.lock import lock, unlock
@@ -64,7 +65,7 @@ def grouped(cells: Sequence[Cell]) -> list[Group]:
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         kind: Any = cell.path
-        if cell.source.kind == "jax":
+        if cell.source.jax_env is not None:
             kind = cell.settings.env, cell.settings.rule.name
         groups.setdefault(kind, []).append(cell)
     return [tuple(group) for group in groups.values()]

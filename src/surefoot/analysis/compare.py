@@ -104,7 +104,7 @@ def compare(
         raise ConfigError(
             "compare: devices and jobs do not go together: each job would take the same devices"
         )
-    if devices > 1 and any(find_env(env, env_kwargs or {}).kind != "jax" for env in envs):
+    if devices > 1 and any(find_env(env, env_kwargs or {}).jax_env is None for env in envs):
         raise ConfigError(
             "compare: devices share out the seeds of JAX-native environments (gymnax:ID); "
             "jobs trains others side by side"

@@ -13,8 +13,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import PyTree
 
 from surefoot.config.validation import nearest
-from surefoot.envs.registry import EnvSource
-from surefoot.envs.vector import usable_cores
+from surefoot.envs.processes import usable_cores
+from surefoot.envs.source import EnvSource, VectorSource
 from surefoot.errors import ConfigError
 
 
@@ -102,7 +102,7 @@ def _with_presence(infos: dict[str, Any]) -> dict[str, Any]:
     return rows | {f"_{key}": np.ones(len(row), bool) for key, row in rows.items()}
 
 
-def find_envpool(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of an EnvPool id.
 
     Raises:
@@ -123,4 +123,4 @@ def find_envpool(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
         envpool.make_spec(name, **env_kwargs)
     except (TypeError, ValueError, AssertionError) as fault:
         raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {fault}") from fault
-    return EnvSource(env_id, "pool", partial(EnvPoolVector, name, kwargs=env_kwargs))
+    return VectorSource(env_id, partial(EnvPoolVector, name, kwargs=env_kwargs))

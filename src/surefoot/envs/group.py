@@ -3,7 +3,6 @@
 It lives here, away from JAX, because every process that steps environments imports it.
 """
 
-import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +12,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from surefoot.envs.registry import EnvSource, OwnObs, crashed
-from surefoot.envs.timeout import OverdueError
+from surefoot.envs.single import CopyObservations, close_envs
+from surefoot.envs.step_timeout import OverdueError
 from surefoot.envs.validation import (
     NUMBERS,
     TRUTHS,
@@ -135,7 +134,7 @@ class Group:
 
     def __init__(
         self,
-        envs: list[OwnObs],
+        envs: list[CopyObservations],
         board: Board,
         first: int,
         make_again: Callable[[], gymnasium.Env] | None = None,
@@ -227,7 +226,7 @@ class Group:
         words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)
         seed = int(words[0]) & 0x7FFFFFFF
         try:
-            self.envs[i] = OwnObs(self._make_again())
+            self.envs[i] = CopyObservations(self._make_again())
             if self.envs[i].observation_space != self._obs_space:
                 raise EnvContractError("made anew, it has another observation space")
             obs, info = self.envs[i].reset(seed=seed)
@@ -248,43 +247,3 @@ def _numbers(info: dict[str, Any]) -> dict[str, float]:
         for key, value in info.items()
     )
     return {key: float(value) for key, value in values if isinstance(value, kinds)}
-
-
-def close_envs(envs: Sequence[gymnasium.Env]) -> None:
-    """Close environments; one that fails to close stops no other."""
-    for env in envs:
-        with contextlib.suppress(Exception):
-            env.close()
-
-
-def make_envs(source: EnvSource, count: int, first: int = 0) -> list[OwnObs]:
-    """Environments of one source, which must have the same spaces.
-
-    Raises:
-        EnvContractError: for environments whose spaces differ.
-        EnvCrashError: where a constructor raises.
-    """
-    envs: list[OwnObs] = []
-    try:
-        for index in range(first, first + count):
-            envs.append(OwnObs(source.make()))
-            expected = envs[0].observation_space, envs[0].action_space
-            check_spaces(source.env_id, envs[-1], expected, index)
-    except (Exception, SystemExit) as fault:
-        close_envs(envs)
-        if isinstance(fault, SurefootError):
-            raise
-        raise crashed(source.env_id, f"making environment {first + len(envs)}", fault) from fault
-    return envs
-
-
-def check_spaces(
-    env_id: str, env: gymnasium.Env, expected: tuple[spaces.Space, spaces.Space], index: int
-) -> None:
-    """Refuse an environment with other spaces than the first."""
-    own = env.observation_space, env.action_space
-    if own != expected:
-        raise EnvContractError(
-            f"{env_id}: environment {index} has spaces {own}, "
-            f"environment 0 has {expected}; all must have the same"
-        )

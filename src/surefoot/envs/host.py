@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -12,11 +12,11 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import PyTree
 
-from surefoot.config.settings import Train
 from surefoot.envs.action_log import Tape
 from surefoot.envs.group import EnvRaisedError
-from surefoot.envs.registry import EnvSource, crashed, time_limit
-from surefoot.envs.timeout import OverdueError, Watch
+from surefoot.envs.limits import DEFAULT_LIMITS, EnvLimits
+from surefoot.envs.single import crash_error, time_limit
+from surefoot.envs.step_timeout import OverdueError, Watch
 from surefoot.envs.validation import (
     Bounds,
     ObsContract,
@@ -24,11 +24,12 @@ from surefoot.envs.validation import (
     find_not_finite,
     has_whole_numbers,
 )
-from surefoot.envs.vector import make_vector
 from surefoot.errors import EnvContractError, EnvCrashError
 from surefoot.networks.masks import empty_masks, write_mask
 from surefoot.networks.spaces import own_dtype
 from surefoot.types import EnvSpec
+
+_Value = TypeVar("_Value")
 
 CLOSING = 30.0
 """Seconds that environments have to close, where a step has less."""
@@ -54,24 +55,6 @@ class HostStep(NamedTuple):
     valid: np.ndarray
     final_infos: dict[int, dict[str, Any]]
     restarted: list[int]
-
-
-class Care(NamedTuple):
-    """What is done about environments that misbehave.
-
-    `strict`: whether an observation outside its space is a fault. `timeout_s`: seconds that a step
-    may take, 0 for any. `restarts`: how many environments that raised are made anew.
-    """
-
-    strict: bool = False
-    timeout_s: float = 0.0
-    restarts: int = 0
-
-    @classmethod
-    def of(cls, train: Train) -> "Care":
-        """As a run's settings have it."""
-        _, _, times = train.on_env_error.partition(":")
-        return cls(train.strict_env, train.env_timeout_s, int(times or 0))
 
 
 def _time_limit(vector: Any, *, ours: bool) -> int | None:
@@ -120,14 +103,15 @@ class HostEnv:
         *,
         seed: int,
         ours: bool = False,
-        care: Care = Care(),  # noqa: B008  (it never changes)
+        given: bool = False,
+        limits: EnvLimits = DEFAULT_LIMITS,
     ):
         self._mode = _autoreset_mode(vector, env_id)
         self._vector: Any = vector  # the base class types neither lists of seeds nor masks
         self.num_envs = vector.num_envs
         self._resetting = np.zeros(self.num_envs, bool)
-        self._tape, self._care, self.restarts = Tape(), care, 0
-        self._ours = ours
+        self._tape, self._limits, self.restarts = Tape(), limits, 0
+        self._ours, self._given = ours, given
         self._bounds = Bounds(vector.single_observation_space)
         # Of our own vectors shapes and dtypes are looked at where they are given, one by one.
         space = vector.single_observation_space
@@ -144,7 +128,7 @@ class HostEnv:
         )
         seeds = [seed + index for index in range(self.num_envs)]
         self._tape.start(seeds)
-        self._watch = Watch(care.timeout_s, env_id)
+        self._watch = Watch(limits.timeout_s, env_id)
         try:
             _, infos = self._watched(self._reset, seeds)
         except BaseException:
@@ -170,7 +154,7 @@ class HostEnv:
             raise
         except Exception as fault:
             doing = f"step {self._tape.steps}" if self._tape.steps else "reset"
-            raise crashed(self.spec.env_id, doing, fault) from fault
+            raise crash_error(self.spec.env_id, doing, fault) from fault
         finally:
             self._watch.since = None
 
@@ -198,7 +182,7 @@ class HostEnv:
             self._refuse_not_finite(obs, "observation")
         if not (rewards is None or all_finite(rewards)):
             self._refuse_not_finite(rewards, "reward")
-        if self._care.strict:
+        if self._limits.strict:
             found = self._bounds.outside(obs, leading=1)
             if found is not None:
                 raise EnvContractError(found.said, index=found.at[0])
@@ -228,8 +212,8 @@ class HostEnv:
         rows = np.flatnonzero(infos["_restarted"]).tolist()
         for row in rows:
             self.restarts += 1
-            if self.restarts > self._care.restarts:
-                said = f"raised {infos['restarted'][row]}, after {self._care.restarts} restarts"
+            if self.restarts > self._limits.restarts:
+                said = f"raised {infos['restarted'][row]}, after {self._limits.restarts} restarts"
                 raise self._located(EnvCrashError(said, index=row))
         for row in rows:
             self._tape.restart(row, int(infos["seed"][row]))
@@ -353,24 +337,14 @@ class HostEnv:
             self._watched(self._vector.close)
         self._watch.close()
 
+    def abandon(self) -> None:
+        """Close after an error before training; leaves a vector environment of the user's open."""
+        if not self._given:
+            self.close()
 
-def open_host_env(
-    source: EnvSource,
-    num_envs: int,
-    *,
-    seed: int,
-    processes: int = 1,
-    care: Care = Care(),  # noqa: B008
-) -> HostEnv:
-    """Build and reset the environments of a source, spread over `processes`."""
-    vector = make_vector(source, num_envs, processes=processes, restart=care.restarts > 0)
-    try:
-        ours = source.kind == "gymnasium"
-        return HostEnv(vector, source.env_id, seed=seed, ours=ours, care=care)
-    except BaseException:
-        if source.kind != "vector":
-            vector.close()
-        raise
+    def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
+        """Call `host` with these environments."""
+        return host(self)
 
 
 def _short(actions: PyTree) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from surefoot.config.validation import nearest
 from surefoot.envs.jax_native import JaxEnv, JaxStep
+from surefoot.envs.source import EnvSource, JaxSource
 from surefoot.errors import ConfigError
 from surefoot.exact.mdp import MDP, corridor, make_mdp, random_mdp, ridge
 from surefoot.exact.solution import LONG_ENOUGH, time_limited_optimum
@@ -151,9 +152,9 @@ def _from_table(
     )
 
 
-def find_tabular(name: str, env_kwargs: Mapping[str, Any]) -> JaxEnv:
-    """The environment `tabular:NAME`, to be sampled."""
-    return tabular_env(find_mdp(name, env_kwargs), f"tabular:{name}")
+def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+    """The source of `tabular:NAME`."""
+    return JaxSource(tabular_env(find_mdp(name, env_kwargs), f"tabular:{name}"))
 
 
 def best_possible(env_id: str, env_kwargs: Mapping[str, Any]) -> float | None:

@@ -2,85 +2,17 @@
 
 import contextlib
 import itertools
-import math
-import multiprocessing
-import os
-import statistics
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from surefoot.envs.group import Group, Told, close_envs, make_envs, write_actions
-from surefoot.envs.registry import EnvSource, OwnObs, crashed
+from surefoot.envs.group import Group, Told, write_actions
+from surefoot.envs.processes import usable_cores
+from surefoot.envs.single import CopyObservations, EnvFactory, close_envs
 from surefoot.envs.worker import PATIENCE, BoardMemory, Worker, end_workers
-from surefoot.errors import ConfigError, SurefootError
-
-STARTING = 1.0
-"""Seconds that more processes must save in all; starting them takes 0.2 to 0.4."""
-HANDOVER = 100e-6
-"""Seconds that passing the turn to other processes and back takes at each step."""
-TRIAL = 0.2
-"""Most seconds of steps that are tried to find out whether they are worth more processes."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: those it is not kept from, within its group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores or 1, int(quota) // int(period)))
-    return cores or 1
-
-
-def spread(source: EnvSource, vectorization: str, *, num_envs: int, steps: int) -> int:
-    """Over how many processes a run's environments are spread, this one included.
-
-    "auto" takes a process a core where nothing can go wrong by it (environments known to keep all
-    they have in themselves; a process that is not itself one of several) and where it saves more
-    time than it takes.
-
-    Raises:
-        ConfigError: where processes are asked for on a platform that lacks what they need.
-    """
-    ours, possible = source.kind == "gymnasium", os.name == "posix"
-    if vectorization in ("cores", "async") and ours and not possible:
-        raise ConfigError(f"vectorization {vectorization} needs a POSIX system; sync works here")
-    if vectorization == "sync" or not ours or not possible:
-        return 1
-    if vectorization == "async":
-        return num_envs
-    processes = min(usable_cores(), num_envs)
-    if vectorization == "cores":
-        return processes
-    alone = multiprocessing.parent_process() is None
-    if processes == 1 or not source.self_contained or not alone:
-        return 1
-    saved = (num_envs - math.ceil(num_envs / processes)) * _step_seconds(source) - HANDOVER
-    return processes if saved * steps / num_envs > STARTING else 1
-
-
-def _step_seconds(source: EnvSource) -> float:
-    """What a step of one environment takes, tried on one that is thrown away; 0 if it cannot be."""
-    times: list[float] = []
-    try:
-        with contextlib.closing(source.make()) as env:
-            env.reset(seed=0)
-            env.action_space.seed(0)
-            until = time.perf_counter() + TRIAL
-            while not times or (len(times) < 50 and time.perf_counter() < until):
-                started = time.perf_counter()
-                _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-                times.append(time.perf_counter() - started)
-                if terminated or truncated:
-                    env.reset()
-    except Exception:
-        return 0.0  # what is wrong with it is said when the run's own are made and stepped
-    return statistics.median(times)
 
 
 class SameStepVector(VectorEnv):
@@ -96,19 +28,19 @@ class SameStepVector(VectorEnv):
     """
 
     def __init__(
-        self, source: EnvSource, num_envs: int, *, processes: int = 1, restart: bool = False
+        self, factory: EnvFactory, num_envs: int, *, processes: int = 1, restart: bool = False
     ):
         own, *others = _shares(num_envs, processes)
         patience = PATIENCE if processes <= usable_cores() else 0.0
         self._workers: list[Worker] = []
-        envs: list[OwnObs] = []
+        envs: list[CopyObservations] = []
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
             undo.callback(close_envs, envs)
             undo.callback(end_workers, self._workers)
             memory = stack.enter_context(contextlib.closing(BoardMemory()))
             for rows in others:
                 worker = Worker(
-                    source,
+                    factory,
                     memory,
                     rows=rows,
                     num_envs=num_envs,
@@ -116,7 +48,7 @@ class SameStepVector(VectorEnv):
                     restart=restart,
                 )
                 self._workers.append(worker)
-            envs += make_envs(source, len(own))
+            envs += factory.make_all(len(own))
             spaces = envs[0].observation_space, envs[0].action_space
             board = memory.board(spaces, num_envs)
             for worker in self._workers:
@@ -124,7 +56,7 @@ class SameStepVector(VectorEnv):
             for worker in self._workers:
                 worker.answer()
             undo.pop_all()
-        again = source.make if restart else None
+        again = factory.make if restart else None
         self._group, self._board = Group(envs, board, own[0], again), board
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = spaces
@@ -172,36 +104,3 @@ def _shares(num_envs: int, processes: int) -> list[range]:
     """Numbers of the environments of each process, the first of which has the smallest share."""
     ends = [num_envs * k // processes for k in range(processes + 1)]
     return [range(*pair) for pair in itertools.pairwise(ends)]
-
-
-def make_vector(
-    source: EnvSource, num_envs: int, *, processes: int = 1, restart: bool = False
-) -> VectorEnv:
-    """A vector environment of `num_envs`, with same-step autoreset where it is built here.
-
-    Raises:
-        ConfigError: for a ready vector environment of another size, and for environments that
-            cannot be made in another process.
-        EnvContractError: for environments whose spaces differ.
-        EnvCrashError: where a constructor raises.
-    """
-    if source.kind in ("gymnasium", "pool"):
-        try:
-            if source.kind == "pool":
-                return source.make(num_envs)  # its environments raise nothing
-            return SameStepVector(source, num_envs, processes=processes, restart=restart)
-        except SurefootError:
-            raise
-        except Exception as fault:
-            raise crashed(source.env_id, "making it", fault) from fault
-    if restart:
-        raise ConfigError(
-            f"{source.env_id} came as a ready vector environment, of which none can be made anew; "
-            "leave --on-env-error out, or give a function that makes one environment"
-        )
-    vector = source.make()
-    if vector.num_envs != num_envs:
-        raise ConfigError(
-            f"{source.env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
-        )
-    return vector

@@ -32,13 +32,16 @@ from surefoot.envs.group import (
     EnvRaisedError,
     Group,
     Told,
+    make_board,
+)
+from surefoot.envs.single import (
+    CopyObservations,
+    EnvFactory,
     check_spaces,
     close_envs,
-    make_board,
-    make_envs,
+    crash_error,
 )
-from surefoot.envs.registry import EnvSource, OwnObs, crashed
-from surefoot.envs.timeout import OverdueError
+from surefoot.envs.step_timeout import OverdueError
 from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
 PATIENCE = 1e-3
@@ -190,7 +193,7 @@ def _anonymous_file() -> IO[bytes]:
 class _Job(NamedTuple):
     """What a worker makes: environments `first` to `first + count` of `num_envs`."""
 
-    source: EnvSource
+    factory: EnvFactory
     first: int
     count: int
     num_envs: int
@@ -214,7 +217,7 @@ class Worker:
 
     def __init__(
         self,
-        source: EnvSource,
+        factory: EnvFactory,
         memory: BoardMemory,
         *,
         rows: range,
@@ -222,7 +225,7 @@ class Worker:
         patience: float,
         restart: bool,
     ):
-        self.rows, self._env_id = rows, source.env_id
+        self.rows, self._env_id = rows, factory.env_id
         ours, theirs = socket.socketpair()
         with theirs:
             numbers = theirs.fileno(), memory.number
@@ -235,16 +238,16 @@ class Worker:
             )
         self._line = Line(ours, patience=patience, alive=lambda: self._process.poll() is None)
         try:
-            self._send(_whole(_Job(source, rows[0], len(rows), num_envs, restart)))
+            self._send(_whole(_Job(factory, rows[0], len(rows), num_envs, restart)))
         except Exception as fault:
             self.hang_up()
             self.end(time.monotonic())
             raise ConfigError(
-                f"{source.env_id}: cannot be made in another process ({fault}); "
+                f"{factory.env_id}: cannot be made in another process ({fault}); "
                 "--vectorization sync needs none"
             ) from fault
 
-    def join(self, env: OwnObs) -> None:
+    def join(self, env: CopyObservations) -> None:
         """Have it use the board, once its environments are made, with the same spaces as `env`."""
         self._send(_whole((env.observation_space, env.action_space)))
 
@@ -317,13 +320,13 @@ def _ended(status: int) -> str:
     return f"was killed by {name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
 
 
-def _serve(line: Line, memory: BoardMemory, envs: list[OwnObs]) -> None:
+def _serve(line: Line, memory: BoardMemory, envs: list[CopyObservations]) -> None:
     """Make environments, and step or reset them at each turn until the line is closed."""
     job: _Job = line.receive().fn
-    envs += make_envs(job.source, job.count, job.first)
+    envs += job.factory.make_all(job.count, job.first)
     expected = line.receive().fn
-    check_spaces(job.source.env_id, envs[0], expected, job.first)
-    again = job.source.make if job.restart else None
+    check_spaces(job.factory.env_id, envs[0], expected, job.first)
+    again = job.factory.make if job.restart else None
     group = Group(envs, memory.board(expected, job.num_envs), job.first, again)
     told: Told = []
     while True:
@@ -340,7 +343,7 @@ def main() -> None:
     trainer = os.getppid()
     end = socket.socket(fileno=numbers[0])
     line = Line(end, patience=patience, alive=lambda: os.getppid() == trainer)
-    envs: list[OwnObs] = []
+    envs: list[CopyObservations] = []
     try:
         _serve(line, BoardMemory(numbers[1]), envs)
     except HungUpError:
@@ -356,6 +359,6 @@ def _tellable(fault: BaseException) -> Exception:
     """A fault as another process can read it, whose modules may not be this one's."""
     if isinstance(fault, SurefootError | EnvRaisedError):
         return fault
-    told = crashed("environments of another process", "making or stepping them", fault)
+    told = crash_error("environments of another process", "making or stepping them", fault)
     told.add_note(traceback.format_exc())
     return told

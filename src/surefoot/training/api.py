@@ -20,9 +20,8 @@ from surefoot.config.settings import (
     Train,
     check_kind,
 )
-from surefoot.envs.host import HostEnv
-from surefoot.envs.jax_native import JaxEnv
-from surefoot.envs.registry import EnvSource, find_env
+from surefoot.envs.registry import find_env
+from surefoot.envs.source import EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.parallel.env_actors import EnvActors, EnvWorkers
 from surefoot.parallel.mesh import ONE, Placement, check_blocks, claim_devices, divide_cpu, place
@@ -161,7 +160,7 @@ def train(
 
 def _check_ranks(source: EnvSource, out: str | Path | None) -> Path:
     """The directory of several ranks, which train JAX-native environments."""
-    if source.kind != "jax":
+    if source.jax_env is None:
         raise ConfigError(
             f"{source.env_id} is stepped by Python: several ranks train JAX-native environments "
             "(gymnax:ID, a JaxEnv); --env-workers N steps others on many machines"
@@ -175,7 +174,7 @@ def _check_env_workers(
     env_workers: EnvWorkers, settings: Settings, source: EnvSource, own: OwnNetworks, *, by_id: bool
 ) -> None:
     """Refuse what actors cannot step, before anything is kept."""
-    if source.kind == "jax" or not by_id:
+    if source.jax_env is not None or not by_id:
         raise ConfigError(
             f"{source.env_id}: env workers step Gymnasium's environments that are named by id; "
             "a JAX-native one is spread by --devices or --cluster"
@@ -192,7 +191,7 @@ def _check_env_workers(
 
 def _drive(
     run: Run,
-    opened: JaxEnv | HostEnv,
+    opened: OpenEnvs,
     env_workers: EnvWorkers | None,
     listener: Listener | None,
     on_update: Callable[[dict[str, Any]], Any] | None,
@@ -205,8 +204,7 @@ def _drive(
         share, whole = partial(open_share, run.settings), partial(assemble, train=train)
         run.actors = actors = EnvActors(env_workers, train.num_envs, share, whole)
     except BaseException:
-        if isinstance(opened, HostEnv):
-            opened.close()
+        opened.abandon()
         raise
     try:
         return drive(run, opened, listener, on_update)
@@ -265,7 +263,7 @@ def start(
     placement: Placement = ONE,
     ranks: Alone | Ranks = ALONE,
     elsewhere: bool = False,
-) -> tuple[Run, JaxEnv | HostEnv]:
+) -> tuple[Run, OpenEnvs]:
     """A run at its first iteration, in a new directory if one is named, and its environments."""
     run, opened = begin(settings, source, own, elsewhere=elsewhere)
     run.placement, run.ranks = placement, ranks
@@ -273,8 +271,7 @@ def start(
         try:
             keep_in(run, out, env_from_python=env_from_python, own=own)
         except BaseException:
-            if isinstance(opened, HostEnv):
-                opened.close()
+            opened.abandon()
             raise
     return run, opened
 
@@ -347,8 +344,7 @@ def _go_on(
         elsewhere = env_workers is not None
         run, opened = open_run(path, to_train=True, elsewhere=elsewhere, **how)
         with contextlib.ExitStack() as undo:
-            if isinstance(opened, HostEnv):
-                undo.callback(opened.close)
+            undo.callback(opened.close)
             if settings is not None:
                 directory.write("config.json", dump(config | settings.to_dict()))
             if run.finished:

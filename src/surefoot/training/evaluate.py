@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
+from surefoot.envs.source import OpenEnvs
 from surefoot.networks.policy import Actor
 from surefoot.networks.spaces import as_jax_dtype
 from surefoot.training.seeds import Purpose, env_seeds, run_key
@@ -27,7 +28,28 @@ class Evaluation(NamedTuple):
     infos: list[dict[str, float]]
 
 
-def evaluate_host(
+def evaluate(
+    env: OpenEnvs,
+    actor: Actor,
+    policy: Params,
+    obs_stats: Any,
+    *,
+    episodes: int,
+    stochastic: bool,
+    seed: int,
+) -> Evaluation:
+    """Play whole episodes under a frozen policy.
+
+    Host environments play an equal share each; of a JAX-native one, every episode is another
+    instance in one program.
+    """
+    play = env.visit(
+        jax=lambda env: partial(_evaluate_jax, env), host=lambda env: partial(_evaluate_host, env)
+    )
+    return play(actor, policy, obs_stats, episodes=episodes, stochastic=stochastic, seed=seed)
+
+
+def _evaluate_host(
     env: HostEnv,
     actor: Actor,
     policy: Params,
@@ -37,7 +59,6 @@ def evaluate_host(
     stochastic: bool,
     seed: int,
 ) -> Evaluation:
-    """Whole episodes under a frozen policy; each environment plays its share, short or long."""
     act = jax.jit(actor.act)
     draw = jax.jit(lambda key: actor.network.noise(key, (env.num_envs,)))
     obs, mask = env.reset(env_seeds(seed, 0, env.num_envs, Purpose.EVALUATION))
@@ -69,7 +90,7 @@ def evaluate_host(
     return Evaluation(np.array(returns), np.array(counts), infos)
 
 
-def evaluate_jax(
+def _evaluate_jax(
     env: JaxEnv,
     actor: Actor,
     policy: Params,
@@ -79,7 +100,6 @@ def evaluate_jax(
     stochastic: bool,
     seed: int,
 ) -> Evaluation:
-    """Whole episodes under a frozen policy, one environment each, in one program."""
     returns, lengths = _play(
         policy,
         obs_stats,

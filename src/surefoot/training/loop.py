@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from surefoot.config.settings import Settings
 from surefoot.diagnostics.warnings import Watchman
 from surefoot.envs.host import HostEnv
-from surefoot.envs.jax_native import JaxEnv
+from surefoot.envs.source import OpenEnvs
 from surefoot.errors import (
     EnvContractError,
     EnvCrashError,
@@ -343,9 +343,19 @@ def _let_go(run: Run) -> None:
         unlock(run.directory.path)
 
 
+def _make_stepper(run: Run, env: OpenEnvs, listener: Listener) -> Stepper:
+    how = run.learner, run.settings, listener.compiling, run.placement
+
+    def host_stepper(env: HostEnv) -> Stepper:
+        collector = run.actors or HostCollector(env, run.learner.actor, run.settings)
+        return HostStepper(collector, *how)
+
+    return env.visit(jax=lambda _: JaxStepper(*how), host=host_stepper)
+
+
 def drive(
     run: Run,
-    env: JaxEnv | HostEnv,
+    env: OpenEnvs,
     listener: Listener | None,
     on_update: Callable[[dict[str, Any]], Any] | None,
 ) -> Run:
@@ -353,17 +363,8 @@ def drive(
     listener = listener or Silence()
     with contextlib.ExitStack() as ending:
         ending.callback(_let_go, run)
-        stepper: Stepper
-        if isinstance(env, HostEnv):
-            ending.callback(env.close)
-            collector = run.actors
-            if collector is None:
-                collector = HostCollector(env, run.learner.actor, run.settings)
-            stepper = HostStepper(
-                collector, run.learner, run.settings, listener.compiling, run.placement
-            )
-        else:
-            stepper = JaxStepper(run.learner, run.settings, listener.compiling, run.placement)
+        ending.callback(env.close)
+        stepper = _make_stepper(run, env, listener)
         ending.callback(listener.finished, run)
         try:
             run.ranks.start(run.iteration)

@@ -9,7 +9,8 @@ import numpy as np
 
 from surefoot.config.presets import settle
 from surefoot.config.settings import Critic, Network, Rule, Settings, Train
-from surefoot.envs.registry import EnvSource, find_env
+from surefoot.envs.registry import find_env
+from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
 from surefoot.storage.run_directory import finite_row
@@ -29,16 +30,16 @@ def _jax_learner(
     fields: Mapping[str, Any],
 ) -> tuple[Settings, EnvSource, Learner]:
     source = find_env(env, {})
-    if source.kind != "jax":
+    if source.jax_env is None:
         raise ConfigError(
             f"{source.env_id} does not compile into the program: make_train and train_many need "
             "a JAX-native environment (gymnax:ID or a JaxEnv); use train, or compare --jobs"
         )
-    opened = source.make()
     groups = choose_groups(source.env_id, rule, train, network, critic)
     settings = settle(source.env_id, groups, changes={"train": fields})
-    net = build(opened.spec, settings.network)
-    return settings, source, Learner(settings, opened.spec, net, opened)
+    spec = source.jax_env.spec
+    net = build(spec, settings.network)
+    return settings, source, Learner(settings, spec, net, source.jax_env)
 
 
 def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config.settings import OwnNetworks, Settings
-from surefoot.envs.host import HostEnv
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, WorkerLostError
 from surefoot.parallel.ray_ranks import RayRanks, run_ranks
@@ -40,13 +39,13 @@ def train_on_ray(
         WorkerLostError: where all restarts are used.
     """
     settings, directory = job.settings, RunDirectory(job.out)
-    run, opened = begin(settings, find_env(job.env, settings.env_kwargs), OwnNetworks())
-    if isinstance(opened, HostEnv):
-        opened.close()
+    source = find_env(job.env, settings.env_kwargs)
+    if source.jax_env is None:
         raise ConfigError(
             f"{settings.env} is stepped by Python: --cluster ray trains JAX-native environments "
             "(gymnax:ID); --env-workers N steps others on many machines"
         )
+    run, _ = begin(settings, source, OwnNetworks())
     run.directory = directory
     plan = make_plan(settings, run.learner.spec)
     started = False

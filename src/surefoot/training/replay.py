@@ -5,13 +5,13 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
-from surefoot.envs.host import Care, open_host_env
+from surefoot.envs.limits import EnvLimits
 from surefoot.envs.registry import imports_nothing
 from surefoot.errors import (
     ConfigError,
@@ -36,7 +36,7 @@ def keep_fault(run: Run, fault: SurefootError) -> None:
     if directory is None:
         return
     story = fault.story if isinstance(fault, EnvContractError | EnvCrashError) else None
-    if story is not None and run.source.kind != "vector":
+    if story is not None and run.source.reopens:
         actions = name_arrays({"action": story.actions})
         record = FaultRecord(str(fault), fault.name, story.index, story.seed, actions)
         with contextlib.suppress(StorageError):  # the fault itself is what has to be told
@@ -97,29 +97,37 @@ def replay(
     directory = RunDirectory(Path(path))
     fault = directory.read_fault()
     settings, source = named_source(directory, env)
-    if source.kind not in ("gymnasium", "pool"):
+
+    def refuse(*_: Any) -> NoReturn:
         raise ConfigError(
             f"{path}: {source.env_id} is no environment that can be stepped alone; give a function "
             "that makes one"
         )
-    care = Care.of(settings.train)._replace(restarts=0)
+
+    if not source.reopens:
+        refuse()
+    limits = EnvLimits.from_settings(settings.train)._replace(restarts=0)
     show(f"environment {fault.index} of {source.env_id}: reset(seed={fault.seed})")
     steps = len(next(iter(fault.actions.values()), ()))
-    done, again, opened = 0, None, None
-    try:
-        opened = open_host_env(source, 1, seed=fault.seed, care=care)
-        show(f"{steps} steps as they were recorded")
-        template = {"action": create_empty_array(opened.spec.action_space, n=steps, fn=np.zeros)}
-        actions = restore_arrays(template, fault.actions, str(path)) if steps else {}
-        opened.reset([fault.seed])
-        for done in range(1, steps + 1):
-            now = jax.tree.map(lambda leaf, t=done: np.asarray(leaf[t - 1 : t]), actions["action"])
-            opened.step(now)
-    except (EnvContractError, EnvCrashError) as met:
-        again = met
-    finally:
-        if opened is not None:
-            opened.close()
+    done, again = 0, None
+    with contextlib.ExitStack() as closing:
+        try:
+            opened = source.open(1, seed=fault.seed, limits=limits)
+            closing.callback(opened.close)
+            show(f"{steps} steps as they were recorded")
+            template = {
+                "action": create_empty_array(opened.spec.action_space, n=steps, fn=np.zeros)
+            }
+            actions = restore_arrays(template, fault.actions, str(path)) if steps else {}
+            env = opened.visit(host=lambda env: env, jax=refuse)
+            env.reset([fault.seed])
+            for done in range(1, steps + 1):
+                now = jax.tree.map(
+                    lambda leaf, t=done: np.asarray(leaf[t - 1 : t]), actions["action"]
+                )
+                env.step(now)
+        except (EnvContractError, EnvCrashError) as met:
+            again = met
     if again is not None and (again.name, done) == (fault.name, steps):
         return again
     instead = f"this instead: {again}" if again else "no fault"

@@ -9,10 +9,9 @@ import numpy as np
 
 from surefoot.config.presets import read_settings
 from surefoot.config.settings import OwnNetworks, Settings
-from surefoot.envs.host import Care, HostEnv, open_host_env
-from surefoot.envs.jax_native import JaxEnv
-from surefoot.envs.registry import EnvSource, find_env, imports_nothing
-from surefoot.envs.vector import spread
+from surefoot.envs.limits import EnvLimits
+from surefoot.envs.registry import find_env, imports_nothing
+from surefoot.envs.source import EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.networks.actor_critic import build
 from surefoot.networks.policy import Policy
@@ -21,7 +20,7 @@ from surefoot.parallel.ranks import ALONE, Alone, Ranks
 from surefoot.storage.checkpoint import restore_arrays
 from surefoot.storage.compilation_cache import keep_programs
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.evaluate import Evaluation, evaluate_host, evaluate_jax
+from surefoot.training.evaluate import Evaluation, evaluate
 from surefoot.training.learner import Learner
 from surefoot.training.memory import check_size
 from surefoot.training.rollout_host import Collector
@@ -109,26 +108,20 @@ class Evaluator:
 
     def __init__(self, settings: Settings, source: EnvSource, learner: Learner, episodes: int):
         self._learner, self._episodes = learner, episodes
-        if source.kind == "vector":
+        if not source.reopens:
             raise ConfigError(
                 f"{source.env_id} came as a ready vector environment: evaluation needs more of "
                 "them; give a function that makes one environment"
             )
-        self._env: JaxEnv | HostEnv = (
-            source.make()
-            if source.kind == "jax"
-            else open_host_env(
-                source,
-                min(episodes, MOST_EVALUATION_ENVS),
-                seed=settings.train.seed,
-                care=Care.of(settings.train),
-            )
+        self._env = source.open(
+            min(episodes, MOST_EVALUATION_ENVS),
+            seed=settings.train.seed,
+            limits=EnvLimits.from_settings(settings.train),
         )
 
     def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
         """Play the episodes; what `Run.evaluate` returns."""
-        play: Any = evaluate_jax if isinstance(self._env, JaxEnv) else evaluate_host
-        result = play(
+        result = evaluate(
             self._env,
             self._learner.actor,
             state.learn.params["policy"],
@@ -141,8 +134,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Close the environments."""
-        if isinstance(self._env, HostEnv):
-            self._env.close()
+        self._env.close()
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
@@ -174,7 +166,7 @@ def begin(
     *,
     to_train: bool = True,
     elsewhere: bool = False,
-) -> tuple[Run, JaxEnv | HostEnv]:
+) -> tuple[Run, OpenEnvs]:
     """A run at its first iteration, and its environments, opened.
 
     They are spread over processes only where they are there `to_train`; where they are stepped
@@ -185,25 +177,20 @@ def begin(
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     keep_programs()
     train = settings.train
-    if source.kind == "jax":
-        opened = native = source.make()
-    else:
-        processes, count = 1, 1 if elsewhere else train.num_envs
-        if to_train and not elsewhere:
-            how = train.vectorization
-            processes = spread(source, how, num_envs=train.num_envs, steps=train.steps)
-        opened = open_host_env(
-            source, count, seed=train.seed, processes=processes, care=Care.of(train)
+    processes, count = 1, 1 if elsewhere else train.num_envs
+    if to_train and not elsewhere:
+        processes = source.num_processes(
+            train.vectorization, num_envs=train.num_envs, steps=train.steps
         )
-        native = None
+    limits = EnvLimits.from_settings(train)
+    opened = source.open(count, seed=train.seed, processes=processes, limits=limits)
     try:
         network = build(opened.spec, settings.network, own.policy, own.critic)
-        learner = Learner(settings, opened.spec, network, native)
+        learner = Learner(settings, opened.spec, network, source.jax_env)
         check_size(jax.eval_shape(learner.init, train.seed), settings.env + "'s run")
         return Run(settings, source, learner, jax.jit(learner.init)(train.seed)), opened
     except BaseException:
-        if isinstance(opened, HostEnv) and source.kind != "vector":
-            opened.close()
+        opened.abandon()
         raise
 
 
@@ -239,7 +226,7 @@ def open_run(
     to_train: bool = False,
     settings: Settings | None = None,
     elsewhere: bool = False,
-) -> tuple[Run, JaxEnv | HostEnv]:
+) -> tuple[Run, OpenEnvs]:
     """A run from its directory, and its environments, opened.
 
     Nothing that the directory names is imported: an environment that needs an import of the
@@ -262,10 +249,9 @@ def open_run(
         _check_spaces(run, config, path)
         run.state = restore_arrays(run.state, checkpoint.arrays, str(path))
     except CheckpointError:
-        if isinstance(opened, HostEnv):
-            opened.close()
+        opened.abandon()
         raise
-    if isinstance(opened, HostEnv):
+    if not opened.spec.jax_native:
         # Its environments start new episodes, whatever was open when the checkpoint was written.
         run.state = without_open_episodes(run.state)
     run.directory, run.env_steps = directory, checkpoint.env_steps
@@ -316,6 +302,5 @@ def load(
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
     run, opened = open_run(path, env=env, own=network, folder="best" if best else "checkpoints")
-    if isinstance(opened, HostEnv):
-        opened.close()
+    opened.close()
     return run

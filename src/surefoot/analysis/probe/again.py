@@ -7,6 +7,7 @@ import numpy as np
 from surefoot.analysis.probe.batches import OwnBatch, episode_times
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
+from surefoot.envs.source import OpenEnvs
 from surefoot.training.plan import chunk_length, make_plan
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.run import Run
@@ -15,18 +16,23 @@ from surefoot.training.steppers import HostStepper, as_arrays, chunk_of
 
 
 def make_again(
-    run: Run, opened: JaxEnv | HostEnv, state: LoopState, count: int
+    run: Run, opened: OpenEnvs, state: LoopState, count: int
 ) -> tuple[LoopState, OwnBatch]:
     """`count` iterations from a state and then one more: the state after it, and its rollout.
 
     On the host a rollout begins where the one before it ended, in the middle of episodes: all of
     them are collected again, once to learn from and once to be kept.
     """
-    if isinstance(opened, HostEnv):
-        states, made = _advance_host(run, opened, state, count + 1)
-        return made, _collect_host(run, opened, states)
-    state = _advance_jax(run, state, count)
-    return _advance_jax(run, state, 1), _collect_jax(run, state)
+
+    def in_program(_: JaxEnv) -> tuple[LoopState, OwnBatch]:
+        before = _advance_jax(run, state, count)
+        return _advance_jax(run, before, 1), _collect_jax(run, before)
+
+    def on_host(env: HostEnv) -> tuple[LoopState, OwnBatch]:
+        states, made = _advance_host(run, env, state, count + 1)
+        return made, _collect_host(run, env, states)
+
+    return opened.visit(jax=in_program, host=on_host)
 
 
 def _advance_jax(run: Run, state: LoopState, count: int) -> LoopState:

@@ -12,8 +12,7 @@ from jaxtyping import Float, PyTree
 
 from surefoot.analysis.probe.host import GROUP, HostPlayer
 from surefoot.analysis.probe.players import JaxPlayer, Player
-from surefoot.envs.jax_native import JaxEnv
-from surefoot.envs.registry import EnvSource
+from surefoot.envs.source import EnvSource
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import likelihood_ratio
 from surefoot.networks.policy import Actor
@@ -120,7 +119,7 @@ def judge_networks(actor: Actor, params: PyTree, obs_stats: Any, return_scale: f
 
 def network_player(
     actor: Actor,
-    env: JaxEnv | EnvSource,
+    source: EnvSource,
     spec: EnvSpec,
     obs_stats: Any,
     *,
@@ -129,7 +128,7 @@ def network_player(
     seed: int,
 ) -> Player:
     """Plays a run's policies, given as their parameters."""
-    if isinstance(env, JaxEnv):
+    if source.jax_env is not None:
 
         def act(policy, obs, mask, key):
             one = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)  # noqa: E731
@@ -137,7 +136,7 @@ def network_player(
             action, sent, _ = actor.act(policy, obs_stats, one(obs), one(mask), noise)
             return jax.tree.map(lambda leaf: leaf[0], (action, sent))
 
-        return JaxPlayer(env, act, gamma=gamma, limit=limit, seed=seed, fixed=False)
+        return JaxPlayer(source.jax_env, act, gamma=gamma, limit=limit, seed=seed, fixed=False)
     key = run_key(seed, 0, Purpose.PROBE)
 
     @jax.jit
@@ -152,7 +151,7 @@ def network_player(
     def act_host(policy, obs, masks, group, t):
         return jax.device_get(act_all(policy, obs, masks, np.int32(group), np.int32(t)))
 
-    return HostPlayer(env, spec, act_host, gamma=gamma, limit=limit, seed=seed)
+    return HostPlayer(source, spec, act_host, gamma=gamma, limit=limit, seed=seed)
 
 
 def judge_callables(value: Callable[[Any], Any] | None, *, jax_native: bool) -> Judge:
@@ -184,22 +183,22 @@ def judge_callables(value: Callable[[Any], Any] | None, *, jax_native: bool) -> 
 
 
 def callable_player(
-    env: JaxEnv | EnvSource, spec: EnvSpec, *, gamma: float, limit: int, seed: int
+    source: EnvSource, spec: EnvSpec, *, gamma: float, limit: int, seed: int
 ) -> Player:
     """Plays policies given as `Callables`."""
-    if isinstance(env, JaxEnv):
+    if source.jax_env is not None:
 
         def act(policy: Callables, obs, mask, key):
             action = policy.sample(obs, key)
             return action, clip_action(spec.action_space, action, jnp.clip)
 
-        return JaxPlayer(env, act, gamma=gamma, limit=limit, seed=seed, fixed=True)
+        return JaxPlayer(source.jax_env, act, gamma=gamma, limit=limit, seed=seed, fixed=True)
 
     def act_host(policy: Callables, obs, masks, group, t):
         actions = policy.sample(obs, np.random.default_rng([seed, group, t]))
         return actions, clip_action(spec.action_space, actions, np.clip)
 
-    return HostPlayer(env, spec, act_host, gamma=gamma, limit=limit, seed=seed)
+    return HostPlayer(source, spec, act_host, gamma=gamma, limit=limit, seed=seed)
 
 
 def clip_action(space: spaces.Space, action: PyTree, clip: Callable[..., Any]) -> PyTree:

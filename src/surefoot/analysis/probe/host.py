@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from surefoot.analysis.probe.players import Played, Trace
-from surefoot.envs.registry import EnvSource, crashed
+from surefoot.envs.single import crash_error
+from surefoot.envs.source import EnvSource
 from surefoot.networks.masks import empty_masks, write_mask
 from surefoot.networks.spaces import obs_arrays, own_dtype
 from surefoot.training.seeds import Purpose, env_seeds
@@ -39,6 +40,7 @@ class HostPlayer:
         limit: int,
         seed: int,
     ):
+        assert source.make is not None  # see `refuse_vectors`
         self._envs: list[gymnasium.Env] = [source.make() for _ in range(self.group)]
         self._spec, self._act, self._seed = spec, act, seed
         self._gamma, self._limit = gamma, limit
@@ -87,7 +89,7 @@ class HostPlayer:
             try:
                 first, info = _seeded_reset(self._envs[row], seed)
             except Exception as fault:
-                raise crashed(self._spec.env_id, f"reset(seed={seed})", fault) from fault
+                raise crash_error(self._spec.env_id, f"reset(seed={seed})", fault) from fault
             seen = obs_arrays(space, first)
             if obs is None:
                 obs = jax.tree.map(self._empty, seen)
@@ -104,7 +106,7 @@ class HostPlayer:
         try:
             seen, reward, done, cut, info = self._envs[row].step(action)
         except Exception as fault:
-            raise crashed(self._spec.env_id, f"step {t}", fault) from fault
+            raise crash_error(self._spec.env_id, f"step {t}", fault) from fault
         over = bool(done or cut)
         seen = obs_arrays(self._spec.observation_space, seen)
         self._note(row, obs, None if over else masks, seen, info)

@@ -22,8 +22,9 @@ from surefoot.analysis.probe.terms import (
     quiet,
     refuse_vectors,
 )
-from surefoot.envs.jax_native import JaxEnv
-from surefoot.envs.registry import EnvSource, find_env, time_limit
+from surefoot.envs.registry import find_env
+from surefoot.envs.single import time_limit
+from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 from surefoot.types import EnvSpec
 
@@ -72,10 +73,9 @@ def probe_policies(
         raise ConfigError(f"gae_lambda {gae_lambda} needs a critic: give value=, or gae_lambda=1")
     source = find_env(env, env_kwargs or {})
     refuse_vectors(source)
-    if isinstance(env, gymnasium.Env):
+    if isinstance(env, gymnasium.Env) and source.make is not None:
         source.make()  # the instance itself, which stays its owner's
-    world: JaxEnv | EnvSource = source.make() if source.kind == "jax" else source
-    spec = world.spec if isinstance(world, JaxEnv) else _spec_of(source)
+    spec = _spec_of(source)
     limit = cut_at(gamma, spec.max_episode_steps)
     ends = {0.0: _callables(old), 1.0: _callables(new)}
 
@@ -85,7 +85,7 @@ def probe_policies(
         return _callables(path(fraction))
 
     setting = Setting(
-        player=callable_player(world, spec, gamma=gamma, limit=limit, seed=seed),
+        player=callable_player(source, spec, gamma=gamma, limit=limit, seed=seed),
         judge=judge_callables(value, jax_native=spec.jax_native),
         policy=lambda place: ends[place[1]] if place[1] in ends else policy(place[1]),
         gamma=gamma,
@@ -110,6 +110,9 @@ def _callables(policy: ProbedPolicy) -> Callables:
 
 
 def _spec_of(source: EnvSource) -> EnvSpec:
+    if source.jax_env is not None:
+        return source.jax_env.spec
+    assert source.make is not None
     env = source.make()
     spec = EnvSpec(
         env_id=source.env_id,

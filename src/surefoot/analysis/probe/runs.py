@@ -29,9 +29,6 @@ from surefoot.analysis.probe.terms import (
 )
 from surefoot.analysis.probe.updates import FOLDERS, Finder, Update
 from surefoot.config.settings import OwnNetworks
-from surefoot.envs.host import HostEnv
-from surefoot.envs.jax_native import JaxEnv
-from surefoot.envs.registry import EnvSource
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.batch import horizon_of
 from surefoot.training.run import Run, open_run
@@ -75,10 +72,8 @@ def probe_run(
         refuse_vectors(run.source)
         found = Finder(run, opened, say=say).find(update, replay=replay)
     finally:
-        if isinstance(opened, HostEnv):
-            opened.close()
-    world: JaxEnv | EnvSource = opened if isinstance(opened, JaxEnv) else run.source
-    setting = _setting_of(run, found, world, budget, seed)
+        opened.close()
+    setting = _setting_of(run, found, budget, seed)
     title = f"update {found.iteration} of {path} ({run.settings.rule.name} on {run.settings.env})"
     say(f"{title}: at most {setting.budget:,} environment steps (--budget)")
     return _probe_update(run, found, setting, title, seed, progress)
@@ -90,13 +85,11 @@ def _a_folder(path: str | Path) -> str:
     return next((name for name in FOLDERS if directory.checkpoints(name)), FOLDERS[0])
 
 
-def _setting_of(
-    run: Run, found: Update, world: JaxEnv | EnvSource, budget: int | None, seed: int
-) -> Setting:
+def _setting_of(run: Run, found: Update, budget: int | None, seed: int) -> Setting:
     train, spec, actor = run.settings.train, run.learner.spec, run.learner.actor
     limit = cut_at(train.gamma, spec.max_episode_steps)
     player = network_player(
-        actor, world, spec, found.obs_stats, gamma=train.gamma, limit=limit, seed=seed
+        actor, run.source, spec, found.obs_stats, gamma=train.gamma, limit=limit, seed=seed
     )
     return Setting(
         player=player,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from surefoot.envs.registry import EnvSource
+from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 from surefoot.training.evaluate import LONGEST_EPISODE
 
@@ -32,21 +32,15 @@ def cut_at(gamma: float, time_limit: int | None) -> int:
 
 
 def refuse_vectors(source: EnvSource) -> None:
-    """A ready vector cannot be reset one episode at a time.
+    """A probe resets environments one by one, which vector environments cannot.
 
     Raises:
         ConfigError: for one.
     """
-    if source.kind == "vector":
+    if source.jax_env is None and source.make is None:
         raise ConfigError(
-            f"{source.env_id} came as a ready vector environment: a probe plays environments one "
-            "by one; give an id or a function that makes one environment",
-            name="VECTOR-ENV",
-        )
-    if source.kind == "pool":
-        raise ConfigError(
-            f"{source.env_id}: a probe plays environments one by one, which EnvPool's cannot; "
-            "probe a run of the same environment from Gymnasium",
+            f"{source.env_id}: a probe plays environments one by one, which vector environments "
+            "cannot; give an id of Gymnasium's or a function that makes one environment",
             name="VECTOR-ENV",
         )
 

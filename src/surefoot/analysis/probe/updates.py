@@ -9,8 +9,7 @@ import numpy as np
 
 from surefoot.analysis.probe.again import make_again
 from surefoot.analysis.probe.batches import OwnBatch
-from surefoot.envs.host import HostEnv
-from surefoot.envs.jax_native import JaxEnv
+from surefoot.envs.source import OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import (
     LARGEST_JSON,
@@ -77,12 +76,12 @@ def find_stored(directory: RunDirectory, *, jax_native: bool) -> list[Stored]:
 class Finder:
     """Restores updates of one run, whose environments are open."""
 
-    def __init__(self, run: Run, opened: JaxEnv | HostEnv, *, say: Callable[[str], None]):
+    def __init__(self, run: Run, opened: OpenEnvs, *, say: Callable[[str], None]):
         assert run.directory is not None
         self._run, self._opened, self._say = run, opened, say
         self._directory = run.directory
         self._start = jax.jit(run.learner.init)
-        self.stored = find_stored(run.directory, jax_native=isinstance(opened, JaxEnv))
+        self.stored = find_stored(run.directory, jax_native=opened.spec.jax_native)
         rows = run.directory.rows()
         self.done = max((row["iteration"] for row in rows), default=self.stored[-1].iteration)
 
@@ -126,7 +125,7 @@ class Finder:
         checkpoint = read_checkpoint(stored.path)
         template = jax.eval_shape(self._start, self._run.settings.train.seed)
         state = restore_arrays(template, checkpoint.arrays, str(stored.path))
-        if isinstance(self._opened, HostEnv):
+        if not self._opened.spec.jax_native:
             state = without_open_episodes(state)
         return state
 

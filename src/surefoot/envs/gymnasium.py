@@ -1,0 +1,151 @@
+"""Gymnasium's environments: by id, by module and factory, as an instance or a function.
+
+Free of JAX: processes that step environments import this module with the functions that make them.
+"""
+
+import contextlib
+import copy
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+from surefoot.config.validation import nearest
+from surefoot.envs.source import EnvSource, GymnasiumSource, VectorSource
+from surefoot.errors import ConfigError
+
+SELF_CONTAINED = tuple(
+    f"gymnasium.envs.{part}" for part in ("mujoco", "classic_control", "box2d", "toy_text")
+)
+"""Modules of environments that share no state with the program: Gymnasium's own. Others may read
+a module's globals or NumPy's global generator, of which another process has its own."""
+
+
+def find(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+    """The source of a bare id, `module:id`, or `module:factory`.
+
+    Raises:
+        ConfigError: for an unknown module or id, with the nearest valid one.
+    """
+    module_name, _, name = env_id.rpartition(":")
+    module = None
+    if module_name:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and not module_name.startswith(error.name):
+                raise
+            raise ConfigError(
+                f"{env_id}: no module {module_name} in the current directory or installed",
+                name="UNKNOWN-ENV",
+            ) from error
+        factory = getattr(module, name, None)
+        if callable(factory):
+            make: Any = partial(factory, **env_kwargs)
+            return GymnasiumSource(env_id, make)
+    spec = _registered(name, env_id, module)
+    own = isinstance(spec.entry_point, str) and spec.entry_point.startswith(SELF_CONTAINED)
+    make = partial(_make, spec, env_id, dict(env_kwargs))
+    return GymnasiumSource(env_id, make, self_contained=own)
+
+
+def from_object(env: Any) -> EnvSource:
+    """The source of a ready vector environment, an instance or a function that makes one.
+
+    Raises:
+        ConfigError: for any other object.
+    """
+    if isinstance(env, VectorEnv):
+        return VectorSource(_name(env), partial(_of_size, env), reopens=False)
+    if isinstance(env, gymnasium.Env):
+        return GymnasiumSource(_name(env), _copies_of(env))
+    if callable(env):
+        make: Any = env
+        return GymnasiumSource(getattr(env, "__qualname__", type(env).__name__), make)
+    raise ConfigError(
+        f"{env!r} is no environment: give an id, a gymnasium.Env, a VectorEnv, a JaxEnv or a "
+        "function that makes an Env"
+    )
+
+
+def _make(spec: EnvSpec, env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
+    # By spec, not by id: another process has not imported the module that registers the id.
+    try:
+        return gymnasium.make(spec, disable_env_checker=True, **env_kwargs)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise _missing_extra(env_id, error) from error
+    except TypeError as error:
+        if not env_kwargs:
+            raise
+        raise ConfigError(f"{env_id}: env_kwargs {env_kwargs}: {error}") from error
+
+
+def _missing_extra(env_id: str, error: Exception) -> ConfigError:
+    text = str(error).lower()
+    extra = next((e for e in ("mujoco", "box2d") if e in text), None)
+    fix = f"pip install 'surefoot[{extra}]'" if extra else str(error).replace("\n", " ")
+    return ConfigError(f"{env_id} needs a package that is not installed: {fix}", name="EXTRA")
+
+
+def _registered(name: str, env_id: str, module: ModuleType | None) -> EnvSpec:
+    """The registration of an id.
+
+    Raises:
+        ConfigError: for an id that is not registered, with the nearest one.
+    """
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        own = [key for key, value in vars(module).items() if callable(value)] if module else []
+        known = [*own, *gymnasium.registry]
+        folded = {key.lower(): key for key in known}
+        near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
+        hint = f"; did you mean {folded[near[0]]}?" if near else nearest(name, known)
+        what = f"unknown environment {env_id}{hint} (module:id imports your own module first)"
+        if module:
+            what = (
+                f"unknown environment {env_id}: module {module.__name__} has no function {name}, "
+                f"and registers no environment of that id{hint}"
+            )
+        raise ConfigError(what, name="UNKNOWN-ENV") from error
+
+
+def _name(env: Any) -> str:
+    return env.spec.id if getattr(env, "spec", None) else type(env).__name__
+
+
+def _of_size(vector: VectorEnv, num_envs: int) -> VectorEnv:
+    if vector.num_envs != num_envs:
+        raise ConfigError(
+            f"{_name(vector)} has {vector.num_envs} environments, num_envs is {num_envs}"
+        )
+    return vector
+
+
+def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
+    """The instance itself first, then others like it: evaluation must not disturb training."""
+    handed_out = []
+
+    def make():
+        if not handed_out:
+            handed_out.append(env)
+            return env
+        if env.spec is not None:
+            # A wrapper that does not record its arguments can only be copied.
+            with contextlib.suppress(Exception):
+                return gymnasium.make(env.spec, disable_env_checker=True)
+        try:
+            return copy.deepcopy(env)
+        except Exception as error:
+            raise ConfigError(
+                f"{_name(env)}: one instance cannot be copied for a second environment "
+                f"({error}); give a function that makes one"
+            ) from error
+
+    return make

@@ -1,0 +1,86 @@
+"""How many processes step a run's environments."""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+
+from surefoot.errors import ConfigError
+
+START_SECONDS = 1.0
+"""Seconds that more processes must save in all; starting them takes 0.2 to 0.4."""
+HANDOVER_SECONDS = 100e-6
+"""Cost per step of passing the turn to other processes and back."""
+TRIAL_SECONDS = 0.2
+"""Longest trial of an environment's steps."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, given its CPU affinity and its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores or 1, int(quota) // int(period)))
+    return cores or 1
+
+
+def count_processes(
+    vectorization: str,
+    make: Callable[[], gymnasium.Env],
+    *,
+    self_contained: bool,
+    num_envs: int,
+    steps: int,
+) -> int:
+    """Number of processes that step a run's environments, this one included.
+
+    "auto" takes one per core if that is safe (environments known to share no state with the
+    program, and this process is not itself one of several) and saves more time than it costs.
+
+    Raises:
+        ConfigError: if processes are requested on a platform that is not POSIX.
+    """
+    if os.name != "posix":
+        if vectorization in ("cores", "async"):
+            raise ConfigError(
+                f"vectorization {vectorization} needs a POSIX system; use vectorization sync"
+            )
+        return 1
+    if vectorization == "sync":
+        return 1
+    if vectorization == "async":
+        return num_envs
+    processes = min(usable_cores(), num_envs)
+    if vectorization == "cores":
+        return processes
+    is_main = multiprocessing.parent_process() is None
+    if processes == 1 or not self_contained or not is_main:
+        return 1
+    here = math.ceil(num_envs / processes)
+    saved = (num_envs - here) * step_seconds(make) - HANDOVER_SECONDS
+    return processes if saved * steps / num_envs > START_SECONDS else 1
+
+
+def step_seconds(make: Callable[[], gymnasium.Env]) -> float:
+    """Median time of a step, from a short trial of one environment; 0 if the trial fails."""
+    times: list[float] = []
+    try:
+        with contextlib.closing(make()) as env:
+            env.reset(seed=0)
+            env.action_space.seed(0)
+            until = time.perf_counter() + TRIAL_SECONDS
+            while not times or (len(times) < 50 and time.perf_counter() < until):
+                started = time.perf_counter()
+                _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+                times.append(time.perf_counter() - started)
+                if terminated or truncated:
+                    env.reset()
+    except Exception:
+        return 0.0  # the run's own environments will report the error
+    return statistics.median(times)
