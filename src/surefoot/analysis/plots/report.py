@@ -25,6 +25,9 @@ _LEGEND, _AXIS = 0.42, 0.6
 """Inches above each panel for its legend, and below the last one for its axis."""
 
 
+Dash = str | tuple[float, tuple[float, ...]]
+
+
 class PanelSeries(NamedTuple):
     """One figure over steps: a line, or separate points where `points`.
 
@@ -38,7 +41,7 @@ class PanelSeries(NamedTuple):
     color: str
     low: Float[np.ndarray, " point"] | None = None
     high: Float[np.ndarray, " point"] | None = None
-    dash: str | tuple[float, tuple[float, ...]] = "solid"
+    dash: Dash = "solid"
     points: bool = False
     mark: str = "o"
 
