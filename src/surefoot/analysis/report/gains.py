@@ -36,8 +36,8 @@ _MEANING = (
 )
 _BAND = (
     "The band is a 95 % interval. Successive gains share a rollout with opposite sign, so most of "
-    "their noise cancels in the sum: the interval is that of the environments' own sums, or, in "
-    "runs that did not record them, a conservative estimate."
+    "their noise cancels in the sum: the interval is that of the environments' own sums, or, with "
+    "a single environment, a conservative estimate."
 )
 _NO_BAND = (
     "There is no interval here: some updates have none of their own, which takes several "
