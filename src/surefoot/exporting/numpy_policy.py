@@ -67,7 +67,7 @@ class NumpyPolicy:
     def _outputs(self, leaves: list[tuple[dict[str, Any], Any]]) -> np.ndarray:
         """Outputs of the network's last layer."""
         rows, images = len(leaves[0][1]), []
-        parts = [np.zeros((rows, 0), np.float32)]
+        parts: list[np.ndarray] = [np.zeros((rows, 0), np.float32)]
         for i, (space, leaf) in enumerate(leaves):
             values = np.asarray(leaf)
             if space["kind"] == "Discrete":
