@@ -1,12 +1,9 @@
 import csv
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
-import threading
-import time
 from dataclasses import replace
 
 import gymnasium
@@ -19,49 +16,58 @@ from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
 from surefoot import load, train
-from surefoot.analysis import compare as comparing
 from surefoot.analysis import plots
 from surefoot.analysis.compare import (
     Comparison,
-    Curve,
     Failure,
+    LearningCurve,
     Score,
+    SharedSettings,
+    Workers,
     compare,
     read_runs,
     table,
     to_dict,
     write_outputs,
 )
-from surefoot.analysis.statistics import (
+from surefoot.analysis.compare import train as comparing
+from surefoot.analysis.compare.statistics import (
     contrast,
     probability_of_beating,
     summarize_scores,
-    t_interval,
     welch_interval,
 )
-from surefoot.analysis.tables import folder_name
 from surefoot.config.settings import PPO, TRPO, VPG, Critic, Network, Train
 from surefoot.errors import ConfigError, NotFiniteError, StorageError
-from surefoot.parallel.jobs import ComparisonStopped, side_by_side
+from surefoot.parallel.jobs import ComparisonStopped
+from surefoot.storage.names import folder_name
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training import loop
 from surefoot.training.memory import fitting
 
 ENV = "CartPole-v1"
 RULES = (VPG(), PPO(num_minibatches=1, num_epochs=1))
-TINY = {
-    "steps": 96,
-    "train": Train(
-        num_envs=2,
-        num_steps=16,
-        eval_episodes=2,
-        checkpoint_every=32,
-        reset_at_checkpoints=False,
-    ),
-    "network": Network(hidden=(8,)),
-    "critic": Critic(num_minibatches=1, num_epochs=1),
-    "episodes": 3,
+TRAIN = {
+    "num_envs": 2,
+    "num_steps": 16,
+    "eval_episodes": 2,
+    "checkpoint_every": 32,
+    "reset_at_checkpoints": False,
 }
+
+
+def shared_with(**train):
+    """Settings of three iterations, with these of `Train` changed."""
+    return SharedSettings(
+        steps=96,
+        network=Network(hidden=(8,)),
+        critic=Critic(num_minibatches=1, num_epochs=1),
+        changes={"train": TRAIN | train},
+    )
+
+
+SHARED = shared_with()
+TINY = {"shared": SHARED, "episodes": 3}
 """Three iterations of 32 steps, a checkpoint after each."""
 
 scores_of_seeds = st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=8).map(np.array)
@@ -91,7 +97,7 @@ def compiled_once(tmp_path_factory):
 def trained(tmp_path_factory):
     """A comparison of two rules with one seed, what it told, and its directory."""
     out, told = tmp_path_factory.mktemp("trained") / "out", []
-    result = compare([ENV], RULES, seeds=1, out=out, tell=told.append, **TINY)
+    result = compare([ENV], RULES, seeds=1, out=out, progress=told.append, **TINY)
     return result, told, out
 
 
@@ -105,6 +111,10 @@ def out(trained, tmp_path):
 def no_trial(monkeypatch):
     """The duration is not what the test is about."""
     monkeypatch.setattr(comparing, "forecast", lambda groups, *how: f"{len(groups)} groups")
+
+
+def silent(line):
+    """Progress that is not shown."""
 
 
 def files(path):
@@ -126,7 +136,7 @@ def made_up(finals, best=True):
     )
     steps = np.arange(1, 4) * 100
     curves = {
-        (s.env, s.rule, s.seed): Curve(steps, s.final * steps / 300, steps, steps / 1.0)
+        (s.env, s.rule, s.seed): LearningCurve(steps, s.final * steps / 300, steps, steps / 1.0)
         for s in scores
     }
     return Comparison(scores, curves, {ENV: ()}, episodes=20)
@@ -140,13 +150,13 @@ def test_a_summary_is_what_a_hand_computes():
     assert (summary.n, summary.mean, summary.median) == (5, 4.0, 3.0)
     assert summary.interquartile_mean == 3.0  # one of five is cut from each end
     half = 2.7764451 * math.sqrt(12.5 / 5)
-    np.testing.assert_allclose(summary.interval, (4.0 - half, 4.0 + half), rtol=1e-7)
+    np.testing.assert_allclose(summary.interval, (4.0, 4.0 - half, 4.0 + half), rtol=1e-7)
 
 
 def test_welchs_interval_is_scipys():
     first, second = np.array([1.0, 2.0, 4.0, 8.0, 9.0]), np.array([3.0, 3.5, 2.0, 4.0, 3.0, 2.5])
     expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    np.testing.assert_allclose(welch_interval(first, second), expected, rtol=1e-9)
+    np.testing.assert_allclose(welch_interval(first, second)[1:], expected, rtol=1e-9)
 
 
 @given(scores_of_seeds, scores_of_seeds)
@@ -175,16 +185,16 @@ def test_a_rule_beats_its_mirror_half_the_time(scores):
 def test_scores_without_spread_have_an_interval_of_no_width(spread):
     same = np.full(5, 500.0) if spread == 0.0 else np.arange(5) * spread
     summary = summarize_scores(same)
-    np.testing.assert_allclose(summary.interval, (summary.mean, summary.mean), atol=1e-100)
+    np.testing.assert_allclose(summary.interval, (summary.mean,) * 3, atol=1e-100)
     pair = contrast("a", same, "b", same + 0.0)
     assert pair.probability == 0.5
-    np.testing.assert_allclose(pair.interval, (0.0, 0.0), atol=1e-100)
+    np.testing.assert_allclose(pair.interval, (0.0, 0.0, 0.0), atol=1e-100)
 
 
 def test_below_five_seeds_there_is_no_interval():
     four, five = np.arange(4.0), np.arange(5.0)
-    assert t_interval(four) is None
-    assert t_interval(five) is not None
+    assert summarize_scores(four).interval is None
+    assert summarize_scores(five).interval is not None
     assert welch_interval(four, five) is None
     assert welch_interval(five, five) is not None
 
@@ -196,7 +206,7 @@ def test_intervals_cover_the_truth_95_times_in_100(seeds):
     for _ in range(2000):
         wide, narrow = rng.normal(3.0, 4.0, seeds), rng.normal(1.0, 1.0, 2 * seeds)
         for i, (truth, interval) in enumerate(
-            [(3.0, t_interval(wide)), (2.0, welch_interval(wide, narrow))]
+            [(3.0, summarize_scores(wide).interval), (2.0, welch_interval(wide, narrow))]
         ):
             hits[i] += interval.low <= truth <= interval.high
     np.testing.assert_allclose(hits / 2000, 0.95, atol=0.015)
@@ -233,7 +243,7 @@ def test_the_table_and_the_picture_say_that_they_measure_different_things(monkey
     write_outputs(comparison, tmp_path)
     assert drawn[0]["ylabel"] == "return of training episodes (sampled actions)"
     (line,) = [line for line in table(comparison).splitlines() if line.startswith("  curves")]
-    assert "training episodes, whose actions are sampled" in line
+    assert "training episodes, with sampled actions" in line
 
 
 def test_below_five_seeds_the_table_shows_points_and_says_why():
@@ -343,7 +353,7 @@ def test_the_expected_duration_comes_first_then_a_line_a_cell(trained):
 
 def test_the_same_command_twice_trains_nothing_again(trained, out):
     before, told = files(out), []
-    result = compare([ENV], RULES, seeds=1, out=out, tell=told.append, **TINY)
+    result = compare([ENV], RULES, seeds=1, out=out, progress=told.append, **TINY)
     assert files(out) == before
     assert told == []
     assert [s.final for s in result.scores] == [s.final for s in trained[0].scores]
@@ -351,7 +361,7 @@ def test_the_same_command_twice_trains_nothing_again(trained, out):
 
 def test_one_seed_more_adds_only_that_seed(out, no_trial):
     before, told = files(out), []
-    result = compare([ENV], RULES, seeds=2, out=out, tell=told.append, **TINY)
+    result = compare([ENV], RULES, seeds=2, out=out, progress=told.append, **TINY)
     assert {name: time for name, time in files(out).items() if name in before} == before
     assert [score.seed for score in result.scores] == [0, 0, 1, 1]
     assert len(told) == 3
@@ -364,7 +374,7 @@ def test_a_cell_that_lost_its_last_iteration_goes_on_from_the_one_before(trained
     (path / "score.json").unlink()
     shutil.rmtree(path / "checkpoints" / "step-000000096")
     lines = (path / "metrics.jsonl").read_text().splitlines()
-    result = compare([ENV], RULES, seeds=1, out=out, tell=lambda _: None, **TINY)
+    result = compare([ENV], RULES, seeds=1, out=out, progress=silent, **TINY)
     again = (path / "metrics.jsonl").read_text().splitlines()
     assert again[:2] == lines[:2]
     assert len(again) == 3
@@ -379,7 +389,7 @@ def test_a_cell_killed_before_its_first_checkpoint_starts_again(trained, out, no
     path = out / ENV / "vpg" / "seed-0"
     (path / "score.json").unlink()
     shutil.rmtree(path / "checkpoints")
-    result = compare([ENV], RULES, seeds=1, out=out, tell=lambda _: None, **TINY)
+    result = compare([ENV], RULES, seeds=1, out=out, progress=silent, **TINY)
     assert result.of(ENV, "vpg")[0].final == trained[0].of(ENV, "vpg")[0].final
     assert len(RunDirectory(path).rows()) == 3
 
@@ -397,8 +407,8 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(tmp_path, no
 
         return Interrupting(gymnasium.make(ENV))
 
-    how = {"seeds": 1, "out": tmp_path, "tell": lambda _: None, **TINY}
-    how["train"] = replace(TINY["train"], eval_every=0)
+    how = {"seeds": 1, "out": tmp_path, "progress": silent, **TINY}
+    how["shared"] = shared_with(eval_every=0)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ComparisonStopped, match="stopped by SIGTERM") as stopped:
         compare([interrupting], RULES[:1], **how)
@@ -414,10 +424,10 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(tmp_path, no
 
 def test_cells_of_other_settings_are_refused_and_the_settings_listed(trained, out):
     before = files(out)
-    other = TINY | {"critic": Critic(num_minibatches=2, num_epochs=3), "episodes": 3}
+    other = TINY | {"shared": SHARED._replace(critic=Critic(num_minibatches=2, num_epochs=3))}
     rules = (VPG(learning_rate=1.0), RULES[1])
     with pytest.raises(ConfigError) as refused:
-        compare([ENV], rules, seeds=2, out=out, tell=print, **other)
+        compare([ENV], rules, seeds=2, out=out, progress=print, **other)
     for told in (
         "rule.learning_rate is 0.005 there and 1.0 here",
         "critic.num_epochs is 1 there and 3 here",
@@ -436,7 +446,7 @@ def test_a_cell_that_fails_is_named_and_the_others_stand(out, capsys):
         return Broken(gymnasium.make(ENV))
 
     told = []
-    result = compare([broken, ENV], RULES, seeds=1, out=out, tell=told.append, **TINY)
+    result = compare([broken, ENV], RULES, seeds=1, out=out, progress=told.append, **TINY)
     assert [score.rule for score in result.scores] == ["vpg", "ppo"]
     assert [failure.cell.split()[1] for failure in result.failures] == ["vpg", "ppo"]
     assert all("the hinge is gone" in failure.message for failure in result.failures)
@@ -448,32 +458,10 @@ def test_a_cell_that_fails_is_named_and_the_others_stand(out, capsys):
 
 def test_a_cell_trained_in_a_process_of_its_own_is_the_same_cell(trained, tmp_path, no_trial):
     told = []
-    how = {"seeds": 1, "out": tmp_path, "jobs": 2, "tell": told.append, **TINY}
+    how = {"seeds": 1, "out": tmp_path, "workers": Workers(jobs=2), "progress": told.append, **TINY}
     result = compare([ENV], RULES[:1], **how)
     assert [s.final for s in result.scores] == [s.final for s in trained[0].of(ENV, "vpg")]
     assert len(told) == 2
-
-
-def test_warnings_of_gymnasium_are_not_repeated_by_every_process(capfd):
-    side_by_side(gymnasium.make, ["CartPole-v0"], jobs=2, done=lambda *_: None)
-    assert "DeprecationWarning" not in capfd.readouterr().err
-
-
-def test_a_signal_stops_every_process():
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(ComparisonStopped):
-        side_by_side(time.sleep, [300.0] * 3, jobs=2, done=lambda *_: None)
-    assert multiprocessing.active_children() == []
-
-
-def test_work_that_fails_or_dies_in_its_process_leaves_the_others_be():
-    outcomes = {}
-    side_by_side(
-        eval, ["1 + 1", "1 / 0", "__import__('os')._exit(3)"], jobs=3, done=outcomes.__setitem__
-    )
-    assert outcomes[0] == (2, None)
-    assert outcomes[1] == (None, "ZeroDivisionError: division by zero")
-    assert outcomes[2] == (None, "its process died with code 3")
 
 
 def test_every_rule_gets_one_shared_setting_unless_tuned(monkeypatch, tmp_path):
@@ -486,10 +474,11 @@ def test_every_rule_gets_one_shared_setting_unless_tuned(monkeypatch, tmp_path):
         ),
     )
     for preset in ("auto", "tuned"):
-        compare(["Hopper-v5"], ["trpo", "ppo"], seeds=1, out=tmp_path, preset=preset)
+        shared = SharedSettings(preset=preset)
+        compare(["Hopper-v5"], ["trpo", "ppo"], seeds=1, out=tmp_path, shared=shared)
     trpo, ppo, tuned_trpo, tuned_ppo = (cell.settings for cell in seen)
     assert (trpo.train, trpo.network, trpo.critic) == (ppo.train, ppo.network, ppo.critic)
-    assert trpo.rule == comparing.settle("other", TRPO(), Train(), Network(), Critic()).rule
+    assert trpo.rule == TRPO()
     assert (tuned_trpo.critic.num_epochs, tuned_ppo.critic.num_epochs) == (20, 10)
     assert tuned_trpo.rule.max_kl == 0.04
 
@@ -501,12 +490,23 @@ def test_every_rule_gets_one_shared_setting_unless_tuned(monkeypatch, tmp_path):
         (["gymnax:CartPol-v1"], ["trpo"], {}, "did you mean CartPole-v1"),
         (["tabular:chan"], ["trpo"], {}, "unknown MDP chan"),
         ([ENV], ["pppo"], {}, "no rule pppo; did you mean ppo"),
-        ([ENV], ["trpo", TRPO(max_kl=0.1)], {}, "rule trpo comes twice"),
-        ([ENV, ENV], ["trpo"], {}, "environment CartPole-v1 comes twice"),
+        ([ENV], ["trpo", TRPO(max_kl=0.1)], {}, "rule trpo is given twice"),
+        ([ENV, ENV], ["trpo"], {}, "environment CartPole-v1 is given twice"),
         ([], ["trpo"], {}, "no environment is given"),
         ([ENV], ["trpo"], {"seeds": 0}, "seeds must be at least 1"),
-        ([ENV], ["trpo"], {"critic": Critic(num_minibatches=7)}, "does not divide"),
-        ([lambda: None], ["trpo"], {"jobs": 2}, "with several jobs an environment must be an id"),
+        (
+            [ENV],
+            ["trpo"],
+            {"shared": SharedSettings(critic=Critic(num_minibatches=7))},
+            "does not divide",
+        ),
+        ([ENV], ["trpo"], {"workers": Workers(2, 2)}, "devices and jobs cannot be combined"),
+        (
+            [lambda: None],
+            ["trpo"],
+            {"workers": Workers(jobs=2)},
+            "with several jobs an environment must be an id",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
@@ -519,7 +519,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
 
 def test_one_environment_object_cannot_serve_every_cell(tmp_path):
     env = gymnasium.make(ENV)
-    with pytest.raises(ConfigError, match="every cell needs its own"):
+    with pytest.raises(ConfigError, match="each cell opens its own environment"):
         compare([env], ["trpo"], seeds=1, out=tmp_path)
     env.close()
 
@@ -592,14 +592,16 @@ def test_an_unfinished_run_is_no_result(out):
 NATIVE = "gymnax:CartPole-v1"
 # Steps long enough that KL, a millionth of a nat by default, is no rounding in float32.
 LONG_STEPS = VPG(learning_rate=0.05)
-TINY_NATIVE = TINY | {"train": replace(TINY["train"], dispatch=1, eval_every=64)}
+NATIVE_TRAIN = {"dispatch": 1, "eval_every": 64}
+NATIVE_SHARED = shared_with(**NATIVE_TRAIN)
+TINY_NATIVE = TINY | {"shared": NATIVE_SHARED}
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Three seeds on a JAX-native environment, what was told, and their directory."""
     out, told = tmp_path_factory.mktemp("together") / "out", []
-    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, tell=told.append, **TINY_NATIVE)
+    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=told.append, **TINY_NATIVE)
     return result, told, out
 
 
@@ -625,9 +627,9 @@ def test_seeds_of_a_compiled_environment_are_trained_together_and_are_ordinary_r
         assert [path.name for path in directory.checkpoints()] == [
             f"step-{steps:09d}" for steps in (32, 64, 96)
         ]
-        alone = train(NATIVE, LONG_STEPS, steps=96, seed=seed, preset="auto", **{
-            name: TINY_NATIVE[name] for name in ("train", "network", "critic")
-        })  # fmt: skip
+        own = Train(**TRAIN | NATIVE_TRAIN)
+        groups = {"network": SHARED.network, "critic": SHARED.critic}
+        alone = train(NATIVE, LONG_STEPS, steps=96, seed=seed, train=own, **groups)
         rows = directory.rows()
         assert len(rows) == len(alone.rows) == 3
         assert [row["time/compile"] > 0 for row in rows] == [True, False, False]
@@ -642,7 +644,7 @@ def test_seeds_of_a_compiled_environment_are_trained_together_and_are_ordinary_r
 
 def test_seeds_shared_out_among_devices_are_the_same_runs(together, tmp_path, no_trial):
     """Three seeds on two devices: one of them is there twice."""
-    how = TINY_NATIVE | {"tell": lambda _: None, "devices": 2}
+    how = TINY_NATIVE | {"progress": silent, "workers": Workers(devices=2)}
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=tmp_path, **how)
     assert not result.failures
     for seed in range(3):
@@ -653,7 +655,7 @@ def test_seeds_shared_out_among_devices_are_the_same_runs(together, tmp_path, no
 
 
 def test_devices_that_would_stand_idle_are_refused(tmp_path):
-    how = TINY_NATIVE | {"out": tmp_path / "out", "devices": 2}
+    how = TINY_NATIVE | {"out": tmp_path / "out", "workers": Workers(devices=2)}
     with pytest.raises(ConfigError, match="2 devices need as many seeds, got 1"):
         compare([NATIVE], [LONG_STEPS], seeds=1, **how)
     with pytest.raises(ConfigError, match="share out the seeds of JAX-native environments"):
@@ -672,7 +674,7 @@ def test_seeds_together_go_on_from_where_each_stands(together, tmp_path, no_tria
         for step in steps:
             shutil.rmtree(seed_path(out, seed) / "checkpoints" / step)
     told = []
-    result = compare([NATIVE], [LONG_STEPS], seeds=4, out=out, tell=told.append, **TINY_NATIVE)
+    result = compare([NATIVE], [LONG_STEPS], seeds=4, out=out, progress=told.append, **TINY_NATIVE)
     assert len(told) == 5
     for seed in range(3):
         before = timeless(RunDirectory(seed_path(together[2], seed)).rows())
@@ -696,7 +698,7 @@ def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, no_tr
 
     monkeypatch.setattr(loop._Loop, "once", failing)
     out = tmp_path / "out"
-    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, tell=lambda _: None, **TINY_NATIVE)
+    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     (failure,) = result.failures
     assert failure.cell == f"{NATIVE} vpg seed 1"
     assert "not finite" in failure.message
@@ -717,10 +719,10 @@ def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
 
     monkeypatch.setattr(loop._Loop, "once", failing)
     out = tmp_path / "out"
-    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, tell=lambda _: None, **TINY_NATIVE)
+    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     assert {failure.message for failure in result.failures} == {"RuntimeError: a bug"}
     monkeypatch.setattr(loop._Loop, "once", once)
-    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, tell=lambda _: None, **TINY_NATIVE)
+    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     finals = [score.final for score in together[0].scores]
     assert [score.final for score in result.scores] == pytest.approx(finals, rel=1e-3)
 
@@ -737,7 +739,7 @@ def test_a_seed_whose_last_checkpoint_cannot_be_written_leaves_the_others_be(
 
     monkeypatch.setattr(loop._Loop, "close", full)
     out = tmp_path / "out"
-    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, tell=lambda _: None, **TINY_NATIVE)
+    result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     (failure,) = result.failures
     assert failure.cell == f"{NATIVE} vpg seed 0"
     assert "the disk is full" in failure.message
@@ -760,8 +762,8 @@ def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, no_
         once(self)
 
     monkeypatch.setattr(loop._Loop, "once", interrupted)
-    out, how = tmp_path / "out", TINY_NATIVE | {"tell": lambda _: None}
-    how["train"] = replace(how["train"], checkpoint_every=96)
+    out, how = tmp_path / "out", TINY_NATIVE | {"progress": silent}
+    how["shared"] = NATIVE_SHARED._replace(train=replace(NATIVE_SHARED.train, checkpoint_every=96))
     with pytest.raises(ComparisonStopped):
         compare([NATIVE], [LONG_STEPS], seeds=3, out=out, **how)
     for seed in range(3):
@@ -780,8 +782,6 @@ def test_seeds_that_do_not_fit_together_are_trained_in_turns(
     monkeypatch.setattr("surefoot.training.memory.memory_left", lambda: 29)
     monkeypatch.setattr("surefoot.training.run.check_size", lambda shapes, what: None)
     monkeypatch.setattr(comparing, "forecast", lambda groups, *how: "")
-    result = compare(
-        [NATIVE], [LONG_STEPS], seeds=2, out=tmp_path, tell=lambda _: None, **TINY_NATIVE
-    )
+    result = compare([NATIVE], [LONG_STEPS], seeds=2, out=tmp_path, progress=silent, **TINY_NATIVE)
     assert "2 seeds at once need" in capsys.readouterr().err
     assert [s.final for s in result.scores] == [s.final for s in together[0].scores[:2]]

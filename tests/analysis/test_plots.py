@@ -3,17 +3,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from surefoot.analysis.plots import Series, learning_curve, plot_curves
+from surefoot.analysis.plots import Series, plot_curves
 from surefoot.errors import StorageError
 
 
-def rows(seed, iterations=20):
-    """Rows of metrics as a run has them: no episode ended in every third iteration."""
-    returns = np.random.default_rng(seed).normal(size=iterations)
-    return [
-        {"env_steps": 10 * (i + 1)} | ({"episode/return_mean": float(r)} if i % 3 else {})
-        for i, r in enumerate(returns)
-    ]
+def series(seed=0, length=20):
+    return Series(np.arange(1, length + 1), np.random.default_rng(seed).normal(size=length))
 
 
 @pytest.fixture
@@ -35,20 +30,13 @@ def drawn(monkeypatch):
     return seen
 
 
-def test_a_picture_is_800_pixels_wide(tmp_path):
-    learning_curve({"trpo": [rows(0)]}, tmp_path / "curve.png", title="CartPole-v1")
+def test_a_figure_is_800_pixels_wide(tmp_path):
+    plot_curves({"trpo": [series()]}, tmp_path / "curve.png", title="CartPole-v1")
     assert matplotlib.image.imread(tmp_path / "curve.png").shape[:2] == (480, 800)
 
 
-def test_iterations_without_an_episode_are_passed_over(tmp_path, drawn):
-    learning_curve({"trpo": [rows(0, iterations=4)]}, tmp_path / "curve.png")
-    ((label, x, _, _),) = drawn["lines"]
-    assert label == "trpo"
-    assert list(x) == [20, 30]
-
-
 def test_a_label_without_values_is_no_error(tmp_path, drawn):
-    learning_curve({"trpo": [[]], "ppo": []}, tmp_path / "curve.png")
+    plot_curves({"trpo": [series(length=0)], "ppo": []}, tmp_path / "curve.png")
     assert drawn["lines"] == []
     assert (tmp_path / "curve.png").exists()
 
@@ -84,7 +72,7 @@ def test_a_band_is_drawn_from_five_seeds_on(tmp_path, drawn, count, bands):
         assert low[1] == high[1] == 7.0
 
 
-def test_a_rule_has_its_colour_in_every_picture_and_no_two_share_one(tmp_path, drawn):
+def test_a_rule_has_its_colour_in_every_figure_and_no_two_share_one(tmp_path, drawn):
     one = [Series(np.array([1, 2]), np.array([1.0, 2.0]))]
     plot_curves({"ppo": one, "mine": one, "trpo": one}, tmp_path / "a.png")
     plot_curves({"trpo": one}, tmp_path / "b.png")
@@ -93,6 +81,6 @@ def test_a_rule_has_its_colour_in_every_picture_and_no_two_share_one(tmp_path, d
     assert len({ppo, mine, trpo}) == 3
 
 
-def test_a_picture_that_cannot_be_written_is_a_storage_error(tmp_path):
+def test_a_figure_that_cannot_be_written_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="writing"):
-        learning_curve({"trpo": [rows(0)]}, tmp_path / "missing" / "curve.png")
+        plot_curves({"trpo": [series()]}, tmp_path / "missing" / "curve.png")

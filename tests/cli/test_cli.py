@@ -312,9 +312,9 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_run_is_saved_all_t
     [
         (["CartPole-v1", "--seed", "7"], "FLAG", "--seeds N, not --seed"),
         (["run", "CartPole-v1"], "CONFIG", "not both at once"),
-        (["run", "--rules", "ppo"], "FLAG", "--rules is for training"),
-        (["run", "--seeds", "3"], "FLAG", "--seeds is for training"),
-        (["run", "--num-envs", "3"], "FLAG", "--num-envs is for training"),
+        (["run", "--rules", "ppo"], "FLAG", "--rules applies to training"),
+        (["run", "--seeds", "3"], "FLAG", "--seeds applies to training"),
+        (["run", "--num-envs", "3"], "FLAG", "--num-envs applies to training"),
     ],
 )
 def test_compare_refuses_what_it_would_have_to_ignore(

@@ -18,8 +18,9 @@ from surefoot.config.presets import settle
 from surefoot.config.settings import OwnNetwork, OwnNetworks, begin
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError
-from surefoot.exporting import numpy_policy as exported
+from surefoot.exporting import numpy_policy
 from surefoot.exporting.export import export
+from surefoot.exporting.numpy_policy import NumpyPolicy
 from surefoot.formulas.running_stats import RunningStats
 from tests.support.scripted import ACTION_SPACES, LIMIT, OBS_SPACES, make_scripted, mask_of
 
@@ -58,7 +59,7 @@ def acts_alike(run, made, obs, **how):
 def test_every_space_that_is_seen_is_read_alike(obs, tmp_path):
     run = begun(scripted(obs=obs))
     export(run, tmp_path / "policy.npz")
-    made = exported.load(tmp_path / "policy.npz")
+    made = NumpyPolicy.load(tmp_path / "policy.npz")
     space = run.learner.spec.observation_space
     space.seed(1)
     for _ in range(20):
@@ -78,7 +79,7 @@ def test_every_action_is_sent_alike(action, how, tmp_path):
         distribution=distribution,
     )
     made = export(run, tmp_path / "policy.npz")
-    acts_alike(run, exported.load(tmp_path / "policy.npz"), np.float32([3.0, 1.0]))
+    acts_alike(run, NumpyPolicy.load(tmp_path / "policy.npz"), np.float32([3.0, 1.0]))
     sampled = made(np.zeros((5000, 2), np.float32), rng=np.random.default_rng(0))
     space = run.learner.spec.action_space
     first = jax.tree.map(lambda leaf: leaf[0], sampled)
@@ -114,7 +115,7 @@ def test_pictures_are_seen_alike(tmp_path):
     run = begun(Pictures)
     export(run, tmp_path / "policy.npz")
     acts_alike(
-        run, exported.load(tmp_path / "policy.npz"), run.learner.spec.observation_space.sample()
+        run, NumpyPolicy.load(tmp_path / "policy.npz"), run.learner.spec.observation_space.sample()
     )
 
 
@@ -130,8 +131,8 @@ def test_a_forbidden_action_is_not_taken(tmp_path):
 
 ALONE = """
 import sys
-from exported import load
-policy = load("policy.npz")
+from numpy_policy import NumpyPolicy
+policy = NumpyPolicy.load("policy.npz")
 print(policy([3.0, 1.0]), policy([[3.0, 1.0], [0.0, 2.0]]).shape)
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "surefoot", "gymnasium"}))
 """
@@ -140,7 +141,7 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "surefoo
 def test_numpy_alone_is_needed(tmp_path):
     run = begun()
     export(run, tmp_path / "policy.npz")
-    shutil.copy(exported.__file__, tmp_path)
+    shutil.copy(numpy_policy.__file__, tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -152,7 +153,7 @@ def test_what_would_not_act_alike_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "surefoot.exporting.export.standard_deviation", lambda stats: 2 * stats.mean
     )
-    with pytest.raises(ConfigError, match=r"of 1000 actions \d+ differ"):
+    with pytest.raises(ConfigError, match=r"\d+ of 1000 exported actions differ"):
         export(begun(), tmp_path / "policy.npz")
     assert list(tmp_path.iterdir()) == []
 
@@ -165,12 +166,12 @@ def test_a_network_of_ones_own_is_refused(tmp_path):
 
 def test_a_file_of_another_kind_or_format_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(ValueError, match="is no exported policy"):
-        exported.load(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="is not an exported policy"):
+        NumpyPolicy.load(tmp_path / "other.npz")
     about = np.frombuffer(json.dumps({"format": 9}).encode(), np.uint8)
     np.savez(tmp_path / "newer.npz", about=about)
     with pytest.raises(ValueError, match="has format 9, this file reads 1"):
-        exported.load(tmp_path / "newer.npz")
+        NumpyPolicy.load(tmp_path / "newer.npz")
 
 
 def test_the_command_writes_what_evaluates_alike(tmp_path, monkeypatch, capsys):
@@ -180,8 +181,8 @@ def test_the_command_writes_what_evaluates_alike(tmp_path, monkeypatch, capsys):
     small = ["--num-envs", "2", "--num-steps", "16", "--hidden", "8", "--eval-episodes", "1"]
     assert main(["train", "CartPole-v1", "vpg", "--steps", "64", "--out", "run", *small]) == 0
     assert main(["export", "run", "policy.npz"]) == 0
-    assert "1,000 actions are those of the run" in capsys.readouterr().err
-    made, policy = exported.load("policy.npz"), sf.load("run").policy
+    assert "1,000 actions equal the run's" in capsys.readouterr().err
+    made, policy = NumpyPolicy.load("policy.npz"), sf.load("run").policy
     env = gymnasium.make("CartPole-v1")
     obs, _ = env.reset(seed=0)
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Rows and run directories such as a report meets them, made up and not trained."""
+"""Made-up rows and run directories for tests of the report."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rows_of_a_run(count=60, *, batch=2048, seed=0, collapse=False, rule="trpo"):
-    """Rows with every figure that a report shows, of a run that learns, and may then collapse."""
+    """Rows with every figure of a report, of a run that learns, and may then collapse."""
     rng = np.random.default_rng(seed)
     rows, level = [], 20.0
     for k in range(1, count + 1):
@@ -82,7 +82,7 @@ def rows_of_a_run(count=60, *, batch=2048, seed=0, collapse=False, rule="trpo"):
                 "lens/expected_cosine": 0.5 - 0.3 * done,
             }
         if falling and done > 0.72:
-            row["warnings"] = "kl-tail" + (" shift" if k % 3 == 0 else "")
+            row["warnings"] = "kl-large" + (" clip" if k % 3 == 0 else "")
         rows.append(row)
     return rows
 

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 import surefoot as sf
-from surefoot.analysis.compare import compare
+from surefoot.analysis.compare import SharedSettings, compare
 from surefoot.config.presets import settle
 from surefoot.config.settings import PPO, VPG, Critic, Network, OwnNetworks, Train, begin, summarize
 from surefoot.diagnostics.warnings import Alarm
@@ -50,7 +50,7 @@ both_worlds = pytest.mark.parametrize("world", list(ENVS))
 
 
 def compare_one(env, rule="trpo", **how):
-    return compare([env], [rule], seeds=1, out="nowhere", **how)
+    return compare([env], [rule], seeds=1, out="nowhere", shared=SharedSettings(**how))
 
 
 def arguments(world, **more):

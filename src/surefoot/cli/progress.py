@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from surefoot.analysis.text import duration
 from surefoot.config.settings import Settings, non_default
 from surefoot.diagnostics.catalogue import METRICS
 
@@ -25,16 +26,6 @@ _SHOWN = (
     ("entropy", "policy/entropy", "{:.3f}"),
     ("explained variance", "critic/explained_variance", "{:.2f}"),
 )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 12 s, 3 min 20 s or 1 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""A trained policy as one file of arrays, for machines that have NumPy and nothing else."""
+"""Export a trained policy as one file of arrays, for machines with NumPy alone."""
 
 import io
 import json
@@ -8,34 +8,35 @@ from typing import Any
 import gymnasium.spaces as spaces
 import jax
 import numpy as np
+from gymnasium.vector.utils import batch_space
 
 from surefoot.errors import ConfigError
-from surefoot.exporting.numpy_policy import FORMAT, Exported
+from surefoot.exporting.numpy_policy import FORMAT, NumpyPolicy
 from surefoot.formulas.running_stats import standard_deviation
 from surefoot.networks.actor_critic import LOG_STD_BOUNDS
-from surefoot.networks.spaces import has_range, is_image, leaf_spaces, mask_size, shape_of
+from surefoot.networks.spaces import has_range, is_image, mask_size, shape_of
 from surefoot.storage.checkpoint import replace_file, storage
 from surefoot.training.run import Run
 
 COMPARED = 1000
-"""Observations on which the exported policy must act as the one in the run does."""
+"""Observations on which the exported policy must act as the run's policy does."""
 
 
-def export(run: Run, path: str | Path) -> Exported:
-    """Write a run's policy to a file that `numpy_policy.load` reads with NumPy alone.
+def export(run: Run, path: str | Path) -> NumpyPolicy:
+    """Write a run's policy to a file that `NumpyPolicy.load` reads with NumPy alone.
 
-    The normaliser, the squash, scaling, clipping and dtypes of the actions are part of it.
+    It includes the normaliser, and the squash, scaling, clipping and dtypes of the actions.
 
     Args:
-        run: as loaded; its policy is the one that is written.
-        path: the file, by custom `policy.npz`.
+        run: as loaded.
+        path: the file, usually `policy.npz`.
 
     Raises:
-        ConfigError: for a network of the user's own, and where what was written would not act as
-            the run's policy does on `COMPARED` observations; nothing is left then.
-        StorageError: where it cannot be written.
+        ConfigError: for a network of the user's own, and where the exported policy does not act as
+            the run's does on `COMPARED` observations; nothing is written then.
+        StorageError: where the file cannot be written.
     """
-    made = Exported(*_described(run))
+    made = NumpyPolicy(*_describe(run))
     _compare(run, made)
     about = np.frombuffer(json.dumps(made.about).encode(), np.uint8)
     arrays: dict[str, Any] = {"about": about, **made.arrays}
@@ -46,7 +47,7 @@ def export(run: Run, path: str | Path) -> Exported:
     return made
 
 
-def _described(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _describe(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     policy, spec, settings = run.policy, run.learner.spec, run.settings
     net = policy.params["net"]
     if not (isinstance(net, dict) and set(net) == {"torso", "head"}):
@@ -60,13 +61,11 @@ def _described(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if stats is not None:
             arrays[f"mean{i}"] = np.asarray(stats.mean)
             arrays[f"std{i}"] = np.asarray(standard_deviation(stats))
-    for j, convolution in enumerate(net["torso"].convolutions):
-        arrays[f"conv{j}.weight"] = np.asarray(convolution.weight)
-        arrays[f"conv{j}.bias"] = np.asarray(convolution.bias)
     layers = [*net["torso"].mlp.layers, *net["head"].layers]
-    for j, layer in enumerate(layers):
-        arrays[f"layer{j}.weight"] = np.asarray(layer.weight)
-        arrays[f"layer{j}.bias"] = np.asarray(layer.bias)
+    for kind, modules in (("conv", net["torso"].convolutions), ("layer", layers)):
+        for j, module in enumerate(modules):
+            arrays[f"{kind}{j}.weight"] = np.asarray(module.weight)
+            arrays[f"{kind}{j}.bias"] = np.asarray(module.bias)
     if "log_std" in policy.params:
         arrays["log_std"] = np.clip(np.asarray(policy.params["log_std"]), *LOG_STD_BOUNDS)
     scaled = tanh or settings.train.action_scale == "affine"
@@ -91,9 +90,9 @@ def _space(
     """A space as plain values; the bounds of actions go to the arrays."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named = isinstance(space, spaces.Dict)
-        parts = sorted(space.spaces.items()) if named else enumerate(space.spaces)
-        told = [[key, _space(part, f"{name}.{key}", arrays, scaled=scaled)] for key, part in parts]
-        return {"kind": "Dict" if named else "Tuple", "parts": told}
+        inner = sorted(space.spaces.items()) if named else enumerate(space.spaces)
+        parts = [[key, _space(part, f"{name}.{key}", arrays, scaled=scaled)] for key, part in inner]
+        return {"kind": "Dict" if named else "Tuple", "parts": parts}
     about: dict[str, Any] = {
         "kind": type(space).__name__,
         "shape": list(shape_of(space)),
@@ -115,40 +114,25 @@ def _space(
 
 
 def _observations(run: Run) -> Any:
-    """Half drawn from the space, half from where the normaliser has seen them."""
-    space, rng = run.learner.spec.observation_space, np.random.default_rng(0)
+    """A batch drawn from the space; of what is normalised, half at the statistics' own scale."""
+    rng = np.random.default_rng(0)
+    space = batch_space(run.learner.spec.observation_space, COMPARED)
     space.seed(0)
-    drawn = [space.sample() for _ in range(COMPARED)]
-    stats = dict(zip(map(id, leaf_spaces(space)), run.policy.obs_stats, strict=True))
-
-    def rows(part: Any, *values: Any) -> np.ndarray:
-        found = np.stack(values)
-        seen = stats.get(id(part))
-        if seen is not None:
-            half = COMPARED // 2
-            noise = rng.standard_normal((half, *found.shape[1:]))
-            found = np.array(found)
-            found[:half] = np.asarray(seen.mean) + noise * np.asarray(standard_deviation(seen))
-        return found
-
-    def by_leaf(part: Any, values: list[Any]) -> Any:
-        if isinstance(part, spaces.Dict):
-            return {key: by_leaf(part[key], [v[key] for v in values]) for key in part.spaces}
-        if isinstance(part, spaces.Tuple):
-            inner = enumerate(part.spaces)
-            return tuple(by_leaf(one, [v[i] for v in values]) for i, one in inner)
-        return rows(part, *values)
-
-    return by_leaf(space, drawn)
+    leaves, structure = jax.tree.flatten(space.sample())
+    half = COMPARED // 2
+    for leaf, stats in zip(leaves, run.policy.obs_stats, strict=True):
+        if stats is not None:
+            noise = rng.standard_normal((half, *leaf.shape[1:]))
+            leaf[:half] = np.asarray(stats.mean) + noise * np.asarray(standard_deviation(stats))
+    return jax.tree.unflatten(structure, leaves)
 
 
-def _compare(run: Run, made: Exported) -> None:
+def _compare(run: Run, made: NumpyPolicy) -> None:
     obs = _observations(run)
     wrong = np.zeros(COMPARED, bool)
     with jax.default_matmul_precision("highest"):  # an accelerator's own is coarser
         expected = jax.tree.leaves(run.policy(obs))
-    pairs = zip(expected, jax.tree.leaves(made(obs)), strict=True)
-    for ours, theirs in pairs:
+    for ours, theirs in zip(expected, jax.tree.leaves(made(obs)), strict=True):
         if theirs.dtype != ours.dtype or theirs.shape != ours.shape:
             same = np.zeros(COMPARED, bool)
         elif ours.dtype.kind == "f":
@@ -158,7 +142,7 @@ def _compare(run: Run, made: Exported) -> None:
         wrong |= ~same.reshape(COMPARED, -1).all(1)
     if wrong.any():
         raise ConfigError(
-            f"{run.settings.env}: of {COMPARED} actions {wrong.sum()} differ from the run's; "
-            "nothing was written. This is a bug: report it",
+            f"{run.settings.env}: {wrong.sum()} of {COMPARED} exported actions differ from the "
+            "run's, so nothing was written. This is a bug in surefoot; please report it",
             name="EXPORT",
         )

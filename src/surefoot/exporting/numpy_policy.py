@@ -1,13 +1,14 @@
-"""An exported policy, played with NumPy alone.
+"""An exported policy, with NumPy alone.
 
-This file imports nothing else: copy it beside the exported file onto a machine that has NumPy.
+This file imports nothing else: copy it beside the exported file onto a machine with NumPy.
 
-    from exported import load
-    policy = load("policy.npz")
+    from numpy_policy import NumpyPolicy
+    policy = NumpyPolicy.load("policy.npz")
     action = policy(observation)
 """
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +18,31 @@ FORMAT = 1
 MASKED_LOGIT = -1e9
 
 
-def load(path: str | Path) -> "Exported":
-    """A policy from the file that `surefoot export` wrote; nothing in it is run.
-
-    Raises:
-        ValueError: for a file of another kind, or of a newer format.
-    """
-    with np.load(path, allow_pickle=False) as file:
-        if "about" not in file.files:
-            raise ValueError(f"{path} is no exported policy")
-        about = json.loads(file["about"].tobytes())
-        if about["format"] != FORMAT:
-            raise ValueError(f"{path} has format {about['format']}, this file reads {FORMAT}")
-        return Exported(about, {name: file[name] for name in file.files if name != "about"})
-
-
-class Exported:
+class NumpyPolicy:
     """A policy and its normaliser as arrays; call it with an observation or a batch of them.
 
     Attributes:
-        about: what it was trained on, its spaces and its network's shape.
+        about: its environment, rule, spaces and network's shape.
         arrays: weights, the normaliser's statistics, bounds of actions.
     """
 
     def __init__(self, about: dict[str, Any], arrays: dict[str, np.ndarray]):
         self.about, self.arrays = about, arrays
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NumpyPolicy":
+        """A policy from the file that `surefoot export` wrote; no code in it is run.
+
+        Raises:
+            ValueError: for a file of another kind, or of a newer format.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            if "about" not in file.files:
+                raise ValueError(f"{path} is not an exported policy")
+            about = json.loads(file["about"].tobytes())
+            if about["format"] != FORMAT:
+                raise ValueError(f"{path} has format {about['format']}, this file reads {FORMAT}")
+            return cls(about, {name: file[name] for name in file.files if name != "about"})
 
     def __call__(
         self, obs: Any, *, action_mask: Any = None, rng: np.random.Generator | None = None
@@ -49,42 +50,39 @@ class Exported:
         """The action, ready for the environment: scaled, clipped, of its dtype.
 
         Args:
-            obs: as the environment gives it, not normalised; one, or a batch of them.
-            action_mask: True where an action is allowed, flat; of a Dict or Tuple of actions, one
+            obs: one observation as the environment returns it, not normalised, or a batch of them.
+            action_mask: True where an action is allowed, flat; for a Dict or Tuple of actions, one
                 for each part that has choices.
             rng: draws a sample; without one the action is the most probable.
         """
-        leaves = _leaves(self.about["observation"], obs)
-        kinds = _leaf_spaces(self.about["observation"])
-        single = np.ndim(leaves[0]) == len(kinds[0]["shape"])
+        leaves = list(_flatten(self.about["observation"], obs))
+        single = np.ndim(leaves[0][1]) == len(leaves[0][0]["shape"])
         if single:
-            leaves = [np.asarray(leaf)[None] for leaf in leaves]
-        out = self._outputs(kinds, leaves)
-        masks = action_mask
-        if single and masks is not None:
-            masks = _map_mask(lambda mask: np.asarray(mask)[None], masks)
-        action, _, _ = self._act(self.about["action"], out, masks, rng, 0)
-        return _map_action(lambda leaf: leaf[0], action) if single else action
+            leaves = [(space, np.asarray(leaf)[None]) for space, leaf in leaves]
+            action_mask = _map(lambda mask: np.asarray(mask)[None], action_mask)
+        out = self._outputs(leaves)
+        action, _, _ = self._act(self.about["action"], out, action_mask, rng, 0)
+        return _map(lambda leaf: leaf[0], action) if single else action
 
-    def _outputs(self, kinds: list[dict[str, Any]], leaves: list[Any]) -> np.ndarray:
-        """What the network's last layer says."""
-        rows, flat, images = len(leaves[0]), [], []
-        for i, (kind, leaf) in enumerate(zip(kinds, leaves, strict=True)):
+    def _outputs(self, leaves: list[tuple[dict[str, Any], Any]]) -> np.ndarray:
+        """Outputs of the network's last layer."""
+        rows, images = len(leaves[0][1]), []
+        parts: list[np.ndarray] = [np.zeros((rows, 0), np.float32)]
+        for i, (space, leaf) in enumerate(leaves):
             values = np.asarray(leaf)
-            if kind["kind"] == "Discrete":
-                flat.append(_one_hot(values - kind["start"], kind["n"]))
-            elif kind["kind"] == "MultiDiscrete":
+            if space["kind"] == "Discrete":
+                parts.append(_one_hot(values - space["start"], space["n"]))
+            elif space["kind"] == "MultiDiscrete":
                 columns = values.reshape(rows, -1)
-                sizes = zip(kind["nvec"], kind["starts"], strict=True)
-                flat += [_one_hot(columns[:, j] - s, n) for j, (n, s) in enumerate(sizes)]
+                sizes = zip(space["nvec"], space["starts"], strict=True)
+                parts += [_one_hot(columns[:, j] - s, n) for j, (n, s) in enumerate(sizes)]
             else:
                 values = values.astype(np.float32)
                 if f"mean{i}" in self.arrays:
                     scaled = (values - self.arrays[f"mean{i}"]) / self.arrays[f"std{i}"]
                     clip = np.float32(self.about["obs_clip"])
                     values = np.clip(scaled, -clip, clip)
-                images.append(values) if kind["image"] else flat.append(values.reshape(rows, -1))
-        parts = [*flat] or [np.zeros((rows, 0), np.float32)]
+                images.append(values) if space["image"] else parts.append(values.reshape(rows, -1))
         for j, image in enumerate(images):
             weight, bias = self.arrays[f"conv{j}.weight"], self.arrays[f"conv{j}.bias"]
             windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (1, 2))
@@ -114,7 +112,7 @@ class Exported:
     def _act(
         self, space: dict[str, Any], out: np.ndarray, mask: Any, rng: Any, stds: int
     ) -> tuple[Any, np.ndarray, int]:
-        """The action of one part of the space; the outputs and deviations that are left."""
+        """The action of one part of the space, the remaining outputs, and the deviations used."""
         kind = space["kind"]
         if kind in ("Dict", "Tuple"):
             found: dict[Any, Any] = {}
@@ -165,29 +163,18 @@ def _gumbel(rng: np.random.Generator | None, like: np.ndarray) -> Any:
     return 0.0 if rng is None else rng.gumbel(size=like.shape)
 
 
-def _leaf_spaces(space: dict[str, Any]) -> list[dict[str, Any]]:
+def _flatten(space: dict[str, Any], value: Any) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The parts of a nested space, each with its part of a value."""
     if "parts" not in space:
-        return [space]
-    return [leaf for _, part in space["parts"] for leaf in _leaf_spaces(part)]
+        yield space, value
+    for key, part in space.get("parts", ()):
+        yield from _flatten(part, value[key])
 
 
-def _leaves(space: dict[str, Any], value: Any) -> list[Any]:
-    if "parts" not in space:
-        return [value]
-    return [leaf for key, part in space["parts"] for leaf in _leaves(part, value[key])]
-
-
-def _map_mask(function: Any, mask: Any) -> Any:
-    if isinstance(mask, dict):
-        return {key: _map_mask(function, part) for key, part in mask.items()}
-    if isinstance(mask, tuple):
-        return tuple(_map_mask(function, part) for part in mask)
-    return None if mask is None else function(mask)
-
-
-def _map_action(function: Any, action: Any) -> Any:
-    if isinstance(action, dict):
-        return {key: _map_action(function, part) for key, part in action.items()}
-    if isinstance(action, tuple):
-        return tuple(_map_action(function, part) for part in action)
-    return function(action)
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """A function of every array in nested dicts and tuples; None stays."""
+    if isinstance(tree, dict):
+        return {key: _map(function, part) for key, part in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_map(function, part) for part in tree)
+    return None if tree is None else function(tree)

@@ -1,61 +1,60 @@
-"""Pieces of work one after another, or each in a process of its own.
+"""Run pieces of work one after another, or each in a process of its own.
 
-One that fails or dies takes nothing with it. The processes leave the terminal's Ctrl-C to their
-parent, which stops each of them once, after a checkpoint; where the parent itself is gone they
-stop by themselves.
+A piece that fails or dies takes nothing with it. The processes leave the terminal's Ctrl-C to
+their parent, which stops each of them once, after a checkpoint; where the parent itself is gone
+they stop by themselves.
 """
 
 import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from surefoot.errors import StoppedBySignal, SurefootError
+from surefoot.parallel.signals import CatchSignals, end_with_parent
 
 
 class Outcome(NamedTuple):
-    """What became of one piece of work: its value, or its error in one line."""
+    """Result of one piece of work: its value, or its error in one line."""
 
     value: Any
     error: str | None
 
 
 class ComparisonStopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended a comparison; every cell under way has its checkpoint."""
+    """A signal ended a comparison; every cell that was training has its checkpoint.
+
+    Attributes:
+        number: the signal's number.
+        code: the exit code, as that of `StoppedBySignal`.
+    """
 
     def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on")
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues")
         self.number = number
+        self.code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
-def said(fault: Exception) -> str:
-    """A fault in one line."""
-    if isinstance(fault, SurefootError):
-        return f"error[{fault.name}]: {fault}"
-    return f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+def describe_error(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, SurefootError):
+        return f"error[{error.name}]: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def attempt(work: Callable[[Any], Any], item: Any) -> Outcome:
-    """Do one piece of work; only a signal gets through."""
+    """Do one piece of work and catch its error; signals pass through."""
     try:
         return Outcome(work(item), None)
     except StoppedBySignal:
         raise
-    except Exception as fault:
-        return Outcome(None, said(fault))
-
-
-def _stop_without_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+    except Exception as error:
+        return Outcome(None, describe_error(error))
 
 
 def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) -> None:
@@ -64,11 +63,11 @@ def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # As everywhere but in Gymnasium, which shows its own in each process anew.
     warnings.simplefilter("ignore", DeprecationWarning)
-    threading.Thread(target=_stop_without_parent, daemon=True).start()
+    end_with_parent()
     try:
         outcome = attempt(work, item)
     except StoppedBySignal as stop:
-        outcome = Outcome(None, f"{stop}; the same command goes on with it")
+        outcome = Outcome(None, f"{stop}; the same command continues it")
     with contextlib.suppress(OSError):
         writing.send(outcome)
 
@@ -80,23 +79,30 @@ def side_by_side(
     jobs: int,
     done: Callable[[int, Outcome], None],
 ) -> None:
-    """Do `work` for each item, `jobs` at a time; an item that fails leaves the others be.
+    """Do `work` for each item, `jobs` at a time; an item that fails does not affect the others.
 
     Args:
-        work: a function of a module, since with several jobs it goes to other processes.
-        items: what it is called with; picklable with several jobs.
+        work: a function of a module, since with several jobs it is pickled.
+        items: its arguments; picklable with several jobs.
         jobs: processes at a time; 1 works in this one.
         done: called with an item's position and outcome as soon as it has ended.
 
     Raises:
-        ComparisonStopped: after SIGINT or SIGTERM, once every process has stopped.
+        ComparisonStopped: after SIGINT, SIGTERM or SIGUSR1, once every process has stopped.
     """
-    with _stoppable():
-        if jobs == 1:
-            for position, item in enumerate(items):
-                done(position, attempt(work, item))
-        else:
-            _in_processes(work, items, jobs, done)
+
+    def stop(number: int) -> None:
+        raise ComparisonStopped(number)
+
+    try:
+        with CatchSignals(stop):
+            if jobs == 1:
+                for position, item in enumerate(items):
+                    done(position, attempt(work, item))
+            else:
+                _in_processes(work, items, jobs, done)
+    except StoppedBySignal as stopped:  # by the handlers of a training loop
+        raise ComparisonStopped(stopped.number) from None
 
 
 def _in_processes(
@@ -116,7 +122,7 @@ def _in_processes(
                 process = context.Process(target=_in_own_process, args=(work, item, writing))
                 running[reading] = position, process
                 process.start()
-                writing.close()
+                writing.close()  # the other end is the child's alone, so that its death is an EOF
             ready = wait(list(running))
             for reading in [pipe for pipe in running if pipe in ready]:
                 position, process = running[reading]
@@ -135,22 +141,3 @@ def _in_processes(
             process.terminate()
         for process in alive:
             process.join()
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM become ComparisonStopped, wherever the comparison is."""
-
-    def stop(number: int, _: Any) -> None:
-        raise ComparisonStopped(number)
-
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
-    old = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    except StoppedBySignal as stopped:
-        raise ComparisonStopped(stopped.number) from None
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Rows of metrics to TensorBoard and Weights & Biases, both plotted against environment steps."""
+"""Log metrics to TensorBoard and Weights & Biases, over environment steps."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from surefoot.storage.run_directory import RunDirectory
 
 
 class Logger(NamedTuple):
-    """Where rows go besides `metrics.jsonl`."""
+    """A destination of rows besides `metrics.jsonl`."""
 
     row: Callable[[Mapping[str, Any]], None]
     close: Callable[[], None]
@@ -20,17 +20,17 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tensorboard_logger(directory: Path) -> Logger:
-    """Event files under the run directory.
+    """A logger of event files under the run directory.
 
     Raises:
         ConfigError: where tensorboardX is not installed.
     """
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
-    except ImportError as fault:
+    except ImportError as error:
         raise ConfigError(
             "--tensorboard needs tensorboardX: pip install 'surefoot[tensorboard]'", name="EXTRA"
-        ) from fault
+        ) from error
     writer = SummaryWriter(str(directory / "tensorboard"))
 
     def log(row: Mapping[str, Any]) -> None:
@@ -41,17 +41,17 @@ def tensorboard_logger(directory: Path) -> Logger:
 
 
 def wandb_logger(directory: RunDirectory, project: str) -> Logger:
-    """A Weights & Biases run that keeps its id when the run is resumed.
+    """A logger of a Weights & Biases run, which keeps its id when the run is resumed.
 
     Raises:
-        ConfigError: where wandb is not installed, or will not start (nobody is logged in).
+        ConfigError: where wandb is not installed, or does not start (without a login).
     """
     try:
         import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as fault:
+    except ImportError as error:
         raise ConfigError(
             "--wandb needs wandb: pip install 'surefoot[wandb]'", name="EXTRA"
-        ) from fault
+        ) from error
     kept = directory.read("wandb-id.txt")
     try:
         run = wandb.init(
@@ -62,11 +62,11 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
             name=directory.path.name,
             config=directory.config,
         )
-    except wandb.Error as fault:
+    except wandb.Error as error:
         raise ConfigError(
-            f"--wandb {project}: {fault}; `wandb login` first, or set WANDB_MODE=offline",
+            f"--wandb {project}: {error}; run `wandb login`, or set WANDB_MODE=offline",
             name="WANDB",
-        ) from fault
+        ) from error
     if kept is None:
         directory.write("wandb-id.txt", run.id)
     run.define_metric("env_steps")

@@ -13,6 +13,7 @@ from surefoot.envs.limits import EnvLimits
 from surefoot.envs.registry import find_env, imports_nothing
 from surefoot.envs.source import EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
+from surefoot.formulas.intervals import mean_interval
 from surefoot.networks.actor_critic import build
 from surefoot.networks.policy import Policy
 from surefoot.parallel.mesh import ONE, Placement
@@ -139,16 +140,12 @@ class Evaluator:
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """Mean, spread and 95 % t interval of the returns of an evaluation; of one, no interval."""
-    from scipy import special
-
     returns, count = evaluation.returns, len(evaluation.returns)
-    std = float(np.std(returns, ddof=1)) if count > 1 else 0.0
-    mean = float(np.mean(returns))
-    half = float(special.stdtrit(count - 1, 0.975)) * std / count**0.5 if count > 1 else None
+    interval = mean_interval(returns)
     summary = {
-        "return_mean": mean,
-        "return_std": std,
-        "return_ci95": None if half is None else [mean - half, mean + half],
+        "return_mean": float(np.mean(returns)),
+        "return_std": float(np.std(returns, ddof=1)) if count > 1 else 0.0,
+        "return_ci95": interval and [interval.low, interval.high],
         "episodes": count,
         "length_mean": float(np.mean(evaluation.lengths)),
         "returns": [float(total) for total in returns],

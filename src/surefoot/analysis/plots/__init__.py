@@ -1,6 +1,6 @@
-"""Every picture; the only package that imports matplotlib."""
+"""Every figure; the only package that imports matplotlib."""
 
-from surefoot.analysis.plots.curves import Series, learning_curve, plot_curves
+from surefoot.analysis.plots.curves import Series, plot_curves
 from surefoot.analysis.plots.exact import (
     ExactCurve,
     Line,
@@ -18,7 +18,6 @@ __all__ = [
     "Plane",
     "ProbePicture",
     "Series",
-    "learning_curve",
     "plot_curves",
     "plot_exact_curves",
     "plot_lines",

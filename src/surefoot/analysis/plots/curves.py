@@ -1,4 +1,4 @@
-"""Learning curves: runs over environment steps."""
+"""Learning curves: returns of runs over environment steps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +8,12 @@ import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
-from scipy import stats
 
+from surefoot.analysis.plots.grouping import group_size, means, starts_of
 from surefoot.analysis.plots.style import blank, draw_optimum, save, styles_of
+from surefoot.formulas.intervals import t_interval
 
-MOST_POINTS = 100
-"""Points of a line; a longer run's iterations are averaged in groups."""
-
-Row = Mapping[str, Any]
+MAX_CURVE_POINTS = 100
 
 
 class Series(NamedTuple):
@@ -23,37 +21,6 @@ class Series(NamedTuple):
 
     steps: Num[np.ndarray, " point"]
     values: Float[np.ndarray, " point"]
-
-
-def learning_curve(
-    rows_by_label: Mapping[str, Sequence[Sequence[Row]]],
-    path: Path,
-    *,
-    title: str = "",
-    metric: str = "episode/return_mean",
-    ylabel: str = "return of training episodes",
-) -> None:
-    """Draw a metric of runs over environment steps.
-
-    Args:
-        rows_by_label: for each label (a rule, say) its runs, each its rows of metrics.
-        path: the PNG file to write.
-        title: a heading.
-        metric: a key of the rows; rows without it are passed over.
-        ylabel: what the metric is called.
-
-    Raises:
-        StorageError: where the file cannot be written.
-    """
-    series = {
-        label: [_series(rows, metric) for rows in runs] for label, runs in rows_by_label.items()
-    }
-    plot_curves(series, path, title=title, ylabel=ylabel)
-
-
-def _series(rows: Sequence[Row], metric: str) -> Series:
-    pairs = np.array([(r["env_steps"], r[metric]) for r in rows if metric in r], float)
-    return Series(*pairs.reshape(-1, 2).T)
 
 
 def plot_curves(
@@ -68,12 +35,12 @@ def plot_curves(
     """Draw, for each label, every run faintly, their mean, and its 95 % t interval.
 
     Args:
-        series_by_label: for each label one series a run.
+        series_by_label: for each label one series per run.
         path: the PNG file to write.
         title: a heading; the number of seeds is added.
         ylabel: what the values are.
-        fewest_for_band: runs below which no interval is drawn.
-        optimum: the most that is possible, drawn as a line.
+        fewest_for_band: fewest runs with an interval.
+        optimum: the largest possible value, drawn as a line.
 
     Raises:
         StorageError: where the file cannot be written.
@@ -85,19 +52,19 @@ def plot_curves(
     }
     counts = {len(runs) for runs in full.values() if runs}
     longest = max((len(series.steps) for runs in full.values() for series in runs), default=0)
-    group = -(-longest // MOST_POINTS)
+    size = group_size(longest, MAX_CURVE_POINTS)
     styles = styles_of(list(full))
     for label, runs in full.items():
         name = label if len(counts) == 1 else f"{label} (n = {len(runs)})"
         if runs:
-            grouped = [_grouped(series, group) for series in runs]
+            grouped = [_in_groups(series, size) for series in runs]
             _draw_label(axes, name, grouped, styles[label], fewest_for_band)
     seeds = f"n = {next(iter(counts))} seeds" if len(counts) == 1 and counts != {1} else ""
     axes.set_title(", ".join(part for part in (title, seeds) if part), loc="left", fontsize=13)
     axes.set(xlabel="environment steps", ylabel=ylabel)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
-    figure.supxlabel(_key(counts, group, fewest_for_band), fontsize=9, color="#555555")
+    figure.supxlabel(_key(counts, size, fewest_for_band), fontsize=9, color="#555555")
     if optimum is not None:
         draw_optimum(axes, optimum)
     if longest:
@@ -108,15 +75,13 @@ def plot_curves(
     save(figure, path)
 
 
-def _grouped(series: Series, size: int) -> Series:
-    """Means of `size` points in a row, the last group maybe smaller."""
-    starts = np.arange(0, len(series.steps), size)
-    sizes = np.diff(np.append(starts, len(series.steps)))
-    return Series(*(np.add.reduceat(part.astype(float), starts) / sizes for part in series))
+def _in_groups(series: Series, size: int) -> Series:
+    starts = starts_of(len(series.steps), size)
+    return Series(*(means(part.astype(float), starts) for part in series))
 
 
-def _key(counts: set[int], group: int, fewest_for_band: int) -> str:
-    """What the lines and the band are, in words."""
+def _key(counts: set[int], size: int, fewest_for_band: int) -> str:
+    """Meaning of the lines and the band, in words."""
     parts = []
     if max(counts, default=1) > 1:
         parts.append("thick: mean over seeds, thin: one seed")
@@ -124,8 +89,8 @@ def _key(counts: set[int], group: int, fewest_for_band: int) -> str:
             parts.append("band: 95 % t interval of the mean")
         if min(counts) < fewest_for_band:
             parts.append(f"no band below {fewest_for_band} seeds")
-    if group > 1:
-        parts.append(f"a point: mean of {group} iterations")
+    if size > 1:
+        parts.append(f"a point: mean of {size} iterations")
     return "; ".join(parts)
 
 
@@ -141,16 +106,14 @@ def _draw_label(
     axes.plot(steps, mean, label=name, linewidth=2.2, marker=marker, zorder=3, **style)
     if banded:
         error = values.std(axis=0, ddof=1) / len(runs) ** 0.5
-        half = stats.t.ppf(0.975, len(runs) - 1) * error
-        axes.fill_between(
-            steps, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0
-        )
+        _, low, high = t_interval(mean, error, len(runs) - 1)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.25, linewidth=0)
 
 
 def _on_common_steps(
     runs: Sequence[Series],
 ) -> tuple[Num[np.ndarray, " point"], Float[np.ndarray, "run point"]]:
-    """Every run at the steps of any, over the stretch that all of them cover, straight between."""
+    """Every run interpolated at the steps of any, over the range that all of them cover."""
     first = max(run.steps[0] for run in runs)
     last = max(first, min(run.steps[-1] for run in runs))
     steps = np.unique(np.concatenate([run.steps for run in runs]))

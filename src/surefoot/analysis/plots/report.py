@@ -1,6 +1,6 @@
-"""Pictures of a report: panels above each other over one axis of environment steps, as SVG.
+"""Figures of a report: panels above each other over one axis of environment steps, as SVG.
 
-All pictures of a page have the same left and right edge, so that a step stands below itself.
+All figures of a page share their left and right edges, so that steps line up down the page.
 """
 
 import io
@@ -14,22 +14,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from surefoot.analysis.plots.style import WIDTH
+from surefoot.analysis.plots.style import GRAY, WIDTH
 
 LEVEL_COLORS = {"red": "#D55E00", "amber": "#E69F00", "green": "#009E73"}
 LEVEL_MARKS = {"red": "v", "amber": "d", "green": "o"}
-OTHER_COLOR, OTHER_MARK = "#555555", "s"
-PLACES = 300
-"""Marks that find room beside each other along the steps."""
+NUM_PLACES = 300
+"""Warning marks that fit beside each other along the steps."""
 _LEFT, _RIGHT = 0.11, 0.985
 _LEGEND, _AXIS = 0.42, 0.6
 """Inches above each panel for its legend, and below the last one for its axis."""
 
 
-class Trace(NamedTuple):
+Dash = str | tuple[float, tuple[float, ...]]
+
+
+class PanelSeries(NamedTuple):
     """One figure over steps: a line, or separate points where `points`.
 
-    `low` and `high` are a band around a line, and bars on points. `mark` is for a line of one
+    `low` and `high` are a band around a line, and error bars of points. `mark` is for a line of one
     point.
     """
 
@@ -39,16 +41,16 @@ class Trace(NamedTuple):
     color: str
     low: Float[np.ndarray, " point"] | None = None
     high: Float[np.ndarray, " point"] | None = None
-    dash: str = "solid"
+    dash: Dash = "solid"
     points: bool = False
     mark: str = "o"
 
 
 class Panel(NamedTuple):
-    """One pair of axes: its traces, where they are healthy, and values to compare with."""
+    """One pair of axes: its series, their healthy range, and levels to compare with."""
 
     ylabel: str
-    traces: Sequence[Trace]
+    series: Sequence[PanelSeries]
     healthy: tuple[float, float] | None = None
     levels: Sequence[tuple[float, str]] = ()
     log: bool = False
@@ -56,45 +58,42 @@ class Panel(NamedTuple):
     height: float = 1.7
 
 
-class Raised(NamedTuple):
-    """A warning of one name: its level, and the steps at which it was raised."""
+class RaisedWarning(NamedTuple):
+    """A warning, its level, and the steps at which it was raised."""
 
     name: str
     level: str
     steps: Num[np.ndarray, " time"]
 
 
-def draw_panels(panels: Sequence[Panel], last_step: float, raised: Sequence[Raised] = ()) -> str:
+def draw_panels(
+    panels: Sequence[Panel], last_step: float, raised: Sequence[RaisedWarning] = ()
+) -> str:
     """The panels as one SVG, with the warnings as marks along the top of the first."""
-    heights = [panel.height for panel in panels]
-    total = sum(heights) + _LEGEND * len(panels) + _AXIS
+    total = sum(panel.height + _LEGEND for panel in panels) + _AXIS
     figure = Figure(figsize=(WIDTH, total))
     top = total
     for index, panel in enumerate(panels):
-        top -= _LEGEND
-        box = (_LEFT, (top - panel.height) / total, _RIGHT - _LEFT, panel.height / total)
-        axes = figure.add_axes(box)
+        top -= _LEGEND + panel.height
+        axes = figure.add_axes((_LEFT, top / total, _RIGHT - _LEFT, panel.height / total))
         _draw(axes, panel)
         _share_steps(axes, last_step, last=index == len(panels) - 1)
         if index == 0:
             _mark(axes, raised, last_step)
-        _legend(axes, [trace.label for trace in panel.traces])
-        top -= panel.height
+        _legend(axes, [series.label for series in panel.series])
     return _svg(figure)
 
 
-def draw_timeline(raised: Sequence[Raised], last_step: float) -> str:
-    """A row for each warning, and a tick for each time that it was raised, as SVG."""
+def draw_timeline(raised: Sequence[RaisedWarning], last_step: float) -> str:
+    """A row for each warning, with a tick at each time it was raised, as SVG."""
     height = 0.3 * len(raised) + 0.1
     total = height + _AXIS + 0.2
     figure = Figure(figsize=(WIDTH, total))
-    # Names stand above their rows: beside them they would move the axis of steps.
     axes = figure.add_axes((_LEFT, _AXIS / total, _RIGHT - _LEFT, height / total))
     for row, each in enumerate(reversed(raised)):
-        color = LEVEL_COLORS.get(each.level, OTHER_COLOR)
-        axes.vlines(
-            _apart(each.steps, last_step), row + 0.08, row + 0.5, color=color, linewidth=1.8
-        )
+        color, steps = LEVEL_COLORS.get(each.level, GRAY), _apart(each.steps, last_step)
+        axes.vlines(steps, row + 0.08, row + 0.5, color=color, linewidth=1.8)
+        # Names are above their rows: beside them they would move the axis of steps.
         axes.text(0.0, row + 0.56, each.name, color=color, fontsize=8, va="bottom")
         axes.axhline(row, color="#dddddd", linewidth=0.8)
     axes.set_ylim(0, len(raised) + 0.1)
@@ -106,19 +105,19 @@ def draw_timeline(raised: Sequence[Raised], last_step: float) -> str:
 
 def _apart(steps: Num[np.ndarray, " time"], last_step: float) -> Num[np.ndarray, " time"]:
     """The first of all steps that would be drawn in one place, so that a page stays small."""
-    _, first = np.unique(np.floor(steps / max(last_step, 1) * PLACES), return_index=True)
+    _, first = np.unique(np.floor(steps / max(last_step, 1) * NUM_PLACES), return_index=True)
     return steps[first]
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
     if panel.log:
         axes.set_yscale("log")
-    for trace in panel.traces:
-        (_draw_points if trace.points else _draw_line)(axes, trace)
+    for series in panel.series:
+        (_draw_points if series.points else _draw_line)(axes, series)
     for value, text in panel.levels:
         axes.axhline(value, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         where = axes.get_yaxis_transform()
-        axes.text(0.998, value, text, transform=where, fontsize=7.5, color="#555555", ha="right",
+        axes.text(0.998, value, text, transform=where, fontsize=7.5, color=GRAY, ha="right",
                   va="bottom")  # fmt: skip
     if panel.ylim:
         axes.set_ylim(*panel.ylim)
@@ -133,36 +132,36 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _draw_line(axes: Axes, trace: Trace) -> None:
-    if trace.low is not None and trace.high is not None:
-        axes.fill_between(
-            trace.steps, trace.low, trace.high, color=trace.color, alpha=0.18, linewidth=0
-        )
+def _draw_line(axes: Axes, series: PanelSeries) -> None:
+    steps, color, star = series.steps, series.color, series.mark == "*"
+    if series.low is not None and series.high is not None:
+        axes.fill_between(steps, series.low, series.high, color=color, alpha=0.18, linewidth=0)
     axes.plot(
-        trace.steps,
-        trace.values,
-        color=trace.color,
-        label=trace.label,
-        linestyle=trace.dash,
+        steps,
+        series.values,
+        color=color,
+        label=series.label,
+        linestyle=series.dash,
         linewidth=1.8,
-        marker=trace.mark if len(trace.steps) == 1 else None,
-        markersize=12 if trace.mark == "*" else 6,
-        markeredgecolor="#000000" if trace.mark == "*" else trace.color,
-        zorder=4 if trace.mark == "*" else 2,
+        marker=series.mark if len(steps) == 1 else None,
+        markersize=12 if star else 6,
+        markeredgecolor="#000000" if star else color,
+        zorder=4 if star else 2,
     )
 
 
-def _draw_points(axes: Axes, trace: Trace) -> None:
+def _draw_points(axes: Axes, series: PanelSeries) -> None:
     bars = None
-    if trace.low is not None and trace.high is not None:
-        bars = np.maximum(np.stack([trace.values - trace.low, trace.high - trace.values]), 0.0)
+    if series.low is not None and series.high is not None:
+        ends = np.stack([series.values - series.low, series.high - series.values])
+        bars = np.maximum(ends, 0.0)
     axes.errorbar(
-        trace.steps,
-        trace.values,
+        series.steps,
+        series.values,
         yerr=bars,
-        color=trace.color,
-        label=trace.label,
-        linestyle=trace.dash,
+        color=series.color,
+        label=series.label,
+        linestyle=series.dash,
         linewidth=1.2,
         marker="o",
         markersize=4,
@@ -178,7 +177,7 @@ def _share_steps(axes: Axes, last_step: float, *, last: bool) -> None:
         axes.set_xlabel("environment steps", fontsize=9)
 
 
-def _mark(axes: Axes, raised: Sequence[Raised], last_step: float) -> None:
+def _mark(axes: Axes, raised: Sequence[RaisedWarning], last_step: float) -> None:
     """A mark on the upper edge for each time that a warning was raised, worst level on top."""
     for order, level in enumerate(("green", "amber", "red")):
         steps = [each.steps for each in raised if each.level == level]
@@ -192,14 +191,14 @@ def _mark(axes: Axes, raised: Sequence[Raised], last_step: float) -> None:
 
 
 def _legend(axes: Axes, order: Sequence[str]) -> None:
-    """Above the axes, traces in their own order and marks behind them."""
+    """Above the axes, series in their own order and marks behind them."""
     found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     labels = [*order, *(label for label in found if label not in order)]
-    handles = [found[label] for label in labels]
-    if handles:
+    if labels:
         axes.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.02), ncols=len(handles),
-            frameon=False, fontsize=8.5, handlelength=1.8, columnspacing=1.4, borderaxespad=0.0,
+            [found[label] for label in labels], labels, loc="lower left",
+            bbox_to_anchor=(-0.01, 1.02), ncols=len(labels), frameon=False, fontsize=8.5,
+            handlelength=1.8, columnspacing=1.4, borderaxespad=0.0,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page: nothing in it is fetched, and no script is needed to read it."""
+"""A report as one HTML page that loads nothing and needs no script."""
 
 import base64
 import re
@@ -7,24 +7,28 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from surefoot.analysis.plots.report import Raised, draw_panels, draw_timeline
-from surefoot.analysis.report.section import Facts, Section, raised_warnings
-from surefoot.analysis.report.table import group_size
+from surefoot.analysis.plots.grouping import group_size
+from surefoot.analysis.plots.report import RaisedWarning, draw_panels, draw_timeline
+from surefoot.analysis.report.section import Facts, Section
 
-_LEVELS = {"red": "act", "amber": "look", "green": "well", "": ""}
+_CLASSES = {"red": "act", "amber": "look", "green": "well", "": ""}
 _SPOKEN = {
     "red": "asks for action",
     "amber": "worth a look",
-    "green": "looks well",
+    "green": "healthy",
     "": "nothing to judge",
 }
 
 
-def as_page(facts: Facts, verdict: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page's text."""
+def render_page(
+    facts: Facts,
+    verdict: Sequence[str],
+    sections: Sequence[Section],
+    raised: Sequence[RaisedWarning],
+) -> str:
+    """The page as HTML."""
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    settings = facts.settings
-    raised, size = raised_warnings(facts), group_size(len(facts.table.steps))
+    settings, size = facts.settings, group_size(len(facts.table.steps))
     return template.substitute(
         title=escape(f"{settings.rule.name} on {settings.env}"),
         state="" if facts.finished else '<span class="state">not finished</span>',
@@ -32,27 +36,28 @@ def as_page(facts: Facts, verdict: Sequence[str], sections: Sequence[Section]) -
         grouped=f"; a point of a curve stands for {size} updates" if size > 1 else "",
         verdict="".join(f"<p>{_text(sentence)}</p>" for sentence in verdict),
         contents="".join(_link(section) for section in sections),
-        sections="\n".join(_section(section, facts, raised) for section in sections),
+        sections="\n".join(
+            _section(section, _picture(section, facts.last_step, raised)) for section in sections
+        ),
     )
 
 
 def _link(section: Section) -> str:
     spoken = _SPOKEN[section.level]
     return (
-        f'<li><a href="#{section.name}"><span class="dot {_LEVELS[section.level]}" '
+        f'<li><a href="#{section.name}"><span class="dot {_CLASSES[section.level]}" '
         f'title="{spoken}"></span>{escape(section.title)}<span class="aside">: {spoken}</span>'
         "</a></li>"
     )
 
 
-def _section(section: Section, facts: Facts, raised: Sequence[Raised]) -> str:
-    level = _LEVELS[section.level]
-    picture = _picture(section, facts, raised)
-    caption = f"<p class='finding'>{_text(section.finding)}</p>"
+def _section(section: Section, picture: str) -> str:
+    level, finding = _CLASSES[section.level], _text(section.finding)
+    caption = f"<p class='finding'>{finding}</p>"
     if picture:
         caption = (
             f"<figure><img alt='{escape(section.finding, quote=True)}' src='{picture}'>"
-            f"<figcaption class='finding'>{_text(section.finding)}</figcaption></figure>"
+            f"<figcaption class='finding'>{finding}</figcaption></figure>"
         )
     advice = f"<p class='advice {level}'>{_text(section.advice)}</p>" if section.advice else ""
     paragraphs = section.meaning.split("\n\n") if section.meaning else ()
@@ -64,17 +69,17 @@ def _section(section: Section, facts: Facts, raised: Sequence[Raised]) -> str:
 
 
 def _text(words: str) -> str:
-    """Words as HTML; what stands between backquotes is to be typed."""
+    """Words as HTML; backquotes mark code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words))
 
 
-def _picture(section: Section, facts: Facts, raised: Sequence[Raised]) -> str:
-    """The section's picture as the address of an image; as an image it can run no script."""
+def _picture(section: Section, last_step: float, raised: Sequence[RaisedWarning]) -> str:
+    """The section's figure as an image's data URL; as an image it can run no script."""
     if section.panels:
         marks = raised if section.name == "learning" else ()
-        drawn = draw_panels(section.panels, facts.last_step, marks)
+        drawn = draw_panels(section.panels, last_step, marks)
     elif section.name == "warnings" and raised:
-        drawn = draw_timeline(raised, facts.last_step)
+        drawn = draw_timeline(raised, last_step)
     else:
         return ""
     return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"

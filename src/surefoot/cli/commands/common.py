@@ -1,4 +1,4 @@
-"""What several commands share: JSON lines, arguments of environments, the cache of programs."""
+"""JSON lines and environment arguments, for several commands."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ _own_stdout: IO[str] | None = None
 
 @contextlib.contextmanager
 def only_json() -> Iterator[None]:
-    """Standard output has nothing but what `emit` says: what environments print goes elsewhere.
+    """Context manager that keeps standard output for `emit`; all else goes to standard error.
 
-    That is standard error, for Python's prints, those of native code and of other processes.
+    That holds for Python's prints, and for those of native code and of child processes.
     """
     global _own_stdout
     number, kept = None, sys.stdout
-    with contextlib.suppress(OSError, ValueError):  # a stand-in has no number
+    with contextlib.suppress(OSError, ValueError):  # a replaced stream has no number
         number = sys.stdout.fileno()
     if number is not None:
         sys.stdout.flush()
@@ -40,7 +40,7 @@ def only_json() -> Iterator[None]:
 
 
 def emit(record: Mapping[str, Any]) -> None:
-    """One JSON line on standard output."""
+    """Print one JSON line to standard output."""
     print(json.dumps(record, allow_nan=False), file=_own_stdout, flush=True)
 
 
@@ -48,19 +48,19 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
     """The arguments of an environment, from JSON.
 
     Raises:
-        ConfigError: for what is no JSON object.
+        ConfigError: where it is not a JSON object.
     """
     try:
         value = json.loads(text) if text else {}
-    except ValueError as fault:
-        raise ConfigError(f"--env-kwargs is not JSON: {fault}") from fault
+    except ValueError as error:
+        raise ConfigError(f"--env-kwargs is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError("--env-kwargs must be a JSON object, such as '{\"render_mode\": null}'")
     return value
 
 
 def env_flag(env: str) -> str:
-    """What a command on a run of this environment must add, because loading imports nothing."""
+    """The --env flag for commands on a run of this environment, as loading imports nothing."""
     from surefoot.envs.registry import imports_nothing
 
     return f" --env {shlex.quote(env)}" if env and not imports_nothing(env) else ""

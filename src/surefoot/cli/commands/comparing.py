@@ -1,4 +1,4 @@
-"""`compare` and `explain`: from their parsed options to their exit code."""
+"""The commands `compare` and `explain`."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from surefoot.errors import ConfigError, EnvCrashError
 
 
 def explain_command(options: argparse.Namespace) -> int:
-    """Print what a metric or a warning is."""
+    """Print the meaning of a metric or a warning."""
     from surefoot.diagnostics.catalogue import METRICS, explain
     from surefoot.diagnostics.warnings import ALARMS, explain_alarm
 
@@ -34,77 +34,72 @@ def explain_command(options: argparse.Namespace) -> int:
 
 def compare_command(options: argparse.Namespace) -> int:
     """Compare rules over seeds, or finished runs."""
-    from surefoot.analysis.compare import (
-        ComparisonStopped,
-        compare,
-        read_runs,
-        table,
-        to_dict,
-        write_outputs,
-    )
+    from surefoot.analysis import compare as comparing
     from surefoot.cli.progress import say
 
     reading = _reads_runs(options)
     out = Path(options.out or ("runs/compared" if reading else "runs/compare"))
     if reading:
-        comparison = read_runs(options.what, options.episodes, envs=options.env or ())
+        comparison = comparing.read_runs(options.what, options.episodes, envs=options.env or ())
     else:
+        shared = comparing.SharedSettings(
+            preset=options.preset or "auto",
+            changes={group: given(options, group) for group in ("train", "network", "critic")},
+        )
+        devices = 1 if options.devices is None else options.devices
         try:
-            comparison = compare(
+            comparison = comparing.compare(
                 options.what,
                 [known_rule(name) for name in options.rules or ("trpo", "ppo")],
                 seeds=options.seeds or 5,
                 out=out,
-                jobs=options.jobs or 1,
-                devices=1 if options.devices is None else options.devices,
-                preset=options.preset or "auto",
-                changes={group: given(options, group) for group in ("train", "network", "critic")},
+                shared=shared,
                 episodes=options.episodes,
-                tell=say,
+                workers=comparing.Workers(options.jobs or 1, devices),
+                progress=say,
             )
-        except ComparisonStopped as stop:
+        except comparing.ComparisonStopped as stop:
             say(f"surefoot: {stop}")
-            return 128 + stop.number
-    files = write_outputs(comparison, out)
+            return stop.code
+    files = comparing.write_outputs(comparison, out)
     if options.json:
-        emit(to_dict(comparison))
+        emit(comparing.to_dict(comparison))
     else:
-        print(table(comparison))
-        say("written: " + ", ".join(str(file) for file in files))
+        print(comparing.table(comparison))
+        say("written: " + ", ".join(map(str, files)))
     return EnvCrashError.code if comparison.failures else 0
 
 
 def _reads_runs(options: argparse.Namespace) -> bool:
-    """Whether `compare` is to read finished runs and not to train; its flags must fit.
+    """Whether to read finished runs instead of training.
 
     Raises:
         ConfigError: where runs and environments are mixed, or a flag would be ignored.
     """
     for name in ("seeds", "jobs", "episodes"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(options, name)}")
+        count = getattr(options, name)
+        if count is not None and count < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {count}")
     if "seed" in given(options, "train"):
         raise ConfigError(
-            "compare trains seeds 0 to N - 1: say how many with --seeds N, not --seed", name="FLAG"
+            "compare trains seeds 0 to N - 1; choose how many with --seeds N, not --seed",
+            name="FLAG",
         )
     runs = [name for name in options.what if Path(name).is_dir()]
     if not runs:
         return False
-    if len(runs) < len(options.what):
-        others = [name for name in options.what if name not in runs]
+    others = [name for name in options.what if name not in runs]
+    if others:
         raise ConfigError(
             f"compare reads finished runs ({runs[0]}) or trains on environments ({others[0]}), "
             "not both at once"
         )
-    training = [
-        f
-        for f in ("rules", "seeds", "jobs", "devices", "preset")
-        if getattr(options, f) is not None
-    ]
+    names = ("rules", "seeds", "jobs", "devices", "preset")
+    training = [name for name in names if getattr(options, name) is not None]
     for section in ("train", "network", "critic"):
         training += [name.replace("_", "-") for name in given(options, section)]
     if training:
         raise ConfigError(
-            f"--{training[0]} is for training; finished runs are read as they are", name="FLAG"
+            f"--{training[0]} applies to training; finished runs are only read", name="FLAG"
         )
     return True

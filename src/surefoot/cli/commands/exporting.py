@@ -1,4 +1,4 @@
-"""`surefoot export`: a policy for machines that have NumPy alone."""
+"""The command `export`."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from surefoot.cli.commands.common import emit
 
 
 def export_command(options: argparse.Namespace) -> int:
-    """Write a run's policy to one file."""
+    """Export a run's policy to one file."""
     from surefoot.cli.progress import say
     from surefoot.exporting.export import COMPARED, export
     from surefoot.training.run import load
@@ -15,9 +15,12 @@ def export_command(options: argparse.Namespace) -> int:
     made = export(run, options.file)
     size = sum(leaf.size for leaf in made.arrays.values())
     if options.json:
-        told = {"file": str(options.file), "numbers": size, "compared": COMPARED}
-        emit({"event": "exported", **told})
+        record = {"file": str(options.file), "numbers": size, "compared": COMPARED}
+        emit({"event": "exported", **record})
     else:
-        say(f"{options.file}: {size:,} numbers; {COMPARED:,} actions are those of the run")
-        say("play it with NumPy alone: surefoot/exported.py beside it, and load(file)(observation)")
+        say(f"{options.file}: {size:,} numbers; {COMPARED:,} actions equal the run's")
+        say(
+            "play it with NumPy alone: copy surefoot/exporting/numpy_policy.py, then "
+            "NumpyPolicy.load(file)(observation)"
+        )
     return 0

@@ -1,4 +1,4 @@
-"""`surefoot replay`: see a fault of an environment again."""
+"""The command `replay`."""
 
 import argparse
 
@@ -7,19 +7,21 @@ from surefoot.errors import ConfigError, printable
 
 
 def replay_command(options: argparse.Namespace) -> int:
-    """Step the environment that ended a run to its fault again."""
+    """Replay the environment error that ended a run."""
     if not options.fault:
-        raise ConfigError("replay steps to the fault that ended a run: surefoot replay RUN --fault")
+        raise ConfigError(
+            "replay repeats the environment error that ended a run: surefoot replay RUN --fault"
+        )
     from surefoot.cli.progress import say
     from surefoot.training.replay import replay
 
     show = (lambda text: None) if options.json else say
-    again = replay(options.path, env=options.env, show=show)
+    error = replay(options.path, env=options.env, show=show)
     if options.debug:
-        raise again
+        raise error
     if options.json:
-        emit({"event": "replayed", "name": again.name, "message": str(again)})
+        emit({"event": "replayed", "name": error.name, "message": str(error)})
     else:
-        say(f"it came again: {printable(str(again))}")
+        say(f"reproduced: {printable(str(error))}")
         say("--debug shows where; the environment alone, its seed and its actions are enough")
     return 0

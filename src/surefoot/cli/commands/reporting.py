@@ -1,4 +1,4 @@
-"""`report`: from its parsed options to its exit code."""
+"""The command `report`."""
 
 import argparse
 import shlex
@@ -19,9 +19,8 @@ def report_command(options: argparse.Namespace) -> int:
     path = Path(options.path)
     target = Path(options.out) if options.out else path / "report.html"
     if target.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--out {target} must end in .html: it is the page to write")
-    commands = _commands(path, RunDirectory(path).config)
-    made = report(path, commands=commands)
+        raise ConfigError(f"--out {target} must end in .html")
+    made = report(path, commands=_commands(path, RunDirectory(path).config))
     with storage(target.parent, "writing"):
         target.parent.mkdir(parents=True, exist_ok=True)
     RunDirectory(target.parent).write(target.name, made.page)
@@ -34,20 +33,16 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def _commands(path: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What else can be done with the run, each with the line that does it."""
-    quoted = shlex.quote(str(path))
+    """Next steps with the run: a purpose and a line each."""
     if config.get("env_from_python") or config.get("own_networks"):
-        given = "env=..." if config.get("env_from_python") else "network=..."
+        run, given = repr(str(path)), "env=..." if config.get("env_from_python") else "network=..."
         return [
-            ("Go on with it, in Python:", f"surefoot.resume({str(path)!r}, {given})"),
-            (
-                "Play it, in Python:",
-                f"surefoot.load({str(path)!r}, {given}).evaluate(episodes=100)",
-            ),
+            ("Continue it, in Python:", f"surefoot.resume({run}, {given})"),
+            ("Play it, in Python:", f"surefoot.load({run}, {given}).evaluate(episodes=100)"),
         ]
-    flag = env_flag(str(config.get("env", "")))
+    run, flag = shlex.quote(str(path)), env_flag(str(config.get("env", "")))
     return [
-        ("Go on with it, where it is not complete:", f"surefoot resume {quoted}{flag}"),
-        ("See where the promise of its newest update breaks:", f"surefoot probe {quoted}{flag}"),
-        ("Play its policy:", f"surefoot evaluate {quoted} --episodes 100{flag}"),
+        ("Continue it, if it is not finished:", f"surefoot resume {run}{flag}"),
+        ("Find where the promise of its newest update breaks:", f"surefoot probe {run}{flag}"),
+        ("Play its policy:", f"surefoot evaluate {run} --episodes 100{flag}"),
     ]

@@ -16,6 +16,7 @@ from surefoot.config.presets import known_rule
 from surefoot.config.settings import Train
 from surefoot.config.validation import limits_of
 from surefoot.errors import CheckpointError, ConfigError
+from surefoot.storage.names import folder_name
 
 
 def _tables(path: str | None) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def _tables(path: str | None) -> dict[str, Any]:
 
 def _free_directory(env: str, rule: str, seed: int) -> Path:
     """`runs/ENV/RULE-seedN`, numbered on where it is used."""
-    base = Path("runs") / env.replace(":", "_").replace("/", "_") / f"{rule}-seed{seed}"
+    base = Path("runs") / folder_name(env) / f"{rule}-seed{seed}"
     candidate, count = base, 1
     while candidate.exists():
         count += 1

@@ -1,4 +1,4 @@
-"""Cells of a comparison: run directories like any other, trained or continued, and scored.
+"""Cells of a comparison: ordinary run directories, trained or continued, and scored.
 
 Seeds of one rule on a JAX-native environment are trained together, as one program.
 """
@@ -19,7 +19,7 @@ from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError, SurefootError
-from surefoot.parallel.jobs import Outcome, attempt, said
+from surefoot.parallel.jobs import Outcome, attempt, describe_error
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.api import keep_in, resume, start
@@ -27,12 +27,22 @@ from surefoot.training.loop import drive, drive_together
 from surefoot.training.plan import DEFAULT_EPISODE_LIMIT
 from surefoot.training.run import Run, begin, load
 
-SCORE = "score.json"
+SCORE_FILE = "score.json"
 TRIAL_ITERATIONS = 2
 
 
+class Workers(NamedTuple):
+    """Where cells are trained: in `jobs` processes at a time, or on several `devices`.
+
+    With one job, the devices share out the seeds that are one program.
+    """
+
+    jobs: int = 1
+    devices: int = 1
+
+
 class Cell(NamedTuple):
-    """One run of a comparison: what to train, where it is kept, how it is scored.
+    """One run of a comparison: what to train, where it is stored, how it is scored.
 
     `settings` are resolved; `episodes` are those of the final evaluation.
     """
@@ -45,7 +55,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Environment, rule and seed, as a person would call it."""
+        """Environment, rule and seed, for messages."""
         settings = self.settings
         return f"{settings.env} {settings.rule.name} seed {settings.train.seed}"
 
@@ -60,7 +70,7 @@ Group = tuple[Cell, ...]
 """Cells that are trained at once: seeds of one rule on a JAX-native environment, or one cell."""
 
 
-def grouped(cells: Sequence[Cell]) -> list[Group]:
+def group_cells(cells: Sequence[Cell]) -> list[Group]:
     """Cells in groups, in the order of their first ones."""
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
@@ -71,10 +81,10 @@ def grouped(cells: Sequence[Cell]) -> list[Group]:
     return [tuple(group) for group in groups.values()]
 
 
-def train_group(group: Group, *, jobs: int = 1, devices: int = 1) -> list[Outcome]:
-    """Train cells or go on with them, then score their final policies; the seconds of each.
+def train_group(group: Group, workers: Workers) -> list[Outcome]:
+    """Train or continue cells, and score their final policies; the seconds of each.
 
-    Other groups are trained beside this one, `jobs` in all. Seeds are shared out among `devices`.
+    Memory is shared with the other groups of `workers.jobs`.
     """
     if len(group) == 1:
         return [attempt(_train_alone, group[0])]
@@ -82,27 +92,27 @@ def train_group(group: Group, *, jobs: int = 1, devices: int = 1) -> list[Outcom
     template, _ = begin(group[0].settings, group[0].source, group[0].own)
     init = jax.jit(template.learner.init)
     opened = [attempt(partial(_open, template, init), cell) for cell in group]
-    runs = [found.value for found in opened if found.error is None and not found.value.finished]
-    faults: dict[Path, str] = {}
-    for iteration in sorted({run.iteration for run in runs}):
-        some = [run for run in runs if run.iteration == iteration]
-        paths = [run.directory.path for run in some]
-        driven = attempt(partial(drive_together, jobs=jobs, devices=devices), some)
-        each = [fault and said(fault) for fault in driven.value or ()]
-        told = zip(paths, each or [driven.error] * len(some), strict=True)
-        faults |= {path: error for path, error in told if error is not None}
-    errors = []
-    for cell, found in zip(group, opened, strict=True):
-        error = found.error or faults.get(cell.path)
-        if error is None:
-            error = attempt(partial(score_run, episodes=cell.episodes), found.value).error
-        errors.append(error)
+    errors = [found.error for found in opened]
+    # A program advances runs in step, so those that stopped elsewhere get one of their own.
+    at_iteration: dict[int, list[int]] = {}
+    for i, found in enumerate(opened):
+        if found.error is None and not found.value.finished:
+            at_iteration.setdefault(found.value.iteration, []).append(i)
+    work = partial(drive_together, jobs=workers.jobs, devices=workers.devices)
+    for _, some in sorted(at_iteration.items()):
+        driven = attempt(work, [opened[i].value for i in some])
+        each = driven.value if driven.error is None else [driven.error] * len(some)
+        for i, error in zip(some, each, strict=True):
+            errors[i] = describe_error(error) if isinstance(error, Exception) else error
+    for i, cell in enumerate(group):
+        if errors[i] is None:
+            errors[i] = attempt(partial(score_run, episodes=cell.episodes), opened[i].value).error
     seconds = (time.monotonic() - started) / len(group)
     return [Outcome(seconds, error) for error in errors]
 
 
 def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
-    """A cell's run where it stands, with the learner that all its group shares."""
+    """A cell's run at its newest checkpoint, with the learner that its group shares."""
     directory = RunDirectory(cell.path)
     if directory.checkpoints():
         lock(directory.path)
@@ -113,69 +123,63 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
             run.rows = directory.trim(run.iteration, run.env_steps)
         run.learner = template.learner
         return run
-    _forget(directory)
+    _clear(directory)
     state = init(cell.settings.train.seed)
     run = replace(template, settings=cell.settings, state=state, rows=[])
     keep_in(run, cell.path, env_from_python=not isinstance(cell.env, str), own=cell.own)
     return run
 
 
-def _forget(directory: RunDirectory) -> None:
-    """A run of these very settings, killed before its first checkpoint, holds nothing to keep."""
+def _clear(directory: RunDirectory) -> None:
+    """Clear a run of the same settings that was killed before its first checkpoint."""
     if (directory.path / "config.json").exists():
         directory.clear()
 
 
 def _start(cell: Cell, settings: Settings, out: Path | None) -> tuple[Run, Any]:
-    own, local = cell.own, not isinstance(cell.env, str)
-    return start(settings, cell.source, own, out, env_from_python=local)
+    from_python = not isinstance(cell.env, str)
+    return start(settings, cell.source, cell.own, out, env_from_python=from_python)
 
 
 def _train_alone(cell: Cell) -> float:
-    """Train one cell or go on with it, and score it; the seconds that took."""
+    """Train or continue one cell, and score it; the seconds that took."""
     started, directory = time.monotonic(), RunDirectory(cell.path)
     if directory.checkpoints():
         run = resume(cell.path, env=cell.env, network=cell.own)
     else:
-        _forget(directory)
+        _clear(directory)
         run = drive(*_start(cell, cell.settings, cell.path), None, None)
     score_run(run, cell.episodes)
     return time.monotonic() - started
 
 
 def score_run(run: Run, episodes: int) -> dict[str, Any]:
-    """The final policy's return over fresh deterministic episodes, kept beside the run.
+    """Return of the final policy over fresh deterministic episodes, stored beside the run.
 
     Raises:
         ConfigError: where the run is not finished.
-        NotFiniteError: where the environment's returns are not.
+        NotFiniteError: where the environment's returns are not finite.
     """
     assert run.directory is not None
     path, planned = run.directory.path, run.settings.num_iterations
     if not run.finished:
         raise ConfigError(
             f"{path} is not finished (iteration {run.iteration} of {planned}); "
-            f"`surefoot resume {path}` goes on with it",
+            f"continue it with `surefoot resume {path}`",
             name="UNFINISHED",
         )
     result = run.evaluate(episodes)
-    score = {
-        "return_mean": result["return_mean"],
-        "return_std": result["return_std"],
-        "length_mean": result["length_mean"],
-        "episodes": episodes,
-        "returns": result["returns"],
-        "env_steps": run.env_steps,
-    }
-    with contextlib.suppress(SurefootError):  # a run of someone else's may be read-only
-        run.directory.write(SCORE, json.dumps(score, indent=1, allow_nan=False))
+    kept = ("return_mean", "return_std", "length_mean", "episodes", "returns")
+    score = {key: result[key] for key in kept} | {"env_steps": run.env_steps}
+    with contextlib.suppress(SurefootError):  # somebody else's run may be read-only
+        run.directory.write(SCORE_FILE, json.dumps(score, indent=1, allow_nan=False))
     return score
 
 
 def stored_score(directory: RunDirectory, episodes: int) -> dict[str, Any] | None:
-    """The score kept beside a run, where there is one of as many episodes."""
+    """The score stored beside a run, if it is of as many episodes."""
     try:
-        score = json.loads(directory.read(SCORE) or "null")
+        score = json.loads(directory.read(SCORE_FILE) or "null")
         if score["episodes"] == episodes and math.isfinite(score["return_mean"]):
             return {**score, "env_steps": int(score["env_steps"])}
     except (ValueError, TypeError, KeyError):
@@ -184,9 +188,9 @@ def stored_score(directory: RunDirectory, episodes: int) -> dict[str, Any] | Non
 
 
 def trial(group: Group, *, devices: int = 1) -> float:
-    """Seconds that a whole group will take, from two iterations of it that nothing keeps.
+    """Seconds that a whole group will take, from two iterations that leave no files.
 
-    Compilation counts once. An evaluation on the host is taken to last its episodes' time limit.
+    Compilation counts once. On the host, an evaluation is taken to last until its time limit.
     """
     cell, count, started = group[0], len(group), time.monotonic()
     settings = cell.settings
@@ -201,20 +205,20 @@ def trial(group: Group, *, devices: int = 1) -> float:
         drive(run, opened, None, None)
     else:
         several = [replace(run, rows=[]) for _ in group[1:]] + [run]
-        faults = drive_together(several, devices=devices)
-        if (fault := faults[-1]) is not None:
-            raise fault
+        errors = drive_together(several, devices=devices)
+        if (error := errors[-1]) is not None:
+            raise error
     iteration = count * run.rows[-1]["time/iteration"]
     overhead = max(0.0, time.monotonic() - started - TRIAL_ITERATIONS * iteration)
     every = settings.train.eval_every
     evaluations = math.ceil(settings.train.steps / every) if every else 0
-    along, last = settings.train.eval_episodes, cell.episodes
     if run.learner.spec.jax_native:
         before = time.monotonic()
-        run.evaluate(along)
+        run.evaluate(settings.train.eval_episodes)
         evaluating = count * (evaluations + 1) * (time.monotonic() - before)
     else:
+        episodes = evaluations * settings.train.eval_episodes + cell.episodes
         limit = run.learner.spec.max_episode_steps or DEFAULT_EPISODE_LIMIT
         acting = run.rows[-1]["time/env"] + run.rows[-1]["time/policy"]
-        evaluating = (evaluations * along + last) * limit * acting / settings.batch_size
+        evaluating = episodes * limit * acting / settings.batch_size
     return overhead + settings.num_iterations * iteration + evaluating
