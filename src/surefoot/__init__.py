@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from surefoot.exporting.export import export
     from surefoot.networks.policy import Policy
     from surefoot.training.api import resume, train
+    from surefoot.training.callback import Callback
     from surefoot.training.many import make_train, train_many
     from surefoot.training.replay import replay
     from surefoot.training.run import Run, load
@@ -44,9 +45,11 @@ _HOMES = {
         "Critic",
         "OwnNetwork",
         "OwnNetworks",
+        "Parallel",
     ),
     "config.presets": ("preset",),
     "training.api": ("train", "resume"),
+    "training.callback": ("Callback",),
     "training.many": ("train_many", "make_train"),
     "training.replay": ("replay",),
     "exporting.export": ("export",),
@@ -68,6 +71,7 @@ __all__ = [
     "TRPO",
     "VPG",
     "Callables",
+    "Callback",
     "ConfigError",
     "Critic",
     "JaxEnv",
@@ -75,6 +79,7 @@ __all__ = [
     "Network",
     "OwnNetwork",
     "OwnNetworks",
+    "Parallel",
     "Policy",
     "Probe",
     "Run",

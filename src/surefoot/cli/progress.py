@@ -15,6 +15,7 @@ from rich.text import Text
 from surefoot.analysis.text import duration
 from surefoot.config.settings import Settings, non_default
 from surefoot.diagnostics.catalogue import METRICS
+from surefoot.training.callback import Callback
 
 SECONDS_BETWEEN_LINES = 5.0
 _SHOWN = (
@@ -28,8 +29,8 @@ _SHOWN = (
 )
 
 
-class Progress:
-    """A listener of the loop that draws it."""
+class Progress(Callback):
+    """A callback that draws the progress of a run."""
 
     def __init__(self, *, first_iteration: int = 0):
         self._console = Console(stderr=True)
@@ -41,7 +42,7 @@ class Progress:
         self._compiling = ""
         self._first = first_iteration
 
-    def started(self, run: Any, plan: Any) -> None:
+    def on_start(self, run: Any, plan: Any) -> None:
         """Say what is about to happen, then show it."""
         settings: Settings = run.settings
         self._plan, self._first = plan, run.iteration
@@ -60,7 +61,7 @@ class Progress:
             self._live = Live(self._draw(), console=self._console, refresh_per_second=8)
             self._live.start()
 
-    def compiling(self, what: str) -> None:
+    def on_compile(self, what: str) -> None:
         """Say that a program is being built, which takes seconds."""
         self._compiling = what
         if self._live:
@@ -68,7 +69,7 @@ class Progress:
         else:
             self._print(f"compiling {what} ...")
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def on_row(self, run: Any, row: Mapping[str, Any]) -> None:
         """Take in one iteration."""
         self._compiling = ""
         self._latest |= row
@@ -81,7 +82,7 @@ class Progress:
             self._last_line = time.monotonic()
             self._print(self._line())
 
-    def finished(self, run: Any) -> None:
+    def on_end(self, run: Any) -> None:
         """Leave the last picture standing."""
         if self._live:
             self._live.update(self._draw())

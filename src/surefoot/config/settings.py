@@ -324,6 +324,29 @@ class PPO:
     ent_coef: float = _ent_coef()
 
 
+@settings_group
+class Parallel:
+    """Devices, processes and machines of a run. They decide where it is computed, not what."""
+
+    devices: int = setting(1, "devices of each process", low=1)
+    cluster: str = setting(
+        "none",
+        "auto: this is one of several processes, which a scheduler started; ray: start them on Ray",
+        choices=("none", "auto", "ray"),
+    )
+    workers: int = setting(2, "processes started on Ray", low=1)
+    env_workers: int = setting(0, "Ray actors that step Gymnasium environments; 0: none", low=0)
+    address: str = setting(
+        "", "address of a running Ray cluster, such as auto; none: start a local one"
+    )
+    restarts: int = setting(3, "how often lost workers are restarted", low=0)
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether Ray is needed."""
+        return self.cluster == "ray" or self.env_workers > 0
+
+
 Rule = VPG | NPG | TRPO | PPOKL | PPO
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (VPG, NPG, TRPO, PPOKL, PPO)}
 DESCENDING = ("vpg", "ppo-kl", "ppo")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from surefoot.config.settings import Settings
 from surefoot.errors import ConfigError, OutOfMemoryError
 
 
@@ -59,22 +60,27 @@ def return_memory() -> None:
 
 
 @contextlib.contextmanager
-def told_of_memory(advice: str) -> Iterator[None]:
-    """What a device or the system refuses for want of memory, as a fault with a name.
+def reporting_memory(settings: Settings) -> Iterator[None]:
+    """Context manager that turns an allocation that fails into an error with advice.
 
     Raises:
-        OutOfMemoryError: for what was refused, with the advice.
+        OutOfMemoryError: where the device or the system has no memory left.
     """
+    train = settings.train
+    advice = (
+        f"an update reads {settings.batch_size:,} rows (num_envs {train.num_envs} x num_steps "
+        f"{train.num_steps}): halve num_steps, or choose narrower --hidden layers"
+    )
     try:
         yield
-    except MemoryError as fault:
-        raise OutOfMemoryError(f"out of memory: {fault or 'nothing is left'}; {advice}") from fault
-    except jax.errors.JaxRuntimeError as fault:
-        text = str(fault)
+    except MemoryError as error:
+        raise OutOfMemoryError(f"out of memory: {error or 'nothing is left'}; {advice}") from error
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
         if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
             raise
         first = " ".join(text.splitlines()[0].split())[:300]
-        raise OutOfMemoryError(f"out of memory: {first}; {advice}") from fault
+        raise OutOfMemoryError(f"out of memory: {first}; {advice}") from error
 
 
 def fitting(program: Any, seeds: int, *, jobs: int = 1) -> int:

@@ -1,6 +1,7 @@
 """Train one run as several ranks on Ray: validate it here, start the ranks, load the result."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from surefoot.errors import ConfigError, WorkerLostError
 from surefoot.parallel.ray_ranks import RayRanks, run_ranks
 from surefoot.storage.checkpoint import steps_of
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.loop import Listener
+from surefoot.training.callback import Callback
 from surefoot.training.plan import make_plan
 from surefoot.training.run import Run, begin, load
 
@@ -30,7 +31,7 @@ def train_on_ray(
     job: RankJob,
     ranks: RayRanks,
     train_rank: Callable[[RankJob], None],
-    listener: Listener,
+    callback: Callback,
 ) -> Run:
     """Train a JAX-native run on Ray, continuing the one at `job.out` if there is one.
 
@@ -45,8 +46,7 @@ def train_on_ray(
             f"{settings.env} is stepped by Python: --cluster ray trains JAX-native environments "
             "(gymnax:ID); --env-workers N steps others on many machines"
         )
-    run, _ = begin(settings, source, OwnNetworks())
-    run.directory = directory
+    run = replace(begin(settings, source, OwnNetworks())[0], directory=directory)
     plan = make_plan(settings, run.learner.spec)
     started = False
 
@@ -54,11 +54,10 @@ def train_on_ray(
         nonlocal started
         if not started:  # by now rank 0 has made the directory, where loggers put their files
             started = True
-            run.state = run.state._replace(
-                learn=run.state.learn._replace(iteration=row["iteration"] - 1)
-            )
-            listener.started(run, plan)
-        listener.row(row)
+            learn = run.state.learn._replace(iteration=row["iteration"] - 1)
+            run.set_state(run.state._replace(learn=learn))
+            callback.on_start(run, plan)
+        callback.on_row(run, row)
 
     known = max(map(steps_of, directory.checkpoints()), default=0)
     try:
@@ -69,5 +68,5 @@ def train_on_ray(
         raise
     finally:
         if started:
-            listener.finished(run)
+            callback.on_end(run)
     return load(job.out, env=job.env)

@@ -1,6 +1,7 @@
 """What a run is once it has begun: its settings, its learned state, its metrics, its directory."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,13 @@ from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.formulas.intervals import mean_interval
 from surefoot.networks.actor_critic import build
 from surefoot.networks.policy import Policy
-from surefoot.parallel.mesh import ONE, Placement
-from surefoot.parallel.ranks import ALONE, Alone, Ranks
 from surefoot.storage.checkpoint import restore_arrays
 from surefoot.storage.compilation_cache import keep_programs
-from surefoot.storage.run_directory import RunDirectory
+from surefoot.storage.run_directory import RunDirectory, finite_row
+from surefoot.training.callback import Row
 from surefoot.training.evaluate import Evaluation, evaluate
 from surefoot.training.learner import Learner
 from surefoot.training.memory import check_size
-from surefoot.training.rollout_host import Collector
 from surefoot.training.state import LoopState, without_open_episodes
 
 MOST_EVALUATION_ENVS = 10
@@ -35,28 +34,40 @@ class Run:
     """A run, whether finished, stopped or read from its directory.
 
     Attributes:
-        settings: every setting, resolved.
-        source: makes more environments like the one it trained in.
+        settings: every setting.
+        source: opens more environments like those it trained in.
         learner: the run's pure functions.
         state: where it stands.
-        rows: one row of metrics an iteration.
+        rows: one row of metrics per iteration.
         directory: where it is kept, or None.
         env_steps: valid environment steps so far.
-        placement: the devices it trains on.
-        ranks: the processes that train it together.
-        actors: where Gymnasium's environments are stepped elsewhere.
     """
 
     settings: Settings
     source: EnvSource
     learner: Learner
     state: LoopState
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     directory: RunDirectory | None = None
     env_steps: int = 0
-    placement: Placement = ONE
-    ranks: Alone | Ranks = ALONE
-    actors: Collector | None = None
+
+    def advance(self, state: LoopState, metrics: Sequence[Mapping[str, Any]]) -> list[Row]:
+        """Move on to a later state, with the metrics of each iteration since; their rows."""
+        before, self.state = self.iteration, state
+        rows = []
+        for offset, values in enumerate(metrics):
+            steps = int(values["env_steps"])
+            self.env_steps += steps
+            row = {"iteration": before + offset + 1} | finite_row(values)
+            row["env_steps"] = self.env_steps
+            row["time/steps_per_second"] = steps / values["time/iteration"]
+            rows.append(row)
+        self.rows += rows
+        return rows
+
+    def set_state(self, state: LoopState) -> None:
+        """Replace the state by one at the same iteration."""
+        self.state = state
 
     @property
     def iteration(self) -> int:
@@ -244,15 +255,15 @@ def open_run(
     run, opened = begin(settings, source, own, to_train=to_train, elsewhere=elsewhere)
     try:
         _check_spaces(run, config, path)
-        run.state = restore_arrays(run.state, checkpoint.arrays, str(path))
+        state = restore_arrays(run.state, checkpoint.arrays, str(path))
     except CheckpointError:
         opened.abandon()
         raise
     if not opened.spec.jax_native:
         # Its environments start new episodes, whatever was open when the checkpoint was written.
-        run.state = without_open_episodes(run.state)
-    run.directory, run.env_steps = directory, checkpoint.env_steps
-    run.rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
+        state = without_open_episodes(state)
+    rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
+    run = replace(run, state=state, rows=rows, directory=directory, env_steps=checkpoint.env_steps)
     return run, opened
 
 

@@ -22,10 +22,10 @@ from surefoot.errors import ConfigError, SurefootError
 from surefoot.parallel.jobs import Outcome, attempt, describe_error
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.api import keep_in, resume, start
-from surefoot.training.loop import drive, drive_together
+from surefoot.training.api import Job, keep_in_directory, resume
 from surefoot.training.plan import DEFAULT_EPISODE_LIMIT
 from surefoot.training.run import Run, begin, load
+from surefoot.training.trainer import Trainer, train_together
 
 SCORE_FILE = "score.json"
 TRIAL_ITERATIONS = 2
@@ -65,6 +65,11 @@ class Cell(NamedTuple):
         by_id = isinstance(self.env, str)
         return find_env(self.env, self.settings.env_kwargs if by_id else {})
 
+    @property
+    def job(self) -> Job:
+        """What to train, and where."""
+        return Job(self.env, self.source, self.settings, self.own, self.path)
+
 
 Group = tuple[Cell, ...]
 """Cells that are trained at once: seeds of one rule on a JAX-native environment, or one cell."""
@@ -98,7 +103,7 @@ def train_group(group: Group, workers: Workers) -> list[Outcome]:
     for i, found in enumerate(opened):
         if found.error is None and not found.value.finished:
             at_iteration.setdefault(found.value.iteration, []).append(i)
-    work = partial(drive_together, jobs=workers.jobs, devices=workers.devices)
+    work = partial(train_together, jobs=workers.jobs, devices=workers.devices)
     for _, some in sorted(at_iteration.items()):
         driven = attempt(work, [opened[i].value for i in some])
         each = driven.value if driven.error is None else [driven.error] * len(some)
@@ -117,28 +122,22 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
     if directory.checkpoints():
         lock(directory.path)
         run = load(cell.path, env=cell.env, network=cell.own)
+        rows = run.rows
         if run.finished:
             unlock(directory.path)
         else:
-            run.rows = directory.trim(run.iteration, run.env_steps)
-        run.learner = template.learner
-        return run
+            rows = directory.trim(run.iteration, run.env_steps)
+        return replace(run, rows=rows, learner=template.learner)
     _clear(directory)
     state = init(cell.settings.train.seed)
     run = replace(template, settings=cell.settings, state=state, rows=[])
-    keep_in(run, cell.path, env_from_python=not isinstance(cell.env, str), own=cell.own)
-    return run
+    return keep_in_directory(run, cell.job)
 
 
 def _clear(directory: RunDirectory) -> None:
     """Clear a run of the same settings that was killed before its first checkpoint."""
     if (directory.path / "config.json").exists():
         directory.clear()
-
-
-def _start(cell: Cell, settings: Settings, out: Path | None) -> tuple[Run, Any]:
-    from_python = not isinstance(cell.env, str)
-    return start(settings, cell.source, cell.own, out, env_from_python=from_python)
 
 
 def _train_alone(cell: Cell) -> float:
@@ -148,7 +147,13 @@ def _train_alone(cell: Cell) -> float:
         run = resume(cell.path, env=cell.env, network=cell.own)
     else:
         _clear(directory)
-        run = drive(*_start(cell, cell.settings, cell.path), None, None)
+        run, envs = begin(cell.settings, cell.source, cell.own)
+        try:
+            run = keep_in_directory(run, cell.job)
+        except BaseException:
+            envs.close()
+            raise
+        run = Trainer(run, envs).train()
     score_run(run, cell.episodes)
     return time.monotonic() - started
 
@@ -200,12 +205,12 @@ def trial(group: Group, *, devices: int = 1) -> float:
         dispatch=TRIAL_ITERATIONS,
         eval_every=0,
     )
-    run, opened = _start(cell, replace(settings, train=train), None)
+    run, envs = begin(replace(settings, train=train), cell.source, cell.own)
     if count == 1:
-        drive(run, opened, None, None)
+        Trainer(run, envs).train()
     else:
         several = [replace(run, rows=[]) for _ in group[1:]] + [run]
-        errors = drive_together(several, devices=devices)
+        errors = train_together(several, devices=devices)
         if (error := errors[-1]) is not None:
             raise error
     iteration = count * run.rows[-1]["time/iteration"]

@@ -5,18 +5,18 @@ import json
 import shlex
 import tomllib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from surefoot.cli.commands.common import emit, env_flag, parse_env_kwargs
-from surefoot.cli.commands.scaling import check_scale, env_workers, on_ray, ranks_of
+from surefoot.cli.commands.scaling import parallel_of
 from surefoot.cli.flags import given, rule_settings
-from surefoot.config.presets import known_rule
+from surefoot.config.presets import known_rule, preset, settle
 from surefoot.config.settings import Train
 from surefoot.config.validation import limits_of
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.names import folder_name
+from surefoot.training.callback import Callback
 
 
 def _tables(path: str | None) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def _free_directory(env: str, rule: str, seed: int) -> Path:
     return candidate
 
 
-class _Listener:
-    """The display or the JSON lines of a run, and its outside loggers."""
+class _Display(Callback):
+    """The display or the JSON lines of a run, and its loggers."""
 
     def __init__(self, options: argparse.Namespace):
         from surefoot.cli.progress import Progress
@@ -62,7 +62,7 @@ class _Listener:
         self._loggers: list[Any] = []
         self.began = False
 
-    def started(self, run: Any, plan: Any) -> None:
+    def on_start(self, run: Any, plan: Any) -> None:
         """Open the loggers and the display."""
         self.began = True
         from surefoot.storage.loggers import tensorboard_logger, wandb_logger
@@ -72,93 +72,75 @@ class _Listener:
         if self._options.wandb:
             self._loggers.append(wandb_logger(run.directory, self._options.wandb))
         if self._progress:
-            self._progress.started(run, plan)
+            self._progress.on_start(run, plan)
         else:
             record = {"event": "start", "run": str(run.directory.path), **plan._asdict()}
             emit(record | {"settings": run.settings.to_dict()})
 
-    def compiling(self, what: str) -> None:
-        """Show that a program is being built."""
+    def on_compile(self, what: str) -> None:
+        """Show that a program is being compiled."""
         if self._progress:
-            self._progress.compiling(what)
+            self._progress.on_compile(what)
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def on_row(self, run: Any, row: dict[str, Any]) -> None:
         """Show and log one iteration."""
         if self._progress:
-            self._progress.row(row)
+            self._progress.on_row(run, row)
         else:
             emit({"event": "row", **row})
         for logger in self._loggers:
             logger.row(row)
 
-    def finished(self, run: Any) -> None:
+    def on_end(self, run: Any) -> None:
         """Close everything."""
         if self._progress:
-            self._progress.finished(run)
+            self._progress.on_end(run)
         for logger in self._loggers:
             logger.close()
 
 
 def train_command(options: argparse.Namespace) -> int:
-    """Train a policy, then play it."""
+    """Train a policy, then evaluate it."""
     config = _tables(options.config)
     named = config.get("rule", {}).get("name", "trpo")
-    rule_name = known_rule(options.rule or str(named))
+    rule = known_rule(options.rule or str(named))
     flags = {group: given(options, group) for group in ("train", "network", "critic")}
-    flags["rule"] = rule_settings(options, rule_name)
-    kwargs = parse_env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
-    preset = options.preset or str(config.get("preset", "auto"))
-
-    from surefoot.config.presets import preset as find_preset
-    from surefoot.config.presets import settle
-    from surefoot.training.api import train as start
-    from surefoot.training.api import train_or_resume
-
-    check_scale(options)
-    ranks = ranks_of(options)
+    flags["rule"] = rule_settings(options, rule)
     changes = _merged({key: config[key] for key in config if key not in _FROZEN}, flags)
-    settings = settle(
-        options.env,
-        find_preset(options.env, rule_name, preset),
-        changes=changes,
-        env_kwargs=kwargs,
-        devices=options.devices * (options.workers or ranks.count),
-    )
+    kwargs = parse_env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
+    groups = preset(options.env, rule, options.preset or str(config.get("preset", "auto")))
+    parallel = parallel_of(options)
+    settle(options.env, groups, changes=changes, devices=parallel.devices)
     if options.resume and options.out is None:
-        raise ConfigError("--resume auto needs --out DIR, the directory to go on in")
+        raise ConfigError("--resume auto needs --out DIR, the directory to continue in")
     if options.override and not options.resume:
-        raise ConfigError("--override goes with --resume auto")
-    out = Path(options.out) if options.out else None
-    out = out or _free_directory(options.env, rule_name, settings.train.seed)
-    listener = _Listener(options) if ranks.rank == 0 else None
+        raise ConfigError("--override needs --resume auto")
+    if parallel.cluster == "auto" and options.out is None:
+        raise ConfigError("--cluster auto needs --out DIR, on a file system that all ranks share")
 
-    if options.cluster == "ray":
-        assert listener is not None
-        return _finish(on_ray(options, settings, out, listener), options, listener)
+    from surefoot.envs.registry import find_env
+    from surefoot.training.api import Job, train_job, train_or_resume
+    from surefoot.training.trainer import connect
 
-    def begin(**how: Any) -> Any:
-        return start(
+    with connect(parallel) as resources:
+        settings = settle(
             options.env,
-            rule_name,
-            out=out,
-            preset=preset,
-            env_kwargs=kwargs,
+            groups,
             changes=changes,
-            **how,
+            env_kwargs=kwargs,
+            devices=resources.num_devices,
         )
-
-    with env_workers(options) as elsewhere:
-        how = {"devices": options.devices, "ranks": ranks, "env_workers": elsewhere}
-        how |= {"listener": listener}
+        out = Path(options.out) if options.out else None
+        out = out or _free_directory(options.env, rule, settings.train.seed)
+        job = Job(options.env, find_env(options.env, kwargs), settings, out=out)
+        display = _Display(options) if resources.ranks.rank == 0 else Callback()
         if options.resume:
-            begin_so = partial(begin, **how)
-            how |= {"override": options.override, "env": options.env}
-            run = train_or_resume(out, settings, begin_so, **how)
+            run = train_or_resume(job, resources, display, override=options.override)
         else:
-            run = begin(**how)
-    if listener is None:
-        return 0  # rank 0 speaks for all
-    return _finish(run, options, listener)
+            run = train_job(job, resources, display)
+    if not isinstance(display, _Display):
+        return 0  # rank 0 reports for all
+    return _finish(run, options, display)
 
 
 def _merged(tables: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -185,22 +167,25 @@ _FROZEN = (
 
 
 def resume_command(options: argparse.Namespace) -> int:
-    """Go on with a run, then play it."""
+    """Continue a run, then evaluate it."""
     from surefoot.training.api import resume
 
-    check_scale(options)
-    listener = _Listener(options)
-    how = {"env": options.env, "exact": options.exact, "devices": options.devices}
-    with env_workers(options) as elsewhere:
-        run = resume(options.path, env_workers=elsewhere, listener=listener, **how)
-    return _finish(run, options, listener)
+    display = _Display(options)
+    run = resume(
+        options.path,
+        env=options.env,
+        exact=options.exact,
+        parallel=parallel_of(options, previous=options.path),
+        callback=display,
+    )
+    return _finish(run, options, display)
 
 
-def _finish(run: Any, options: argparse.Namespace, listener: _Listener) -> int:
-    """Evaluate what was learned, and say how to go on from here."""
+def _finish(run: Any, options: argparse.Namespace, display: _Display) -> int:
+    """Evaluate the final policy, and print how to continue from here."""
     from surefoot.cli.progress import say
 
-    if not listener.began:
+    if not display.began:
         say(f"{run.directory.path} was complete already, at iteration {run.iteration}")
     result = run.evaluate(run.settings.train.eval_episodes)
     path = run.directory.path
