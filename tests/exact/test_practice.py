@@ -6,6 +6,7 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from surefoot.exact.line import Ray, landmarks
 
 from surefoot import exact as t
 from surefoot.cli.parser import main
@@ -13,7 +14,6 @@ from surefoot.config.settings import PPO
 from surefoot.envs.registry import imports_nothing
 from surefoot.envs.tabular import best_possible, find_mdp, tabular_env
 from surefoot.errors import ConfigError
-from surefoot.exact.line import Ray, landmarks
 from surefoot.exact.practice import training_update
 from surefoot.exact.report import curve, exact_update, report, start_at
 

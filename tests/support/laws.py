@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
+from surefoot.exact.maximisers import clipped_rows
 
 from surefoot import exact as t
-from surefoot.exact.maximisers import clipped_rows
 from surefoot.exact.updates import natural_direction
 
 GAMMAS = (0.0, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99)
