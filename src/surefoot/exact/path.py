@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize, special
+from scipy import optimize
 
-from surefoot.exact.families import StartingPoint
+from surefoot.exact.families import StartingPoint, softmax
 from surefoot.exact.solution import (
     Policy,
     SolvedPolicy,
@@ -67,7 +67,7 @@ class UpdatePath:
             logits, target = np.log(old), np.log(new)
         # An action ruled out before and after stays so; -inf minus -inf is no direction.
         direction = np.where(old > 0, target - logits, 0.0)
-        return special.softmax(logits + fraction * direction, axis=1)
+        return softmax(logits + fraction * direction)
 
     def kl(self, fraction: float) -> float:
         """Mean KL(old || policy) at a fraction, in nats."""

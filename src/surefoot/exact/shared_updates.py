@@ -92,8 +92,8 @@ def clipped_parameters(
     edges = np.where(old.advantages > 0, 1, -1) * clip_eps + 1
 
     def objective(ratio: np.ndarray) -> float:
-        held = np.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-        return float(np.sum(old.policy * np.minimum(ratio * rows, held * rows)))
+        held = np.minimum(np.maximum(ratio, 1 - clip_eps), 1 + clip_eps)
+        return float((old.policy * np.minimum(ratio * rows, held * rows)).sum())
 
     policy, length = family.policy(theta), MAX_LOGIT_STEP
     ratio = policy / old.policy
@@ -104,7 +104,8 @@ def clipped_parameters(
         slope = family.vjp(policy, np.where(free, rows, 0.0))
         if at_kink.any():
             slope = _along_kinks(slope, policy, features, np.where(at_kink, rows, 0.0))
-        push = float(np.ptp(features @ slope, axis=1).max())
+        logits = features @ slope
+        push = float((logits.max(axis=1) - logits.min(axis=1)).max())
         trial = theta + (length / push if push > 0 else 0.0) * slope
         trial_policy = family.policy(trial)
         trial_ratio = trial_policy / old.policy

@@ -95,9 +95,9 @@ def exact_trpo(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
     """
     if isinstance(start.family, LinearSoftmax):
         natural = exact_npg(start, sizes) - start.theta
-        return (
-            constrained_parameters(start, natural, sizes.max_kl) if natural.any() else start.theta
-        )
+        if not natural.any():
+            return start.theta
+        return constrained_parameters(start, natural, sizes.max_kl)
     return logits_of(constrained_policy(start.old, sizes.max_kl))
 
 
