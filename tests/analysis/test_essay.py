@@ -1,4 +1,4 @@
-"""The essay on trial: the page in the repository says what the code computes."""
+"""The essay: the page in the repository says what the code computes."""
 
 import importlib.util
 import json
@@ -7,9 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
-from surefoot.analysis.essay import CLAIMS, as_page, judge
+from surefoot.analysis.essay import CLAIMS, as_html, judge_claims
 from surefoot.cli.parser import main
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -25,10 +26,19 @@ def written():
     return module
 
 
+@pytest.fixture
+def unchecked_shapes():
+    """Checks of shapes would take most of the time; tests/exact checks the same functions."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def numbers(text):
     return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_every_number_of_the_page_is_what_the_code_computes(written, tmp_path):
     (tmp_path / "essay").mkdir()
     fresh = written.page(tmp_path / "essay")
@@ -42,7 +52,7 @@ def test_every_number_of_the_page_is_what_the_code_computes(written, tmp_path):
     assert drawn == set(re.findall(r"\(essay/(claim-\d+\.png)\)", kept))
 
 
-def test_a_claim_is_found_by_its_number_and_told_to_people_and_programs(capsys):
+def test_a_claim_is_selected_by_its_number_as_text_and_as_json(capsys):
     assert main(["essay", "--claim", "18", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["claim"] == 18
@@ -63,7 +73,7 @@ def test_every_verdict_is_one_of_three_kinds():
 
 
 def test_the_page_needs_nothing_but_itself():
-    text = as_page(list(judge([18])))
+    text = as_html(list(judge_claims([18])))
     assert not re.search(r"(src|href)=[\"']?(?!data:)", text)
     assert not re.search(r"fetch\(|XMLHttpRequest|import\(|https?://(?!www\.w3\.org)", text)
     assert "$" not in text.replace("$data", "").split("<script>")[0]
@@ -72,7 +82,7 @@ def test_the_page_needs_nothing_but_itself():
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_the_page_draws_itself_and_reads_the_corridor_in_a_browser(tmp_path):
     file = tmp_path / "essay.html"
-    file.write_text(as_page(list(judge([18]))), encoding="utf-8")
+    file.write_text(as_html(list(judge_claims([18]))), encoding="utf-8")
     quiet = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
     quiet += ("disable-background-networking", "disable-component-update")
     command = ["chromium", "--headless", *(f"--{flag}" for flag in quiet), "--dump-dom"]

@@ -1,4 +1,4 @@
-"""One exact update and what is said about it; tables from everywhere; tables that are sampled."""
+"""One exact update and its report; MDPs from every source; MDPs that are sampled."""
 
 import json
 
@@ -7,15 +7,32 @@ import jax
 import numpy as np
 import pytest
 
-from surefoot import exact as t
 from surefoot.cli.parser import main
 from surefoot.config.settings import PPO
 from surefoot.envs.registry import imports_nothing
-from surefoot.envs.tabular import best_possible, find_mdp, tabular_env
+from surefoot.envs.tabular import tabular_env
 from surefoot.errors import ConfigError
-from surefoot.exact.line import Ray, landmarks
+from surefoot.exact import (
+    BOUNDS,
+    StepSizes,
+    UpdatePath,
+    corridor,
+    exact_learning_curve,
+    exact_rule,
+    find_mdp,
+    optimal_policy,
+    random_mdp,
+    report_update,
+    ridge,
+    solve,
+    starting_point,
+    time_limited_return,
+    update_path,
+    updated,
+    visited_kl,
+)
 from surefoot.exact.practice import training_update
-from surefoot.exact.report import curve, exact_update, report, start_at
+from surefoot.exact.registry import optimal_episode_return
 
 WANTED = {
     "ppo": {
@@ -37,7 +54,7 @@ def empty_directory(tmp_path, monkeypatch):
     return tmp_path
 
 
-def said(capsys, *arguments):
+def reported(capsys, *arguments):
     assert main(["exact", *arguments, "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -45,7 +62,7 @@ def said(capsys, *arguments):
 @pytest.mark.core
 @pytest.mark.parametrize("rule", list(WANTED))
 def test_the_corridor_by_command_gives_the_figures_of_the_theory(capsys, rule):
-    (found,) = said(capsys, "corridor", rule)
+    (found,) = reported(capsys, "corridor", rule)
     for name, value in WANTED[rule].items():
         assert found[name] == pytest.approx(value, abs=5e-4), name
     assert found["edge_of_trust_kl"] == pytest.approx(0.0368, abs=5e-5)
@@ -53,39 +70,41 @@ def test_the_corridor_by_command_gives_the_figures_of_the_theory(capsys, rule):
     assert found["best_eta"] == pytest.approx(1.767, abs=5e-4)
     assert found["best_kl"] == pytest.approx(0.0283, abs=1e-4)
     assert found["ratio"] == found["realised_gain"] / found["promised_gain"]
-    assert set(found["bounds"]) == set(t.BOUNDS)
+    assert set(found["bounds"]) == set(BOUNDS)
     assert all(low <= found["eta_new"] for low in found["bounds"].values())
 
 
 def test_every_flag_of_a_family_reaches_it(capsys):
-    (found,) = said(capsys, "corridor", "--m", "3", "--B", "7", "--gamma", "0.8", "--p-old", "0.3")
-    old = t.solve(t.corridor(m=3, B=7.0, gamma=0.8), np.tile([0.7, 0.3], (3, 1)))
+    (found,) = reported(
+        capsys, "corridor", "--m", "3", "--B", "7", "--gamma", "0.8", "--p-old", "0.3"
+    )
+    old = solve(corridor(m=3, B=7.0, gamma=0.8), np.tile([0.7, 0.3], (3, 1)))
     assert found["eta_old"] == pytest.approx(old.eta, rel=1e-12)
-    (stays,) = said(capsys, "corridor", "--stay")
-    assert stays["eta_old"] != said(capsys, "corridor")[0]["eta_old"]
-    (small,) = said(capsys, "ridge", "--max-kl", "1e-4")
+    (stays,) = reported(capsys, "corridor", "--stay")
+    assert stays["eta_old"] != reported(capsys, "corridor")[0]["eta_old"]
+    (small,) = reported(capsys, "ridge", "--max-kl", "1e-4")
     assert small["kl_mean"] == pytest.approx(1e-4)
-    (free,) = said(capsys, "corridor", "pi", "--tabular")
+    (free,) = reported(capsys, "corridor", "pi", "--tabular")
     assert free["kl_mean"] is None
     assert free["realised_gain"] > 0
-    (wide,) = said(capsys, "corridor", "ppo", "--clip-eps", "0.1")
+    (wide,) = reported(capsys, "corridor", "ppo", "--clip-eps", "0.1")
     assert wide["ratio_max"] == pytest.approx(1 + 0.1 * 0.95 / 0.05)
-    (vanilla,) = said(capsys, "corridor", "vpg", "--learning-rate", "1e-6")
+    (vanilla,) = reported(capsys, "corridor", "vpg", "--learning-rate", "1e-6")
     assert vanilla["ratio"] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_the_training_rule_on_the_exact_batch_lands_where_the_closed_form_does(capsys):
-    (exact,) = said(capsys, "ridge", "trpo", "--max-kl", "1e-3")
-    (trained,) = said(capsys, "ridge", "trpo", "--max-kl", "1e-3", "--batch", "exact")
+    (exact,) = reported(capsys, "ridge", "trpo", "--max-kl", "1e-3")
+    (trained,) = reported(capsys, "ridge", "trpo", "--max-kl", "1e-3", "--batch", "exact")
     assert 0.8e-3 < trained["kl_mean"] <= 1e-3
     assert 0.9 < trained["promised_gain"] / exact["promised_gain"] < 1.0
     seeds = [("--batch", "500", "--seed", seed) for seed in ("1", "1", "2")]
-    gains = [said(capsys, "random:3", "trpo", *flags)[0]["realised_gain"] for flags in seeds]
+    gains = [reported(capsys, "random:3", "trpo", *flags)[0]["realised_gain"] for flags in seeds]
     assert gains[0] == gains[1] != gains[2]
-    (everything,) = said(capsys, "random:3", "trpo", "--batch", "exact")
-    (usual,) = said(capsys, "corridor", "ppo", "--batch", "exact")
+    (everything,) = reported(capsys, "random:3", "trpo", "--batch", "exact")
+    (usual,) = reported(capsys, "corridor", "ppo", "--batch", "exact")
     assert usual["ratio_max"] < 1.1, "ten small steps: no exact rule's setting may reach the rule"
-    (faster,) = said(capsys, "corridor", "ppo", "--batch", "exact", "--learning-rate", "0.01")
+    (faster,) = reported(capsys, "corridor", "ppo", "--batch", "exact", "--learning-rate", "0.01")
     assert faster["ratio_max"] > 1.05 * usual["ratio_max"]
     assert gains == pytest.approx([everything["realised_gain"]] * 3, rel=0.3)
     assert everything["realised_gain"] not in gains
@@ -94,7 +113,7 @@ def test_the_training_rule_on_the_exact_batch_lands_where_the_closed_form_does(c
 def test_learning_curves_reach_the_optimum_and_say_where_they_are(capsys):
     rules = ("npg", "trpo", "ppo", "pi")
     flags = ("--iterations", "40", "--gamma", "0.999")
-    lines = said(capsys, "FrozenLake-v1", *rules, *flags)
+    lines = reported(capsys, "FrozenLake-v1", *rules, *flags)
     best = lines[-1]
     assert best["time_limited_return"] == pytest.approx(0.740, abs=5e-4)
     assert best["time_limited_optimum"] == pytest.approx(0.7442, abs=5e-5)
@@ -107,15 +126,11 @@ def test_learning_curves_reach_the_optimum_and_say_where_they_are(capsys):
 
 
 def test_ppo_kl_adapts_its_weight_over_a_curve():
-    start, step = start_at(find_mdp("FrozenLake-v1", {})), t.Step(kl_coef=100.0)
-    fixed = [start.mdp, start.family, start.theta]
-    old = t.solve(start.mdp, start.family.policy(start.theta))
-    first = start.family.policy(t.EXACT["ppo-kl"](*fixed, old, step))
-    assert curve(start, "ppo-kl", exact_update("ppo-kl"), step, iterations=1).kls[
-        0
-    ] == pytest.approx(float(t.state_weights(start.mdp, old) @ t.row_kl(old.policy, first)))
-    kls = curve(start, "ppo-kl", exact_update("ppo-kl"), step, iterations=30).kls
-    assert kls[0] < 0.001
+    start, sizes = starting_point(find_mdp("FrozenLake-v1", {})), StepSizes(kl_coef=100.0)
+    rule = exact_rule("ppo-kl")
+    first = visited_kl(start.old, updated(start, "ppo-kl", sizes).policy)
+    kls = exact_learning_curve(start, "ppo-kl", rule, sizes, iterations=30).kls
+    assert kls[0] == first < 0.001
     assert 0.01 / 1.6 < np.median(kls[15:]) < 0.02
 
 
@@ -132,29 +147,33 @@ def test_a_picture_is_drawn_where_it_is_asked_for(empty_directory, capsys):
     ("arguments", "code", "text"),
     [
         (["coridor"], 2, "did you mean corridor?"),
-        (["CartPole-v1"], 2, "shows no transition table"),
+        (["CartPole-v1"], 2, "has no transition table"),
         (["corridor", "trp0"], 2, "exact rules are vpg, npg, trpo"),
         (["corridor", "pi"], 2, "--tabular"),
         (["corridor", "--gamma", "1"], 2, "gamma is 1.0; give a discount in [0, 1)"),
         (["corridor", "--p-old", "1.5"], 2, "a probability in (0, 1)"),
-        (["corridor", "--max-kl", "-1"], 2, "--max-kl must be above 0"),
-        (["corridor", "--num-states", "3"], 2, "corridor has no num_states; it has m, B, gamma"),
-        (["corridor", "--B", "-1"], 2, "a cost is 0 or more"),
-        (["random:x"], 2, "a seed is a whole number"),
-        (["random:"], 2, "a seed is a whole number"),
+        (["corridor", "--max-kl", "-1"], 2, "max_kl must be above 0"),
+        (
+            ["corridor", "--num-states", "3"],
+            2,
+            "takes no num_states; it takes m, B, gamma",
+        ),
+        (["corridor", "--B", "-1"], 2, "give a cost of at least 0"),
+        (["random:x"], 2, "the seed must be a number"),
+        (["random:"], 2, "the seed must be a number"),
         (["random:1", "--concentration", "-1"], 2, "concentration is -1"),
         (["random:1", "--reward-density", "2"], 2, "reward_density is 2"),
         (["random:1", "--p-old", "0.3"], 2, "has 3"),
         (["corridor", "--max-kl", "inf"], 2, "finite"),
         (["ended.npz"], 2, "every state is terminal"),
         (["corridor", "ppo", "trpo"], 2, "--iterations"),
-        (["corridor", "ppo", "--max-kl", "0.1"], 2, "--max-kl is read by npg, trpo, not ppo"),
-        (["corridor", "trpo", "--learning-rate", "1"], 2, "is read by vpg, not trpo"),
-        (["corridor", "--seed", "1"], 2, "--batch N samples"),
+        (["corridor", "ppo", "--max-kl", "0.1"], 2, "--max-kl applies to npg, trpo, not ppo"),
+        (["corridor", "trpo", "--learning-rate", "1"], 2, "applies to vpg, not trpo"),
+        (["corridor", "--seed", "1"], 2, "--seed needs sampled rows: add --batch N"),
         (["corridor", "--batch", "9", "--seed", "-1"], 2, "at least 0"),
-        (["bad.npz", "--m", "3"], 2, "it takes no m"),
+        (["bad.npz", "--m", "3"], 2, "takes no m"),
         (["ridge", "--policy", "half.npy", "--p-old", "0.2"], 2, "give one of them"),
-        (["corridor", "cpi", "--batch", "exact"], 2, "for the rules that train"),
+        (["corridor", "cpi", "--batch", "exact"], 2, "--batch needs a training rule"),
         (["corridor", "--batch", "many"], 2, "`exact` or a number"),
         (["missing.npz"], 2, "cannot be read"),
         (["bad.npz"], 2, "transitions[0, 1] sums to 0.9"),
@@ -178,7 +197,7 @@ def test_wrong_input_gets_one_line(capsys, empty_directory, arguments, code, tex
 
 
 def test_a_table_of_ones_own_and_a_policy_of_ones_own(capsys, empty_directory):
-    mdp = t.random_mdp(4, num_states=3, num_actions=2)
+    mdp = random_mdp(4, num_states=3, num_actions=2)
     np.savez(
         empty_directory / "mine.npz",
         transitions=mdp.transitions,
@@ -188,9 +207,9 @@ def test_a_table_of_ones_own_and_a_policy_of_ones_own(capsys, empty_directory):
     )
     policy = np.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
     np.save(empty_directory / "pi.npy", policy)
-    (found,) = said(capsys, "mine.npz", "npg", "--policy", "pi.npy")
+    (found,) = reported(capsys, "mine.npz", "npg", "--policy", "pi.npy")
     assert found["mdp"] == "mine"
-    assert found["eta_old"] == t.solve(mdp._replace(gamma=0.7), policy).eta
+    assert found["eta_old"] == solve(mdp._replace(gamma=0.7), policy).eta
 
 
 def walked(env, policy, *, episodes, rng):
@@ -207,8 +226,8 @@ def walked(env, policy, *, episodes, rng):
 
 def test_the_table_of_an_environment_says_what_playing_it_gives():
     mdp, rng = find_mdp("FrozenLake-v1", {"is_slippery": True}), np.random.default_rng(0)
-    policy = 0.7 * t.best_policy(mdp) + 0.3 / 4
-    expected = t.time_limited_return(mdp, policy, max_steps=100)
+    policy = 0.7 * optimal_policy(mdp) + 0.3 / 4
+    expected = time_limited_return(mdp, policy, max_steps=100)
     env = gymnasium.make("FrozenLake-v1", disable_env_checker=True)
     assert walked(env, policy, episodes=600, rng=rng) == pytest.approx(expected, abs=0.06)
 
@@ -237,10 +256,10 @@ def test_a_sampled_table_follows_its_law_and_its_clock():
     assert int(late.state[1]) == 0
 
 
-def test_the_most_that_is_possible_is_known_for_tables_only():
-    assert best_possible("tabular:FrozenLake-v1", {}) == pytest.approx(0.7442, abs=5e-5)
-    assert best_possible("tabular:corridor", {}) is None
-    assert best_possible("CartPole-v1", {}) is None
+def test_the_optimal_return_is_known_for_tables_only():
+    assert optimal_episode_return("tabular:FrozenLake-v1", {}) == pytest.approx(0.7442, abs=5e-5)
+    assert optimal_episode_return("tabular:corridor", {}) is None
+    assert optimal_episode_return("CartPole-v1", {}) is None
 
 
 def test_a_name_says_whether_it_imports_something():
@@ -251,50 +270,48 @@ def test_a_name_says_whether_it_imports_something():
 
 
 def test_landmarks_are_where_they_say():
-    start = start_at(t.ridge())
-    _, ray, marks = report(start, exact_update("trpo"), t.Step())
-    assert ray.realised(marks.half) == pytest.approx(0.5 * ray.promised(marks.half), rel=1e-9)
-    assert ray.realised(marks.broken) == pytest.approx(0.0, abs=1e-9)
+    path = update_path(starting_point(ridge()), exact_rule("trpo"), StepSizes())
+    half, broken, best = path.landmarks
+    assert path.realised(half) == pytest.approx(0.5 * path.promised(half), rel=1e-9)
+    assert path.realised(broken) == pytest.approx(0.0, abs=1e-9)
     for other in (0.98, 1.02):
-        assert ray.realised(marks.best) > ray.realised(other * marks.best)
+        assert path.realised(best) > path.realised(other * best)
 
 
 def test_an_edge_of_trust_is_found_however_far_the_update_goes_beyond_it(capsys):
     for rate in ("3", "300", "3000"):
-        (found,) = said(capsys, "corridor", "vpg", "--learning-rate", rate)
+        (found,) = reported(capsys, "corridor", "vpg", "--learning-rate", rate)
         assert found["edge_of_trust_kl"] == pytest.approx(0.0368, abs=5e-5)
 
 
-def test_a_ray_to_a_policy_that_rules_actions_out_is_a_mixture_and_ends_there():
-    mdp = t.random_mdp(0)
-    old = t.solve(mdp, np.full((6, 3), 1 / 3))
-    ray = Ray(mdp, old, t.best_policy(mdp))
-    assert ray.end == 1.0
-    np.testing.assert_allclose(ray.at(0.25), 0.75 * old.policy + 0.25 * ray.new)
-    assert landmarks(ray).best == pytest.approx(1.0, abs=1e-6)
+def test_a_path_to_a_policy_that_rules_actions_out_is_a_mixture_and_ends_there():
+    mdp = random_mdp(0)
+    old, new = solve(mdp, np.full((6, 3), 1 / 3)), solve(mdp, optimal_policy(mdp))
+    path = UpdatePath(old, new)
+    assert path.end == 1.0
+    np.testing.assert_allclose(path.at(0.25), 0.75 * old.policy + 0.25 * new.policy)
+    assert path.landmarks.best == pytest.approx(1.0, abs=1e-6)
 
 
 def test_an_update_that_promises_nothing_has_no_ratio_and_no_edge():
-    found, _, _ = report(
-        start_at(t.random_mdp(1, reward_density=0.0)), exact_update("trpo"), t.Step()
-    )
+    start = starting_point(random_mdp(1, reward_density=0.0))
+    found = report_update(update_path(start, exact_rule("trpo"), StepSizes()))
     assert found.ratio is None
     assert found.edge_of_trust_kl is None
     assert found.realised_gain == 0
 
 
-def test_rules_may_stand_behind_flags(capsys):
-    first = said(capsys, "corridor", "ppo", "--gamma", "0.9")
-    assert said(capsys, "corridor", "--gamma", "0.9", "ppo") == first
+def test_rules_may_follow_flags(capsys):
+    first = reported(capsys, "corridor", "ppo", "--gamma", "0.9")
+    assert reported(capsys, "corridor", "--gamma", "0.9", "ppo") == first
 
 
 def test_minibatches_that_do_not_divide_an_exact_batch_are_refused():
-    start = start_at(t.corridor())
-    old = t.solve(start.mdp, start.family.policy(start.theta))
+    start = starting_point(corridor())
     with pytest.raises(ConfigError, match="num_minibatches 32 does not divide the batch of 8"):
-        training_update(PPO())(start, old, t.Step())
+        training_update(PPO())(start, StepSizes())
 
 
 def test_a_given_policy_must_fit():
     with pytest.raises(ConfigError, match=r"policy\[1\] sums to 0.9"):
-        start_at(t.ridge(), policy=np.array([[0.5, 0.5], [0.5, 0.4]]))
+        starting_point(ridge(), policy=np.array([[0.5, 0.5], [0.5, 0.4]]))

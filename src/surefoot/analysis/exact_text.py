@@ -1,115 +1,121 @@
-"""The laboratory's findings as text for people."""
+"""Exact updates and learning curves as text for a terminal."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from surefoot import exact as t
-from surefoot.exact.report import Curve, Report, Start
+from surefoot.exact.bounds import BOUNDS
+from surefoot.exact.families import LinearSoftmax, StartingPoint
+from surefoot.exact.mdp import MDP
+from surefoot.exact.report import ExactCurve, UpdateReport
+from surefoot.exact.solution import (
+    Policy,
+    episode_limit,
+    solve,
+    time_limited_optimum,
+    time_limited_return,
+)
 
 
-def describe(start: Start, rule: str, found: Report) -> str:
-    """One update: what it promised, what it got, how far it went, and what was sure."""
-    mdp = start.mdp
-    shared = "one parameter for all states" if isinstance(start.family, t.Shared) else "tabular"
-    lines = [
-        f"{mdp.name}: {mdp.num_states} states ({int(mdp.terminal.sum())} terminal), "
-        f"{mdp.num_actions} actions, gamma {mdp.gamma:g}; policy: {shared}; rule: {rule}",
-        "",
-        _line("return of the old policy", found.eta_old),
-        _line("promised by L", found.surrogate_new, f"gain {found.promised_gain:+.4f}"),
-        _line("return of the new policy", found.eta_new, f"gain {found.realised_gain:+.4f}"),
-        f"  {_verdict(found)}",
-        _line(
-            "best return on the way", found.best_eta, f"at mean KL {_kl(found.best_kl, 'infinite')}"
+def describe_update(start: StartingPoint, rule: str, found: UpdateReport) -> str:
+    """One update: its promise, its gain, its distance, and what the bounds guarantee."""
+    mdp, shared = start.mdp, isinstance(start.family, LinearSoftmax)
+    rows = [
+        ("return of the old policy", f"{found.eta_old:.4f}", ""),
+        ("promised by L", f"{found.surrogate_new:.4f}", f"gain {found.promised_gain:+.4f}"),
+        ("return of the new policy", f"{found.eta_new:.4f}", f"gain {found.realised_gain:+.4f}"),
+        (_verdict(found), "", ""),
+        ("best return along the update", f"{found.best_eta:.4f}", f"at KL {_kl(found.best_kl)}"),
+        ("optimum of any policy", f"{found.optimum:.4f}", ""),
+        ("", "", ""),
+        ("mean KL(old || new)", _kl(found.kl_mean), "nats over visited states"),
+        (
+            "largest KL of a state",
+            _kl(found.kl_max),
+            f"(reverse KL {_kl(found.kl_reverse_max)})",
         ),
-        _line("optimum of any policy", found.optimum),
-        "",
-        f"  {'mean KL(old || new)':32s}{_kl(found.kl_mean, 'infinite'):>12s} nats over visited "
-        "states",
-        f"  {'largest KL of a state':32s}{_kl(found.kl_max, 'infinite'):>12s} "
-        f"(the other way {_kl(found.kl_reverse_max, 'infinite')})",
-        _line("largest total variation", found.tv_max),
-        _line("largest ratio of an action", found.ratio_max),
-        _line("visits that moved (TV)", found.visitation_tv),
-        f"  {'edge of trust':32s}{_kl(found.edge_of_trust_kl):>12s} mean KL where half the promise "
-        "is kept",
-        f"  {'break-even':32s}{_kl(found.break_even_kl):>12s} mean KL where nothing of it is",
-        "",
-        "  the new policy's return is at least (from the whole table; old data alone cannot see",
-        "  a state that it missed, and only fresh rollouts of the new policy can)",
+        ("largest total variation", f"{found.tv_max:.4f}", ""),
+        ("largest ratio of an action", f"{found.ratio_max:.4f}", ""),
+        ("share of visits that moved", f"{found.visitation_tv:.4f}", ""),
+        ("edge of trust", _kl(found.edge_of_trust_kl, "none"), "KL where half the promise is kept"),
+        ("break-even", _kl(found.break_even_kl, "none"), "KL where nothing of it is kept"),
     ]
-    for name, low in found.bounds.items():
-        sure = "nothing" if low is None else f"{low:.4g}"
-        lines.append(f"    {name:4s}{sure:>14s}   {t.BOUNDS[name]}")
-    return "\n".join(lines)
+    bounds = [
+        f"    {name:4s}{'nothing' if low is None else f'{low:.4g}':>14s}   {BOUNDS[name]}"
+        for name, low in found.bounds.items()
+    ]
+    return "\n".join(
+        [
+            f"{mdp.name}: {mdp.num_states} states ({int(mdp.terminal.sum())} terminal), "
+            f"{mdp.num_actions} actions, gamma {mdp.gamma:g}; policy: "
+            f"{'one parameter for all states' if shared else 'tabular'}; rule: {rule}",
+            "",
+            *(f"  {what:32s}{value:>12s} {note}".rstrip() for what, value, note in rows),
+            "",
+            "  guaranteed return of the new policy (needs the whole table: old data cannot show a",
+            "  state that it missed; only fresh rollouts of the new policy can)",
+            *bounds,
+        ]
+    )
 
 
-def _line(what: str, value: float, note: str = "") -> str:
-    return f"  {what:32s}{value:12.4f} {note}".rstrip()
-
-
-def _kl(value: float | None, missing: str = "none") -> str:
+def _kl(value: float | None, missing: str = "infinite") -> str:
     return missing if value is None else f"{value:.4g}"
 
 
-def _verdict(found: Report) -> str:
+def _verdict(found: UpdateReport) -> str:
     if found.ratio is None:
         return "nothing was promised: the policy stays as it was"
-    share = f"{100 * found.ratio:.0f} % of the promise was kept"
     if found.realised_gain < 0 < found.promised_gain:
         return "the lie broke: a gain was promised, and the return fell"
-    return share
+    return f"{100 * found.ratio:.0f} % of the promise was kept"
 
 
-def time_limited(mdp: t.MDP, policy: Float[np.ndarray, "state action"]) -> dict[str, Any]:
-    """What an evaluation of the policy would see, and the most that any could; {} without an end.
+def time_limited(mdp: MDP, policy: Policy) -> dict[str, Any]:
+    """The policy's return as an evaluation sees it, and the optimum; {} where episodes never end.
 
     An MDP whose episodes neither end nor are cut has no undiscounted return.
     """
-    if mdp.max_steps is None and not mdp.terminal.any():
+    limit = episode_limit(mdp)
+    if limit is None:
         return {}
-    steps = mdp.max_steps or t.LONG_ENOUGH
     return {
         "time_limit": mdp.max_steps,
-        "time_limited_return": t.time_limited_return(mdp, policy, max_steps=steps),
-        "time_limited_optimum": t.time_limited_optimum(mdp, max_steps=steps),
+        "time_limited_return": time_limited_return(mdp, policy, max_steps=limit),
+        "time_limited_optimum": time_limited_optimum(mdp, max_steps=limit),
     }
 
 
-def describe_curves(
-    mdp: t.MDP, found: Sequence[Curve], best: Float[np.ndarray, "state action"]
-) -> str:
-    """Where each rule ended, beside the optimum, discounted and as an evaluation would see it."""
-    optimum, top = t.solve(mdp, best).eta, time_limited(mdp, best)
+def describe_curves(mdp: MDP, curves: Sequence[ExactCurve], best: Policy) -> str:
+    """Where each rule ended, beside the optimum, discounted and as an evaluation sees it."""
+    optimum, limited = solve(mdp, best).eta, time_limited(mdp, best)
     lines = [
         f"{mdp.name}: {mdp.num_states} states, {mdp.num_actions} actions, gamma {mdp.gamma:g}",
-        f"  {'rule':10s}{'updates':>8s}{'return':>12s}{'short of it':>13s}{'falls':>7s}"
-        f"{'within 1e-8':>13s}{'episodes' if top else '':>11s}",
+        f"  {'rule':10s}{'updates':>8s}{'return':>12s}{'below it':>13s}{'falls':>7s}"
+        f"{'within 1e-8':>13s}{'episodes' if limited else '':>11s}".rstrip(),
     ]
-    for each in found:
-        falls = int(np.sum(np.diff(each.etas) < -1e-10 * (1 + abs(optimum))))
-        near = [i for i, eta in enumerate(each.etas) if optimum - eta <= 1e-8]
+    for curve in curves:
+        falls = int(np.sum(np.diff(curve.etas) < -1e-10 * (1 + abs(optimum))))
+        near = next((i for i, eta in enumerate(curve.etas) if optimum - eta <= 1e-8), "-")
         lines.append(
-            f"  {each.rule:10s}{len(each.etas) - 1:8d}{each.etas[-1]:12.4f}"
-            f"{optimum - each.etas[-1]:13.2e}{falls:7d}{near[0] if near else '-':>13}"
-            f"{_episodes(mdp, each.policy)}"
+            f"  {curve.rule:10s}{len(curve.etas) - 1:8d}{curve.etas[-1]:12.4f}"
+            f"{optimum - curve.etas[-1]:13.2e}{falls:7d}{near:>13}{_episodes(mdp, curve.policy)}"
         )
     lines += [
-        f"  {'optimum':10s}{'':8s}{optimum:12.4f}{'':33s}{_episodes(mdp, best)}".rstrip(),
-        "return: discounted, exact. falls: updates after which it was lower.",
+        f"  {'optimum':18s}{optimum:12.4f}{'':33s}{_episodes(mdp, best)}".rstrip(),
+        "return: discounted, exact. below it: distance to the optimum. falls: updates that lowered "
+        "the return. within 1e-8: first update this close to the optimum.",
     ]
-    if top:
-        limit = f"cut after {mdp.max_steps} steps" if mdp.max_steps else "played to their end"
+    if limited:
+        limit = f"cut after {mdp.max_steps} steps" if mdp.max_steps else "run to their end"
         lines.append(
-            f"episodes: mean undiscounted return, {limit}; no policy, even one that watches the "
-            f"clock, has more than {top['time_limited_optimum']:.4f}."
+            f"episodes: mean undiscounted return, {limit}; the optimum, for policies that see the "
+            f"clock, is {limited['time_limited_optimum']:.4f}."
         )
     return "\n".join(lines)
 
 
-def _episodes(mdp: t.MDP, policy: Float[np.ndarray, "state action"]) -> str:
+def _episodes(mdp: MDP, policy: Policy) -> str:
     seen = time_limited(mdp, policy)
     return f"{seen['time_limited_return']:11.4f}" if seen else ""

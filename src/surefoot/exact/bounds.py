@@ -1,24 +1,25 @@
 """How far the surrogate may be from the truth: eleven guarantees, from loose to sharp.
 
-Each bounds |eta' - L| on both sides, B11 only from below; L less a bound is a return that the new
-policy is sure to reach. All are computed from the whole table. From a batch nothing like it can be
-had: a state that old data missed may be the one that matters.
+Each bounds |eta' - L| on both sides, B11 from below only; L minus a bound is a return that the new
+policy is certain to reach. All are computed from the whole table. A batch cannot give such a
+guarantee: a state that the old data missed may be the one that matters. docs/theory.md states each
+bound with its source.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from surefoot.exact.mdp import MDP
 from surefoot.exact.solution import (
     Policy,
-    Solution,
+    SolvedPolicy,
+    exact_surrogate,
     expected_advantages,
-    row_kl,
-    row_tv,
-    surrogate,
+    kl_per_state,
+    promised_gain,
+    tv_per_state,
 )
 
 BOUNDS = {
@@ -36,43 +37,7 @@ BOUNDS = {
 }
 
 
-class Pair(NamedTuple):
-    """What the bounds read of an old policy and a new one; terminal states count as unchanged."""
-
-    horizon: float
-    gamma: float
-    visits: Float[np.ndarray, " state"]
-    shift: float
-    lift: Float[np.ndarray, " state"]
-    tv: Float[np.ndarray, " state"]
-    kl: Float[np.ndarray, " state"]
-    reverse_kl: Float[np.ndarray, " state"]
-    eps: float
-    widest: float
-
-    def mean(self, rows: Float[np.ndarray, " state"]) -> float:
-        """Mean over the old policy's states, d = (1 - gamma) rho; a state never seen adds 0."""
-        seen = self.visits > 0
-        return float((self.visits[seen] / self.horizon) @ rows[seen])
-
-
-def _pair(mdp: MDP, old: Solution, new: Solution) -> Pair:
-    free = ~mdp.terminal
-    return Pair(
-        horizon=mdp.horizon,
-        gamma=mdp.gamma,
-        visits=old.visits,
-        shift=float(np.abs(new.visits - old.visits).sum()),
-        lift=expected_advantages(old, new.policy),
-        tv=np.where(free, row_tv(old.policy, new.policy), 0.0),
-        kl=np.where(free, row_kl(old.policy, new.policy), 0.0),
-        reverse_kl=np.where(free, row_kl(new.policy, old.policy), 0.0),
-        eps=float(np.abs(old.advantages).max()),
-        widest=float(np.ptp(old.advantages, axis=1).max()),
-    )
-
-
-def gap_bounds(mdp: MDP, old: Solution, new: Solution) -> dict[str, float]:
+def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     """B1 to B11 by name: how much L may exceed the new policy's return, in units of return.
 
     Infinite where a bound says nothing (an action ruled out has infinite KL).
@@ -80,28 +45,39 @@ def gap_bounds(mdp: MDP, old: Solution, new: Solution) -> dict[str, float]:
     Source: `BOUNDS`; the constants as in Schulman et al. 2015, arXiv:1502.05477, theorem 1, and
     Achiam et al. 2017, arXiv:1705.10528, corollary 1, in unnormalised visits.
     """
-    p = _pair(mdp, old, new)
-    H, gamma, alpha = p.horizon, p.gamma, float(p.tv.max())
-    span, epsbar = float(np.ptp(p.lift)), float(np.abs(p.lift).max())
-    mean_tv, mean_kl = p.mean(p.tv), p.mean(p.kl)
+    mdp, free = old.mdp, ~old.mdp.terminal
+    gamma, H = mdp.gamma, mdp.horizon
+    # No bound depends on the actions in terminal states: they count as unchanged.
+    tv = np.where(free, tv_per_state(old.policy, new.policy), 0.0)
+    kl = np.where(free, kl_per_state(old.policy, new.policy), 0.0)
+    reverse_kl = np.where(free, kl_per_state(new.policy, old.policy), 0.0)
+    lift = expected_advantages(old, new.policy)
+    alpha, span, epsbar = float(tv.max()), float(np.ptp(lift)), float(np.abs(lift).max())
+    eps = float(np.abs(old.advantages).max())
+    widest = float(np.ptp(old.advantages, axis=1).max())
+    shift = float(np.abs(new.visits - old.visits).sum())
+    # Means over d = (1 - gamma) rho, where an unvisited state adds nothing.
+    seen = old.visits > 0
+    mean_tv, mean_kl = (float((old.visits[seen] / H) @ rows[seen]) for rows in (tv, kl))
     # Total variation is the same from either side, so the smaller KL will do.
-    max_kl = float(min(p.kl.max(), p.reverse_kl.max()))
+    max_kl = float(min(kl.max(), reverse_kl.max()))
     coupled = 1.0 - gamma * (1.0 - alpha)
     path_kl = gamma * H * mean_kl
     visit_tv = min(np.sqrt(path_kl / 2), np.sqrt(-np.expm1(-path_kl)), gamma * H * mean_tv)
+    entropic_loss = _entropic_loss(old, lift, gamma * H * float(reverse_kl.max()))
     with np.errstate(invalid="ignore"):
         found = {
-            "B1": 0.5 * p.shift * span,
+            "B1": 0.5 * shift * span,
             "B2": 2 * gamma * H**2 * mean_tv * epsbar,
             "B3": gamma * H**2 * mean_tv * span,
             "B4": 2 * gamma * H**2 * epsbar * np.sqrt(mean_kl / 2),
-            "B5": 4 * p.eps * gamma * H**2 * alpha**2,
-            "B6": 4 * p.eps * gamma * H**2 * max_kl,
-            "B7": 2 * p.eps * gamma * H**2 * max_kl,
+            "B5": 4 * eps * gamma * H**2 * alpha**2,
+            "B6": 4 * eps * gamma * H**2 * max_kl,
+            "B7": 2 * eps * gamma * H**2 * max_kl,
             "B8": gamma * alpha * H * span / coupled,
-            "B9": 2 * gamma * alpha**2 * H * p.widest / coupled,
+            "B9": 2 * gamma * alpha**2 * H * widest / coupled,
             "B10": H * span * visit_tv,
-            "B11": surrogate(old, new.policy) - _entropic(p, old.eta),
+            "B11": promised_gain(old, new.policy) + entropic_loss,
         }
     # 0 times infinity: nothing can be gained or lost, or nothing is known.
     return {
@@ -110,69 +86,68 @@ def gap_bounds(mdp: MDP, old: Solution, new: Solution) -> dict[str, float]:
     }
 
 
-def guaranteed(mdp: MDP, old: Solution, new: Solution) -> dict[str, float]:
-    """The return that each bound promises the new policy at the least: L less the bound."""
-    reached = surrogate(old, new.policy)
-    return {name: reached - bound for name, bound in gap_bounds(mdp, old, new).items()}
+def guaranteed_returns(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
+    """The return that each bound guarantees the new policy: L minus the bound."""
+    reached = exact_surrogate(old, new.policy)
+    return {name: reached - bound for name, bound in gap_bounds(old, new).items()}
 
 
-def _entropic(p: Pair, eta: float) -> float:
-    """The return that is sure by Donsker and Varadhan's formula.
+def _entropic_loss(old: SolvedPolicy, lift: Float[np.ndarray, " state"], cost: float) -> float:
+    """The largest loss of return by Donsker and Varadhan's formula.
 
-    eta - min over λ of (H / λ) (K + log E_d exp(-λ Abar)), with K = gamma H max KL(new || old).
-    The penalty is the spread of Abar over old states, not its largest value.
+    The minimum over λ of (H / λ) (cost + log E_d exp(-λ Abar)), with cost = gamma H max
+    KL(new || old). The penalty is the spread of Abar over old states, not its largest value.
     """
-    cost = p.gamma * p.horizon * float(p.reverse_kl.max())
-    scale = float(np.abs(p.lift).max())
+    scale = float(np.abs(lift).max())
     if scale == 0.0:
-        return eta
+        return 0.0
     if not np.isfinite(cost):
-        return -np.inf
-    share = p.visits / p.horizon
+        return np.inf
+    horizon = old.mdp.horizon
     # Every λ gives a true bound; a finer grid around the best only sharpens it.
     middle, width, found = 0.0, 14.0, np.inf
     for _ in range(3):
         rates = np.exp(middle + np.linspace(-width, width, 57)) / scale
-        terms: Any = special.logsumexp(-rates[:, None] * p.lift, b=share, axis=1)
-        losses = p.horizon / rates * (cost + terms)
+        terms: Any = special.logsumexp(-rates[:, None] * lift, b=old.visits / horizon, axis=1)
+        losses = horizon / rates * (cost + terms)
         least = int(np.argmin(losses))
         found = min(found, float(losses[least]))
         middle, width = float(np.log(rates[least] * scale)), width / 14.0
-    return eta - found
+    return found
 
 
-def degradation_bound(mdp: MDP, old: Solution, new: Policy, *, max_kl: float) -> float:
-    """The most that a policy within mean KL `max_kl`, with L >= eta, can lose.
+def degradation_bound(old: SolvedPolicy, new: Policy, *, max_kl: float) -> float:
+    """Largest loss of a policy within mean KL `max_kl` whose surrogate is at least eta.
 
-    sqrt(2 δ) gamma epsbar / (1 - gamma)²: what a trust region by itself promises.
+    sqrt(2 δ) gamma epsbar / (1 - gamma)²: all that a trust region by itself guarantees.
 
     Source: Achiam et al. 2017, arXiv:1705.10528, proposition 1.
     """
     epsbar = float(np.abs(expected_advantages(old, new)).max())
-    return float(np.sqrt(2 * max_kl) * mdp.gamma * epsbar * mdp.horizon**2)
+    return float(np.sqrt(2 * max_kl) * old.mdp.gamma * epsbar * old.mdp.horizon**2)
 
 
-def mixture_bound(mdp: MDP, old: Solution, target: Policy, share: float) -> float:
-    """The return that (1 - share) old + share target reaches at the least.
+def mixture_bound(old: SolvedPolicy, target: Policy, share: float) -> float:
+    """Lower bound on the return of (1 - share) old + share target.
 
     Source: Kakade & Langford 2002, theorem 4.1; epsbar = max |E_target A|, not max |A|.
     """
-    gamma, lift = mdp.gamma, expected_advantages(old, target)
-    gain = share * float(old.visits @ lift)
-    epsbar = float(np.abs(lift).max())
-    loss = 2 * epsbar * gamma * share**2 * mdp.horizon / (1 - gamma * (1 - share))
+    gamma = old.mdp.gamma
+    gain = share * promised_gain(old, target)
+    epsbar = float(np.abs(expected_advantages(old, target)).max())
+    loss = 2 * epsbar * gamma * share**2 * old.mdp.horizon / (1 - gamma * (1 - share))
     return old.eta + gain - loss
 
 
-def mixture_step(mdp: MDP, old: Solution, target: Policy) -> float:
-    """The share of `target` with the largest guaranteed gain, in [0, 1].
+def mixture_step(old: SolvedPolicy, target: Policy) -> float:
+    """Share of `target` with the largest guaranteed gain, in [0, 1].
 
     Source: Kakade & Langford 2002, for the bound rounded to 2 epsbar gamma share² / (1 - gamma)².
     """
-    lift = expected_advantages(old, target)
-    gain, epsbar = float(old.visits @ lift), float(np.abs(lift).max())
+    gamma, gain = old.mdp.gamma, promised_gain(old, target)
+    epsbar = float(np.abs(expected_advantages(old, target)).max())
     if gain <= 0.0:
         return 0.0
-    if mdp.gamma == 0.0:
+    if gamma == 0.0:
         return 1.0
-    return min(1.0, gain * (1 - mdp.gamma) ** 2 / (4 * mdp.gamma * epsbar))
+    return min(1.0, gain * (1 - gamma) ** 2 / (4 * gamma * epsbar))

@@ -1,13 +1,21 @@
-"""Softmax policies on finite states: each state with its own logits, or states that share some."""
+"""Softmax policies on finite states: logits of their own for each state, or shared parameters."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
-from surefoot.exact.mdp import MDP
-from surefoot.exact.solution import Policy, Solution, state_weights
+from surefoot.errors import ConfigError
+from surefoot.exact.mdp import MDP, check_policy
+from surefoot.exact.solution import Policy, SolvedPolicy, solve, state_weights
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of each row of logits; `scipy.special.softmax` costs several times as much."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 @runtime_checkable
@@ -18,25 +26,25 @@ class Family(Protocol):
         """The policy at theta."""
         ...
 
-    def pull(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
+    def vjp(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
         """Sum of rows(s, a) times the gradient of pi(a|s), in the shape of theta."""
         ...
 
 
-class Tabular(NamedTuple):
+class TabularSoftmax(NamedTuple):
     """A logit for every state and action: no state can spoil another."""
 
     def policy(self, theta: np.ndarray) -> Policy:
-        """The policy whose logits are theta; minus infinity is a probability of 0."""
-        return special.softmax(theta, axis=1)
+        """The policy with logits theta; a logit of minus infinity is a probability of 0."""
+        return softmax(theta)
 
-    def pull(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
+    def vjp(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
         """Sum of rows(s, a) times the gradient of pi(a|s)."""
         return policy * (rows - np.sum(policy * rows, axis=1, keepdims=True))
 
 
-class Shared(NamedTuple):
-    """Logits that are linear in few parameters: moving one state moves the others.
+class LinearSoftmax(NamedTuple):
+    """Logits linear in few parameters: moving one state moves the others.
 
     Attributes:
         features: gradient of each logit.
@@ -46,19 +54,70 @@ class Shared(NamedTuple):
 
     def policy(self, theta: np.ndarray) -> Policy:
         """The policy with logits features @ theta."""
-        return special.softmax(self.features @ theta, axis=1)
+        return softmax(self.features @ theta)
 
-    def pull(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
+    def vjp(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
         """Sum of rows(s, a) times the gradient of pi(a|s)."""
         centred = rows - np.sum(policy * rows, axis=1, keepdims=True)
         return np.einsum("sa,sap->p", policy * centred, self.features)
 
 
-def one_parameter(mdp: MDP) -> Shared:
+def one_parameter(mdp: MDP) -> LinearSoftmax:
     """Two actions, and one logit of the second that all states share."""
     features = np.zeros((mdp.num_states, 2, 1))
     features[:, 1, 0] = 1.0
-    return Shared(features)
+    return LinearSoftmax(features)
+
+
+@dataclass(frozen=True, eq=False)
+class StartingPoint:
+    """Where an update starts: parameters of a family of policies on an MDP."""
+
+    mdp: MDP
+    family: Family
+    theta: np.ndarray
+
+    @cached_property
+    def old(self) -> SolvedPolicy:
+        """The policy at theta, solved."""
+        return solve(self.mdp, self.family.policy(self.theta))
+
+
+def starting_point(
+    mdp: MDP,
+    *,
+    p_old: float | None = None,
+    policy: Float[np.ndarray, "..."] | None = None,
+    tabular: bool = False,
+) -> StartingPoint:
+    """Start from the uniform policy, a given one, or P(action 1) = `p_old` in every state.
+
+    The ridge and the corridor share one parameter unless `tabular`, and go right with probability
+    0.1 and 0.05 by default.
+
+    Raises:
+        ConfigError: a probability outside (0, 1), more than two actions, or two starts.
+    """
+    shared = {"ridge": 0.1, "corridor": 0.05}.get(mdp.name)
+    if policy is not None and p_old is not None:
+        raise ConfigError("a policy and p_old both set the start: give one of them")
+    if policy is not None:
+        check_policy(mdp, policy)
+        return StartingPoint(mdp, TabularSoftmax(), logits_of(policy))
+    p = shared if p_old is None else p_old
+    if p is None:
+        return StartingPoint(mdp, TabularSoftmax(), np.zeros((mdp.num_states, mdp.num_actions)))
+    if not 0.0 < p < 1.0:
+        raise ConfigError(f"p_old {p}: give a probability in (0, 1)")
+    if mdp.num_actions != 2:
+        raise ConfigError(
+            f"p_old is the probability of the second of two actions; {mdp.name} has "
+            f"{mdp.num_actions}"
+        )
+    logit = np.log(p) - np.log1p(-p)
+    if shared is None or tabular:
+        return StartingPoint(mdp, TabularSoftmax(), np.tile([0.0, logit], (mdp.num_states, 1)))
+    return StartingPoint(mdp, one_parameter(mdp), np.array([logit]))
 
 
 def logits_of(policy: Policy) -> Float[np.ndarray, "state action"]:
@@ -67,33 +126,31 @@ def logits_of(policy: Policy) -> Float[np.ndarray, "state action"]:
         return np.log(policy)
 
 
-def gradient(mdp: MDP, family: Family, solution: Solution) -> np.ndarray:
+def policy_gradient(family: Family, solved: SolvedPolicy) -> np.ndarray:
     """Gradient of eta, and of L, at the solved policy: sum of rho pi A times the score.
 
     Source: Sutton et al. 2000, theorem 1.
     """
-    weighted = solution.visits[:, None] * solution.advantages
-    return family.pull(solution.policy, weighted)
+    return family.vjp(solved.policy, solved.visits[:, None] * solved.advantages)
 
 
-def fisher(mdp: MDP, family: Family, solution: Solution) -> Float[np.ndarray, "param param"]:
+def fisher_matrix(family: Family, solved: SolvedPolicy) -> Float[np.ndarray, "param param"]:
     """Mean Fisher matrix over visited states, terminal ones left out; theta in flat order.
 
-    It is the Hessian of mean KL, in either direction, at the solved policy. Singular where a
-    change of the parameters changes no policy.
+    The Hessian of mean KL, in either direction, at the solved policy. Singular where a change of
+    the parameters changes no policy.
 
     Source: Kakade 2001, "A natural policy gradient", eq. 2.
     """
-    weights, policy = state_weights(mdp, solution), solution.policy
+    weights, policy = state_weights(solved), solved.policy
+    num_states, num_actions = policy.shape
     blocks = weights[:, None, None] * (
-        np.einsum("sa,ab->sab", policy, np.eye(mdp.num_actions))
+        np.einsum("sa,ab->sab", policy, np.eye(num_actions))
         - policy[:, :, None] * policy[:, None, :]
     )
-    if isinstance(family, Shared):
+    if isinstance(family, LinearSoftmax):
         J = family.features
         return np.einsum("sap,sab,sbq->pq", J, blocks, J)
-    size = mdp.num_actions
-    dense = np.zeros((mdp.num_states * size,) * 2)
-    for state, block in enumerate(blocks):
-        dense[state * size : (state + 1) * size, state * size : (state + 1) * size] = block
-    return dense
+    dense = np.zeros((num_states, num_actions, num_states, num_actions))
+    dense[np.arange(num_states), :, np.arange(num_states)] = blocks
+    return dense.reshape(policy.size, policy.size)

@@ -1,4 +1,4 @@
-"""Finite MDPs: what one is, checks that teach, and the families that the essay is tried on."""
+"""Finite MDPs, their validation, and the families that the essay is tried on."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from surefoot.errors import ConfigError
 
 ROW_TOLERANCE = 1e-8
-"""How far a row of probabilities may be from a sum of 1."""
+"""Largest deviation of a row of probabilities from a sum of 1."""
 
 
 class MDP(NamedTuple):
@@ -19,10 +19,10 @@ class MDP(NamedTuple):
         rewards: expected reward of (s, a), in the environment's units; 0 in terminal states.
         gamma: discount per step, in [0, 1).
         start: distribution of the first state.
-        terminal: states in which nothing happens any more.
-        max_steps: the environment's time limit, or None. The exact quantities do not know it: a
-            time limit cuts an episode, it does not end the MDP.
-        name: what to call it in tables and pictures.
+        terminal: states that end an episode.
+        max_steps: the environment's time limit, or None. Exact quantities ignore it: a time limit
+            cuts an episode, it does not end the MDP.
+        name: its name in tables and pictures.
     """
 
     transitions: Float[np.ndarray, "state action state"]
@@ -35,12 +35,12 @@ class MDP(NamedTuple):
 
     @property
     def num_states(self) -> int:
-        """How many states, terminal ones included."""
+        """Number of states, terminal ones included."""
         return self.transitions.shape[0]
 
     @property
     def num_actions(self) -> int:
-        """How many actions; every state has the same."""
+        """Number of actions, the same in every state."""
         return self.transitions.shape[1]
 
     @property
@@ -59,7 +59,7 @@ def make_mdp(
     max_steps: int | None = None,
     name: str = "mdp",
 ) -> MDP:
-    """A checked MDP. What a terminal state's own row says is replaced: nothing happens there.
+    """Validate tables and make an MDP; rows of terminal states become self-loops without reward.
 
     Args:
         transitions: P(s' | s, a), of shape [state, action, state].
@@ -68,10 +68,10 @@ def make_mdp(
         start: distribution of the first state; state 0 by default.
         terminal: which states end an episode; none by default.
         max_steps: the environment's time limit.
-        name: what to call it.
+        name: its name in tables, pictures and errors.
 
     Raises:
-        ConfigError: names the first row that is wrong, what it sums to, and the remedy.
+        ConfigError: an invalid table; names the first bad row, its sum, and the remedy.
     """
     P, r = np.array(transitions, np.float64), np.array(rewards, np.float64)
     if P.ndim != 3 or P.shape[0] != P.shape[2] or 0 in P.shape:
@@ -79,9 +79,9 @@ def make_mdp(
     num_states, num_actions, _ = P.shape
     ends = np.zeros(num_states, bool) if terminal is None else np.array(terminal, bool)
     if ends.shape != (num_states,):
-        raise _wrong(name, f"terminal has shape {ends.shape}", f"give ({num_states},), one a state")
+        raise _wrong(name, f"terminal has shape {ends.shape}", f"give ({num_states},)")
     if ends.all():
-        raise _wrong(name, "every state is terminal", "leave one in which something happens")
+        raise _wrong(name, "every state is terminal", "leave at least one that is not")
     P[ends], P[ends, :, ends] = 0.0, 1.0
     _check_rows(name, "transitions", P, "scale each row P(. | state, action) to sum to 1")
     if r.shape == P.shape:
@@ -102,10 +102,10 @@ def make_mdp(
 
 
 def check_policy(mdp: MDP, policy: Float[np.ndarray, "..."]) -> None:
-    """Refuse what is no policy of an MDP.
+    """Validate a policy of an MDP.
 
     Raises:
-        ConfigError: names the shape, or the first row that is no distribution.
+        ConfigError: a wrong shape, or a row that is not a distribution.
     """
     wanted = (mdp.num_states, mdp.num_actions)
     if policy.shape != wanted:
@@ -117,7 +117,7 @@ def _check_rows(name: str, what: str, rows: Float[np.ndarray, "..."], remedy: st
     bad = ~(rows >= 0.0)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise _wrong(name, f"{what}{list(where)} is {rows[where]}", "probabilities are 0 or more")
+        raise _wrong(name, f"{what}{list(where)} is {rows[where]}", "give 0 or more")
     sums = rows.sum(axis=-1)
     off = ~(np.abs(sums - 1.0) <= ROW_TOLERANCE)
     if off.any():
@@ -131,10 +131,10 @@ def _wrong(name: str, what: str, remedy: str) -> ConfigError:
 
 
 def ridge(*, B: float = 2.0, gamma: float = 0.95) -> MDP:
-    """Two states; a slope that pays until it is climbed too often.
+    """Two states: a slope that pays until it is climbed too often.
 
     In state 0 action 0 (left) stays and action 1 (right) goes to state 1, the crest. There left
-    pays 1 and right costs `B`; both go back. Meant for a policy that shares P(right).
+    pays 1 and right costs `B`; both go back. Meant for policies with one P(right) for all states.
     """
     _check_cost("ridge", B)
     P = np.zeros((2, 2, 2))
@@ -143,14 +143,14 @@ def ridge(*, B: float = 2.0, gamma: float = 0.95) -> MDP:
 
 
 def corridor(*, m: int = 4, B: float = 200.0, gamma: float = 0.95, stay: bool = False) -> MDP:
-    """A walk along `m` states to an edge that is hardly ever seen from the start.
+    """A walk along `m` states to an edge that is rarely visited from the start.
 
     Action 1 (right) pays 1 and goes on; in the last state it costs `B` and starts again. Action 0
-    (left) pays nothing and starts again, or stays where it is with `stay`. Meant for a policy that
-    shares P(right): what pays early kills late.
+    (left) pays nothing and starts again, or stays where it is with `stay`. Meant for policies with
+    one P(right) for all states: going right pays early and costs late.
     """
     if m < 2:
-        raise _wrong("corridor", f"m is {m}", "a corridor has at least 2 states")
+        raise _wrong("corridor", f"m is {m}", "a corridor needs at least 2 states")
     _check_cost("corridor", B)
     P, r = np.zeros((m, 2, m)), np.zeros((m, 2))
     for state in range(m):
@@ -163,7 +163,7 @@ def corridor(*, m: int = 4, B: float = 200.0, gamma: float = 0.95, stay: bool = 
 
 def _check_cost(name: str, B: float) -> None:
     if not B >= 0:
-        raise _wrong(name, f"B is {B}", "a cost is 0 or more")
+        raise _wrong(name, f"B is {B}", "give a cost of at least 0")
 
 
 def random_mdp(
@@ -178,16 +178,16 @@ def random_mdp(
     """A random MDP with Dirichlet rows and normal rewards; benign, as random MDPs are.
 
     `concentration` 0 gives deterministic transitions, small numbers give few likely successors.
-    `reward_density` is the share of (s, a) that pay at all; 0 gives an MDP without rewards.
+    `reward_density` is the share of (s, a) that pay; 0 gives an MDP without rewards.
     """
-    for what, value, most in (
+    for what, value, maximum in (
         ("concentration", concentration, np.inf),
         ("reward_density", reward_density, 1.0),
     ):
-        if not 0 <= value <= most:
-            raise _wrong(f"random:{seed}", f"{what} is {value}", f"give 0 to {most:g}")
+        if not 0 <= value <= maximum:
+            raise _wrong(f"random:{seed}", f"{what} is {value}", f"give 0 to {maximum:g}")
     if min(num_states, num_actions) < 1:
-        raise _wrong(f"random:{seed}", "it has no state or no action", "give 1 or more of each")
+        raise _wrong(f"random:{seed}", "it has no state or no action", "give at least 1 of each")
     rng = np.random.default_rng(seed)
     shape = (num_states, num_actions)
     if concentration == 0:

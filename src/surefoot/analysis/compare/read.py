@@ -14,8 +14,8 @@ from surefoot.config.presets import settings_of
 from surefoot.config.settings import OwnNetworks
 from surefoot.config.validation import shown
 from surefoot.envs.registry import find_env
-from surefoot.envs.tabular import best_possible
 from surefoot.errors import ConfigError
+from surefoot.exact.registry import optimal_episode_return
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.run import load
 
@@ -113,7 +113,7 @@ def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetwo
         "own networks": config.get("own_networks", False),
         "versions": dict(config.get("versions", {})),
     }
-    optimum = best_possible(settings.env, settings.env_kwargs)
+    optimum = optimal_episode_return(settings.env, settings.env_kwargs)
     return _Finished(score, curve, decisive, flatten(circumstances), optimum)
 
 

@@ -1,7 +1,6 @@
-"""`exact` and `essay`: from their parsed options to their exit code."""
+"""`surefoot exact` and `surefoot essay`, from parsed options to the exit code."""
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,85 +12,95 @@ from surefoot.config.validation import limits_of
 from surefoot.errors import ConfigError, StorageError
 
 EXACT_RULES = (*RULES, "cpi", "pi")
-FAMILY = ("m", "B", "stay", "num_states", "num_actions", "concentration", "reward_density")
-"""Flags that are parameters of a family of MDPs."""
+STEP_SIZES = {
+    "max_kl": "radius of npg and trpo, nats (default 0.01)",
+    "clip_eps": "ppo's clip range (default 0.2)",
+    "kl_coef": "ppo-kl's weight on mean KL (default 1)",
+    "learning_rate": "vpg's step along the gradient (default 1)",
+}
+MDP_PARAMETERS = {
+    "m": (int, "corridor: number of states (default 4)"),
+    "B": (float, "corridor, ridge: cost of the edge (default 200, 2)"),
+    "num_states": (int, "random: number of states (default 6)"),
+    "num_actions": (int, "random: number of actions (default 3)"),
+    "concentration": (float, "random: of the Dirichlet transitions; 0: deterministic (default 1)"),
+    "reward_density": (float, "random: share of (state, action) that pay (default 1)"),
+}
 
 
 def add_exact_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `surefoot exact`."""
+    """Add the flags of `surefoot exact`."""
     parser.add_argument("mdp", help="corridor, ridge, random:SEED, FILE.npz or a Gymnasium id")
     parser.add_argument(
         "rules", nargs="*", metavar="RULE", help="vpg, npg, trpo (default), ppo-kl, ppo, cpi, pi"
     )
-    parser.add_argument("--plot", metavar="FILE", nargs="?", const="", help="draw it as PNG")
-    parser.add_argument("--iterations", type=int, help="a learning curve of so many updates")
+    parser.add_argument("--plot", metavar="FILE", nargs="?", const="", help="draw a PNG")
+    parser.add_argument("--iterations", type=int, help="number of updates of a learning curve")
     parser.add_argument("--gamma", type=float, help="discount (default: the MDP's own, or 0.99)")
     parser.add_argument("--policy", metavar="FILE.npy", help="start from pi(a|s) [state, action]")
     parser.add_argument("--p-old", type=float, help="start from P(action 1) in every state")
     parser.add_argument(
-        "--tabular", action="store_true", help="ridge, corridor: every state its own parameters"
+        "--tabular", action="store_true", help="ridge, corridor: separate parameters for each state"
     )
-    parser.add_argument("--env-kwargs", metavar="JSON", help="arguments of the environment")
+    parser.add_argument("--env-kwargs", metavar="JSON", help="keyword arguments of the environment")
     step = parser.add_argument_group("the update")
-    step.add_argument("--max-kl", type=float, help="radius of npg and trpo, nats (default 0.01)")
-    step.add_argument("--clip-eps", type=float, help="ppo's clip range (default 0.2)")
-    step.add_argument("--kl-coef", type=float, help="ppo-kl's weight on mean KL (default 1)")
-    step.add_argument(
-        "--learning-rate", type=float, help="vpg: step along the gradient (default 1)"
-    )
+    for name, text in STEP_SIZES.items():
+        step.add_argument(_flag(name), type=float, help=text)
     step.add_argument(
         "--batch",
         metavar="exact|N",
-        help="the rule that trains elsewhere, on the exact batch or on N sampled rows",
+        help="apply the training rule instead, to the exact batch or to N sampled rows",
     )
     step.add_argument("--seed", type=int, help="of --batch N (default 0)")
-    family = parser.add_argument_group("families")
-    family.add_argument("--m", type=int, help="corridor: states (default 4)")
-    family.add_argument("--B", type=float, help="corridor, ridge: cost of the edge (200; 2)")
-    family.add_argument("--stay", action="store_const", const=True, help="corridor: left stays")
-    family.add_argument("--num-states", type=int, help="random (default 6)")
-    family.add_argument("--num-actions", type=int, help="random (default 3)")
-    family.add_argument("--concentration", type=float, help="random: 0 is deterministic (1)")
-    family.add_argument("--reward-density", type=float, help="random: share that pays (1)")
+    family = parser.add_argument_group("families of MDPs")
+    for name, (kind, text) in MDP_PARAMETERS.items():
+        family.add_argument(_flag(name), type=kind, help=text)
+    family.add_argument(
+        "--stay", action="store_const", const=True, help="corridor: left stays in its state"
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options among `names` that were set."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def exact_command(options: argparse.Namespace) -> int:
-    """Solve an MDP, make one update or many, and show everything about it."""
-    from surefoot.envs.tabular import find_mdp
-    from surefoot.exact.report import start_at
+    """Solve an MDP, and report one exact update or a learning curve."""
+    from surefoot.exact import StepSizes, find_mdp, starting_point
 
-    arguments = {name: getattr(options, name) for name in FAMILY}
-    arguments = {name: value for name, value in arguments.items() if value is not None}
-    arguments |= parse_env_kwargs(options.env_kwargs)
+    arguments = _given(options, (*MDP_PARAMETERS, "stay")) | parse_env_kwargs(options.env_kwargs)
     mdp = find_mdp(options.mdp, arguments, gamma=options.gamma)
-    start = start_at(mdp, p_old=options.p_old, policy=_policy(options), table=options.tabular)
+    start = starting_point(
+        mdp, p_old=options.p_old, policy=_policy(options), tabular=options.tabular
+    )
     rules = options.rules or ["trpo"]
-    _refuse_idle_flags(options, rules)
+    _refuse_unused_flags(options, rules)
+    sizes = StepSizes(**_given(options, tuple(STEP_SIZES)))
     if options.iterations is not None:
-        return _curves(options, start, rules)
+        return _curves(options, start, rules, sizes)
     if len(rules) > 1:
-        raise ConfigError("several rules are compared over updates: add --iterations N")
-    return _one_update(options, start, rules[0])
+        raise ConfigError("several rules need a learning curve: add --iterations N")
+    return _one_update(options, start, rules[0], sizes)
 
 
 USED_BY = {"max_kl": ("npg", "trpo"), "kl_coef": ("ppo-kl",), "learning_rate": ("vpg",)}
-"""Which exact rules read a setting; `clip_eps` also draws ppo's objective beside any rule."""
+"""Exact rules that read a setting; `clip_eps` also draws ppo's objective beside any rule."""
 
 
-def _refuse_idle_flags(options: argparse.Namespace, rules: Sequence[str]) -> None:
-    """Refuse a flag that nothing would read.
-
-    Raises:
-        ConfigError: names it, and the rules that do.
-    """
+def _refuse_unused_flags(options: argparse.Namespace, rules: Sequence[str]) -> None:
     for name, users in USED_BY.items():
         if options.batch is not None:
             users = [rule for rule, kind in RULES.items() if name in limits_of(kind)]
         if getattr(options, name) is not None and not set(users) & set(rules):
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is read by {', '.join(users)}, not {rules[0]}", name="FLAG")
+            message = f"{_flag(name)} applies to {', '.join(users)}, not {rules[0]}"
+            raise ConfigError(message, name="FLAG")
     if options.seed is not None and options.batch in (None, "exact"):
-        raise ConfigError("--seed is of the rows that --batch N samples", name="FLAG")
+        raise ConfigError("--seed needs sampled rows: add --batch N", name="FLAG")
     if options.seed is not None and options.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {options.seed}")
 
@@ -103,97 +112,87 @@ def _policy(options: argparse.Namespace) -> Any:
         return None
     try:
         return np.asarray(np.load(options.policy, allow_pickle=False), np.float64)
-    except (OSError, ValueError) as fault:
-        raise ConfigError(f"--policy {options.policy}: {fault}") from fault
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--policy {options.policy}: {error}") from error
 
 
-def _step(options: argparse.Namespace) -> Any:
-    from surefoot.exact import Step
-
-    names = [field.name for field in fields(Step)]
-    given = {name: getattr(options, name) for name in names}
-    for name, value in given.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} must be above 0 and finite, got {value}")
-    return Step(**{name: value for name, value in given.items() if value is not None})
-
-
-def _update(options: argparse.Namespace, rule: str, step: Any) -> Any:
-    """The exact form of a rule, or with --batch the rule that trains elsewhere."""
-    from surefoot.exact.report import exact_update
+def _update(options: argparse.Namespace, rule: str) -> Any:
+    """The exact form of a rule, or with --batch the training rule."""
+    from surefoot.exact import exact_rule
 
     if options.batch is None:
-        return exact_update(rule)
+        return exact_rule(rule)
     from surefoot.exact.practice import training_update
 
     if rule not in RULES:
-        raise ConfigError(f"--batch is for the rules that train: {', '.join(RULES)}; {rule} is not")
+        raise ConfigError(f"--batch needs a training rule ({', '.join(RULES)}), got {rule}")
     if options.batch != "exact" and not (options.batch.isdigit() and int(options.batch) > 0):
-        raise ConfigError(f"--batch is `exact` or a number of rows, got {options.batch}")
-    kind = RULES[rule]
-    known = {field.name for field in fields(kind)}
-    # The rule's own defaults but for what was asked for: they are what is looked at.
-    given = {field.name: getattr(options, field.name) for field in fields(step)}
-    given = {name: value for name, value in given.items() if name in known and value is not None}
+        raise ConfigError(f"--batch must be `exact` or a number of rows, got {options.batch}")
+    known = {field.name for field in fields(RULES[rule])}
+    # The training rule keeps its own defaults, not those of the exact one.
+    given = _given(options, [name for name in STEP_SIZES if name in known])
     if "num_minibatches" in known:
         given["num_minibatches"] = 1
-    rows = None if options.batch == "exact" else int(options.batch)
-    count = options.iterations or 1
-    return training_update(kind(**given), rows=rows, seed=options.seed or 0, num_updates=count)
+    return training_update(
+        RULES[rule](**given),
+        rows=None if options.batch == "exact" else int(options.batch),
+        seed=options.seed or 0,
+        num_updates=options.iterations or 1,
+    )
 
 
-def _one_update(options: argparse.Namespace, start: Any, rule: str) -> int:
-    from surefoot.analysis.exact_picture import plane
-    from surefoot.analysis.exact_text import describe
-    from surefoot.exact.report import report
+def _one_update(options: argparse.Namespace, start: Any, rule: str, sizes: Any) -> int:
+    from surefoot.analysis.exact_text import describe_update
+    from surefoot.exact import LinearSoftmax, report_update, update_path
+    from surefoot.exact.picture import update_picture
 
-    step = _step(options)
-    found, ray, marks = report(start, _update(options, rule, step), step)
+    path = update_path(start, _update(options, rule), sizes)
+    found = report_update(path, clip_eps=sizes.clip_eps)
     file = _plot_file(options, f"exact-{start.mdp.name}-{rule}")
     if file:
-        from surefoot.analysis.plots import plot_plane
+        from surefoot.analysis.plots import plot_update
 
-        shown = plane(start, found, ray, marks, rule=rule, clip_eps=step.clip_eps)
-        plot_plane(shown, file)
+        shared = isinstance(start.family, LinearSoftmax)
+        plot_update(update_picture(path, rule=rule, shared=shared, clip_eps=sizes.clip_eps), file)
     if options.json:
         emit({"mdp": start.mdp.name, "rule": rule, **found.to_dict(), "plot": file and str(file)})
     else:
-        print(describe(start, rule, found))
-        if file:
-            print(f"picture: {file}")
+        _print(describe_update(start, rule, found), file)
     return 0
 
 
-def _curves(options: argparse.Namespace, start: Any, rules: Sequence[str]) -> int:
-    from surefoot import exact as t
+def _curves(options: argparse.Namespace, start: Any, rules: Sequence[str], sizes: Any) -> int:
     from surefoot.analysis.exact_text import describe_curves, time_limited
-    from surefoot.exact.report import curve
+    from surefoot.exact import exact_learning_curve, optimal_policy, solve
 
     if options.iterations < 1:
         raise ConfigError(f"--iterations must be at least 1, got {options.iterations}")
-    step, mdp = _step(options), start.mdp
-    found = [
-        curve(start, rule, _update(options, rule, step), step, iterations=options.iterations)
+    curves = [
+        exact_learning_curve(
+            start, rule, _update(options, rule), sizes, iterations=options.iterations
+        )
         for rule in rules
     ]
-    best = t.best_policy(mdp)
-    optimum = t.solve(mdp, best).eta
+    mdp, best = start.mdp, optimal_policy(start.mdp)
+    optimum = solve(mdp, best).eta
     file = _plot_file(options, f"exact-{mdp.name}-curves")
     if file:
-        from surefoot.analysis.plots import ExactCurve, plot_exact_curves
+        from surefoot.analysis.plots import plot_exact_curves
 
-        drawn = [ExactCurve(each.rule, each.etas) for each in found]
-        plot_exact_curves(drawn, file, title=f"{mdp.name}, exact updates", optimum=optimum)
+        plot_exact_curves(curves, file, title=f"{mdp.name}, exact updates", optimum=optimum)
     if options.json:
-        for each in found:
-            emit({"rule": each.rule, "etas": each.etas, **time_limited(mdp, each.policy)})
+        for curve in curves:
+            emit({"rule": curve.rule, "etas": curve.etas, **time_limited(mdp, curve.policy)})
         emit({"rule": "optimum", "eta": optimum, **time_limited(mdp, best)})
     else:
-        print(describe_curves(mdp, found, best))
-        if file:
-            print(f"picture: {file}")
+        _print(describe_curves(mdp, curves, best), file)
     return 0
+
+
+def _print(text: str, picture: Path | None) -> None:
+    print(text)
+    if picture:
+        print(f"picture: {picture}")
 
 
 def _plot_file(options: argparse.Namespace, name: str) -> Path | None:
@@ -206,31 +205,31 @@ def _plot_file(options: argparse.Namespace, name: str) -> Path | None:
 
 
 def essay_command(options: argparse.Namespace) -> int:
-    """Judge the essay's claims, and write the page."""
-    from surefoot.analysis.essay import CLAIMS, as_page, as_record, as_text, judge
+    """Judge the essay's claims, and write them as a page with --out."""
+    from surefoot.analysis.essay import CLAIMS, as_html, as_record, as_text, judge_claims
 
-    numbers = options.claim
-    for number in numbers or ():
+    for number in options.claim or ():
         if not 1 <= number <= len(CLAIMS):
             raise ConfigError(f"--claim {number}: the claims are numbered 1 to {len(CLAIMS)}")
     out = Path(options.out) if options.out else None
     if out and out.exists() and not out.is_dir():
         raise StorageError(f"--out {out} is not a directory")
     judged = []
-    for each in judge(numbers):
-        judged.append(each)
+    for claim in judge_claims(options.claim):
+        judged.append(claim)
         if options.json:
-            emit(as_record(each))
+            emit(as_record(claim))
         elif out:
-            print(f"{each.number}. {each.claim.title}: {each.claim.verdict}", flush=True)
+            print(f"{claim.number}. {claim.title}: {claim.verdict}", flush=True)
         else:
-            print(as_text(each) + "\n", flush=True)
+            print(as_text(claim) + "\n", flush=True)
     if out:
+        page = out / "essay.html"
         try:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "essay.html").write_text(as_page(judged), encoding="utf-8")
-        except OSError as fault:
-            raise StorageError(f"writing {out / 'essay.html'}: {fault.strerror}") from fault
+            page.write_text(as_html(judged), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"writing {page}: {error.strerror}") from error
         if not options.json:
-            print(f"page: {out / 'essay.html'}")
+            print(f"page: {page}")
     return 0

@@ -1,0 +1,162 @@
+"""Find a finite MDP by name: built-in families, a file, or a Gymnasium environment's table."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from surefoot.config.validation import nearest
+from surefoot.errors import ConfigError
+from surefoot.exact.mdp import MDP, corridor, make_mdp, random_mdp, ridge
+from surefoot.exact.solution import episode_limit, time_limited_optimum
+
+BUILT_IN = {"corridor": corridor, "ridge": ridge}
+
+
+def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = None) -> MDP:
+    """Find an MDP by name.
+
+    Args:
+        name: `corridor`, `ridge`, `random` or `random:SEED`, a file `x.npz`, or the id of a
+            Gymnasium environment with a transition table (FrozenLake-v1, CliffWalking-v1, Taxi-v4).
+        arguments: keyword arguments of the family (`m`, `B`, `stay`, ...) or of the environment.
+        gamma: discount; None takes the family's or the file's own, or 0.99.
+
+    Raises:
+        ConfigError: an unknown name, an unknown argument, or an invalid table.
+    """
+    given: dict[str, Any] = dict(arguments) | ({} if gamma is None else {"gamma": gamma})
+    family, colon, seed = name.partition(":")
+    if name in BUILT_IN:
+        return BUILT_IN[name](**_known(name, BUILT_IN[name], given))
+    if family == "random":
+        if bool(colon) != seed.isdigit():
+            raise ConfigError(f"{name}: the seed must be a number, as in random:3", name="MDP")
+        return random_mdp(int(seed or 0), **_known(name, random_mdp, given))
+    if name.endswith(".npz"):
+        if arguments:
+            raise ConfigError(f"{name} is a table and takes no {next(iter(arguments))}", name="MDP")
+        return _from_file(Path(name), gamma)
+    return _from_gymnasium(name, arguments, 0.99 if gamma is None else gamma)
+
+
+def _known(name: str, family: Callable[..., MDP], given: dict[str, Any]) -> dict[str, Any]:
+    """Check that the family takes every argument."""
+    known = [
+        key
+        for key, kind in inspect.signature(family).parameters.items()
+        if kind.default is not kind.empty
+    ]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{name} takes no {key}; it takes {', '.join(known)}", name="MDP")
+    return given
+
+
+def _from_file(path: Path, gamma: float | None) -> MDP:
+    """An MDP from the arrays `transitions`, `rewards` and optional `gamma`, `start`, `terminal`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{path} cannot be read: {reason}", name="MDP") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} was not written by np.savez: {error}", name="MDP") from error
+    missing = {"transitions", "rewards"} - set(arrays)
+    if missing:
+        raise ConfigError(
+            f"{path} has no {' and no '.join(sorted(missing))}; save it with np.savez(path, "
+            "transitions=..., rewards=..., gamma=...)",
+            name="MDP",
+        )
+    if gamma is None:
+        gamma = float(arrays.get("gamma", 0.99))
+    return make_mdp(
+        arrays["transitions"],
+        arrays["rewards"],
+        gamma=gamma,
+        start=arrays.get("start"),
+        terminal=arrays.get("terminal"),
+        name=path.stem,
+    )
+
+
+def _from_gymnasium(env_id: str, env_kwargs: Mapping[str, Any], gamma: float) -> MDP:
+    """An MDP from the table `P[s][a] = [(probability, next, reward, terminated), ..]`."""
+    try:
+        env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+    except gymnasium.error.Error as error:
+        names = [*BUILT_IN, "random", *gymnasium.registry]
+        raise ConfigError(
+            f"unknown MDP {env_id}{nearest(env_id, names)} (give corridor, ridge, random:SEED, a "
+            "file x.npz, or a Gymnasium id)",
+            name="UNKNOWN-MDP",
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"{env_id}: {error}", name="MDP") from error
+    inner: Any = env.unwrapped
+    limit = env.spec.max_episode_steps if env.spec else None
+    env.close()
+    table, start = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)
+    if not isinstance(table, Mapping) or start is None:
+        raise ConfigError(
+            f"{env_id} has no transition table (env.unwrapped.P), which exact quantities need: "
+            "give a file x.npz, or use FrozenLake-v1, CliffWalking-v1 or Taxi-v4",
+            name="NO-TABLE",
+        )
+    return _from_table(table, np.asarray(start, np.float64), gamma, limit, env_id)
+
+
+def _from_table(
+    table: Mapping[int, Any], start: np.ndarray, gamma: float, limit: int | None, name: str
+) -> MDP:
+    """An MDP whose terminal states are those that only terminating transitions reach.
+
+    Terminations in any other state lead to one extra terminal state.
+    """
+    rows = [
+        (state, action, *outcome)
+        for state, choices in table.items()
+        for action, outcomes in choices.items()
+        for outcome in outcomes
+        if outcome[0] > 0
+    ]
+    onwards: dict[int, set[int]] = {}
+    for state, _, _, to, _, done in rows:
+        if not done:
+            onwards.setdefault(state, set()).add(to)
+    # Every state that an episode can be in without having ended.
+    passed, found = set(), {int(state) for state in np.flatnonzero(start)}
+    while found:
+        passed |= found
+        found = set().union(*(onwards.get(state, set()) for state in found)) - passed
+    reached = {to for state, _, _, to, _, done in rows if done}
+    ends = reached - passed
+    num_states, extra = len(table), bool(reached - ends)
+    size, actions = num_states + extra, len(table[0])
+    P, rewards = np.zeros((size, actions, size)), np.zeros((size, actions))
+    for state, action, probability, to, reward, done in rows:
+        P[state, action, num_states if done and to not in ends else to] += probability
+        rewards[state, action] += probability * reward
+    terminal = np.isin(np.arange(size), [*ends, num_states])
+    first = np.append(start, 0.0) if extra else start
+    return make_mdp(
+        P, rewards, gamma=gamma, start=first, terminal=terminal, max_steps=limit, name=name
+    )
+
+
+def optimal_episode_return(env_id: str, env_kwargs: Mapping[str, Any]) -> float | None:
+    """Largest mean episode return of any policy on `tabular:NAME`.
+
+    None for other environments, and where episodes neither end nor are cut.
+    """
+    prefix, _, name = env_id.partition(":")
+    if prefix != "tabular":
+        return None
+    mdp = find_mdp(name, env_kwargs)
+    limit = episode_limit(mdp)
+    return None if limit is None else time_limited_optimum(mdp, max_steps=limit)
