@@ -16,7 +16,6 @@ from surefoot.diagnostics.gain_ratio import (
     DRIFT,
     GAIN_NOISE,
     PRIOR_U,
-    best_radius,
     filter_gain,
     filtered_ratio,
     signal_share,
@@ -28,19 +27,21 @@ from surefoot.diagnostics.groups import (
     EPISODE_GROUPS,
     Estimate,
     GroupSums,
+    Layout,
     combine,
     groups_of,
-    interval,
+    interval_of,
     mean_of,
     sum_by_group,
 )
-from surefoot.diagnostics.lens import report_noise
+from surefoot.diagnostics.lens import noise_metrics
 from surefoot.diagnostics.realised_gain import realised_gain
 from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitation_shift
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
 from surefoot.formulas.distributions import Categorical
-from surefoot.parallel.rows import over_copies, to_rows
+from surefoot.parallel.rows import rows_in
 from surefoot.rules import UPDATE_RULES
+from surefoot.rules.rows import AllRows
 from surefoot.training.batch import fresh_explained_variance
 from surefoot.types import Batch, Inputs, Rollout
 from tests.support.programs import well_built
@@ -80,7 +81,7 @@ def sums_of(errors, counts=None):
 
 @partial(jax.jit, static_argnames="paired")
 def gained(before, after, paired):
-    return interval(realised_gain(before, after, horizon=10.0, paired=paired))
+    return interval_of(realised_gain(before, after, horizon=10.0, paired=paired))
 
 
 @pytest.mark.parametrize("paired", [True, False], ids=["environments", "episodes"])
@@ -122,31 +123,34 @@ def policy_fn(theta, inputs):
     return Categorical(theta[inputs.obs])
 
 
-def table_batch(states, actions, advantages, weights=None):
+def table_batch(states, actions, advantages, groups):
     zeros = jnp.zeros(len(states))
     return Batch(
-        Inputs(states, None),
-        actions,
-        zeros,
-        advantages,
-        zeros,
-        zeros,
-        jnp.ones(len(states)) if weights is None else weights,
-        jnp.asarray(1.0),
+        inputs=Inputs(states, None),
+        actions=actions,
+        old_log_probs=zeros,
+        advantages=advantages,
+        values=zeros,
+        value_targets=zeros,
+        weights=jnp.ones(len(states)),
+        groups=jnp.asarray(groups, jnp.int32),
+        return_scale=jnp.asarray(1.0),
     )
 
 
-def draw_rows(old, key, rows):
+def draw_rows(old, key, groups):
+    """A row of each of these groups, in their order."""
     law = jnp.log(jnp.asarray((old.visits[:, None] * old.policy).reshape(-1)))
-    pairs = jax.random.categorical(key, law, shape=(rows,))
+    pairs = jax.random.categorical(key, law, shape=(len(groups),))
     states, actions = jnp.divmod(pairs, old.policy.shape[1])
-    return table_batch(states, actions, jnp.asarray(old.advantages, jnp.float32)[states, actions])
+    advantages = jnp.asarray(old.advantages, jnp.float32)[states, actions]
+    return table_batch(states, actions, advantages, groups)
 
 
-@pytest.mark.parametrize("num_envs", [16, 1])
-def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(pair, num_envs):
+@pytest.mark.parametrize("layout", [Layout(16, 1), Layout(16, 16)], ids=["together", "apart"])
+def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(pair, layout):
     mdp, old, _ = pair
-    rule = UPDATE_RULES["npg"](NPG(advantage_norm="none", fisher_fraction=1.0), policy_fn, 1)
+    rule = UPDATE_RULES["npg"](NPG(advantage_norm="none", fisher_fraction=1.0), policy_fn, 1.0)
     theta, groups = jnp.zeros((6, 3)), jnp.arange(1600) % 16
 
     def update(half):
@@ -159,15 +163,11 @@ def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(
     @jax.jit
     @jax.vmap
     def look(key):
-        batch = draw_rows(old, key, 1600)
-        fit = cross_fit(
-            *(update, policy_fn, theta, batch, groups, 16),
-            envs_in_block=num_envs,
-            horizon=mdp.horizon,
-        )
+        batch = draw_rows(old, key, groups)
+        fit = cross_fit(update, policy_fn, theta, batch, layout, horizon=mdp.horizon)
         halves = [batch._replace(weights=1.0 * (groups % 2 == side)) for side in (0, 1)]
         truth = 0.5 * sum(worth(update(half)) for half in halves)
-        return interval(fit.across), fit.insample, truth
+        return interval_of(fit.across), fit.insample, truth
 
     across, insample, truth = look(jax.random.split(jax.random.key(0), REPEATS))
     assert LOW <= covers(across.low, across.high, np.asarray(truth)) <= HIGH
@@ -178,12 +178,11 @@ def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(
 
 def test_a_single_group_has_no_other_half_to_ask(pair):
     _, old, _ = pair
-    batch, theta = draw_rows(old, jax.random.key(0), 64), jnp.zeros((6, 3))
+    theta = jnp.zeros((6, 3))
     for groups, known in ((jnp.zeros(64, int), False), (jnp.arange(64) // 32, True)):
+        batch = draw_rows(old, jax.random.key(0), groups)
         fit = cross_fit(
-            *(lambda half: theta + 0.1, policy_fn, theta, batch, groups, EPISODE_GROUPS),
-            envs_in_block=1,
-            horizon=10.0,
+            lambda half: theta + 0.1, policy_fn, theta, batch, Layout(1, 1), horizon=10.0
         )
         assert np.isfinite(fit.insample) == known
         assert np.isfinite(fit.across.mean) == known
@@ -195,7 +194,7 @@ def test_noise_promises_in_sample_and_not_across_halves():
     """A bandit of 200 states without any true advantage, and one with."""
     num_states, rows = 200, 800
     theta, groups = jnp.zeros((num_states, 2)), jnp.arange(800) % 8
-    rule = UPDATE_RULES["npg"](NPG(advantage_norm="none", fisher_fraction=1.0), policy_fn, 1)
+    rule = UPDATE_RULES["npg"](NPG(advantage_norm="none", fisher_fraction=1.0), policy_fn, 1.0)
 
     def update(half):
         return rule.update(rule.init(theta), theta, half, jax.random.key(0))[0]
@@ -207,10 +206,8 @@ def test_noise_promises_in_sample_and_not_across_halves():
             states = jax.random.randint(s, (rows,), 0, num_states)
             actions = jax.random.randint(a, (rows,), 0, 2)
             advantages = signal * (2.0 * actions - 1.0) + jax.random.normal(n, (rows,))
-            batch = table_batch(states, actions, advantages)
-            fit = cross_fit(
-                update, policy_fn, theta, batch, groups, 8, envs_in_block=8, horizon=10.0
-            )
+            batch = table_batch(states, actions, advantages, groups)
+            fit = cross_fit(update, policy_fn, theta, batch, Layout(8, 1), horizon=10.0)
             return fit.insample, fit.across.mean
 
         return jax.vmap(one)(keys)
@@ -247,12 +244,12 @@ def test_groups_of_different_sizes_tell_the_same_noise_as_equal_ones(pair):
     @jax.jit
     @jax.vmap
     def look(key):
-        batch = draw_rows(old, key, rows)
+        batch = draw_rows(old, key, groups)
 
         def part(group):
-            return batch._replace(weights=1.0 * (groups == group))
+            return batch._replace(weights=1.0 * (batch.groups == group))
 
-        return gradient_noise(policy_fn, theta, part, count).cosine
+        return gradient_noise(policy_fn, theta, part, count, AllRows()).cosine
 
     truth, trace = gradient_law(old)
     expected = 1.0 / (1.0 + trace / (truth @ truth) / rows)
@@ -269,7 +266,7 @@ def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_ba
     @jax.jit
     @jax.vmap
     def look(key):
-        batch = draw_rows(old, key, rows)
+        batch = draw_rows(old, key, jnp.arange(rows) // (rows // groups))
         parted = jax.tree.map(
             lambda leaf: leaf.reshape(groups, rows // groups, *leaf.shape[1:]),
             batch._replace(return_scale=None),
@@ -293,7 +290,7 @@ def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_ba
             rows / groups,
             rows,
         )
-        noise = gradient_noise(policy_fn, theta, part, groups)
+        noise = gradient_noise(policy_fn, theta, part, groups, AllRows())
         return norms, jnp.mean(each, axis=0), noise
 
     norms, gradients, noise = look(jax.random.split(jax.random.key(0), REPEATS))
@@ -310,10 +307,8 @@ def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_ba
 
 def states_of(law, key, rows=512, groups=8):
     states = jax.random.choice(key, len(law), shape=(rows // groups, groups), p=jnp.asarray(law))
-    groups = jnp.broadcast_to(jnp.arange(groups), states.shape)
-    return sample_states(
-        jax.nn.one_hot(states, len(law)), groups, jnp.ones(states.shape, bool), key
-    )
+    rollout = rollout_with(jnp.zeros(states.shape))
+    return sample_states(jax.nn.one_hot(states, len(law)), rollout, key, AllRows())
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.2, 0.6, 1.0])
@@ -339,9 +334,9 @@ def test_the_shift_of_visits_is_below_the_exact_one_and_near_it_where_it_is_larg
 
 def test_states_that_change_with_time_show_in_the_null_too():
     time = jnp.broadcast_to(jnp.arange(128.0)[:, None, None], (128, 8, 1))
-    groups, valid = jnp.broadcast_to(jnp.arange(8), (128, 8)), jnp.ones((128, 8), bool)
-    first = sample_states(time, groups, valid, jax.random.key(0))
-    second = sample_states(time + 128, groups, valid, jax.random.key(1))
+    rollout = rollout_with(np.zeros((128, 8)))
+    first = sample_states(time, rollout, jax.random.key(0), AllRows())
+    second = sample_states(time + 128, rollout, jax.random.key(1), AllRows())
     found = visitation_shift(first, second, jax.random.key(2))
     assert found.bound > 0.9
     assert found.null > 0.9
@@ -349,7 +344,8 @@ def test_states_that_change_with_time_show_in_the_null_too():
 
 def test_states_without_a_second_group_cannot_be_told_apart_on_held_out_ones():
     rows = jnp.zeros((8, 1, 1))
-    states = sample_states(rows, jnp.zeros((8, 1), int), jnp.ones((8, 1), bool), jax.random.key(0))
+    one_episode = rollout_with(np.zeros((8, 1)))
+    states = sample_states(rows, one_episode, jax.random.key(0), AllRows())
     assert len(states.groups) == NUM_STATES
     assert np.isnan(visitation_shift(states, states, jax.random.key(0)).bound)
 
@@ -394,7 +390,6 @@ def test_a_filter_that_learns_nothing_says_what_was_expected_before():
     )
     assert blind.u == state.u
     np.testing.assert_allclose(filtered_ratio(state, jnp.asarray(0.03))[0], 0.5, rtol=1e-6)
-    np.testing.assert_allclose(best_radius(state), 0.25 / (1.5 * PRIOR_U) ** 2, rtol=1e-6)
     lost = filter_gain(
         state,
         Estimate(jnp.asarray(jnp.nan), jnp.asarray(1.0), jnp.asarray(1.0)),
@@ -404,17 +399,15 @@ def test_a_filter_that_learns_nothing_says_what_was_expected_before():
     assert np.isfinite(np.concatenate([np.ravel(leaf) for leaf in lost])).all()
 
 
-def test_gains_below_the_promise_lower_the_radius_and_gains_at_the_promise_raise_it():
-    radii = []
+def test_gains_below_the_promise_lower_the_expected_ratio_and_gains_at_the_promise_raise_it():
+    ratios = []
     for kept in (0.0, 0.5, 1.0):
         state = start_filter()
         for _ in range(80):
             gain = Estimate(jnp.asarray(kept), jnp.asarray(0.02), jnp.asarray(7.0))
             state = filter_gain(state, gain, jnp.asarray(1.0), jnp.asarray(0.01))
-        radii.append(float(best_radius(state)))
-    assert radii[0] < 0.004
-    np.testing.assert_allclose(radii[1], 0.01, rtol=0.25)
-    assert radii[2] > 0.05
+        ratios.append(float(filtered_ratio(state, jnp.asarray(0.01))[0]))
+    np.testing.assert_allclose(ratios, [0.0, 0.5, 1.0], atol=0.05)
 
 
 def test_the_signal_share_is_unknown_before_the_first_cross_fit_and_a_share_afterwards():
@@ -430,7 +423,7 @@ def test_the_signal_share_is_unknown_before_the_first_cross_fit_and_a_share_afte
 
 def test_one_group_has_a_mean_and_no_interval():
     one = mean_of(GroupSums(jnp.array([6.0, 0.0]), jnp.array([3.0, 0.0])))
-    found = interval(one)
+    found = interval_of(one)
     assert float(found.mean) == 2.0
     assert np.isnan(found.low)
     assert np.isnan(found.high)
@@ -474,20 +467,21 @@ def test_groups_are_environments_or_the_episodes_of_a_single_one():
 def test_the_noise_of_a_batch_is_that_of_its_environments_or_episodes(num_envs, blocks, pair):
     """Rows go by time and environment: a slice that took the wrong ones would mix the groups."""
     _, old, _ = pair
-    theta, rows, count = jnp.zeros((6, 3)), 64, 4 if num_envs > 1 else EPISODE_GROUPS
-    batch = draw_rows(old, jax.random.key(3), rows)
-    # With blocks a group has an environment of each.
-    groups = jnp.arange(rows).reshape(-1, num_envs) % (num_envs // blocks)
+    theta, count = jnp.zeros((6, 3)), 4 if num_envs > 1 else EPISODE_GROUPS
+    access = rows_in(blocks)
+    groups = jnp.arange(64).reshape(-1, num_envs) % num_envs
     if num_envs == 1:
-        groups = jnp.arange(rows).reshape(-1, 1) // 16
-    by_copies = over_copies(policy_fn)
-    found = report_noise(by_copies, theta, batch, groups, count, blocks=blocks)
+        groups = jnp.arange(64).reshape(-1, 1) // 16
+    batch = draw_rows(old, jax.random.key(3), access.flatten(groups))
+    found = noise_metrics(policy_fn, theta, batch, Layout(num_envs, blocks), access)
     centred = batch._replace(advantages=batch.advantages - jnp.mean(batch.advantages))
 
     def part(group):
-        return centred._replace(weights=1.0 * (to_rows(groups, blocks) == group))
+        # With blocks a group has an environment of each.
+        own = batch.groups % (num_envs // blocks) if num_envs > 1 else batch.groups
+        return centred._replace(weights=1.0 * (own == group))
 
-    masked = gradient_noise(policy_fn, theta, part, count)
+    masked = gradient_noise(policy_fn, theta, part, count, AllRows())
     np.testing.assert_allclose(found["lens/noise_scale"], masked.noise_scale, rtol=1e-4)
     np.testing.assert_allclose(found["lens/expected_cosine"], masked.cosine, rtol=1e-4, atol=1e-6)
 
@@ -526,10 +520,9 @@ def test_the_explained_variance_is_of_the_returns_that_followed():
         returns[i] = onwards
     expected = 1.0 - np.var(returns - here) / np.var(returns)
     rollout = rollout_with(ended)._replace(truncated=jnp.asarray(cut))
-    settings = SimpleNamespace(train=SimpleNamespace(gamma=0.9, blocks=1))
-    found = fresh_explained_variance(
-        settings, rollout, jnp.asarray(rewards), (jnp.asarray(here), jnp.asarray(after))
-    )
+    settings = SimpleNamespace(train=SimpleNamespace(gamma=0.9))
+    values = (jnp.asarray(here), jnp.asarray(after))
+    found = fresh_explained_variance(settings, rollout, jnp.asarray(rewards), values, AllRows())
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

@@ -16,7 +16,7 @@ from surefoot.formulas.running_stats import (
     start_obs_stats,
     start_stats,
 )
-from surefoot.parallel.rows import to_rows
+from surefoot.rules.rows import AllRows
 
 merge = jax.jit(merge_stats)
 
@@ -97,7 +97,7 @@ def test_leaves_without_statistics_pass_through_and_the_others_see_valid_rows_al
     obs = {"image": jnp.full((3, 2, 4), 7.0), "vector": jnp.arange(12.0).reshape(3, 2, 2)}
     example = jax.tree.map(lambda leaf: leaf[0, 0], obs)
     valid = jnp.array([[True, True], [True, False], [True, True]])
-    rows = to_rows(obs, blocks=1)
+    rows = AllRows().flatten(obs)
     stats = merge_obs_stats(start_obs_stats(example, (False, True)), rows, valid.reshape(-1))
     assert stats[0] is None
     seen = np.asarray(obs["vector"])[np.asarray(valid)]

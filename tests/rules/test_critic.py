@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from surefoot.config.settings import PPO, Critic
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.critic import critic_losses, explained_variance, fit_critic, start_critic
+from surefoot.rules.rows import AllRows
 
 ROWS = 64
 CONFIG = Critic(learning_rate=0.05, num_epochs=20, num_minibatches=4)
@@ -25,7 +26,7 @@ START = {"slope": jnp.zeros(3), "offset": jnp.zeros(())}
 
 @jax.jit
 def fit(state, params, batch, key):
-    return fit_critic(CONFIG, linear_value, 4, state, params, batch, key)
+    return fit_critic(CONFIG, linear_value, 4.0, state, params, batch, key, AllRows())
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_joint_descent_moves_policy_and_critic_together(toy, batch):
     rule = UPDATE_RULES["ppo"](
         PPO(num_epochs=5, num_minibatches=4, learning_rate=0.01),
         lambda p, inputs: policy_fn(p["policy"], inputs),
-        4,
+        4.0,
         losses,
     )
     both = {"policy": params, "critic": START}

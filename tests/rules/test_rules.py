@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from surefoot.config.settings import PPO, RULES
+from surefoot.config.settings import RULES
 from surefoot.formulas.conjugate_gradient import fisher_vector_product, quadratic_form
 from surefoot.formulas.distributions import Categorical
 from surefoot.formulas.surrogate import standardize, surrogate
@@ -21,11 +21,11 @@ from surefoot.formulas.trust_region import (
     mean_kl,
 )
 from surefoot.rules import UPDATE_RULES
-from surefoot.rules.minibatch_adam import descend, start_descent
+from surefoot.rules.minibatch_adam import MinibatchAdam
 from tests.support.cases import case
 
 KEY = jax.random.key(0)
-NUM_UPDATES = 4
+NUM_UPDATES = 4.0
 BASE = {
     "vpg": {},
     "npg": {},
@@ -301,9 +301,9 @@ def test_ppo_kl_doubles_its_penalty_after_a_long_step_and_halves_it_after_none(t
 )
 def test_a_schedule_goes_in_equal_steps_from_its_start_towards_its_end(toy, name, setting, metric):
     problem = toy()
-    rule, update = compiled(name, problem.policy_fn, **{setting: 0.04, f"{setting}_end": 0.01})
+    rule, update = compiled(name, problem.policy_fn, **{setting: 0.04}, final_fraction=0.25)
     state, params, values = rule.init(problem.params), problem.params, []
-    for _ in range(NUM_UPDATES):
+    for _ in range(int(NUM_UPDATES)):
         params, state, info = update(state, params, problem.batch, KEY)
         values.append(float(info[f"update/{metric}"]))
     steps = np.diff(values)
@@ -385,17 +385,16 @@ def test_an_entropy_bonus_raises_entropy_where_no_advantage_speaks(toy, name):
     ("num_rows", "num_minibatches"), [(48, 32), (64, 16), (65, 32), (7, 3), (5, 8)]
 )
 def test_an_epoch_sees_every_row_but_less_than_a_minibatch(num_rows, num_minibatches):
-    settings = PPO(num_epochs=1, num_minibatches=num_minibatches, max_grad_norm=0.0)
+    adam = MinibatchAdam(1, num_minibatches, 0.0)
     # Each row pushes a parameter of its own: Adam moves those that an epoch has seen.
     params = jnp.zeros(num_rows)
-    moved, _, _ = descend(
+    moved, _, _ = adam.minimise(
         lambda params, rows: (params[rows], jnp.ones(len(rows))),
         params,
-        start_descent(params, max_grad_norm=0.0),
+        adam.init(params),
         jnp.arange(num_rows),
         jax.random.key(0),
         learning_rate=jnp.float32(0.1),
-        settings=settings,
     )
     unseen, size = int((moved == 0).sum()), -(-num_rows // num_minibatches)
     assert unseen == num_rows % size

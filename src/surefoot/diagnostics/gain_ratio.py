@@ -120,13 +120,3 @@ def filtered_ratio(
     """Ratio of realised to promised at a mean KL, and its standard deviation."""
     root = jnp.sqrt(kl)
     return 1.0 - state.u * root, jnp.sqrt(jnp.maximum(state.covariance[1, 1], 0.0)) * root
-
-
-def best_radius(state: RatioFilter) -> Float[Array, ""]:
-    """The KL that gains most: where half of the promise comes true, by half a deviation careful.
-
-    gain = b sqrt(k) - b u k has its top at k = 1 / 4u². A u at or below 0 sets no limit.
-    """
-    deviation = jnp.sqrt(jnp.maximum(state.covariance[1, 1], 0.0))
-    careful = jnp.maximum(state.u + 0.5 * deviation, 1e-3)
-    return 0.25 / careful**2

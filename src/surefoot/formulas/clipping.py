@@ -41,7 +41,7 @@ def kl_penalized_gains(
 
 
 def adapt_kl_coef(
-    kl_coef: Float[Array, ""], kl_mean: Float[Array, ""], *, target_kl: float
+    kl_coef: Float[Array, ""], kl_mean: Float[Array, ""], *, target_kl: float | Float[Array, ""]
 ) -> Float[Array, ""]:
     """The paper's rule: double β when KL exceeded 1.5 targets, halve it below target / 1.5.
 

@@ -67,7 +67,7 @@ def conjugate_gradient(
     b: Float[Array, " param"],
     *,
     max_iters: int,
-    tolerance: float,
+    tolerance: float | Float[Array, ""],
 ) -> Solution:
     """Solve Ax = b for a symmetric positive definite A given by its products.
 

@@ -69,7 +69,7 @@ def backtrack(
     evaluate: Callable[[Float[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]],
     *,
     max_kl: float | Float[Array, ""],
-    backtrack_coeff: float,
+    backtrack_coeff: float | Float[Array, ""],
     max_backtracks: int,
 ) -> Step:
     """Shorten a step until the objective gains and the true mean KL is within the radius.
