@@ -15,6 +15,6 @@ def show(row):
     return row.get("episode/return_mean", 0.0) >= 495.0
 
 
-run = sf.train("CartPole-v1", sf.TRPO(max_kl=0.01), steps=100_000, seed=0, on_update=show)
+run = sf.train("CartPole-v1", sf.TRPO(max_kl=0.01), steps=100_000, seed=0, callback=show)
 print("evaluation:", run.evaluate(episodes=20)["return_mean"])
 print("push the cart", ["left", "right"][int(run.policy([0.0, 0.0, 0.05, 0.0]))])

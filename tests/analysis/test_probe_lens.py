@@ -435,7 +435,7 @@ def host_run(tmp_path_factory):
         short_cartpole, sf.TRPO(fisher_fraction=1.0), out=path, steps=16 * 2 * 12, seed=1,
         train=sf.Train(num_envs=2, num_steps=16, keep_checkpoints=9, checkpoint_every=1,
                        lens_every=0),
-        on_update=lambda row: row["iteration"] == 9, **SMALL,
+        callback=lambda row: row["iteration"] == 9, **SMALL,
     )  # fmt: skip
     return path
 

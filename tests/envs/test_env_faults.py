@@ -346,7 +346,7 @@ def test_an_episode_that_never_ends():
 
     settings = sf.Train(num_envs=2, num_steps=64)
     critic = sf.Critic(num_epochs=1, num_minibatches=1)
-    how = {"critic": critic, "preset": "none", "on_update": note}
+    how = {"critic": critic, "preset": "none", "callback": note}
     sf.train(Endless, sf.VPG(), steps=400 * 128, train=settings, **how)
     assert len(memory) == 400
     assert memory[-1] - memory[100] < 2 * 2**20

@@ -138,7 +138,7 @@ def test_training_stopped_and_resumed_equals_training_never_stopped(tmp_path):
         "envpool:CartPole-v1",
         sf.TRPO(),
         out=tmp_path / "run",
-        on_update=lambda row: row["iteration"] == 4,
+        callback=lambda row: row["iteration"] == 4,
         **arguments,
     )
     resumed = sf.resume(tmp_path / "run")

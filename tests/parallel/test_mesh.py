@@ -209,13 +209,13 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
         whole = sf.train(env, "trpo", steps=256, devices=2, out=tmp_path / "whole", **how)
         sf.train(
             env, "trpo", steps=256, devices=2, out=tmp_path / "cut", **how,
-            on_update=lambda row: row["iteration"] == 2,
+            callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         same = sf.resume(tmp_path / "cut", env=env)
         assert_same_bits(same.state.params, whole.state.params)
         sf.train(
             env, "trpo", steps=256, devices=2, out=tmp_path / "again", **how,
-            on_update=lambda row: row["iteration"] == 2,
+            callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
             other = sf.resume(tmp_path / "again", env=env, devices=1)

@@ -386,7 +386,7 @@ def test_two_runs_in_one_directory(train, command):
         first.kill()
         first.wait()
     assert json.loads(Path("run/lock").read_text())["pid"] == first.pid
-    run = sf.resume("run", env=Sound, on_update=lambda row: True)
+    run = sf.resume("run", env=Sound, callback=lambda row: True)
     assert run.iteration > 1
 
 

@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_bits(whole, world):
 
 @both_worlds
 def test_another_seed_gives_another_run(whole, world):
-    other = train(**arguments(world), seed=4, on_update=stop_at(2))
+    other = train(**arguments(world), seed=4, callback=stop_at(2))
     assert not same_bits(other.state.learn.params, whole(world).state.learn.params)
     first, second = other.rows[0], whole(world).rows[0]
     assert first["policy/kl_mean"] != second["policy/kl_mean"]
@@ -155,29 +155,29 @@ def test_the_statistics_that_acted_are_the_ones_that_learn(whole, world):
 @pytest.mark.parametrize("stops", [(EVERY,), (EVERY, 2 * EVERY, 3 * EVERY)], ids=["one", "three"])
 @both_worlds
 def test_a_resumed_run_equals_one_that_never_stopped(whole, world, stops, tmp_path):
-    run = train(**arguments(world), seed=3, out=tmp_path / "run", on_update=stop_at(stops[0]))
+    run = train(**arguments(world), seed=3, out=tmp_path / "run", callback=stop_at(stops[0]))
     for stop in (*stops[1:], None):
         assert not run.finished
-        run = go_on(world, tmp_path / "run", exact=True, on_update=stop and stop_at(stop))
+        run = go_on(world, tmp_path / "run", exact=True, callback=stop and stop_at(stop))
     assert_same_run(run, whole(world))
     assert timeless(stored_rows(tmp_path / "run")) == timeless(whole(world).rows)
 
 
 def test_a_jax_native_run_goes_on_exactly_from_any_checkpoint(whole, tmp_path):
-    run = train(**arguments("jax"), seed=3, out=tmp_path / "run", on_update=stop_at(5))
+    run = train(**arguments("jax"), seed=3, out=tmp_path / "run", callback=stop_at(5))
     assert run.iteration == 6, "a dispatch of two iterations is finished first"
     assert_same_run(go_on("jax", tmp_path / "run", exact=True), whole("jax"))
 
 
 def test_a_host_run_goes_back_to_its_last_scheduled_checkpoint_to_be_exact(whole, tmp_path):
-    train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=stop_at(EVERY + 2))
+    train(**arguments("host"), seed=3, out=tmp_path / "run", callback=stop_at(EVERY + 2))
     run = go_on("host", tmp_path / "run", exact=True)
     assert_same_run(run, whole("host"))
     assert timeless(stored_rows(tmp_path / "run")) == timeless(whole("host").rows)
 
 
 def test_a_host_run_stopped_in_between_goes_on_without_a_gap_or_a_double(whole, tmp_path):
-    stopped = train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=stop_at(EVERY + 2))
+    stopped = train(**arguments("host"), seed=3, out=tmp_path / "run", callback=stop_at(EVERY + 2))
     run = go_on("host", tmp_path / "run")
     assert run.finished
     assert timeless(run.rows[: EVERY + 2]) == timeless(stopped.rows)
@@ -186,7 +186,7 @@ def test_a_host_run_stopped_in_between_goes_on_without_a_gap_or_a_double(whole, 
 
 
 def test_returns_of_episodes_cut_by_a_stop_are_not_carried_into_new_ones(tmp_path):
-    run = train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=stop_at(EVERY + 1))
+    run = train(**arguments("host"), seed=3, out=tmp_path / "run", callback=stop_at(EVERY + 1))
     assert run.state.learn.returns_so_far.any()
     loaded = sf.load(tmp_path / "run", env=ENVS["host"])
     assert not loaded.state.learn.returns_so_far.any()
@@ -230,7 +230,7 @@ def test_a_kill_in_the_middle_of_a_save_costs_no_exactness(whole, world, tmp_pat
 
 def test_what_a_kill_leaves_half_written_is_gone_after_a_resume(whole, tmp_path):
     path = tmp_path / "run"
-    train(**arguments("jax"), seed=3, out=path, on_update=stop_at(EVERY))
+    train(**arguments("jax"), seed=3, out=path, callback=stop_at(EVERY))
     (path / "checkpoints" / ".tmp-1-dead").mkdir()
     (path / "checkpoints" / ".tmp-1-dead" / "arrays.safetensors").write_bytes(b"half")
     with open(path / "metrics.jsonl", "a") as file:
@@ -248,7 +248,7 @@ def test_resuming_a_finished_run_changes_nothing(whole, world):
         return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
     before, told = contents(), []
-    run = go_on(world, path, on_update=told.append)
+    run = go_on(world, path, callback=told.append)
     assert told == []
     assert contents() == before
     assert_same_run(run, whole(world))
@@ -292,7 +292,7 @@ def test_a_signal_ends_the_run_after_the_iteration_with_a_checkpoint(world, numb
             os.kill(os.getpid(), number)
 
     with pytest.raises(StoppedBySignal) as caught:
-        train(**arguments(world), seed=3, out=path, on_update=interrupt)
+        train(**arguments(world), seed=3, out=path, callback=interrupt)
     assert (caught.value.number, caught.value.iteration) == (number, EVERY + 2)
     assert caught.value.path == path
     assert signal.getsignal(number) is handler
@@ -308,7 +308,7 @@ def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(**arguments("host"), seed=3, out=tmp_path / "run", on_update=interrupt_twice)
+        train(**arguments("host"), seed=3, out=tmp_path / "run", callback=interrupt_twice)
     assert RunDirectory(tmp_path / "run").newest().iteration == EVERY
 
 
@@ -349,7 +349,7 @@ def test_a_run_that_does_not_reset_has_no_exact_checkpoint(tmp_path):
         **arguments("host", reset_at_checkpoints=False),
         seed=3,
         out=tmp_path / "run",
-        on_update=stop_at(EVERY),
+        callback=stop_at(EVERY),
     )
     with pytest.raises(CheckpointError, match="no exact checkpoint"):
         go_on("host", tmp_path / "run", exact=True)
@@ -361,7 +361,7 @@ def test_a_requeued_command_starts_goes_on_or_says_what_differs(whole, tmp_path)
 
     def start():
         started.append(True)
-        return train(**arguments("host"), seed=3, out=path, on_update=stop_at(EVERY))
+        return train(**arguments("host"), seed=3, out=path, callback=stop_at(EVERY))
 
     assert train_or_resume(path, settings, start).iteration == EVERY
     assert_same_run(train_or_resume(path, settings, start, env=ENVS["host"]), whole("host"))
@@ -410,7 +410,7 @@ def test_a_crash_keeps_what_was_done_and_one_before_the_first_update_its_story_a
         train(**failing(at=2), seed=3, out=tmp_path / "early")
     left = {path.name for path in (tmp_path / "early").iterdir()}
     assert left == {"config.json", "fault.json", "fault.safetensors", "lock"}
-    run = train(**arguments("host"), seed=3, out=tmp_path / "early", on_update=stop_at(1))
+    run = train(**arguments("host"), seed=3, out=tmp_path / "early", callback=stop_at(1))
     assert run.iteration == 1
     assert not (tmp_path / "early" / "fault.json").exists()
 
@@ -482,7 +482,7 @@ def test_a_listener_is_told_every_row_and_one_end_also_when_it_is_a_bad_one(whol
 
     listener = Listening()
     with pytest.raises(ZeroDivisionError):
-        train(**arguments(world), seed=3, on_update=fail, listener=listener)
+        train(**arguments(world), seed=3, callback=fail, listener=listener)
     assert listener.told[0] == ("started", ITERATIONS)
     assert [what for what, _ in listener.told].count("compiling") >= 1
     assert listener.told[-1] == ("finished", 2)
@@ -490,7 +490,7 @@ def test_a_listener_is_told_every_row_and_one_end_also_when_it_is_a_bad_one(whol
 
 
 def test_chosen_infos_are_means_over_the_episodes_that_ended():
-    run = train(**arguments("host", info_keys=("clock",)), seed=3, on_update=stop_at(3))
+    run = train(**arguments("host", info_keys=("clock",)), seed=3, callback=stop_at(3))
     for row in run.rows:
         assert row["episode/clock"] == pytest.approx(row["episode/length_mean"])
         assert 0.0 < row["episode/is_success"] < 1.0
@@ -509,7 +509,7 @@ def test_updates_that_are_not_finite_are_refused_and_soon_end_the_run(tmp_path):
 
 def test_a_run_recovers_from_a_passing_fault():
     given = {**arguments("jax", max_refusals=9), "env": spoilt(range(14, 17))}
-    run = train(**given, seed=3, on_update=stop_at(8))
+    run = train(**given, seed=3, callback=stop_at(8))
     refusals = [row["update/refusals"] for row in run.rows]
     assert refusals[0] == 0
     assert max(refusals) > 0
@@ -526,7 +526,7 @@ def brief_arguments():
 def test_nested_spaces_train_end_to_end(obs, action, tmp_path):
     given = {**brief_arguments(), "env_kwargs": {"obs": obs, "action": action}}
     with quickly_built():
-        run = train(**given, seed=3, out=tmp_path / "run", on_update=stop_at(2))
+        run = train(**given, seed=3, out=tmp_path / "run", callback=stop_at(2))
         loaded = sf.load(tmp_path / "run", env=ENVS["host"])
     start = jax.jit(run.learner.init)(3)
     for part in ("policy", "critic"):
@@ -549,7 +549,7 @@ def test_a_network_of_ones_own_trains_and_is_asked_for_again(tmp_path):
     own = sf.OwnNetworks(policy=linear(3), critic=linear(1))
     given = {**brief_arguments(), "network": own}
     with quickly_built():
-        run = train(**given, seed=3, out=tmp_path / "run", on_update=stop_at(2))
+        run = train(**given, seed=3, out=tmp_path / "run", callback=stop_at(2))
         with pytest.raises(CheckpointError, match="give it again") as caught:
             sf.load(tmp_path / "run", env=ENVS["host"])
         loaded = sf.load(tmp_path / "run", env=ENVS["host"], network=own)
@@ -569,7 +569,7 @@ def test_a_network_from_flax_trains():
         critic=sf.OwnNetwork(critic.init, critic.apply),
     )
     with quickly_built():
-        run = train(**{**brief_arguments(), "network": own}, seed=3, on_update=stop_at(2))
+        run = train(**{**brief_arguments(), "network": own}, seed=3, callback=stop_at(2))
     start = jax.jit(run.learner.init)(3)
     kernel = run.state.learn.params["policy"]["net"]["params"]["kernel"]
     assert kernel.shape == (2, 3)
@@ -592,7 +592,7 @@ def test_environments_are_closed_when_a_run_ends_in_whatever_way():
 
     Closed.closed = 0
     with pytest.raises(ZeroDivisionError):
-        train(**{**arguments("host"), "env": Closed}, seed=3, on_update=fail)
+        train(**{**arguments("host"), "env": Closed}, seed=3, callback=fail)
     assert Closed.closed == NUM_ENVS
 
 
@@ -607,7 +607,7 @@ def many():
 
 
 def test_many_seeds_in_one_program_equal_one_run_each(whole, many):
-    alone = [whole("jax"), train(**arguments("jax"), seed=SEEDS[1], on_update=stop_at(2))]
+    alone = [whole("jax"), train(**arguments("jax"), seed=SEEDS[1], callback=stop_at(2))]
     for together, single in zip(many, alone, strict=True):
         assert together.settings == single.settings
         for row, expected in zip(timeless(together.rows[:2]), timeless(single.rows), strict=False):

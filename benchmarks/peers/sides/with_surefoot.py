@@ -36,7 +36,7 @@ def start(duel: dict[str, Any]):
 
     def work() -> None:
         try:
-            sf.train(duel["ours"], rule, train=sf.Train(**train), critic=critic, on_update=pause)
+            sf.train(duel["ours"], rule, train=sf.Train(**train), critic=critic, callback=pause)
         finally:
             # Whoever waits for a round must not wait for ever.
             traceback.print_exc()
