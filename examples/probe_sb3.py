@@ -60,20 +60,23 @@ def path_between(old, new):
     return policy_at
 
 
-def probe(env_id, before, after, **how):
+def probe(env_id, before, after, budget):
     """Probe two saved models; `value` is the old one's critic, lambda and gamma its own."""
     old, new = PPO.load(before, device="cpu"), PPO.load(after, device="cpu")
     critic = FromSB3(old.policy)
+    settings = sf.ProbeSettings(
+        gamma=old.gamma,
+        gae_lambda=old.gae_lambda,
+        clip_eps=old.clip_range(1.0),
+        budget=budget,
+    )
     return sf.probe_policies(
         env_id,
         critic,
         FromSB3(new.policy),
-        gamma=old.gamma,
-        gae_lambda=old.gae_lambda,
+        settings,
         value=critic.value,
         path=path_between(old.policy, new.policy),
-        clip_eps=old.clip_range(1.0),
-        **how,
     )
 
 

@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surefoot.analysis.probe.contenders import Callables
-    from surefoot.analysis.probe.policies import probe_policies
+    from surefoot.analysis.probe.api import probe_policies, probe_run
+    from surefoot.analysis.probe.policies import Callables
     from surefoot.analysis.probe.result import Probe
-    from surefoot.analysis.probe.runs import probe_run
+    from surefoot.analysis.probe.settings import ProbeSettings
     from surefoot.config.presets import preset
     from surefoot.config.settings import (
         NPG,
@@ -55,10 +55,10 @@ _HOMES = {
     "exporting.export": ("export",),
     "training.run": ("Run", "load"),
     "networks.policy": ("Policy",),
-    "analysis.probe.contenders": ("Callables",),
-    "analysis.probe.policies": ("probe_policies",),
-    "analysis.probe.runs": ("probe_run",),
+    "analysis.probe.api": ("probe_policies", "probe_run"),
+    "analysis.probe.policies": ("Callables",),
     "analysis.probe.result": ("Probe",),
+    "analysis.probe.settings": ("ProbeSettings",),
     "envs.jax_native": ("JaxEnv", "JaxStep"),
     "errors": ("SurefootError", "ConfigError"),
 }
@@ -82,6 +82,7 @@ __all__ = [
     "Parallel",
     "Policy",
     "Probe",
+    "ProbeSettings",
     "Run",
     "SurefootError",
     "Train",

@@ -1,6 +1,7 @@
 """A probe: fresh episodes along an update, against exact answers and from end to end."""
 
 import json
+import shutil
 import warnings
 
 import gymnasium
@@ -11,32 +12,34 @@ import pytest
 
 import surefoot as sf
 from surefoot import exact as t
-from surefoot.analysis.probe.batches import episode_times
-from surefoot.analysis.probe.contenders import callable_player, judge_callables
-from surefoot.analysis.probe.estimates import (
-    Estimate,
-    double_sample,
-    find_edge,
-    mean_interval,
-    pairs_needed,
-    ratio_interval,
+from surefoot.analysis.probe.conclude import promise_in_sample
+from surefoot.analysis.probe.measurements import NEW, OLD, Measurements, Place
+from surefoot.analysis.probe.players import HostPlayer, JaxPlayer
+from surefoot.analysis.probe.policies import callable_functions, network_functions
+from surefoot.analysis.probe.rerun import Rerun
+from surefoot.analysis.probe.rows import (
+    episode_ages,
+    join_rows,
+    join_scores,
+    rows_of,
+    rows_of_episodes,
+    score_rows,
 )
-from surefoot.analysis.probe.host import HostPlayer, can_be_seeded
-from surefoot.analysis.probe.scoring import in_sample, join, join_rows, old_rows, score
-from surefoot.analysis.probe.sweep import NEW, OLD, Findings, Setting
-from surefoot.analysis.probe.terms import cut_at
-from surefoot.analysis.probe.text import describe
+from surefoot.analysis.probe.text import probe_report
+from surefoot.analysis.probe.updates import find_update
 from surefoot.cli.parser import main
-from surefoot.config.settings import resolve
+from surefoot.envs.limits import EnvLimits
 from surefoot.envs.registry import find_env
-from surefoot.envs.source import JaxSource
 from surefoot.envs.tabular import tabular_env
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.formulas.advantages import generalized_advantage_estimation
+from surefoot.formulas.intervals import mean_interval
+from surefoot.formulas.ratios import double_sample, ratio_interval
 from surefoot.storage.checkpoint import name_arrays, read_checkpoint
-from surefoot.types import Rollout
+from surefoot.training.callback import Callback
+from surefoot.training.run import open_run
 
-MIDDLE = ("update", 0.5)
+MIDDLE = Place("update", 0.5)
 
 
 def table_policy(probs):
@@ -67,36 +70,26 @@ class Case:
         weights = t.state_weights(self.mdp, self.old)
         self.kl = float(weights @ t.row_kl(self.old.policy, self.new.policy))
 
-    def setting(self, *, critic, gae_lambda, seed=0, budget=10**12):
-        mdp, values = self.mdp, jnp.asarray(critic, jnp.float32)
-        env, limit = tabular_env(mdp, "tabular:random"), cut_at(mdp.gamma, None)
+    def measurements(self, *, critic, gae_lambda, seed=0):
+        env, values = tabular_env(self.mdp, "tabular:random"), jnp.asarray(critic, jnp.float32)
         solved = {0.0: self.old, 0.5: self.middle, 1.0: self.new}
         policies = {at: table_policy(each.policy) for at, each in solved.items()}
-        return Setting(
-            player=callable_player(
-                JaxSource(env), env.spec, gamma=mdp.gamma, limit=limit, seed=seed
-            ),
-            judge=judge_callables(lambda state: values[state], jax_native=True),
-            policy=lambda place: policies[place[1]],
-            gamma=mdp.gamma,
-            gae_lambda=gae_lambda,
-            clip_eps=0.2,
-            horizon=mdp.horizon,
-            limit=limit,
-            budget=budget,
-        )
+        settings = sf.ProbeSettings(gamma=self.mdp.gamma, gae_lambda=gae_lambda, seed=seed)
+        functions = callable_functions(env.spec, lambda state: values[state], seed=seed)
+        player = JaxPlayer(env, functions, settings)
+        return Measurements(player, settings, policies.__getitem__, Callback())
 
     def play(self, pairs, **how):
-        findings = Findings(self.setting(**how), lambda steps: None)
-        findings.score_at([NEW, MIDDLE])
-        findings.play([OLD, NEW, MIDDLE], until=1e15, most=pairs)
-        return findings
+        found = self.measurements(**how)
+        found.score_at([NEW, MIDDLE])
+        found.play([OLD, NEW, MIDDLE], until=1e15, maximum=pairs)
+        return found
 
 
-def coverage(case, findings, *, repeats, pairs):
+def coverage(case, found, *, repeats, pairs):
     """Share of repetitions in which each interval holds the exact value."""
-    scores, gains, middle = findings.scores[NEW], findings.gains(NEW), findings.gains(MIDDLE)
-    promises = findings.scores[MIDDLE].promise
+    scores, gains, middle = found.scores[NEW], found.gains(NEW), found.gains(MIDDLE)
+    promises = found.scores[MIDDLE].promise
     held = {}
 
     def note(name, interval, exact):
@@ -131,10 +124,9 @@ def test_every_interval_covers_the_exact_value_at_its_rate(critic):
         if critic == "exact"
         else {"critic": case.old.values + noise, "gae_lambda": 1.0}
     )
-    findings = case.play(600 * 120, **how)
-    found = coverage(case, findings, repeats=600, pairs=120)
-    assert len(found) == 8
-    assert all(0.93 <= share <= 0.97 for share in found.values()), found
+    shares = coverage(case, case.play(600 * 120, **how), repeats=600, pairs=120)
+    assert len(shares) == 8
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
 
 
 COVERED = {
@@ -152,10 +144,10 @@ def test_intervals_cover_at_their_rate_on_several_mdps(name):
     case = Case(seed, step, 0.9, **family)
     noise = np.random.default_rng(3).normal(size=case.mdp.num_states)
     for critic, gae_lambda in ((case.old.values, 0.9), (case.old.values + noise, 1.0)):
-        findings = case.play(1000 * 240, critic=critic, gae_lambda=gae_lambda)
-        found = coverage(case, findings, repeats=1000, pairs=240)
-        print(name, f"lambda {gae_lambda}", {k: f"{100 * v:.1f}" for k, v in found.items()})
-        assert all(0.93 <= share <= 0.97 for share in found.values()), found
+        found = case.play(1000 * 240, critic=critic, gae_lambda=gae_lambda)
+        shares = coverage(case, found, repeats=1000, pairs=240)
+        print(name, f"lambda {gae_lambda}", {k: f"{100 * v:.1f}" for k, v in shares.items()})
+        assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
 
 
 def corridor_probe(*, budget, seed, value=None):
@@ -172,10 +164,11 @@ def corridor_probe(*, budget, seed, value=None):
         right = 1.0 / (1.0 + np.exp(-(first + fraction * (last - first))))
         return table_policy(np.tile([1.0 - right, right], (mdp.num_states, 1)))
 
-    found = sf.probe_policies(
-        tabular_env(mdp, "tabular:corridor"), path(0.0), path(1.0), gamma=mdp.gamma, path=path,
-        fractions=(0.25, 0.5, 0.75), budget=budget, seed=seed, value=value,
-    )  # fmt: skip
+    settings = sf.ProbeSettings(
+        gamma=mdp.gamma, fractions=(0.25, 0.5, 0.75), budget=budget, seed=seed
+    )
+    env = tabular_env(mdp, "tabular:corridor")
+    found = sf.probe_policies(env, path(0.0), path(1.0), settings, path=path, value=value)
     return exact.edge_of_trust_kl, found
 
 
@@ -194,12 +187,12 @@ def test_the_edge_of_trust_in_the_corridor_is_within_a_fifth_of_the_exact_kl():
 def test_a_probe_sees_ppo_walk_off_the_corridors_edge():
     _, found = corridor_probe(budget=600_000, seed=1)
     assert abs(found.steps / found.budget - 1.0) < 0.05
-    assert found.fresh.above
-    assert found.realised.below
-    assert found.visitation.above
+    assert found.fresh.low > 0.0
+    assert found.realised.high < 0.0
+    assert found.visitation.low > 0.0
     assert found.ratio.high < 0.0
     assert found.trust.gone < 1.0
-    assert any("the larger lie is visitation" in line for line in found.verdict())
+    assert any("the largest significant loss is visitation" in line for line in found.verdict())
     assert any("the step taken is beyond it" in line for line in found.verdict())
 
 
@@ -207,9 +200,9 @@ def test_pairs_vary_less_than_independent_episodes_and_least_for_small_steps():
     shares = []
     for step in (0.05, 0.5):
         case = Case(5, step, 0.8)
-        findings = case.play(4000, critic=case.old.values, gae_lambda=1.0)
-        apart = np.var(findings.returns[OLD]) + np.var(findings.returns[NEW])
-        shares.append(np.var(findings.gains(NEW)) / apart)
+        found = case.play(4000, critic=case.old.values, gae_lambda=1.0)
+        apart = np.var(found.returns[OLD]) + np.var(found.returns[NEW])
+        shares.append(np.var(found.gains(NEW)) / apart)
     assert shares[0] < 0.25 * shares[1] * 1.5
     assert shares[1] < 0.6
 
@@ -218,10 +211,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_episodes():
     case = Case(5, 0.5, 0.8)
     env = tabular_env(case.mdp, "tabular:random")
     policies = [table_policy(each.policy) for each in (case.old, case.new)]
-    first, again, other = (
-        sf.probe_policies(env, *policies, gamma=0.8, budget=4000, seed=seed).to_dict()
-        for seed in (3, 3, 4)
-    )
+    settings = [sf.ProbeSettings(gamma=0.8, budget=4000, seed=seed) for seed in (3, 3, 4)]
+    first, again, other = (sf.probe_policies(env, *policies, each).to_dict() for each in settings)
     assert first == again
     assert first["realised"] != other["realised"]
     json.dumps(first, allow_nan=False)
@@ -229,7 +220,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_episodes():
 
 def test_episodes_are_the_same_in_whatever_lots_they_are_played():
     case = Case(5, 0.5, 0.8)
-    player = case.setting(critic=case.old.values, gae_lambda=1.0).player
+    player = case.measurements(critic=case.old.values, gae_lambda=1.0).player
     policy = table_policy(case.old.policy)
     whole = player.play(policy, 0, 10, keep=True)
     parts = [player.play(policy, first, 5, keep=False) for first in (0, 5)]
@@ -238,63 +229,33 @@ def test_episodes_are_the_same_in_whatever_lots_they_are_played():
 
 def test_advantages_of_whole_episodes_are_the_generalised_ones():
     case = Case(5, 0.5, 0.8)
-    setting = case.setting(critic=case.old.values, gae_lambda=0.9)
-    played = setting.player.play(table_policy(case.old.policy), 0, 4, keep=True)
-    rows = old_rows(played, setting.judge, gamma=0.8, gae_lambda=0.9)
-    steps = played.trace.rewards.shape[0]
-    values = case.old.values[np.concatenate([played.trace.obs, played.last_obs[None]])]
+    found = case.measurements(critic=case.old.values, gae_lambda=0.9)
+    played = found.player.play(table_policy(case.old.policy), 0, 4, keep=True)
+    rows = rows_of_episodes(played, found.player.functions, found.settings)
+    trajectories = played.trajectories
+    steps = trajectories.rewards.shape[0]
+    values = case.old.values[np.concatenate([trajectories.obs, played.last_obs[None]])]
     never = np.zeros((steps, 4), bool)
     expected = generalized_advantage_estimation(
-        jnp.asarray(played.trace.rewards), jnp.asarray(values[:-1]), jnp.asarray(values[1:]),
+        jnp.asarray(trajectories.rewards), jnp.asarray(values[:-1]), jnp.asarray(values[1:]),
         jnp.asarray(never), jnp.asarray(never), gamma=0.8, gae_lambda=0.9,
     )  # fmt: skip
     np.testing.assert_allclose(
         rows.advantages, np.asarray(expected).reshape(-1), rtol=1e-4, atol=1e-5
     )
-    again = join_rows([rows, rows])
-    old, new = (table_policy(each.policy) for each in (case.old, case.new))
-    once = score(setting.judge, old, new, rows, clip_eps=0.2)
-    twice = score(setting.judge, old, new, again, clip_eps=0.2)
-    for left, right in zip(join(once, once)[:5], twice[:5], strict=True):
+    new = table_policy(case.new.policy)
+    once, twice = (found.score(new, each) for each in (rows, join_rows([rows, rows])))
+    for left, right in zip(join_scores(once, once)[:5], twice[:5], strict=True):
         np.testing.assert_allclose(left, right)
-    whole = in_sample(once, 5.0)
+    whole = promise_in_sample(once, 5.0)
     assert whole.mean == pytest.approx(5.0 * once.promise.sum() / once.mass.sum())
-
-
-def test_a_promise_within_two_errors_of_zero_has_no_ratio_but_a_budget_that_would_do():
-    rng = np.random.default_rng(0)
-    gains, promises = rng.normal(size=(2, 100))
-    assert ratio_interval(gains, promises) is None
-    promise = max(abs(promises.mean()), promises.std(ddof=1) / 10)
-    spread = max(gains.std(ddof=1), promises.std(ddof=1))
-    wanted = (1.96 * spread / (0.25 * promise)) ** 2
-    assert pairs_needed(gains, promises) == int(np.ceil(wanted))
-    ratio = ratio_interval(gains + 2.0, promises + 4.0)
-    assert ratio.low < 0.5 < ratio.high
-
-
-def test_the_edge_lies_where_the_line_between_two_sides_crosses():
-    def sure(mean):
-        return Estimate(mean, mean - 0.01, mean + 0.01)
-
-    fractions = np.array([0.5, 1.0, 2.0])
-    edge = find_edge(fractions, [sure(0.5), sure(1.0), sure(-2.0)])
-    assert edge == (1.5, 1.0, 2.0)
-    noisy = Estimate(-0.1, -1.0, 1.0)
-    assert find_edge(fractions, [noisy, sure(1.0), sure(-2.0)]).fraction == 1.5
-    assert find_edge(fractions, [sure(1.0)] * 3) == (None, 2.0, None)
-    assert find_edge(fractions, [noisy] * 3) == (None, None, None)
-    assert find_edge(fractions, [sure(-1.0)] * 3) == (0.5, None, 0.5)
 
 
 def test_a_batch_knows_how_old_each_episode_is():
     ended = np.array([[0, 1], [1, 0], [0, 0]], bool)
-    rollout = Rollout(
-        *[None] * 4, ended.astype(float), ended, np.zeros_like(ended), None, None,
-        np.ones_like(ended),
-    )  # fmt: skip
-    steps, episodes = episode_times(rollout, np.array([3, 0]))
-    np.testing.assert_array_equal(steps, [[3, 0], [4, 0], [0, 1]])
+    ages, episodes, after = episode_ages(ended, np.ones_like(ended), np.array([3, 0]))
+    np.testing.assert_array_equal(ages, [[3, 0], [4, 0], [0, 1]])
+    np.testing.assert_array_equal(after, [1, 2])
     assert len({*episodes[:2, 0]}) == 1
     assert len(np.unique(episodes)) == 4
 
@@ -319,13 +280,6 @@ class Unseeded(gymnasium.Env):
         return obs, float(action), self._time >= 5, False, {}
 
 
-class Seedless(Unseeded):
-    """The same, whose reset knows no seed."""
-
-    def reset(self):
-        return super().reset()
-
-
 class Coin:
     """A NumPy policy of two actions: the second with probability `p`."""
 
@@ -339,38 +293,44 @@ class Coin:
         return np.log(np.where(actions == 1, self.p, 1.0 - self.p))
 
 
-@pytest.mark.parametrize("make", [Unseeded, Seedless])
-def test_an_environment_without_a_seed_is_probed_unpaired_and_that_is_said(make):
-    found = sf.probe_policies(make, Coin(0.4), Coin(0.6), gamma=0.9, budget=3000)
+def test_an_environment_that_no_seed_governs_is_probed_unpaired():
+    settings = sf.ProbeSettings(gamma=0.9, budget=3000)
+    found = sf.probe_policies(Unseeded, Coin(0.4), Coin(0.6), settings)
     assert not found.paired
     assert "cannot be seeded" in found.verdict()[0]
     exact = 0.2 * sum(0.9**i for i in range(5))
     assert found.realised.low < exact < found.realised.high
-    assert "not paired" in describe(found)
+    assert "not paired" in probe_report(found)
 
 
 def test_seeded_environments_pair_and_the_owners_instance_is_left_alone():
     env = gymnasium.make("CartPole-v1")
-    assert can_be_seeded(env, 3)
     obs, _ = env.reset(seed=1)
-    found = sf.probe_policies(env, Coin(0.5), Coin(0.45), gamma=0.95, budget=3000)
+    settings = sf.ProbeSettings(gamma=0.95, budget=3000)
+    found = sf.probe_policies(env, Coin(0.5), Coin(0.45), settings)
     assert found.paired
     assert abs(found.steps - 3000) <= 150
     np.testing.assert_array_equal(np.asarray(env.unwrapped.state, np.float32), obs)
 
 
-def test_gymnasium_twins_share_their_start_and_their_noise():
-    source = find_env("CartPole-v1", {})
-    spec = sf.probe_policies.__globals__["_spec_of"](source)
-    coin, rows = Coin(0.5), {"gamma": 0.95, "limit": 200, "seed": 2}
-    player = callable_player(source, spec, **rows)
-    assert isinstance(player, HostPlayer)
+def host_player(make, settings=None, value=None):
+    """A player of Gymnasium environments for policies given as callables."""
+    settings, source = settings or sf.ProbeSettings(gamma=0.95, seed=2), find_env(make, {})
+    return HostPlayer(
+        lambda: source.open(1, seed=0, limits=EnvLimits(timeout_s=60.0)),
+        lambda spec: callable_functions(spec, value, seed=settings.seed),
+        settings,
+    )
+
+
+def test_gymnasium_episodes_of_one_number_share_their_start_and_their_noise():
+    player, coin = host_player("CartPole-v1"), Coin(0.5)
     first = player.play(coin, 0, 6, keep=True)
     part = player.play(Coin(0.5), 3, 3, keep=True)
     player.close()
     np.testing.assert_array_equal(first.returns[3:], part.returns)
-    other = first.trace.obs[0]
-    assert len(np.unique(other[:, 0])) == 6
+    start = first.trajectories.obs[0]
+    assert len(np.unique(start[:, 0])) == 6
 
 
 class Push:
@@ -387,10 +347,9 @@ class Push:
 
 
 def test_actions_are_clipped_on_their_way_out_and_scored_as_sampled():
-    found = sf.probe_policies(
-        lambda: gymnasium.make("Pendulum-v1", max_episode_steps=20),
-        Push(0.0), Push(0.3), gamma=0.9, budget=2000,
-    )  # fmt: skip
+    settings = sf.ProbeSettings(gamma=0.9, budget=2000)
+    short = lambda: gymnasium.make("Pendulum-v1", max_episode_steps=20)  # noqa: E731
+    found = sf.probe_policies(short, Push(0.0), Push(0.3), settings)
     kl = found.update[0].kl
     assert kl.low < 0.5 * 0.1**2 < kl.high
 
@@ -405,9 +364,9 @@ def test_actions_are_clipped_on_their_way_out_and_scored_as_sampled():
     ],
 )
 def test_what_cannot_be_probed_is_refused_in_a_line(how, name, said):
-    with pytest.raises(ConfigError, match=said) as fault:
-        sf.probe_policies("MountainCar-v0", Coin(0.5), Coin(0.4), **how)
-    assert fault.value.name == name
+    with pytest.raises(ConfigError, match=said) as error:
+        sf.probe_policies("MountainCar-v0", Coin(0.5), Coin(0.4), sf.ProbeSettings(**how))
+    assert error.value.name == name
 
 
 def test_a_ready_vector_environment_is_refused():
@@ -470,7 +429,7 @@ def test_a_jax_native_update_is_made_again_to_the_bit_and_nothing_but_probe_is_w
     assert code == 0, err
     (record,) = map(json.loads, out.splitlines())
     assert "4,000 environment steps" in err.splitlines()[0]
-    assert "equal to the kept one to the bit" in record["source"]
+    assert "equal to the stored one bit for bit" in record["source"]
     assert abs(record["steps"] / 4000 - 1) < 0.05
     assert record["in_sample"]["low"] < record["in_sample"]["high"]
     assert not record["recorded"]
@@ -495,29 +454,33 @@ def test_the_newest_update_of_a_finished_run_is_one_that_it_made(jax_run):
 
 def test_a_scheduled_checkpoint_of_a_host_run_gives_the_update_and_its_batch_again(host_run):
     found = sf.probe_run(host_run, 9, env=short_cartpole, budget=2000)
-    assert "equal to the kept one to the bit" in found.source
+    assert "equal to the stored one bit for bit" in found.source
     assert found.in_sample is not None
     assert not found.recorded
 
 
-def test_the_promise_on_the_own_batch_is_the_recorded_one_in_another_weighting(jax_run):
-    from surefoot.analysis.probe.batches import batch_rows
-    from surefoot.analysis.probe.runs import _setting_of
-    from surefoot.analysis.probe.updates import Finder
-    from surefoot.training.run import open_run
+def found_update(path, iteration, *, replay=False, env=None):
+    run, opened = open_run(path, env=env)
+    try:
+        rerun = Rerun(run, opened)
+        return run, find_update(run.directory, rerun, iteration, replay=replay, callback=Callback())
+    finally:
+        opened.close()
 
-    run, opened = open_run(jax_run)
-    assert opened.spec.jax_native
-    found = Finder(run, opened, say=print).find(3, replay=False)
-    setting = _setting_of(run, found, 1000, 0)
-    rows = batch_rows(found.batch, setting)
-    scores = score(setting.judge, found.old, found.new, rows, clip_eps=0.2)
+
+def test_the_promise_on_the_own_batch_is_the_logged_one_in_another_weighting(jax_run):
+    run, found = found_update(jax_run, 3)
+    train, actor = run.settings.train, run.learner.actor
+    frozen = found.critic, found.obs_stats, found.return_scale
+    functions = network_functions(actor, *frozen, seed=0)
+    rows = rows_of(found.batch, sf.ProbeSettings(gamma=train.gamma, gae_lambda=train.gae_lambda))
+    scores = score_rows(functions, found.old, found.new, rows, clip_eps=0.2)
     per_row = scores.rows[:, 1]
     assert len(per_row) == 128
-    recorded = run.rows[2]["surrogate/promised_gain"]
-    assert setting.horizon * per_row.mean() == pytest.approx(recorded, rel=2e-2)
+    logged = run.rows[2]["surrogate/promised_gain"]
+    assert per_row.mean() / (1.0 - train.gamma) == pytest.approx(logged, rel=2e-2)
     starts = np.isclose(rows.weights, 1.0)
-    assert len(np.unique(rows.group)) >= starts.sum()
+    assert rows.num_episodes >= starts.sum()
 
 
 def test_a_host_update_whose_batch_is_gone_has_its_recorded_promise(host_run):
@@ -532,26 +495,19 @@ def test_a_host_update_whose_batch_is_gone_has_its_recorded_promise(host_run):
 
 
 def test_an_update_never_kept_is_replayed_where_asked(host_run):
-    with pytest.raises(CheckpointError, match="from iteration 4: 2 iterations, 64 steps") as fault:
+    with pytest.raises(CheckpointError, match="from iteration 4: 2 iterations, 64 steps") as error:
         sf.probe_run(host_run, 7, env=short_cartpole)
-    assert fault.value.name == "NEVER-KEPT"
-    assert "after iterations 4, 8, 9;" in str(fault.value)
+    assert error.value.name == "NEVER-KEPT"
+    assert "after iterations 4, 8, 9;" in str(error.value)
     found = sf.probe_run(host_run, 7, env=short_cartpole, budget=1000, replay=True)
     assert found.source.startswith("replayed from iteration 4")
 
 
 def test_a_replay_makes_the_runs_own_update_and_batch_across_a_scheduled_reset(host_run, tmp_path):
-    import shutil
-
-    from surefoot.analysis.probe.updates import Finder
-    from surefoot.training.run import open_run
-
     copy = tmp_path / "run"
     shutil.copytree(host_run, copy)
     shutil.rmtree(sorted((copy / "checkpoints").iterdir())[0])
-    run, opened = open_run(copy, env=short_cartpole)
-    found = Finder(run, opened, say=print).find(7, replay=True)
-    opened.close()
+    _, found = found_update(copy, 7, replay=True, env=short_cartpole)
     assert found.source.startswith("replayed from iteration 0")
     # The checkpoint of iteration 8 remembers the policy before update 8, which is that after 7.
     stored = read_checkpoint(sorted((copy / "checkpoints").iterdir())[0]).arrays
@@ -559,13 +515,11 @@ def test_a_replay_makes_the_runs_own_update_and_batch_across_a_scheduled_reset(h
         np.testing.assert_array_equal(ours, stored[f"watch/params/policy/{name}"])
     # Two rollouts of 16 steps since the reset, in episodes of 5: it began in the middle of some.
     np.testing.assert_array_equal(found.batch.ages, [2, 2])
-    obs = np.asarray(found.batch.rollout.obs)
+    obs = np.asarray(found.batch.steps.obs)
     assert (np.abs(obs[0]) > 0.05).any()
 
 
 def test_from_a_checkpoint_in_the_middle_of_episodes_an_update_like_it_is_made(host_run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(host_run, copy)
     rows = (copy / "metrics.jsonl").read_text()
@@ -574,19 +528,17 @@ def test_from_a_checkpoint_in_the_middle_of_episodes_an_update_like_it_is_made(h
     assert not read_checkpoint(sorted((copy / "checkpoints").iterdir())[-1]).exact
     found = sf.probe_run(copy, env=short_cartpole, budget=1000)
     assert found.iteration == 10
-    assert "an update like the run's" in found.source
+    assert "a similar update" in found.source
 
 
 def test_runs_that_cannot_be_probed_say_why_in_a_line(host_run, jax_run, tmp_path, capsys):
-    import shutil
-
     empty = tmp_path / "empty"
     shutil.copytree(jax_run, empty)
     shutil.rmtree(empty / "checkpoints")
     cases = [
-        ([str(jax_run), "--update", "7"], "UPDATE", "made updates 1 to 4"),
-        ([str(jax_run), "--update", "0"], "UPDATE", "made updates 1 to 4"),
-        ([str(jax_run), "--budget", "30"], "BUDGET", "give"),
+        ([str(jax_run), "--update", "7"], "UPDATE", "must be 1 to 4"),
+        ([str(jax_run), "--update", "0"], "UPDATE", "must be 1 to 4"),
+        ([str(jax_run), "--budget", "30"], "BUDGET", "set it to"),
         ([str(jax_run), "--budget", "0"], "BUDGET", "at least 1"),
         ([str(jax_run), "--plot", "none/x.png"], "STORAGE", "no directory none"),
         ([str(jax_run), "--seed", "-1"], "CONFIG", "--seed"),
@@ -603,8 +555,6 @@ def test_runs_that_cannot_be_probed_say_why_in_a_line(host_run, jax_run, tmp_pat
 
 
 def test_a_checkpoint_of_another_network_is_refused(jax_run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(jax_run, copy)
     config = json.loads((copy / "config.json").read_text())
@@ -615,22 +565,22 @@ def test_a_checkpoint_of_another_network_is_refused(jax_run, tmp_path):
 
 
 def test_a_refused_update_has_nothing_to_probe(tmp_path):
-    assert resolve(sf.TRPO()).max_backtracks == 10
+    assert sf.TRPO().max_backtracks == 10
     path = tmp_path / "run"
     sf.train(
         "gymnax:CartPole-v1", sf.TRPO(max_kl=1e-30, max_backtracks=0), out=path, steps=32,
         train=sf.Train(num_envs=2, num_steps=16, lens_every=0), **SMALL,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="changed nothing") as fault:
+    with pytest.raises(ConfigError, match="changed nothing") as error:
         sf.probe_run(path)
-    assert fault.value.name == "NO-STEP"
+    assert error.value.name == "NO-STEP"
 
 
 def test_a_probe_without_a_sweep_draws_the_waterfall_alone(tmp_path):
     case = Case(5, 0.5, 0.8)
     env = tabular_env(case.mdp, "tabular:random")
     policies = [table_policy(each.policy) for each in (case.old, case.new)]
-    found = sf.probe_policies(env, *policies, gamma=0.8, budget=3000)
+    found = sf.probe_policies(env, *policies, sf.ProbeSettings(gamma=0.8, budget=3000))
     found.plot(tmp_path / "probe.png")
     assert (tmp_path / "probe.png").stat().st_size > 5_000
     assert found.trust is None

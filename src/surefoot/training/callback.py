@@ -19,6 +19,9 @@ class Callback:
     def on_row(self, run: Any, row: Row) -> bool | None:
         """Called after each iteration; return True to stop the run."""
 
+    def on_message(self, text: str) -> None:
+        """Called with a line for people before other work that takes long, such as a probe's."""
+
     def on_end(self, run: Any) -> None:
         """Called when training has ended, after an error too."""
 

@@ -1,126 +1,166 @@
-"""The step between any two policies, whoever trained them."""
+"""What a probe asks of policies: actions, comparisons on states and actions, a frozen critic."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
-import gymnasium
+import gymnasium.spaces as spaces
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
 
-from surefoot.analysis.probe.contenders import (
-    Callables,
-    ProbedPolicy,
-    callable_player,
-    judge_callables,
-)
-from surefoot.analysis.probe.result import Origin, Probe, conclude
-from surefoot.analysis.probe.sweep import FRACTIONS, Findings, Setting, first_pairs, sweep
-from surefoot.analysis.probe.terms import (
-    CLIP_EPS,
-    Progress,
-    budget_of,
-    cut_at,
-    quiet,
-    refuse_vectors,
-)
-from surefoot.envs.registry import find_env
-from surefoot.envs.single import time_limit
-from surefoot.envs.source import EnvSource
-from surefoot.errors import ConfigError
-from surefoot.types import EnvSpec
+from surefoot.formulas.distributions import kl
+from surefoot.formulas.surrogate import likelihood_ratio
+from surefoot.networks.policy import Actor
+from surefoot.networks.spaces import by_part
+from surefoot.training.seeds import Purpose, run_key
+from surefoot.types import EnvSpec, Params
+
+GROUP = 32
+"""Gymnasium environments that a policy acts in at once."""
+BLOCK_ROWS = 4096
+"""Rows per call of a compiled comparison, so that one program serves any number of rows."""
 
 
-def probe_policies(
-    env: Any,
-    old: ProbedPolicy,
-    new: ProbedPolicy,
-    *,
-    gamma: float = 0.99,
-    gae_lambda: float = 1.0,
-    value: Callable[[Any], Any] | None = None,
-    path: Callable[[float], ProbedPolicy] | None = None,
-    fractions: Sequence[float] = FRACTIONS,
-    clip_eps: float = CLIP_EPS,
-    budget: int | None = None,
-    seed: int = 0,
-    env_kwargs: Mapping[str, Any] | None = None,
-    progress: Progress = quiet,
-) -> Probe:
-    """Look at the step between any two policies, whoever trained them.
+class PolicyComparison(NamedTuple):
+    """Two policies on rows that the old one collected; divergences in nats.
 
-    Args:
-        env: an id, a gymnasium.Env, a function that makes one, or a JaxEnv.
-        old: the policy before, as anything with `sample` and `log_prob`; see `ProbedPolicy`.
-        new: the policy after.
-        gamma: discount per step.
-        gae_lambda: of the promise; 1, Monte Carlo, is right under any critic.
-        value: a critic of the old policy, in the environment's reward units: of a batch of
-            observations (Gymnasium) or of one (JAX-native). Without one the mean return ahead
-            stands in, and what is cut off counts as nothing.
-        path: the policy at a fraction of the step, for the sweep; without it there is none.
-        fractions: where along the path, besides 0 and 1.
-        clip_eps: of ppo's clipped objective.
-        budget: environment steps; 200,000, or 1,000,000 where the environment is JAX-native.
-        seed: of the episodes.
-        env_kwargs: arguments for an environment named by its id.
-        progress: told how many steps are done, of how many.
-
-    Raises:
-        ConfigError: for settings that do not fit, or a budget that is too small.
+    Exact for surefoot's distributions. For callables each row has the sample's own term,
+    r - 1 - log r and r log r - r + 1: never negative, with the right mean.
     """
-    if not 0.0 <= gamma <= 1.0 or not 0.0 <= gae_lambda <= 1.0:
-        raise ConfigError(f"gamma {gamma} and gae_lambda {gae_lambda} must be in [0, 1]")
-    if value is None and gae_lambda < 1.0:
-        raise ConfigError(f"gae_lambda {gae_lambda} needs a critic: give value=, or gae_lambda=1")
-    source = find_env(env, env_kwargs or {})
-    refuse_vectors(source)
-    if isinstance(env, gymnasium.Env) and source.make is not None:
-        source.make()  # the instance itself, which stays its owner's
-    spec = _spec_of(source)
-    limit = cut_at(gamma, spec.max_episode_steps)
-    ends = {0.0: _callables(old), 1.0: _callables(new)}
 
-    @cache
-    def policy(fraction: float) -> Callables:
-        assert path is not None
-        return _callables(path(fraction))
+    ratio: Float[np.ndarray, " row"]
+    kl: Float[np.ndarray, " row"]
+    reverse_kl: Float[np.ndarray, " row"]
 
-    setting = Setting(
-        player=callable_player(source, spec, gamma=gamma, limit=limit, seed=seed),
-        judge=judge_callables(value, jax_native=spec.jax_native),
-        policy=lambda place: ends[place[1]] if place[1] in ends else policy(place[1]),
-        gamma=gamma,
-        gae_lambda=gae_lambda,
-        clip_eps=clip_eps,
-        horizon=1.0 / (1.0 - gamma) if gamma < 1.0 else float(limit),
-        limit=limit,
-        budget=budget_of(budget, spec.jax_native),
+
+class PolicyFunctions(NamedTuple):
+    """Functions of policies, whatever represents them.
+
+    `act(policy, obs, mask, key) -> (action, sent)` is pure, for one observation. `act_group(policy,
+    obs, masks, group, t)` is for `GROUP` of them on the host; its random numbers depend on the
+    group's number and the step t alone. `compare(old, new, obs, masks, actions)` gives a
+    `PolicyComparison`, `value(obs)` the frozen critic in the environment's reward units, if there
+    is one. If `exact`, policies are parameters, and divergences exact in each state; otherwise they
+    are `Callables`.
+    """
+
+    act: Callable[..., tuple[PyTree, PyTree]]
+    act_group: Callable[..., tuple[PyTree, PyTree]]
+    compare: Callable[..., PolicyComparison]
+    value: Callable[[PyTree], Float[np.ndarray, " row"]] | None
+    exact: bool
+
+
+class ProbedPolicy(Protocol):
+    """A policy from any library: it samples actions, and knows how likely they were.
+
+    For Gymnasium environments both methods get NumPy arrays: `sample(obs, rng)` a batch of
+    observations and a NumPy generator, `log_prob(obs, actions)` two batches. For JAX-native ones
+    they are pure functions of one observation: `sample(obs, key)` and `log_prob(obs, action)`.
+    Actions are as sampled; they are clipped into a Box before the environment gets them.
+    """
+
+    def sample(self, obs: Any, random: Any, /) -> Any:
+        """Sample an action for each observation."""
+
+    def log_prob(self, obs: Any, actions: Any, /) -> Any:
+        """Log-probability or log-density of actions as sampled."""
+
+
+class Callables(NamedTuple):
+    """A policy as two functions; see `ProbedPolicy`."""
+
+    sample: Callable[[Any, Any], Any]
+    log_prob: Callable[[Any, Any], Any]
+
+
+def in_blocks(function: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+    """Call a function of rows on `BLOCK_ROWS` at a time, the last block padded; in float64."""
+    count = len(jax.tree.leaves(trees)[0])
+    parts = []
+    for first in range(0, count, BLOCK_ROWS):
+        places = np.minimum(np.arange(first, first + BLOCK_ROWS), count - 1)
+        block = jax.tree.map(lambda leaf, at=places: leaf[at], trees)
+        parts.append(jax.tree.map(partial(np.asarray, dtype=np.float64), function(*block)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
+
+
+def network_functions(
+    actor: Actor, critic: Params, obs_stats: Any, return_scale: float, *, seed: int
+) -> PolicyFunctions:
+    """Functions of a run's policies, given as parameters, and of its critic before the update."""
+    base_key = run_key(seed, 0, Purpose.PROBE)
+
+    def act(policy, obs, mask, key):
+        obs, mask = jax.tree.map(lambda leaf: leaf[None], (obs, mask))
+        found = actor.act(policy, obs_stats, obs, mask, actor.network.noise(key, (1,)))
+        return jax.tree.map(lambda leaf: leaf[0], found[:2])
+
+    def noise_of(episode, t):
+        key = jax.random.fold_in(jax.random.fold_in(base_key, episode), t)
+        return actor.network.noise(key, ())
+
+    @jax.jit
+    def act_group(policy, obs, masks, group, t):
+        noise = jax.vmap(noise_of, (0, None))(group * GROUP + jnp.arange(GROUP), t)
+        return actor.act(policy, obs_stats, obs, masks, noise)[:2]
+
+    @jax.jit
+    def compare(old, new, obs, masks, actions):
+        inputs = actor.inputs(obs_stats, obs, masks)
+        before, after = actor.network.policy(old, inputs), actor.network.policy(new, inputs)
+        ratio = likelihood_ratio(after.log_prob(actions), before.log_prob(actions))
+        return ratio, kl(before, after), kl(after, before)
+
+    @jax.jit
+    def value(obs):
+        return return_scale * actor.network.value(critic, actor.inputs(obs_stats, obs, None))
+
+    return PolicyFunctions(
+        act,
+        act_group=lambda *given: jax.device_get(act_group(*given)),
+        compare=lambda old, new, *rows: PolicyComparison(
+            *in_blocks(partial(compare, old, new), *rows)
+        ),
+        value=partial(in_blocks, value),
+        exact=True,
     )
-    findings = Findings(setting, lambda steps: progress(steps, setting.budget))
-    try:
-        first_pairs(findings)
-        sweep(findings, fractions if path is not None else (), random=False)
-    finally:
-        setting.player.close()
-    title = f"two policies on {spec.env_id}"
-    return conclude(findings, Origin(title, None, "given as callables", {}, None))
 
 
-def _callables(policy: ProbedPolicy) -> Callables:
-    return Callables(policy.sample, policy.log_prob)
+def callable_functions(
+    spec: EnvSpec, value: Callable[[Any], Any] | None, *, seed: int
+) -> PolicyFunctions:
+    """Functions of policies given as `Callables`; their divergences come from the samples."""
+    native = spec.jax_native
+    xp: Any = jnp if native else np
 
+    def clip(space, action):
+        box = isinstance(space, spaces.Box)
+        return xp.clip(action, space.low, space.high) if box else action
 
-def _spec_of(source: EnvSource) -> EnvSpec:
-    if source.jax_env is not None:
-        return source.jax_env.spec
-    assert source.make is not None
-    env = source.make()
-    spec = EnvSpec(
-        env_id=source.env_id,
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        max_episode_steps=time_limit(env),
-        masked=False,
-        jax_native=False,
-    )
-    env.close()
-    return spec
+    def act(policy, obs, mask, noise):
+        action = policy.sample(obs, noise)
+        return action, by_part(clip, spec.action_space, action)
+
+    def act_group(policy, obs, masks, group, t):
+        return act(policy, obs, masks, np.random.default_rng([seed, group, t]))
+
+    @partial(jax.jit, static_argnums=0)
+    def in_program(function, *rows):
+        return jax.vmap(function)(*rows)
+
+    def call(function, *rows):
+        if native:
+            return in_blocks(partial(in_program, function), *rows)
+        return np.asarray(function(*rows), np.float64)
+
+    def compare(old, new, obs, masks, actions):
+        log_ratio = call(new.log_prob, obs, actions) - call(old.log_prob, obs, actions)
+        log_ratio = np.clip(log_ratio, -80.0, 80.0)  # a finite ratio, as in every rule
+        ratio = np.exp(log_ratio)
+        return PolicyComparison(ratio, ratio - 1.0 - log_ratio, ratio * log_ratio - ratio + 1.0)
+
+    critic = None if value is None else partial(call, value)
+    return PolicyFunctions(act, act_group, compare, critic, exact=False)
