@@ -24,7 +24,7 @@ from surefoot.analysis.report.gains import _discount
 from surefoot.analysis.report.learning import learning_section
 from surefoot.analysis.report.returns import summarize_returns
 from surefoot.analysis.report.section import Facts, line
-from surefoot.analysis.report.table import recent, table_of
+from surefoot.analysis.report.table import Table, table_of
 from surefoot.analysis.report.totals import half_of_sums, totals
 from surefoot.analysis.text import figure
 from surefoot.cli.parser import main
@@ -118,12 +118,18 @@ def test_the_worst_state_of_a_group_is_its_worst_one():
     assert set(found.values) == {0.0, 1.0}
 
 
+def recent_of(values):
+    rows = np.arange(len(values))
+    columns = {"kl": np.asarray(values, float)} if np.isfinite(values).any() else {}
+    return Table(rows, rows.astype(float), columns, ((),) * len(rows)).recent("kl")
+
+
 def test_recent_is_the_newest_tenth_or_the_newest_value_before_it():
     values = np.where(np.arange(200) % 2 == 0, np.arange(200.0), np.nan)
-    assert recent(values) == np.mean(np.arange(180.0, 200.0, 2.0))
-    assert recent(np.where(np.arange(200) == 7, 3.0, np.nan)) == 3.0
-    assert recent(np.array([np.nan, 1.0, 3.0])) == 2.0
-    assert np.isnan(recent(np.array([np.nan])))
+    assert recent_of(values) == np.mean(np.arange(180.0, 200.0, 2.0))
+    assert recent_of(np.where(np.arange(200) == 7, 3.0, np.nan)) == 3.0
+    assert recent_of(np.array([np.nan, 1.0, 3.0])) == 2.0
+    assert np.isnan(recent_of(np.array([np.nan])))
     assert list(table_of(rows_of_a_run()).newest_tenth().iterations) == [55, 56, 57, 58, 59, 60]
 
 
