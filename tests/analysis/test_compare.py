@@ -683,14 +683,14 @@ def test_seeds_together_go_on_from_where_each_stands(together, tmp_path):
 
 
 def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, monkeypatch):
-    once = loop._Loop.once
+    advance = loop.Loop.advance
 
     def failing(self):
-        once(self)
+        advance(self)
         if self.run.settings.train.seed == 1 and self.run.iteration == 2:
             raise NotFiniteError("2 updates in a row were not finite")
 
-    monkeypatch.setattr(loop._Loop, "once", failing)
+    monkeypatch.setattr(loop.Loop, "advance", failing)
     out = tmp_path / "out"
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     (failure,) = result.failures
@@ -704,18 +704,18 @@ def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, monke
 def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
     together, tmp_path, monkeypatch
 ):
-    once = loop._Loop.once
+    advance = loop.Loop.advance
 
     def failing(self):
-        once(self)
+        advance(self)
         if self.run.settings.train.seed == 1 and self.run.finished:
             raise RuntimeError("a bug")
 
-    monkeypatch.setattr(loop._Loop, "once", failing)
+    monkeypatch.setattr(loop.Loop, "advance", failing)
     out = tmp_path / "out"
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     assert {failure.message for failure in result.failures} == {"RuntimeError: a bug"}
-    monkeypatch.setattr(loop._Loop, "once", once)
+    monkeypatch.setattr(loop.Loop, "advance", advance)
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     finals = [score.final for score in together[0].scores]
     assert [score.final for score in result.scores] == pytest.approx(finals, rel=1e-3)
@@ -724,14 +724,14 @@ def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
 def test_a_seed_whose_last_checkpoint_cannot_be_written_leaves_the_others_be(
     together, tmp_path, monkeypatch
 ):
-    close = loop._Loop.close
+    close = loop.Loop.close
 
     def full(self, fault):
         if self.run.settings.train.seed == 0:
             raise StorageError("the disk is full")
         close(self, fault)
 
-    monkeypatch.setattr(loop._Loop, "close", full)
+    monkeypatch.setattr(loop.Loop, "close", full)
     out = tmp_path / "out"
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     (failure,) = result.failures
@@ -748,14 +748,14 @@ def test_jobs_side_by_side_share_the_memory(monkeypatch, capsys):
 
 
 def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, monkeypatch):
-    once = loop._Loop.once
+    advance = loop.Loop.advance
 
     def interrupted(self):
         if self.run.settings.train.seed == 1 and self.run.iteration == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        once(self)
+        advance(self)
 
-    monkeypatch.setattr(loop._Loop, "once", interrupted)
+    monkeypatch.setattr(loop.Loop, "advance", interrupted)
     out, how = tmp_path / "out", TINY_NATIVE | {"progress": silent}
     how["shared"] = shared_with(**NATIVE_TRAIN, checkpoint_every=96)
     with pytest.raises(ComparisonStopped):
@@ -764,7 +764,7 @@ def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, mon
         assert [p.name for p in RunDirectory(seed_path(out, seed)).checkpoints()] == [
             "step-000000064"
         ]
-    monkeypatch.setattr(loop._Loop, "once", once)
+    monkeypatch.setattr(loop.Loop, "advance", advance)
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, **how)
     assert [s.final for s in result.scores] == [s.final for s in together[0].scores]
 
