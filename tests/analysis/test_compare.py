@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -105,12 +106,6 @@ def trained(tmp_path_factory):
 def out(trained, tmp_path):
     """The trained directory again, to spoil."""
     return shutil.copytree(trained[2], tmp_path / "out")
-
-
-@pytest.fixture
-def no_trial(monkeypatch):
-    """The duration is not what the test is about."""
-    monkeypatch.setattr(comparing, "forecast", lambda groups, *how: f"{len(groups)} groups")
 
 
 def silent(line):
@@ -343,11 +338,11 @@ def test_cells_are_evaluated_about_ten_times_so_that_best_stands_beside_final(tr
     assert result.of(ENV, "ppo")[0].best == max(curve.eval_returns)
 
 
-def test_the_expected_duration_comes_first_then_a_line_a_cell(trained):
+def test_the_number_of_cells_comes_first_then_a_line_a_cell_with_the_time_left(trained):
     first, *lines = trained[1]
-    assert first.startswith("2 cells, about ")
-    assert first.endswith(" with 1 job")
+    assert first == "2 cells with 1 job"
     assert [line.partition(":")[0] for line in lines] == [f"{ENV} vpg seed 0", f"{ENV} ppo seed 0"]
+    assert re.search(r"final return [\d.]+, \d+ s \(1 of 2, about \d+ s left\)$", lines[0])
     assert lines[-1].endswith("(2 of 2)")
 
 
@@ -359,7 +354,7 @@ def test_the_same_command_twice_trains_nothing_again(trained, out):
     assert [s.final for s in result.scores] == [s.final for s in trained[0].scores]
 
 
-def test_one_seed_more_adds_only_that_seed(out, no_trial):
+def test_one_seed_more_adds_only_that_seed(out):
     before, told = files(out), []
     result = compare([ENV], RULES, seeds=2, out=out, progress=told.append, **TINY)
     assert {name: time for name, time in files(out).items() if name in before} == before
@@ -369,7 +364,7 @@ def test_one_seed_more_adds_only_that_seed(out, no_trial):
     assert first != second
 
 
-def test_a_cell_that_lost_its_last_iteration_goes_on_from_the_one_before(trained, out, no_trial):
+def test_a_cell_that_lost_its_last_iteration_goes_on_from_the_one_before(trained, out):
     path = out / ENV / "vpg" / "seed-0"
     (path / "score.json").unlink()
     shutil.rmtree(path / "checkpoints" / "step-000000096")
@@ -385,7 +380,7 @@ def test_a_cell_that_lost_its_last_iteration_goes_on_from_the_one_before(trained
     )
 
 
-def test_a_cell_killed_before_its_first_checkpoint_starts_again(trained, out, no_trial):
+def test_a_cell_killed_before_its_first_checkpoint_starts_again(trained, out):
     path = out / ENV / "vpg" / "seed-0"
     (path / "score.json").unlink()
     shutil.rmtree(path / "checkpoints")
@@ -394,7 +389,7 @@ def test_a_cell_killed_before_its_first_checkpoint_starts_again(trained, out, no
     assert len(RunDirectory(path).rows()) == 3
 
 
-def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(tmp_path, no_trial):
+def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(tmp_path):
     steps = []
 
     def interrupting():
@@ -450,13 +445,12 @@ def test_a_cell_that_fails_is_named_and_the_others_stand(out, capsys):
     assert [score.rule for score in result.scores] == ["vpg", "ppo"]
     assert [failure.cell.split()[1] for failure in result.failures] == ["vpg", "ppo"]
     assert all("the hinge is gone" in failure.message for failure in result.failures)
-    assert told[0].startswith("2 cells; 2 of 4 are finished already")
-    assert "the trial of vpg on" in told[0]
+    assert told[0] == "2 cells with 1 job; 2 of 4 are finished already"
     assert "Cells without a score" in table(result)
     assert "the hinge is gone" in table(result)
 
 
-def test_a_cell_trained_in_a_process_of_its_own_is_the_same_cell(trained, tmp_path, no_trial):
+def test_a_cell_trained_in_a_process_of_its_own_is_the_same_cell(trained, tmp_path):
     told = []
     how = {"seeds": 1, "out": tmp_path, "workers": Workers(jobs=2), "progress": told.append, **TINY}
     result = compare([ENV], RULES[:1], **how)
@@ -519,7 +513,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
 
 def test_one_environment_object_cannot_serve_every_cell(tmp_path):
     env = gymnasium.make(ENV)
-    with pytest.raises(ConfigError, match="each cell opens its own environment"):
+    with pytest.raises(ConfigError, match="each cell opens its own"):
         compare([env], ["trpo"], seeds=1, out=tmp_path)
     env.close()
 
@@ -642,7 +636,7 @@ def test_seeds_of_a_compiled_environment_are_trained_together_and_are_ordinary_r
         assert run.evaluate(3)["return_mean"] == result.scores[seed].final
 
 
-def test_seeds_shared_out_among_devices_are_the_same_runs(together, tmp_path, no_trial):
+def test_seeds_shared_out_among_devices_are_the_same_runs(together, tmp_path):
     """Three seeds on two devices: one of them is there twice."""
     how = TINY_NATIVE | {"progress": silent, "workers": Workers(devices=2)}
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=tmp_path, **how)
@@ -662,7 +656,7 @@ def test_devices_that_would_stand_idle_are_refused(tmp_path):
         compare([ENV], RULES[:1], seeds=2, **how)
 
 
-def test_seeds_together_go_on_from_where_each_stands(together, tmp_path, no_trial):
+def test_seeds_together_go_on_from_where_each_stands(together, tmp_path):
     out = shutil.copytree(together[2], tmp_path / "out")
     spoilt = {
         0: ("step-000000096",),
@@ -688,15 +682,15 @@ def test_seeds_together_go_on_from_where_each_stands(together, tmp_path, no_tria
     assert len(RunDirectory(seed_path(out, 3)).rows()) == 3
 
 
-def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, no_trial, monkeypatch):
-    once = loop._Loop.once
+def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, monkeypatch):
+    advance = loop.Loop.advance
 
     def failing(self):
-        once(self)
+        advance(self)
         if self.run.settings.train.seed == 1 and self.run.iteration == 2:
             raise NotFiniteError("2 updates in a row were not finite")
 
-    monkeypatch.setattr(loop._Loop, "once", failing)
+    monkeypatch.setattr(loop.Loop, "advance", failing)
     out = tmp_path / "out"
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     (failure,) = result.failures
@@ -708,36 +702,36 @@ def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, no_tr
 
 
 def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
-    together, tmp_path, no_trial, monkeypatch
+    together, tmp_path, monkeypatch
 ):
-    once = loop._Loop.once
+    advance = loop.Loop.advance
 
     def failing(self):
-        once(self)
+        advance(self)
         if self.run.settings.train.seed == 1 and self.run.finished:
             raise RuntimeError("a bug")
 
-    monkeypatch.setattr(loop._Loop, "once", failing)
+    monkeypatch.setattr(loop.Loop, "advance", failing)
     out = tmp_path / "out"
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     assert {failure.message for failure in result.failures} == {"RuntimeError: a bug"}
-    monkeypatch.setattr(loop._Loop, "once", once)
+    monkeypatch.setattr(loop.Loop, "advance", advance)
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     finals = [score.final for score in together[0].scores]
     assert [score.final for score in result.scores] == pytest.approx(finals, rel=1e-3)
 
 
 def test_a_seed_whose_last_checkpoint_cannot_be_written_leaves_the_others_be(
-    together, tmp_path, no_trial, monkeypatch
+    together, tmp_path, monkeypatch
 ):
-    close = loop._Loop.close
+    close = loop.Loop.close
 
     def full(self, fault):
         if self.run.settings.train.seed == 0:
             raise StorageError("the disk is full")
         close(self, fault)
 
-    monkeypatch.setattr(loop._Loop, "close", full)
+    monkeypatch.setattr(loop.Loop, "close", full)
     out = tmp_path / "out"
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, progress=silent, **TINY_NATIVE)
     (failure,) = result.failures
@@ -753,24 +747,24 @@ def test_jobs_side_by_side_share_the_memory(monkeypatch, capsys):
     assert capsys.readouterr().err.count("at a time") == 1
 
 
-def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, no_trial, monkeypatch):
-    once = loop._Loop.once
+def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, monkeypatch):
+    advance = loop.Loop.advance
 
     def interrupted(self):
         if self.run.settings.train.seed == 1 and self.run.iteration == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        once(self)
+        advance(self)
 
-    monkeypatch.setattr(loop._Loop, "once", interrupted)
+    monkeypatch.setattr(loop.Loop, "advance", interrupted)
     out, how = tmp_path / "out", TINY_NATIVE | {"progress": silent}
-    how["shared"] = NATIVE_SHARED._replace(train=replace(NATIVE_SHARED.train, checkpoint_every=96))
+    how["shared"] = shared_with(**NATIVE_TRAIN, checkpoint_every=96)
     with pytest.raises(ComparisonStopped):
         compare([NATIVE], [LONG_STEPS], seeds=3, out=out, **how)
     for seed in range(3):
         assert [p.name for p in RunDirectory(seed_path(out, seed)).checkpoints()] == [
             "step-000000064"
         ]
-    monkeypatch.setattr(loop._Loop, "once", once)
+    monkeypatch.setattr(loop.Loop, "advance", advance)
     result = compare([NATIVE], [LONG_STEPS], seeds=3, out=out, **how)
     assert [s.final for s in result.scores] == [s.final for s in together[0].scores]
 
@@ -781,7 +775,6 @@ def test_seeds_that_do_not_fit_together_are_trained_in_turns(
     monkeypatch.setattr("surefoot.training.memory.memory_of", lambda program: 30)
     monkeypatch.setattr("surefoot.training.memory.memory_left", lambda: 29)
     monkeypatch.setattr("surefoot.training.run.check_size", lambda shapes, what: None)
-    monkeypatch.setattr(comparing, "forecast", lambda groups, *how: "")
     result = compare([NATIVE], [LONG_STEPS], seeds=2, out=tmp_path, progress=silent, **TINY_NATIVE)
     assert "2 seeds at once need" in capsys.readouterr().err
     assert [s.final for s in result.scores] == [s.final for s in together[0].scores[:2]]

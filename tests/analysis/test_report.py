@@ -24,14 +24,14 @@ from surefoot.analysis.report.gains import _discount
 from surefoot.analysis.report.learning import learning_section
 from surefoot.analysis.report.returns import summarize_returns
 from surefoot.analysis.report.section import Facts, line
-from surefoot.analysis.report.table import recent, table_of
+from surefoot.analysis.report.table import Table, table_of
 from surefoot.analysis.report.totals import half_of_sums, totals
 from surefoot.analysis.text import figure
 from surefoot.cli.parser import main
 from surefoot.config.presets import settings_of
 from surefoot.diagnostics.catalogue import METRICS
-from surefoot.diagnostics.groups import GroupSums, interval
-from surefoot.diagnostics.lens import judge, start_watch
+from surefoot.diagnostics.groups import GroupSums, interval_of
+from surefoot.diagnostics.lens import judge_update, start_lens
 from surefoot.diagnostics.realised_gain import gain_by_group, total_gain
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError, ConfigError
@@ -118,12 +118,18 @@ def test_the_worst_state_of_a_group_is_its_worst_one():
     assert set(found.values) == {0.0, 1.0}
 
 
+def recent_of(values):
+    rows = np.arange(len(values))
+    columns = {"kl": np.asarray(values, float)} if np.isfinite(values).any() else {}
+    return Table(rows, rows.astype(float), columns, ((),) * len(rows)).recent("kl")
+
+
 def test_recent_is_the_newest_tenth_or_the_newest_value_before_it():
     values = np.where(np.arange(200) % 2 == 0, np.arange(200.0), np.nan)
-    assert recent(values) == np.mean(np.arange(180.0, 200.0, 2.0))
-    assert recent(np.where(np.arange(200) == 7, 3.0, np.nan)) == 3.0
-    assert recent(np.array([np.nan, 1.0, 3.0])) == 2.0
-    assert np.isnan(recent(np.array([np.nan])))
+    assert recent_of(values) == np.mean(np.arange(180.0, 200.0, 2.0))
+    assert recent_of(np.where(np.arange(200) == 7, 3.0, np.nan)) == 3.0
+    assert recent_of(np.array([np.nan, 1.0, 3.0])) == 2.0
+    assert np.isnan(recent_of(np.array([np.nan])))
     assert list(table_of(rows_of_a_run()).newest_tenth().iterations) == [55, 56, 57, 58, 59, 60]
 
 
@@ -190,7 +196,7 @@ def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
         policies.append(t.solve(mdp, t.Tabular().policy(theta)))
         theta = theta + 0.1 * policies[-1].advantages
     exact = policies[-1].eta - policies[0].eta
-    interval_of = jax.jit(lambda gained: interval(total_gain(gained)))
+    interval_of_sum = jax.jit(lambda gained: interval_of(total_gain(gained)))
     for _ in range(500):
         critics = [each.values + changing * rng.normal(size=6) for each in policies]
         gained, before = jnp.zeros(8), None
@@ -199,26 +205,28 @@ def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
             if before is not None:
                 gained = gained + gain_by_group(before, errors[0], horizon=mdp.horizon)
             before = errors[-1]
-        found = interval_of(gained)
+        found = interval_of_sum(gained)
         covered.append(float(found.low) <= exact <= float(found.high))
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
 def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_none():
     rng, ones, realised = np.random.default_rng(0), jnp.ones(4), 0.0
-    watch = start_watch({}, (), num_groups=4, num_features=1)
+    lens = start_lens({}, (), num_groups=4, num_features=1)
     for k in range(4):
         after = GroupSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones)
-        _, gained, told = judge(watch, after, horizon=10.0, paired=True)
+        judged, metrics = judge_update(lens, after, horizon=10.0, paired=True)
         if k == 0:
-            assert np.isnan(told["lens/total_gain"])
+            assert np.isnan(metrics["lens/total_gain"])
         else:
-            realised += float(told["lens/realised_gain"])
-            assert float(told["lens/total_gain"]) == pytest.approx(realised, rel=1e-4)
-        watch = watch._replace(td=after, gained=gained, ready=jnp.array(True))
-    assert np.isnan(judge(watch, after, horizon=10.0, paired=False)[2]["lens/total_gain"])
+            realised += float(metrics["lens/realised_gain"])
+            assert float(metrics["lens/total_gain"]) == pytest.approx(realised, rel=1e-4)
+        lens = judged._replace(td=after, ready=jnp.array(True))
+    _, unpaired = judge_update(lens, after, horizon=10.0, paired=False)
+    assert np.isnan(unpaired["lens/total_gain"])
     bad = GroupSums(jnp.full(4, jnp.nan), ones)
-    np.testing.assert_array_equal(judge(watch, bad, horizon=10.0, paired=True)[1], watch.gained)
+    judged, _ = judge_update(lens, bad, horizon=10.0, paired=True)
+    np.testing.assert_array_equal(judged.gained, lens.gained)
 
 
 def sampled_td(mdp, solution, critics, *, rng, num_envs=8, rows=100):

@@ -14,22 +14,23 @@ import pytest
 from gymnasium import spaces
 
 import surefoot as sf
-from surefoot.config.presets import settle
-from surefoot.config.settings import OwnNetwork, OwnNetworks, begin
+from surefoot.config.presets import Groups, settle
+from surefoot.config.settings import OwnNetwork, OwnNetworks
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError
 from surefoot.exporting import numpy_policy
 from surefoot.exporting.export import export
 from surefoot.exporting.numpy_policy import NumpyPolicy
 from surefoot.formulas.running_stats import RunningStats
+from surefoot.training.run import begin
 from tests.support.scripted import ACTION_SPACES, LIMIT, OBS_SPACES, make_scripted, mask_of
 
 
-def begun(env="tests.support.scripted:Scripted-v0", own=None, train=None, seed=0, **network):
+def begun(env=make_scripted, own=None, train=None, seed=0, **network):
     """A run that has not learned, whose weights and statistics are far from their start."""
     train = train or sf.Train(num_envs=1, num_steps=16)
-    name = env if isinstance(env, str) else "Own"
-    settings = settle(name, sf.VPG(), train, sf.Network(**network), sf.Critic(), preset="none")
+    groups = Groups(sf.VPG(), train, sf.Network(**network), sf.Critic())
+    settings = settle("Own", groups)
     run, opened = begin(settings, find_env(env, {}), own or OwnNetworks())
     opened.close()
     rng = np.random.default_rng(seed)
@@ -39,7 +40,7 @@ def begun(env="tests.support.scripted:Scripted-v0", own=None, train=None, seed=0
         s and RunningStats(jnp.float32(9), moved(s.mean), 9 * jnp.exp(moved(s.mean)))
         for s in run.state.learn.obs_stats
     )
-    run.state = run.state._replace(params=params, obs_stats=seen)
+    run.state = run.state._replace(learn=run.state.learn._replace(params=params, obs_stats=seen))
     return run
 
 

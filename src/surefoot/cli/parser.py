@@ -13,7 +13,7 @@ from typing import Any
 
 from surefoot.cli.commands.common import emit, env_flag, only_json
 from surefoot.cli.commands.comparing import compare_command, explain_command
-from surefoot.cli.commands.exporting import export_command
+from surefoot.cli.commands.finished_runs import export_command, replay_command, report_command
 from surefoot.cli.commands.laboratory import (
     EXACT_RULES,
     add_exact_flags,
@@ -21,8 +21,6 @@ from surefoot.cli.commands.laboratory import (
     exact_command,
 )
 from surefoot.cli.commands.probing import add_probe_flags, probe_command
-from surefoot.cli.commands.replaying import replay_command
-from surefoot.cli.commands.reporting import report_command
 from surefoot.cli.commands.training import evaluate_command, resume_command, train_command
 from surefoot.cli.flags import Parser, add_settings, refuse_unknown, whole
 from surefoot.config.presets import NAMES

@@ -1,5 +1,6 @@
 """Log metrics to TensorBoard and Weights & Biases, over environment steps."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,23 +16,13 @@ class Logger(NamedTuple):
     close: Callable[[], None]
 
 
-def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if isinstance(value, int | float)}
-
-
 def tensorboard_logger(directory: Path) -> Logger:
     """A logger of event files under the run directory.
 
     Raises:
         ConfigError: where tensorboardX is not installed.
     """
-    try:
-        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(
-            "--tensorboard needs tensorboardX: pip install 'surefoot[tensorboard]'", name="EXTRA"
-        ) from error
-    writer = SummaryWriter(str(directory / "tensorboard"))
+    writer = _package("tensorboardX", "tensorboard").SummaryWriter(str(directory / "tensorboard"))
 
     def log(row: Mapping[str, Any]) -> None:
         for key, value in _numbers(row).items():
@@ -46,17 +37,12 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
     Raises:
         ConfigError: where wandb is not installed, or does not start (without a login).
     """
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(
-            "--wandb needs wandb: pip install 'surefoot[wandb]'", name="EXTRA"
-        ) from error
-    kept = directory.read("wandb-id.txt")
+    wandb = _package("wandb", "wandb")
+    stored = directory.read("wandb-id.txt")
     try:
         run = wandb.init(
             project=project,
-            id=kept,
+            id=stored,
             resume="allow",
             dir=str(directory.path),
             name=directory.path.name,
@@ -67,8 +53,21 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
             f"--wandb {project}: {error}; run `wandb login`, or set WANDB_MODE=offline",
             name="WANDB",
         ) from error
-    if kept is None:
+    if stored is None:
         directory.write("wandb-id.txt", run.id)
     run.define_metric("env_steps")
     run.define_metric("*", step_metric="env_steps")
     return Logger(lambda row: run.log(_numbers(row)), run.finish)
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"--{extra} needs {name}: pip install 'surefoot[{extra}]'", name="EXTRA"
+        ) from error
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if isinstance(value, int | float)}

@@ -264,6 +264,7 @@ class SeedBatch:
         self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
         self._take = jax.jit(lambda states, i: jax.tree.map(lambda leaf: leaf[i], states))
         self._iteration, self._rows = int(states[0].learn.iteration), [[]] * len(states)
+        self._compiled = 0.0  # seconds in the rows so far; `program` may compile before the first
         self.steppers = [_Seat(self, i) for i in range(len(states))]
 
     @property
@@ -291,9 +292,10 @@ class SeedBatch:
             self._states = self._states._replace(lens=lens)
         self._states, metrics = self._run(self._states, jnp.int32(count), self._traced)
         looked, metrics = jax.device_get((looked, metrics))
-        compiling = self._run.seconds + self._look.seconds - compiled
+        in_all = self._run.seconds + self._look.seconds
         # Of the time that all take together, each has its share.
-        seconds = (time.monotonic() - started - compiling) / (count * runs)
+        seconds = (time.monotonic() - started - in_all + compiled) / (count * runs)
+        compiling, self._compiled = in_all - self._compiled, in_all
 
         def of(table: dict[str, Any], run: int) -> dict[str, Any]:
             return {name: values[run] for name, values in table.items()}

@@ -6,9 +6,10 @@
 
 from surefoot.analysis.compare.cells import Workers
 from surefoot.analysis.compare.comparison import Comparison, Failure, LearningCurve, Score
+from surefoot.analysis.compare.grid import SharedSettings
 from surefoot.analysis.compare.output import table, to_dict, write_outputs
 from surefoot.analysis.compare.read import read_runs
-from surefoot.analysis.compare.train import SharedSettings, compare
+from surefoot.analysis.compare.train import compare
 from surefoot.parallel.jobs import ComparisonStopped
 
 __all__ = [

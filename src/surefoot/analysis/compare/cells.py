@@ -15,20 +15,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from surefoot.config.settings import OwnNetworks, Settings
+from surefoot.config.settings import OwnNetworks, Parallel, Settings
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError, SurefootError
 from surefoot.parallel.jobs import Outcome, attempt, describe_error
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.api import Job, keep_in_directory, resume
-from surefoot.training.plan import DEFAULT_EPISODE_LIMIT
+from surefoot.training.api import Job, keep_in_directory, resume, train_job
+from surefoot.training.callback import Callback
 from surefoot.training.run import Run, begin, load
-from surefoot.training.trainer import Trainer, train_together
+from surefoot.training.trainer import Resources, train_together
 
 SCORE_FILE = "score.json"
-TRIAL_ITERATIONS = 2
 
 
 class Workers(NamedTuple):
@@ -147,13 +146,7 @@ def _train_alone(cell: Cell) -> float:
         run = resume(cell.path, env=cell.env, network=cell.own)
     else:
         _clear(directory)
-        run, envs = begin(cell.settings, cell.source, cell.own)
-        try:
-            run = keep_in_directory(run, cell.job)
-        except BaseException:
-            envs.close()
-            raise
-        run = Trainer(run, envs).train()
+        run = train_job(cell.job, Resources(Parallel()), Callback())
     score_run(run, cell.episodes)
     return time.monotonic() - started
 
@@ -190,40 +183,3 @@ def stored_score(directory: RunDirectory, episodes: int) -> dict[str, Any] | Non
     except (ValueError, TypeError, KeyError):
         pass
     return None
-
-
-def trial(group: Group, *, devices: int = 1) -> float:
-    """Seconds that a whole group will take, from two iterations that leave no files.
-
-    Compilation counts once. On the host, an evaluation is taken to last until its time limit.
-    """
-    cell, count, started = group[0], len(group), time.monotonic()
-    settings = cell.settings
-    train = replace(
-        settings.train,
-        steps=TRIAL_ITERATIONS * settings.batch_size,
-        dispatch=TRIAL_ITERATIONS,
-        eval_every=0,
-    )
-    run, envs = begin(replace(settings, train=train), cell.source, cell.own)
-    if count == 1:
-        Trainer(run, envs).train()
-    else:
-        several = [replace(run, rows=[]) for _ in group[1:]] + [run]
-        errors = train_together(several, devices=devices)
-        if (error := errors[-1]) is not None:
-            raise error
-    iteration = count * run.rows[-1]["time/iteration"]
-    overhead = max(0.0, time.monotonic() - started - TRIAL_ITERATIONS * iteration)
-    every = settings.train.eval_every
-    evaluations = math.ceil(settings.train.steps / every) if every else 0
-    if run.learner.spec.jax_native:
-        before = time.monotonic()
-        run.evaluate(settings.train.eval_episodes)
-        evaluating = count * (evaluations + 1) * (time.monotonic() - before)
-    else:
-        episodes = evaluations * settings.train.eval_episodes + cell.episodes
-        limit = run.learner.spec.max_episode_steps or DEFAULT_EPISODE_LIMIT
-        acting = run.rows[-1]["time/env"] + run.rows[-1]["time/policy"]
-        evaluating = episodes * limit * acting / settings.batch_size
-    return overhead + settings.num_iterations * iteration + evaluating

@@ -32,10 +32,9 @@ CURVE_LABEL = "return of training episodes (sampled actions)"
 
 
 class _Results(NamedTuple):
-    """Statistics on one environment; `best` is None for a rule whose seeds lack evaluations."""
+    """Statistics on one environment."""
 
     summaries: dict[str, Summary]
-    best: dict[str, float | None]
     contrasts: list[Contrast]
 
 
@@ -43,19 +42,16 @@ def _results(comparison: Comparison) -> dict[str, _Results]:
     """The statistics of every environment."""
     found = {}
     for env in comparison.envs:
-        scores = {rule: comparison.of(env, rule) for rule in comparison.rules(env)}
-        finals = {rule: np.array([s.final for s in some]) for rule, some in scores.items()}
-        found[env] = _Results(
-            {rule: summarize_scores(values) for rule, values in finals.items()},
-            {rule: _best_mean(some) for rule, some in scores.items()},
-            [contrast(a, finals[a], b, finals[b]) for a, b in combinations(finals, 2)],
-        )
+        finals, summaries = {}, {}
+        for rule in comparison.rules(env):
+            scores = comparison.of(env, rule)
+            best = [score.best for score in scores if score.best is not None]
+            mean = float(np.mean(best)) if len(best) == len(scores) else None
+            finals[rule] = np.array([score.final for score in scores])
+            summaries[rule] = summarize_scores(finals[rule])._replace(best_mean=mean)
+        pairs = [contrast(a, finals[a], b, finals[b]) for a, b in combinations(finals, 2)]
+        found[env] = _Results(summaries, pairs)
     return found
-
-
-def _best_mean(scores: Sequence[Score]) -> float | None:
-    best = [score.best for score in scores if score.best is not None]
-    return float(np.mean(best)) if len(best) == len(scores) else None
 
 
 def table(comparison: Comparison) -> str:
@@ -86,32 +82,19 @@ def _opening(comparison: Comparison) -> str:
 
 def _environment(comparison: Comparison, env: str, found: _Results) -> str:
     digits = _digits([score.final for score in comparison.scores if score.env == env])
-    rows = [
-        [
-            rule,
-            str(summary.n),
-            _number(summary.mean, digits),
-            _ends(summary.interval, digits),
-            _number(summary.median, digits),
-            _number(summary.interquartile_mean, digits),
-            _number(found.best[rule], digits),
-        ]
-        for rule, summary in found.summaries.items()
-    ]
+    rows = []
+    for rule, s in found.summaries.items():
+        values = (s.mean, s.interval, s.median, s.interquartile_mean, s.best_mean)
+        rows.append([rule, str(s.n), *(_shown(value, digits) for value in values)])
     header = ["rule", "n", "final", "interval", "median", "IQM", "best"]
     text = f"{env}, return\n" + _aligned(header, rows)
     if env in comparison.optima:
-        best = _number(comparison.optima[env], digits)
+        best = _shown(comparison.optima[env], digits)
         text += f"\n  {best} is the optimum over all policies, time-dependent ones included"
-    pairs = [
-        [
-            f"{pair.first} over {pair.second}",
-            f"{pair.probability:.2f}",
-            _number(pair.difference, digits, sign="+"),
-            _ends(pair.interval, digits, sign="+"),
-        ]
-        for pair in found.contrasts
-    ]
+    pairs = []
+    for pair in found.contrasts:
+        gap = (_shown(value, digits, sign="+") for value in (pair.difference, pair.interval))
+        pairs.append([f"{pair.first} over {pair.second}", f"{pair.probability:.2f}", *gap])
     if pairs:
         text += "\n\n" + _aligned(["pair", "beats", "difference", "interval"], pairs)
     return text
@@ -123,15 +106,10 @@ def _digits(finals: Sequence[float]) -> int:
     return min(4, max(0, 3 - math.floor(math.log10(largest)))) if largest > 0 else 1
 
 
-def _number(value: float | None, digits: int, *, sign: str = "") -> str:
+def _shown(value: float | Interval | None, digits: int, *, sign: str = "") -> str:
+    if isinstance(value, Interval):
+        return f"[{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
     return "-" if value is None else f"{value:{sign}.{digits}f}"
-
-
-def _ends(interval: Interval | None, digits: int, *, sign: str = "") -> str:
-    if interval is None:
-        return "-"
-    low, high = (_number(end, digits, sign=sign) for end in (interval.low, interval.high))
-    return f"[{low}, {high}]"
 
 
 def _aligned(header: list[str], rows: list[list[str]]) -> str:
@@ -183,8 +161,8 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain JSON values, without the curves (each run's metrics hold them)."""
     found = _results(comparison)
     results = {}
-    for env, (summaries, best, contrasts) in found.items():
-        rules = {rule: _plain(each) | {"best_mean": best[rule]} for rule, each in summaries.items()}
+    for env, (summaries, contrasts) in found.items():
+        rules = {rule: _plain(summary) for rule, summary in summaries.items()}
         results[env] = {"rules": rules, "pairs": [_plain(pair) for pair in contrasts]}
         if env in comparison.optima:
             results[env]["optimum"] = comparison.optima[env]

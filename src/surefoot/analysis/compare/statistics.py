@@ -42,13 +42,17 @@ Scores = Float[np.ndarray, " seed"]
 
 
 class Summary(NamedTuple):
-    """One rule on one environment, over its seeds; `interval` is None below five of them."""
+    """One rule on one environment, over its seeds; `interval` is None below five of them.
+
+    `best_mean` is the mean over seeds of their best evaluations, None where a seed has none.
+    """
 
     n: int
     mean: float
     median: float
     interquartile_mean: float
     interval: Interval | None
+    best_mean: float | None = None
 
 
 class Contrast(NamedTuple):

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from surefoot.analysis.report.section import Facts, Section, html_table
+from surefoot.analysis.report.section import Facts, Section, html_table, section
 from surefoot.analysis.text import figure
-from surefoot.config.settings import non_default
+from surefoot.config.settings import GROUPS, non_default
 from surefoot.config.validation import shown
 from surefoot.errors import CheckpointError
 from surefoot.storage.checkpoint import LARGEST_JSON, read_file, strict_json
@@ -45,9 +45,8 @@ def newest_probe(run: Path) -> StoredProbe | None:
 
 def probe_section(probe: StoredProbe | None) -> Section:
     """The newest probe, or how to make one."""
-    section = Section("probe", "Newest probe", "No update of this run has been probed.")
     if probe is None:
-        return section._replace(
+        return section("probe", "No update of this run has been probed.")._replace(
             meaning="A probe plays fresh episodes along one update and shows where its promise "
             "breaks; the command is at the end of this page."
         )
@@ -56,12 +55,8 @@ def probe_section(probe: StoredProbe | None) -> Section:
     verdict = probe.record.get("verdict")
     verdict = verdict if isinstance(verdict, list) else [verdict]
     sentences += [each for each in verdict if isinstance(each, str)]
-    if probe.picture is None:
-        extra = (
-            "<p>Its figure is not in this page; it may be in the run's folder probe/ as "
-            f"{escape(probe.name)}.png.</p>"
-        )
-    else:
+    extra = f"<p>Its figure is not in this page; see probe/{escape(probe.name)}.png.</p>"
+    if probe.picture is not None:
         data = base64.b64encode(probe.picture).decode()
         extra = f'<img alt="result of the probe" src="data:image/png;base64,{data}">'
     rows = [
@@ -69,14 +64,7 @@ def probe_section(probe: StoredProbe | None) -> Section:
         for key, value in probe.record.items()
         if isinstance(value, int | float | str) and key != "verdict"
     ]
-    meaning = (
-        "Left: the update's promise on its own batch, its promise on fresh data of the old policy, "
-        "and the realised gain; the first gap is noise, the second visitation shift. Right: the "
-        "same along the update, before and beyond the step that was taken."
-    )
-    return section._replace(
-        finding=" ".join(sentences), meaning=meaning, extra=extra + html_table(rows)
-    )
+    return section("probe", " ".join(sentences))._replace(extra=extra + html_table(rows))
 
 
 def settings_section(facts: Facts, commands: Sequence[tuple[str, str]]) -> Section:
@@ -85,17 +73,16 @@ def settings_section(facts: Facts, commands: Sequence[tuple[str, str]]) -> Secti
     finding = "Every setting has its default value."
     if unlike:
         finding = f"Non-default settings: {', '.join(unlike)}."
-    about = ("env", "env_kwargs", "preset", "observation_space", "action_space")
+    about = ("env", "env_kwargs", "observation_space", "action_space")
     versions = facts.config.get("versions")
     tables = {"run": {key: facts.config.get(key, "not recorded") for key in about}}
-    for section in ("rule", "train", "network", "critic"):
-        tables[section] = facts.settings.to_dict()[section]
+    tables |= {key: facts.settings.to_dict()[key] for key in GROUPS}
     tables["versions"] = versions if isinstance(versions, dict) else {}
     extra = "<h3>Next steps</h3>" + "".join(
         f"<p>{escape(what)}</p><pre>{escape(command)}</pre>" for what, command in commands
     )
     extra += "<h3>All settings</h3><div class='settings'>"
-    for section, entries in tables.items():
+    for title, entries in tables.items():
         rows = [(str(name), shown(value)) for name, value in entries.items()]
-        extra += html_table(rows, title=section)
-    return Section("settings", "Settings", finding, extra=extra + "</div>")
+        extra += html_table(rows, title=title)
+    return section("settings", finding)._replace(extra=extra + "</div>")

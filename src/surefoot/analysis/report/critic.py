@@ -11,19 +11,13 @@ from surefoot.analysis.report.section import (
     line,
     not_logged,
     recently,
+    section,
 )
 from surefoot.analysis.text import figure
 
 OWN, FRESH = "critic/explained_variance", "lens/explained_variance"
 COSINE = "lens/expected_cosine"
 
-_MEANING = (
-    "The critic predicts the value of each state; promises rest on it. Explained variance: 1 is "
-    "perfect, 0 no better than one number for all states, below 0 worse (cut at -1). On the "
-    "critic's own targets it is optimistic, on fresh returns it is not. Where all returns are "
-    "equal it means nothing. The expected cosine is how far the gradients of two batches would "
-    "agree: below 0.1 updates are mostly noise."
-)
 _WORSE = (
     "The critic is worse than a constant: use more critic epochs, a higher critic step size, a "
     "wider critic, or return_norm."
@@ -33,10 +27,10 @@ _DISAGREE = "Gradients hardly agree between batches: use more steps per batch."
 
 def critic_section(facts: Facts) -> Section:
     """Explained variance of the critic, and the expected cosine between gradients."""
-    name, title, table = "critic", "Critic and gradient", facts.table
+    table = facts.table
     absent = table.missing(OWN, FRESH)
     if len(absent) == 2:
-        return left_out(name, title, absent)
+        return left_out("critic", absent)
     explained, on = table.recent(FRESH), "fresh returns"
     if math.isnan(explained):
         explained, on = table.recent(OWN), "its own targets"
@@ -52,15 +46,11 @@ def critic_section(facts: Facts) -> Section:
     ]
     # A first critic may be worse by orders of magnitude.
     lowest = min(min(table.known(key), default=0.0) for key in (OWN, FRESH))
+    ylim = (max(-1.05, min(-0.1, float(lowest) - 0.05)), 1.05)
+    levels = ((0.0, "no better than a constant"),)
     cosines = line(table, COSINE, "gradients of two batches, expected", Color.EXTRA, points=True)
-    return Section(name, title, finding + not_logged(absent), _MEANING).judged(
+    return section("critic", finding + not_logged(absent)).judged(
         [(explained < 0.0, _WORSE), (cosine < 0.1, _DISAGREE)],
-        Panel(
-            "explained variance",
-            variances,
-            (0.0, 1.0),
-            ((0.0, "no better than a constant"),),
-            ylim=(max(-1.05, min(-0.1, float(lowest) - 0.05)), 1.05),
-        ),
+        Panel("explained variance", variances, (0.0, 1.0), levels, ylim=ylim),
         Panel("cosine", cosines, (0.1, 1.0), ylim=(-0.05, 1.05)),
     )

@@ -2,18 +2,18 @@
 
 from surefoot.analysis.plots.grouping import largest
 from surefoot.analysis.plots.report import Panel, PanelSeries
-from surefoot.analysis.report.section import Color, Facts, Section, left_out, line, recently
+from surefoot.analysis.report.section import (
+    Color,
+    Facts,
+    Section,
+    left_out,
+    line,
+    recently,
+    section,
+)
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure, percent
 
-_MEANING = (
-    "KL measures how much the old and the new policy differ in a state: 0 is equal, 0.01 very "
-    "similar, 1 quite different. A mean can be small while single states jump; the worst state "
-    "and the share of all KL in the worst 1 % of states show it. The log ratio is how much "
-    "likelier an action became: good actions (positive advantage) belong above 0, bad ones below; "
-    "the bands contain 80 % of each. A ratio outside 0.8 to 1.2 counts as clipped. Where one point "
-    "of a curve stands for several updates, its worst state is the worst of them all."
-)
 _JUMPS = (
     "A few states jump while the average stays small: use a smaller radius, step size or clip "
     "range, fewer epochs, or a wider network."
@@ -23,9 +23,9 @@ _CLIPPED = "More than half is clipped, so late epochs do nothing: use fewer of t
 
 def distance_section(facts: Facts) -> Section:
     """KL over states, log ratios by the sign of the advantage, and the share that is clipped."""
-    name, title, table = "distance", "How far each update went", facts.table
+    table = facts.table
     if absent := table.missing("policy/kl_mean"):
-        return left_out(name, title, absent)
+        return left_out("distance", absent)
     mean, tail = table.recent("policy/kl_mean"), table.recent("policy/kl_p99")
     share, clipped = table.recent("policy/kl_worst_share"), table.recent("policy/clip_fraction")
     good, bad = (table.recent(f"policy/log_ratio_{sign}_p50") for sign in ("good", "bad"))
@@ -39,7 +39,7 @@ def distance_section(facts: Facts) -> Section:
         ),
     )
     checks = ((tail > 20 * mean > 0 or share > 0.2, _JUMPS), (clipped > 0.5, _CLIPPED))
-    return Section(name, title, finding, _MEANING).judged(checks, *_panels(facts))
+    return section("distance", finding).judged(checks, *_panels(facts))
 
 
 def _panels(facts: Facts) -> list[Panel]:
@@ -87,16 +87,12 @@ def guard_section(facts: Facts) -> list[Section]:
         f"The guard left {percent(whole)} of {len(kept)} updates whole, kept "
         f"{percent(float(kept.mean()))} of a step on average, and refused {int(refused)}."
     )
-    meaning = (
-        "--guard shrinks each step until its mean and worst-state KL are within their limits, and "
-        "refuses updates while recent promises do not hold on unseen data."
-    )
     advice = "It cuts more than half of the updates: the rule's own step is too large."
     fractions = line(table, "guard/fraction", "share of the step that was kept", Color.GOT)
     refusals = line(table, "guard/refused", "updates refused", Color.PROMISED)
-    section = Section("guard", "Guard", finding, meaning).judged(
+    made = section("guard", finding).judged(
         [(whole < 0.5, advice)],
         Panel("share", fractions, levels=((1.0, "the whole step"),), ylim=(-0.02, 1.1)),
         Panel("0 or 1", refusals, ylim=(-0.05, 1.05)),
     )
-    return [section]
+    return [made]

@@ -4,7 +4,15 @@ import math
 
 from surefoot.analysis.plots.grouping import newest, starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
-from surefoot.analysis.report.section import Color, Facts, Section, ends_of, left_out
+from surefoot.analysis.report.section import (
+    GUIDE,
+    Color,
+    Facts,
+    Section,
+    ends_of,
+    left_out,
+    section,
+)
 from surefoot.analysis.report.totals import Totals, totals
 from surefoot.analysis.text import figure, percent
 
@@ -25,36 +33,14 @@ _EITHER = (
 )
 _NOTHING = "Nothing was promised. Is the step size 0, or the reward constant?"
 
-_MEANING = (
-    "Before each update surefoot estimates the gain of the new policy from the data: the promise. "
-    "The rollout after the update measures the gain that was realised. Both are summed over all "
-    "updates. The promise is evaluated on the data that the update was fitted to, so it is "
-    "optimistic; the part that holds on data the update did not see is called signal.\n\nWhy this "
-    "is not the learning curve: here {discount}, and the mean is over the states visited in "
-    "training, not over starts of episodes; the learning curve counts whole episodes, "
-    "undiscounted.\n\n"
-)
-_BAND = (
-    "The band is a 95 % interval. Successive gains share a rollout with opposite sign, so most of "
-    "their noise cancels in the sum: the interval is that of the environments' own sums, or, with "
-    "a single environment, a conservative estimate."
-)
-_NO_BAND = (
-    "There is no interval here: some updates have none of their own, which takes several "
-    "environments, or several episodes of a single one."
-)
-
 
 def promise_section(facts: Facts, found: Totals | None) -> Section:
     """The promise of all updates together, how much of it was signal, and the realised gain."""
-    name, title = "promise", "Promised and realised gains"
     keys = ("lens/promised_gain", "lens/realised_gain")
     if found is None:
         why = "the run has one row, and a gain is known one rollout later"
         one = why if len(facts.table.steps) < 2 else ""
-        return left_out(name, title, facts.table.missing(*keys) or keys, one)
-    meaning = _MEANING.format(discount=_discount(facts.settings.train.gamma))
-    meaning += _NO_BAND if found.realised_half is None else _BAND
+        return left_out("promise", facts.table.missing(*keys) or keys, why=one)
     finding, advice = _judge(found)
     late, harm = _newest_updates(facts)
     finding += late
@@ -62,7 +48,10 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         finding += " lens/signal_share is not logged in this run, so noise is not separated."
     ylabel = "discounted reward,\nsum over updates"
     panel = Panel(ylabel, _curves(found), levels=((0.0, ""),), height=2.9)
-    return Section(name, title, finding, meaning).judged([(True, advice or harm)], panel)
+    made = section("promise", finding).judged([(True, advice or harm)], panel)
+    interval = GUIDE["promise"]["no_interval" if found.realised_half is None else "interval"]
+    discount = _discount(facts.settings.train.gamma)
+    return made._replace(meaning=made.meaning.format(discount=discount, interval=interval))
 
 
 def _curves(found: Totals) -> list[PanelSeries]:

@@ -7,37 +7,29 @@ import numpy as np
 from surefoot.analysis.plots.grouping import largest, smallest, starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
 from surefoot.analysis.report.returns import ReturnSummary, evaluation_intervals, has_fallen
-from surefoot.analysis.report.section import Color, Facts, Section, ends_of, line
+from surefoot.analysis.report.section import Color, Facts, Section, ends_of, line, section
 from surefoot.analysis.text import figure
 from surefoot.formulas.intervals import Interval
 
 LOST_A_QUARTER = 0.25
 
-_MEANING = (
-    "A return is the total reward of one episode, as the environment pays it. Training episodes "
-    "are those that the policy learned from, with sampled actions; the band spans their minimum "
-    "and maximum. Evaluations are fresh episodes without sampling; their bars are 95 % intervals "
-    "of the mean. Marks above the figure are warnings."
-)
-_NO_EPISODE = "No episode has ended in this run, so there is no return to show."
-_PLAY_MORE = (
-    "Collect more steps at once (--num-steps), or give the environment a time limit; evaluations "
-    "(--eval-every) always play whole episodes."
-)
-
 
 def learning_section(facts: Facts, found: ReturnSummary | None) -> Section:
     """Returns over the run, and whether the final policy kept what was learned."""
-    section = Section("learning", "Learning curve", _NO_EPISODE, _MEANING, "amber", _PLAY_MORE)
     if found is None:
-        return section
+        finding = "No episode has ended in this run, so there is no return to show."
+        advice = (
+            "Collect more steps at once (--num-steps), or give the environment a time limit; "
+            "evaluations (--eval-every) always play whole episodes."
+        )
+        return section("learning", finding)._replace(level="amber", advice=advice)
     finding, level, advice = _judge(found, has_fallen(facts.table, found))
     series = [*_training(facts), *_evaluations(facts)]
     if found.final < found.best:
         step, best = np.array([found.best_step]), np.array([found.best])
         series.append(PanelSeries("best", step, best, Color.BAD, dash="none", mark="*"))
     panels = (Panel("return", series, height=2.9),)
-    return section._replace(finding=finding, level=level, advice=advice, panels=panels)
+    return section("learning", finding)._replace(level=level, advice=advice, panels=panels)
 
 
 def _training(facts: Facts) -> list[PanelSeries]:

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from surefoot.analysis.report.table import Column, Table
+from surefoot.analysis.report.table import Table
 from surefoot.diagnostics.warnings import Loss
 from surefoot.formulas.intervals import Interval, t_interval
 
-WINDOWS = 10
+NUM_WINDOWS = 10
 """A run without evaluations is judged by means over a tenth of its updates."""
+Windows = Float[np.ndarray, " window"]
 
 
 class ReturnSummary(NamedTuple):
@@ -57,39 +58,31 @@ def summarize_returns(table: Table, episodes: int) -> ReturnSummary | None:
     """
     values, low, high = evaluation_intervals(table, episodes)
     where = np.flatnonzero(np.isfinite(values))
-    if not len(where):
-        return _of_training(table)
-    last, best = where[-1], where[np.argmax(values[where])]
-    started = np.append(table.known("episode/return_mean"), values[where])
-    return ReturnSummary(
-        evaluated=True,
-        start=float(started[0]),
-        final=float(values[last]),
-        interval=(float(low[last]), float(high[last])) if math.isfinite(low[last]) else None,
-        best=float(values[best]),
-        best_step=float(table.steps[best]),
-    )
-
-
-def _of_training(table: Table) -> ReturnSummary | None:
-    """Returns of training episodes, over windows of a tenth of the rows."""
-    returns, counts = table.column("episode/return_mean"), table.column("episode/count")
-    where = np.flatnonzero(np.isfinite(returns))
-    if not len(where):
+    evaluated, interval = len(where) > 0, None
+    if evaluated:
+        returns, steps = values[where], table.steps[where]
+        if math.isfinite(low[where[-1]]):
+            interval = float(low[where[-1]]), float(high[where[-1]])
+    else:
+        returns, steps = _training_returns(table)
+    if not len(returns):
         return None
-    smooth = _windowed(returns[where], np.nan_to_num(counts[where], nan=1.0))
-    ends = table.steps[where[len(where) - len(smooth) :]]
-    start, final, best = smooth[0], smooth[-1], int(np.argmax(smooth))
-    return ReturnSummary(
-        False, float(start), float(final), None, float(smooth[best]), float(ends[best])
-    )
+    first, best = np.append(table.known("episode/return_mean"), returns), int(np.argmax(returns))
+    start = first[0] if evaluated else returns[0]
+    ends = float(start), float(returns[-1])
+    return ReturnSummary(evaluated, *ends, interval, float(returns[best]), float(steps[best]))
 
 
-def _windowed(returns: Column, counts: Column) -> Float[np.ndarray, " window"]:
-    """Mean return of the episodes in every window of a tenth of the rows."""
-    size = max(1, len(returns) // WINDOWS)
-    ones, counts = np.ones(size), np.maximum(counts, 1e-9)
-    return np.convolve(returns * counts, ones, "valid") / np.convolve(counts, ones, "valid")
+def _training_returns(table: Table) -> tuple[Windows, Windows]:
+    """Mean return of the training episodes in windows of a tenth of the rows, and their ends."""
+    where = np.flatnonzero(np.isfinite(table.column("episode/return_mean")))
+    returns, counts = table.column("episode/return_mean")[where], table.column("episode/count")
+    counts = np.maximum(np.nan_to_num(counts[where], nan=1.0), 1e-9)
+    if not len(where):
+        return returns, returns
+    ones = np.ones(max(1, len(returns) // NUM_WINDOWS))
+    smooth = np.convolve(returns * counts, ones, "valid") / np.convolve(counts, ones, "valid")
+    return smooth, table.steps[where[len(ones) - 1 :]]
 
 
 def has_fallen(table: Table, found: ReturnSummary) -> bool:

@@ -1,6 +1,7 @@
 """Sections of a report, and the lines and words that they share."""
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +15,9 @@ from surefoot.analysis.report.table import Column, Table
 from surefoot.analysis.text import figure
 from surefoot.config.settings import Settings
 from surefoot.formulas.intervals import Interval
+
+GUIDE = tomllib.loads((Path(__file__).parent / "guide.toml").read_text(encoding="utf-8"))
+"""Titles of the sections, and how to read their figures."""
 
 
 class Color:
@@ -80,10 +84,17 @@ class Section(NamedTuple):
         return self._replace(level="amber" if advice else "green", advice=advice, panels=shown)
 
 
-def left_out(name: str, title: str, keys: Sequence[str], why: str = "") -> Section:
+def section(name: str, finding: str, *, guide: str = "") -> Section:
+    """A section with the title and meaning that `guide.toml` has under its name or `guide`."""
+    entry = GUIDE[guide or name]
+    return Section(name, entry["title"], finding, entry["meaning"].strip())
+
+
+def left_out(name: str, keys: Sequence[str], *, why: str = "", guide: str = "") -> Section:
     """A section without its figures, which no row has."""
     reason = f" ({why})" if why else ""
-    return Section(name, title, f"Left out: no row of this run has {', '.join(keys)}{reason}.")
+    finding = f"Left out: no row of this run has {', '.join(keys)}{reason}."
+    return section(name, finding, guide=guide)._replace(meaning="")
 
 
 def recently(*parts: tuple[float, str], known: bool = False) -> str:

@@ -5,27 +5,26 @@ import math
 import numpy as np
 
 from surefoot.analysis.plots.report import Panel
-from surefoot.analysis.report.section import Color, Facts, Section, left_out, line, recently
+from surefoot.analysis.report.section import (
+    Color,
+    Facts,
+    Section,
+    left_out,
+    line,
+    recently,
+    section,
+)
 from surefoot.analysis.text import figure, percent
 
 NATURAL = ("npg", "trpo")
 VANISHED = 1e-9
 """Norm of a gradient that moves nothing."""
 
-_SOLVER = (
-    "npg and trpo solve a linear system for their step (by conjugate gradient; its residual is the "
-    "unsolved part) and scale it by a quadratic model of KL; trpo then shortens it until the true "
-    "KL and the promise are acceptable. The model is good where the true KL is 0.7 to 1.5 times "
-    "its prediction."
-)
 _REJECTED = (
     "Steps are rejected: use more damping or more data where they gain nothing, more backtracks or "
     "a larger fisher_fraction where their KL is too large (`surefoot explain update/outcome`)."
 )
-_DESCENT = (
-    "This rule follows the gradient of its loss on minibatches, for several passes (epochs) over "
-    "each batch. Fewer epochs than planned mean that target_kl stopped them."
-)
+_ROUGH = "Curvature comes from too few states: use a larger fisher_fraction."
 _VANISHED = (
     "The gradient has vanished: the policy no longer varies its actions (start again with a "
     "smaller step size, or ent_coef above 0), or the reward is constant."
@@ -39,13 +38,13 @@ def solver_section(facts: Facts) -> Section:
 
 
 def _natural(facts: Facts) -> Section:
-    name, title, table = "solver", "Solver", facts.table
+    table = facts.table
     if absent := table.missing("update/cg_residual"):
-        return left_out(name, title, absent)
+        return left_out("solver", absent)
     # Both of the step that was taken: a step that was shortened has less of either.
     true, model = table.column("policy/kl_mean"), table.column("update/kl_quadratic")
-    ratios = np.divide(true, model, out=np.full_like(true, np.nan), where=model > 0)
-    table = table._replace(columns={**table.columns, "ratio": ratios})
+    quotient = np.divide(true, model, out=np.full_like(true, np.nan), where=model > 0)
+    table = table._replace(columns={**table.columns, "ratio": quotient})
     ratio, residual = table.recent("ratio"), table.recent("update/cg_residual")
     accepted = table.known("update/accepted")
     taken = float(np.mean(accepted)) if len(accepted) else math.nan
@@ -57,38 +56,25 @@ def _natural(facts: Facts) -> Section:
         count = f"{int(accepted.sum())} of {len(accepted)}"
         finding = f"The line search accepted {count} steps of the run. {finding}"
     backtracks = max(table.known("update/backtracks"), default=0.0)
-    return Section(name, title, finding, _SOLVER).judged(
+    ratios = line(table, "ratio", "true KL of the step / quadratic model", Color.GOT)
+    residuals = line(table, "update/cg_residual", "residual of conjugate gradient", Color.SIGNAL)
+    steps = line(table, "update/backtracks", "backtracking steps", Color.PROMISED)
+    return section("solver", finding).judged(
         [
             (taken < 0.9, _REJECTED),
-            (ratio < 0.7 or ratio > 1.5, "Curvature comes from too few states: use a larger "
-             "fisher_fraction."),
+            (ratio < 0.7 or ratio > 1.5, _ROUGH),
             (residual > 0.3, "The system is not solved: use more cg_iters, or more damping."),
         ],
-        Panel(
-            "true / model",
-            line(table, "ratio", "true KL of the step / quadratic model", Color.GOT),
-            (0.7, 1.5),
-            ((1.0, ""),),
-        ),
-        Panel(
-            "relative",
-            line(table, "update/cg_residual", "residual of conjugate gradient", Color.SIGNAL),
-            (0.0, 0.3),
-            ylim=(0.0, None),
-        ),
-        Panel(
-            "backtracks",
-            line(table, "update/backtracks", "backtracking steps", Color.PROMISED),
-            (0.0, 1.0),
-            ylim=(-0.05, 1.05 if backtracks <= 1.0 else None),
-        ),
-    )  # fmt: skip
+        Panel("true / model", ratios, (0.7, 1.5), ((1.0, ""),)),
+        Panel("relative", residuals, (0.0, 0.3), ylim=(0.0, None)),
+        Panel("backtracks", steps, (0.0, 1.0), ylim=(-0.05, 1.05 if backtracks <= 1.0 else None)),
+    )
 
 
 def _descent(facts: Facts) -> Section:
-    name, title, table = "solver", "Descent", facts.table
+    table = facts.table
     if absent := table.missing("update/gradient_norm"):
-        return left_out(name, title, absent)
+        return left_out("solver", absent, guide="descent")
     norm, epochs = table.recent("update/gradient_norm"), table.recent("update/epochs")
     planned = getattr(facts.settings.rule, "num_epochs", None) or math.nan
     finding = recently(
@@ -100,7 +86,7 @@ def _descent(facts: Facts) -> Section:
         ("epochs", "update/epochs", "epochs that ran", Color.SIGNAL),
         ("step size", "update/learning_rate", "Adam's step size", Color.PROMISED),
     )
-    return Section(name, title, finding, _DESCENT).judged(
+    return section("solver", finding, guide="descent").judged(
         [(norm < VANISHED, _VANISHED), (norm >= VANISHED and epochs < 0.5 * planned, _STOPPED)],
         *(Panel(ylabel, line(table, *what), ylim=(0.0, None)) for ylabel, *what in lines),
     )

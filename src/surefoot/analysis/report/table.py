@@ -36,15 +36,23 @@ class Table(NamedTuple):
         return values[np.isfinite(values)]
 
     def recent(self, key: str) -> float:
-        """Mean of a figure over the newest tenth of the rows; see `recent`."""
-        return recent(self.column(key))
+        """Mean of a figure over the newest tenth of the rows, or else its newest value before them.
+
+        NaN where no row has it.
+        """
+        values = self.column(key)
+        finite = np.flatnonzero(np.isfinite(values))
+        if not len(finite):
+            return math.nan
+        late = finite[finite >= len(values) - _tenth(len(values))]
+        return float(np.mean(values[late if len(late) else finite[-1:]]))
 
     def missing(self, *keys: str) -> list[str]:
         """Those of the figures that no row has."""
         return [key for key in keys if key not in self.columns]
 
     def newest_tenth(self) -> "Table":
-        """The newest tenth of the rows, at least five."""
+        """The newest tenth of the rows alone."""
         start = -_tenth(len(self.steps))
         columns = {key: values[start:] for key, values in self.columns.items()}
         return Table(self.iterations[start:], self.steps[start:], columns, self.warnings[start:])
@@ -76,17 +84,6 @@ def _is_figure(value: Any) -> bool:
         return False
 
 
-def recent(values: Column) -> float:
-    """Mean over the newest tenth of the rows, at least five, or else the newest value before them.
-
-    NaN where there is no finite value.
-    """
-    finite = np.flatnonzero(np.isfinite(values))
-    if not len(finite):
-        return math.nan
-    late = finite[finite >= len(values) - _tenth(len(values))]
-    return float(np.mean(values[late if len(late) else finite[-1:]]))
-
-
 def _tenth(length: int) -> int:
+    """A tenth of the rows, at least five."""
     return max(5, math.ceil(length / 10))

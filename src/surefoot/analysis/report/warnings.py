@@ -3,15 +3,11 @@
 import numpy as np
 
 from surefoot.analysis.plots.report import RaisedWarning
-from surefoot.analysis.report.section import Section, html_table
+from surefoot.analysis.report.section import Section, html_table, section
 from surefoot.analysis.report.table import Table
 from surefoot.diagnostics.warnings import ALARMS
 
 LEVELS = ("red", "amber", "green", "")
-_MEANING = (
-    "Warnings are checked at every update. Each row is one warning, each tick an update at which "
-    "it was raised. Red asks for action, amber for a look."
-)
 _HEADER = ("warning", "level", "raised", "first and last at", "meaning", "what to do")
 
 
@@ -30,9 +26,8 @@ def raised_warnings(table: Table) -> list[RaisedWarning]:
 
 def warnings_section(raised: list[RaisedWarning]) -> Section:
     """The warnings that were raised, when, and what to do about each."""
-    name, title = "warnings", "Warnings"
     if not raised:
-        return Section(name, title, "No warning was raised.", level="green")
+        return section("warnings", "No warning was raised.")._replace(level="green", meaning="")
     frequent = sorted(raised, key=lambda each: -len(each.steps))[:3]
     most = ", ".join(f"{each.name} ({len(each.steps)} times)" for each in frequent)
     finding = f"{len(raised)} kinds of warnings were raised; most often {most}."
@@ -47,11 +42,7 @@ def warnings_section(raised: list[RaisedWarning]) -> Section:
         when = f"{each.steps[0]:,.0f} and {each.steps[-1]:,.0f} steps"
         rows.append((each.name, each.level or "unknown here", count, when, *about))
     worst, remedy = raised[0], rows[0][-1]
-    return Section(
-        name,
-        title,
-        finding,
-        _MEANING,
+    return section("warnings", finding)._replace(
         level=worst.level,
         advice=f"{worst.name}: {remedy}" if remedy else "",
         extra=html_table(rows, _HEADER),

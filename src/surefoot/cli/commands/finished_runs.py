@@ -1,4 +1,4 @@
-"""The command `report`."""
+"""The commands `report`, `export` and `replay`, which read a finished run."""
 
 import argparse
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.cli.commands.common import emit, env_flag
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, printable
 
 
 def report_command(options: argparse.Namespace) -> int:
@@ -46,3 +46,45 @@ def _commands(path: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Find where the promise of its newest update breaks:", f"surefoot probe {run}{flag}"),
         ("Play its policy:", f"surefoot evaluate {run} --episodes 100{flag}"),
     ]
+
+
+def export_command(options: argparse.Namespace) -> int:
+    """Export a run's policy to one file."""
+    from surefoot.cli.progress import say
+    from surefoot.exporting.export import COMPARED, export
+    from surefoot.training.run import load
+
+    run = load(options.path, env=options.env, best=options.best)
+    made = export(run, options.file)
+    size = sum(leaf.size for leaf in made.arrays.values())
+    if options.json:
+        record = {"file": str(options.file), "numbers": size, "compared": COMPARED}
+        emit({"event": "exported", **record})
+    else:
+        say(f"{options.file}: {size:,} numbers; {COMPARED:,} actions equal the run's")
+        say(
+            "play it with NumPy alone: copy surefoot/exporting/numpy_policy.py, then "
+            "NumpyPolicy.load(file)(observation)"
+        )
+    return 0
+
+
+def replay_command(options: argparse.Namespace) -> int:
+    """Replay the environment error that ended a run."""
+    if not options.fault:
+        raise ConfigError(
+            "replay repeats the environment error that ended a run: surefoot replay RUN --fault"
+        )
+    from surefoot.cli.progress import say
+    from surefoot.training.replay import replay
+
+    show = (lambda text: None) if options.json else say
+    error = replay(options.path, env=options.env, show=show)
+    if options.debug:
+        raise error
+    if options.json:
+        emit({"event": "replayed", "name": error.name, "message": str(error)})
+    else:
+        say(f"reproduced: {printable(str(error))}")
+        say("--debug shows where; the environment alone, its seed and its actions are enough")
+    return 0
