@@ -106,6 +106,15 @@ def test_imports_follow_the_arrow(name):
     assert not above
 
 
+def test_exact_quantities_share_no_code_with_what_trains():
+    sharing = {
+        name
+        for name in modules()
+        if room(name) == "exact" and {"formulas", "rules"} & {room(other) for other in inner(name)}
+    }
+    assert sharing == {"exact.practice"}
+
+
 def test_no_modules_import_each_other_in_a_circle():
     seen, done = [], set()
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import surefoot as sf
-from surefoot import exact as t
 from surefoot.analysis.probe.conclude import promise_in_sample
 from surefoot.analysis.probe.measurements import NEW, OLD, Measurements, Place
 from surefoot.analysis.probe.players import HostPlayer, JaxPlayer
@@ -32,6 +31,19 @@ from surefoot.envs.limits import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.envs.tabular import tabular_env
 from surefoot.errors import CheckpointError, ConfigError
+from surefoot.exact import (
+    StepSizes,
+    TabularSoftmax,
+    corridor,
+    exact_rule,
+    exact_surrogate,
+    random_mdp,
+    report_update,
+    solve,
+    starting_point,
+    update_path,
+    visited_kl,
+)
 from surefoot.formulas.advantages import generalized_advantage_estimation
 from surefoot.formulas.intervals import mean_interval
 from surefoot.formulas.ratios import double_sample, ratio_interval
@@ -55,20 +67,20 @@ class Case:
     """Two policies of a random MDP and the one halfway, solved; and a way to play them."""
 
     def __init__(self, seed, step, gamma, **family):
-        self.mdp = t.random_mdp(seed, gamma=gamma, **family)
+        self.mdp = random_mdp(seed, gamma=gamma, **family)
         shape = (self.mdp.num_states, self.mdp.num_actions)
-        start = t.Tabular().policy(np.random.default_rng(1).normal(size=shape))
-        self.old = t.solve(self.mdp, start)
+        start = TabularSoftmax().policy(np.random.default_rng(1).normal(size=shape))
+        self.old = solve(self.mdp, start)
         self.middle, self.new = (
-            t.solve(self.mdp, t.Tabular().policy(np.log(start) + a * step * self.old.advantages))
+            solve(self.mdp, TabularSoftmax().policy(np.log(start) + a * step * self.old.advantages))
             for a in (0.5, 1.0)
         )
         self.gain, self.middle_gain = (each.eta - self.old.eta for each in (self.new, self.middle))
         self.promise, self.middle_promise = (
-            t.surrogate(self.old, each.policy) - self.old.eta for each in (self.new, self.middle)
+            exact_surrogate(self.old, each.policy) - self.old.eta
+            for each in (self.new, self.middle)
         )
-        weights = t.state_weights(self.mdp, self.old)
-        self.kl = float(weights @ t.row_kl(self.old.policy, self.new.policy))
+        self.kl = visited_kl(self.old, self.new.policy)
 
     def measurements(self, *, critic, gae_lambda, seed=0):
         env, values = tabular_env(self.mdp, "tabular:random"), jnp.asarray(critic, jnp.float32)
@@ -152,13 +164,10 @@ def test_intervals_cover_at_their_rate_on_several_mdps(name):
 
 def corridor_probe(*, budget, seed, value=None):
     """The exact edge of trust of ppo's step in the corridor, and a probe of that step."""
-    from surefoot.exact.report import exact_update, report, start_at
-
-    mdp = t.corridor()
-    start = start_at(mdp)
-    exact, ray, _ = report(start, exact_update("ppo"), t.Step())
+    mdp = corridor()
+    update = update_path(starting_point(mdp), exact_rule("ppo"), StepSizes())
     logit = lambda p: float(np.log(p[0, 1] / p[0, 0]))  # noqa: E731
-    first, last = logit(ray.old.policy), logit(ray.new)
+    first, last = logit(update.old.policy), logit(update.new.policy)
 
     def path(fraction):
         right = 1.0 / (1.0 + np.exp(-(first + fraction * (last - first))))
@@ -169,7 +178,7 @@ def corridor_probe(*, budget, seed, value=None):
     )
     env = tabular_env(mdp, "tabular:corridor")
     found = sf.probe_policies(env, path(0.0), path(1.0), settings, path=path, value=value)
-    return exact.edge_of_trust_kl, found
+    return report_update(update).edge_of_trust_kl, found
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import surefoot.analysis.report
-from surefoot import exact as t
 from surefoot.analysis.plots.grouping import largest, means, newest, starts_of
 from surefoot.analysis.report import report
 from surefoot.analysis.report.appendix import newest_probe
@@ -35,6 +34,7 @@ from surefoot.diagnostics.lens import judge_update, start_lens
 from surefoot.diagnostics.realised_gain import gain_by_group, total_gain
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError, ConfigError
+from surefoot.exact import TabularSoftmax, random_mdp, solve
 from tests.support.runs_to_report import rows_of_a_run, write_run
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=y>"
@@ -190,10 +190,10 @@ def test_the_interval_of_a_sum_of_gains_covers_it_whether_critics_change_or_not(
 @pytest.mark.parametrize("changing", [0.0, 0.3, 1.0])
 def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
     """Sampled on a finite MDP along ten exact updates, under critics that err anew each time."""
-    mdp, rng, covered = t.random_mdp(5, gamma=0.9), np.random.default_rng(0), []
+    mdp, rng, covered = random_mdp(5, gamma=0.9), np.random.default_rng(0), []
     policies, theta = [], np.zeros((6, 3))
     for _ in range(11):
-        policies.append(t.solve(mdp, t.Tabular().policy(theta)))
+        policies.append(solve(mdp, TabularSoftmax().policy(theta)))
         theta = theta + 0.1 * policies[-1].advantages
     exact = policies[-1].eta - policies[0].eta
     interval_of_sum = jax.jit(lambda gained: interval_of(total_gain(gained)))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from surefoot import exact as t
 from surefoot.config.settings import NPG
 from surefoot.diagnostics.cross_fit import cross_fit
 from surefoot.diagnostics.gain_ratio import (
@@ -38,6 +37,7 @@ from surefoot.diagnostics.lens import noise_metrics
 from surefoot.diagnostics.realised_gain import realised_gain
 from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitation_shift
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
+from surefoot.exact import TabularSoftmax, random_mdp, solve
 from surefoot.formulas.distributions import Categorical
 from surefoot.parallel.rows import rows_in
 from surefoot.rules import UPDATE_RULES
@@ -57,9 +57,9 @@ def covers(low, high, truth):
 @pytest.fixture(scope="module")
 def pair():
     """An MDP of six states, its uniform policy solved, and a policy that is better."""
-    mdp = t.random_mdp(5, gamma=0.9)
-    old = t.solve(mdp, np.full((6, 3), 1 / 3))
-    return mdp, old, t.solve(mdp, t.Tabular().policy(0.5 * old.advantages))
+    mdp = random_mdp(5, gamma=0.9)
+    old = solve(mdp, np.full((6, 3), 1 / 3))
+    return mdp, old, solve(mdp, TabularSoftmax().policy(0.5 * old.advantages))
 
 
 def sampled_td(mdp, solution, critic, *, groups, rows, rng):

@@ -99,7 +99,9 @@ def training_update(
                     f"num_minibatches {parts} does not divide the batch of {count} rows; give 1"
                 )
             if memory.program is None:
-                rule = UPDATE_RULES[config.name](config, policy_fn(start.family), num_updates)
+                rule = UPDATE_RULES[config.name](
+                    config, policy_fn(start.family), float(num_updates)
+                )
                 memory.program, memory.state = jax.jit(rule.update), rule.init(theta)
             batch = exact_batch(old)
             if rows is not None:

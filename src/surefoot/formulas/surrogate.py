@@ -49,7 +49,7 @@ def surrogate(
 ) -> Float[Array, ""]:
     """Importance-weighted mean advantage E[r A], to be maximised.
 
-    Its gradient at the old policy is the policy gradient of THEORY's state weighting; times the
+    Its gradient at the old policy is the policy gradient of the rows' state weighting; times the
     horizon it is the change that the tangent plane promises when E[A] = 0 under the old policy.
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14, without the constant eta(π_old).
