@@ -6,7 +6,7 @@ collected again under the same policy: a batch is complete, and collected by one
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,23 +18,12 @@ MAX_STALE = 100
 """Fragments of another policy that a run refuses before it ends."""
 
 
-class _ShareCollector(Protocol):
-    """Collects fragments with a share of the environments.
+OpenShare = Callable[[int, int], Any]
+"""`(first, count) -> collector` of that many environments from number `first` on.
 
-    A fragment is a NamedTuple with `version`, the iteration of the policy that acted, and `rows`,
-    a tree of arrays.
-    """
-
-    @property
-    def figures(self) -> dict[str, int]: ...
-
-    def reset(self, iteration: int) -> None: ...
-
-    def gather(self, policy: Params, obs_stats: Any, iteration: int) -> Any: ...
-
-
-OpenShare = Callable[[int, int], _ShareCollector]
-"""`(first, count) -> collector` of that many environments from number `first` on."""
+The collector's `gather(policy, obs_stats, iteration)` returns a fragment, a NamedTuple with
+`version`, the iteration of the policy that acted, and `rows`, a tree of arrays.
+"""
 
 
 class EnvWorkers(NamedTuple):
@@ -166,7 +155,7 @@ class _EnvActor:
 
     def __init__(self, open_share: OpenShare, first: int, count: int):
         self._open_share, self._first, self._count = open_share, first, count
-        self._collector: _ShareCollector | None = None
+        self._collector: Any = None
         self._restarts = 0
 
     def gather(self, acting: tuple[Params, Any], iteration: int, reset: int | None) -> Any:

@@ -105,14 +105,18 @@ class Ranks:
     def _check_shared(self, path: Path) -> None:
         """Check that all ranks see the directory of the run, before rank 0 writes there."""
         file = path.parent / f".{path.name}.ranks"
-        message = {"word": os.urandom(8).hex()}
+        word, error = os.urandom(8).hex(), None
         try:
             if self.rank == 0:
-                message |= _write(file, message["word"])
-            message = self.exchange(message)[0]
-            if "error" in message:
-                raise StorageError(f"rank 0 cannot write {file}: {message['error']}")
-            sees = file.is_file() and file.read_text(encoding="ascii") == message["word"]
+                try:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(word, encoding="ascii")
+                except OSError as failure:
+                    error = failure.strerror or str(failure)
+            word, error = self.exchange([word, error])[0]
+            if error is not None:
+                raise StorageError(f"rank 0 cannot write {file}: {error}")
+            sees = file.is_file() and file.read_text(encoding="ascii") == word
             answers = self.exchange([sees, socket.gethostname()])
         finally:
             if self.rank == 0:
@@ -227,13 +231,3 @@ def _raise_error(message: dict[str, Any], rank: int) -> None:
     if "error" in message:
         code, name, text = message["error"]
         raise fault_of(code, name, f"rank {rank}: {text}")
-
-
-def _write(file: Path, text: str) -> dict[str, str]:
-    """Write a file; return `{"error": reason}` if that fails."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="ascii")
-    except OSError as error:
-        return {"error": error.strerror or str(error)}
-    return {}
