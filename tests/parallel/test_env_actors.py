@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from surefoot.config.presets import settle
+from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import TRPO, Critic, Network, Train
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, ReplicaError, WorkerLostError
 from surefoot.networks.actor_critic import build
 from surefoot.parallel.env_actors import EnvActors, EnvWorkers
 from surefoot.training.env_share import open_share
-from surefoot.training.learner import make_learner
+from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector, assemble
 from tests.support.cases import case
 from tests.support.trees import assert_same_bits
@@ -85,11 +85,7 @@ def settings_of(**train):
     train = {"num_envs": 4, "num_steps": 16, "blocks": 2} | train
     return settle(
         "CartPole-v1",
-        TRPO(),
-        Train(**train),
-        Network(hidden=(8,)),
-        Critic(),
-        preset="none",
+        Groups(TRPO(), Train(**train), Network(hidden=(8,)), Critic()),
         env_kwargs={"max_episode_steps": 11},  # some episodes end, others are cut
     )
 
@@ -103,14 +99,14 @@ def opened(settings):
     source = find_env(settings.env, settings.env_kwargs)
     env = source.open(settings.train.num_envs, seed=0)
     OPENED.append(env)
-    learner = make_learner(settings, env.spec, build(env.spec, settings.network))
+    learner = Learner(settings, env.spec, build(env.spec, settings.network))
     return env, learner, jax.jit(learner.init)(0)
 
 
 def collected(collector, state, iterations=3):
     collector.reset(0)
-    policy = state.params["policy"]
-    return [collector.collect(policy, state.obs_stats, n) for n in range(iterations)]
+    policy = state.learn.params["policy"]
+    return [collector.collect(policy, state.learn.obs_stats, n) for n in range(iterations)]
 
 
 def last_observations(rollout):
@@ -173,15 +169,15 @@ def test_a_lost_fragment_is_collected_again_under_the_same_policy(how):
     actors = started(ray, settings_of(), 2, restarts=1)
     _, _, state = opened(settings_of())
     actors.reset(0)
-    actors.collect(state.params["policy"], state.obs_stats, 0)
+    actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
     ray.spoil = die
-    again = actors.collect(state.params["policy"], state.obs_stats, 1).rollout
+    again = actors.collect(state.learn.params["policy"], state.learn.obs_stats, 1).rollout
     assert (ray.made, ray.killed) == (3, 1)
     assert actors.figures["env/lost"] == 1
     assert np.all(again.valid)
     ray.spoil = die
     with pytest.raises(WorkerLostError, match="environments 2 to 3 is gone, and all 1 restarts"):
-        actors.collect(state.params["policy"], state.obs_stats, 2)
+        actors.collect(state.learn.params["policy"], state.learn.obs_stats, 2)
 
 
 @case(83)
@@ -194,7 +190,7 @@ def test_a_fragment_of_an_older_policy_is_refused_and_counted():
     actors = started(StandIn(age), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
     actors.reset(0)
-    rollout = actors.collect(state.params["policy"], state.obs_stats, 5).rollout
+    rollout = actors.collect(state.learn.params["policy"], state.learn.obs_stats, 5).rollout
     assert actors.figures["env/stale"] == 1
     assert np.max(rollout.rewards) == 1.0
 
@@ -209,7 +205,7 @@ def test_an_actor_that_goes_on_sending_another_policy_is_not_asked_for_ever():
     _, _, state = opened(settings_of())
     actors.reset(0)
     with pytest.raises(ReplicaError, match="101 fragments were collected by another policy"):
-        actors.collect(state.params["policy"], state.obs_stats, 0)
+        actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
 
 
 def test_what_an_environment_does_is_told_with_its_number_in_the_run():
@@ -220,7 +216,7 @@ def test_what_an_environment_does_is_told_with_its_number_in_the_run():
     _, _, state = opened(settings_of())
     actors.reset(0)
     with pytest.raises(EnvContractError, match="reward is NaN") as told:
-        actors.collect(state.params["policy"], state.obs_stats, 0)
+        actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
     assert (told.value.index, told.value.story) == (3, "a story")
 
 

@@ -11,13 +11,13 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import surefoot as sf
-from surefoot.config.presets import settle
+from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import Critic, Network, Train
 from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
 from surefoot.parallel.mesh import ONE, claim_devices, spread_over
-from surefoot.training.learner import make_learner
-from surefoot.training.state import ENV_FIELDS
+from surefoot.training.learner import Learner
+from surefoot.training.state import STATE_AXES
 from surefoot.training.steppers import Compiled
 from tests.support.cases import case
 from tests.support.programs import quickly_built
@@ -41,13 +41,14 @@ def learner_of(rule, *, blocks=2, guard=False, joint=False, shared=False):
     env = scripted_jax()
     settings = settle(
         "Scripted",
-        RULES_HERE[rule],
-        Train(num_envs=8, num_steps=16, blocks=blocks, guard=guard),
-        Network(hidden=(8,), shared_torso=shared),
-        Critic(joint=joint) if joint else Critic(**SHORT),
-        preset="none",
+        Groups(
+            RULES_HERE[rule],
+            Train(num_envs=8, num_steps=16, blocks=blocks, guard=guard),
+            Network(hidden=(8,), shared_torso=shared),
+            Critic(joint=joint) if joint else Critic(**SHORT),
+        ),
     )
-    return make_learner(settings, env.spec, build(env.spec, settings.network), env)
+    return Learner(settings, env.spec, build(env.spec, settings.network), env)
 
 
 @cache
@@ -57,13 +58,18 @@ def started(rule, **how):
 
 @cache
 def iterated(rule, placement, **how):
-    """One iteration with the lens's dearer figures, on these devices."""
+    """One iteration with the expensive diagnostics, on these devices."""
+    learner = learner_of(rule, **how)
+    state = placement.put_state(started(rule, **how), STATE_AXES)
     with quickly_built():
-        program = Compiled(learner_of(rule, **how).iterate, "", lambda what: None, placement)
-        state, metrics = program(
-            placement.put_state(started(rule, **how), ENV_FIELDS), np.bool_(True)
-        )
-    return placement.whole(state), {name: float(value) for name, value in metrics.items()}
+        lens, looked = compiled(learner.collect_and_look, placement)(state)
+        state, metrics = compiled(learner.iterate, placement)(state._replace(lens=lens))
+    metrics = {name: float(value) for name, value in (looked | metrics).items()}
+    return placement.whole(state), metrics
+
+
+def compiled(function, placement):
+    return Compiled(function, "", lambda what: None, placement)
 
 
 def distance(one, other):
@@ -93,10 +99,11 @@ HOWS = [
 @pytest.mark.parametrize(("rule", "how"), HOWS, ids=str)
 def test_one_iteration_on_two_devices_is_that_on_one(rule, how):
     (one, figures), (two, others) = iterated(rule, ONE, **how), iterated(rule, TWO, **how)
-    assert not same_bits(one.params["policy"], started(rule, **how).params["policy"])
+    began = started(rule, **how).learn.params["policy"]
+    assert not same_bits(one.learn.params["policy"], began)
     assert_same_bits(one.env, two.env)
-    assert distance(one.params, two.params) < 1e-5
-    assert distance(one._replace(env=None, watch=None), two._replace(env=None, watch=None)) < 1e-4
+    assert distance(one.learn.params, two.learn.params) < 1e-5
+    assert distance(one.learn, two.learn) < 1e-4
     assert list(figures) == list(others)
     for name, value in figures.items():
         assert value == pytest.approx(others[name], rel=1e-3, abs=1e-5, nan_ok=True), name
@@ -122,18 +129,21 @@ def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
     for blocks in (1, 2, 8):
         settings = settle(
             "Scripted",
-            WHOLE[rule],
-            Train(num_envs=8, num_steps=16, blocks=blocks),
-            Network(hidden=(8,)),
-            Critic(num_epochs=2, num_minibatches=1),
-            preset="none",
+            Groups(
+                WHOLE[rule],
+                Train(num_envs=8, num_steps=16, blocks=blocks),
+                Network(hidden=(8,)),
+                Critic(num_epochs=2, num_minibatches=1),
+            ),
         )
-        learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
+        learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
         with quickly_built():
-            iterate = jax.jit(learner.iterate)
-            state, _ = iterate(jax.jit(learner.init)(0), True)
-            state, figures = iterate(state, True)
-        ends[blocks] = state.params, figures
+            iterate, look = jax.jit(learner.iterate), jax.jit(learner.collect_and_look)
+            state = jax.jit(learner.init)(0)
+            for _ in range(2):
+                lens, looked = look(state)
+                state, figures = iterate(state._replace(lens=lens))
+        ends[blocks] = state.learn.params, looked | figures
     for blocks in (2, 8):
         assert distance(ends[1][0], ends[blocks][0]) < 1e-4
         for name, value in ends[1][1].items():
@@ -153,18 +163,22 @@ def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule,
         collect = jax.jit(learner.collect)
         rollouts = []
         for iteration in range(10):
-            env, rollout, episodes = collect(state._replace(iteration=np.int32(iteration)))
+            env, rollout, episodes = collect(at_iteration(state, iteration))
             rollouts.append((rollout, episodes))
             state = state._replace(env=env)
         ends = []
         for placement in (ONE, TWO):
-            at = placement.put_state(state._replace(iteration=np.int32(0)), ENV_FIELDS)
-            program = Compiled(learner.learn, "", lambda what: None, placement)
+            at = placement.put_state(at_iteration(state, 0), STATE_AXES)
+            program = compiled(learner.learn, placement)
             for rollout, episodes in rollouts:
-                at, _ = program(at, *placement.put_rollout(rollout, episodes), np.bool_(False))
-            ends.append(placement.whole(at.params))
+                at, _ = program(at, *placement.put_rollout(rollout, episodes))
+            ends.append(placement.whole(at.learn.params))
     assert jax.tree.leaves(ends[0])[0].dtype == np.float64
     assert distance(*ends) < 1e-9
+
+
+def at_iteration(state, iteration):
+    return state._replace(learn=state.learn._replace(iteration=np.int32(iteration)))
 
 
 @case(79)
@@ -188,10 +202,10 @@ def test_a_whole_run_on_two_devices(tmp_path, env):
                 devices=devices, **{**how, "train": train},
             )  # fmt: skip
         ends[devices] = run
-    assert distance(ends[1].state.params, ends[2].state.params) < 1e-4
+    assert distance(ends[1].state.learn.params, ends[2].state.learn.params) < 1e-4
     assert ends[2].placement is ONE
     loaded = sf.load(tmp_path / "2", env=made() if env == "host" else made)
-    assert_same_bits(loaded.state.params, ends[2].state.params)
+    assert_same_bits(loaded.state.learn.params, ends[2].state.learn.params)
 
 
 def sf_vector():
@@ -212,20 +226,23 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
             callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         same = sf.resume(tmp_path / "cut", env=env)
-        assert_same_bits(same.state.params, whole.state.params)
+        assert_same_bits(same.state.learn.params, whole.state.learn.params)
         sf.train(
             env, "trpo", steps=256, devices=2, out=tmp_path / "again", **how,
             callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
             other = sf.resume(tmp_path / "again", env=env, devices=1)
-    assert distance(other.state.params, whole.state.params) < 1e-3
+    assert distance(other.state.learn.params, whole.state.learn.params) < 1e-3
 
 
 def test_as_many_blocks_as_devices_unless_something_else_is_said():
-    settled = settle("x", sf.TRPO(), Train(), Network(), Critic(), devices=4)
-    assert settled.train.blocks == 4
-    assert settle("x", sf.TRPO(), Train(blocks=8), Network(), Critic(), devices=4).train.blocks == 8
+    def blocks(train):
+        groups = Groups(sf.TRPO(), train, Network(), Critic())
+        return settle("x", groups, devices=4).train.blocks
+
+    assert blocks(Train()) == 4
+    assert blocks(Train(blocks=8)) == 8
 
 
 def test_what_cannot_be_spread_is_refused():
@@ -233,8 +250,8 @@ def test_what_cannot_be_spread_is_refused():
         claim_devices(64)
     with pytest.raises(ConfigError, match="devices must be at least 1"):
         claim_devices(0)
-    with pytest.raises(ConfigError, match="2 devices cannot share 1 block of environments evenly"):
-        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=4, blocks=1), devices=2)
+    with pytest.raises(ConfigError, match="2 devices cannot share 3 blocks of environments"):
+        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=6, blocks=3), devices=2)
     with pytest.raises(ConfigError, match=r"2 blocks do not divide num_envs 3; nearest.*1 and 3"):
         sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=3), devices=2)
     with pytest.raises(ConfigError, match=r"num_minibatches 32 does not divide .*2 blocks of 16"):
@@ -248,17 +265,17 @@ def test_nothing_but_figures_goes_between_devices():
     env, steps = scripted_jax(), 512
     settings = settle(
         "Scripted",
-        RULES_HERE["ppo"],
-        Train(num_envs=8, num_steps=steps, blocks=2),
-        Network(hidden=(8,)),
-        Critic(**SHORT),
-        preset="none",
+        Groups(
+            RULES_HERE["ppo"],
+            Train(num_envs=8, num_steps=steps, blocks=2),
+            Network(hidden=(8,)),
+            Critic(**SHORT),
+        ),
     )
-    learner = make_learner(settings, env.spec, build(env.spec, settings.network), env)
-    state = TWO.put_state(jax.jit(learner.init)(0), ENV_FIELDS)
+    learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
+    state = TWO.put_state(jax.jit(learner.init)(0), STATE_AXES)
     with quickly_built():
-        program = Compiled(learner.iterate, "", lambda what: None, TWO)
-        text = program.program(state, np.bool_(False)).as_text()
+        text = compiled(learner.iterate, TWO).program(state).as_text()
     moved = re.findall(r"= (.*?) (?:all-gather|all-to-all|collective-permute)\(", text)
     summed = re.findall(r"= (.*?) all-reduce\(", text)
     assert most_numbers(moved) == 8 * steps

@@ -37,13 +37,14 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(rank, port, *words, rule="trpo", program=("-m", "surefoot", "train"), **variables):
+def start(rank, port, *words, program=("-m", "surefoot", "train"), swap=(), **variables):
+    """Start a rank; `swap` replaces words of the usual run."""
     variables = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_PROCESS_ID": str(rank),
     } | variables
-    run = [rule if word == "trpo" else word for word in RUN]
+    run = [dict(swap).get(word, word) for word in RUN]
     command = [sys.executable, *program, *run, "--cluster", "auto", "--out", "run", *words]
     log = open(f"rank-{rank}.log", "w+")  # noqa: SIM115
     return subprocess.Popen(command, env=around(variables), stdout=log, stderr=log)
@@ -142,7 +143,7 @@ def test_a_finished_run_stays_finished(undisturbed):
 @case(79)
 @pytest.mark.parametrize("rule", ["vpg", "npg", "ppo-kl", "ppo"])
 def test_every_rule_is_the_same_in_two_processes(rule):
-    with two("--steps", "64", rule=rule) as ranks:
+    with two("--steps", "64", swap={"trpo": rule}) as ranks:
         assert codes(ranks) == [0, 0], output(0) + output(1)
     words = [rule if word == "trpo" else word for word in RUN]
     done = in_a_shell("train", *words, "--steps", "64", "--devices", "2", "--out", "devices")
@@ -211,15 +212,17 @@ good = steppers.JaxStepper.advance
 
 def advance(self, state):
     state, rows = good(self, state)
-    if jax.process_index() == 1 and int(state.iteration) == 7:
-        leaf = state.learn.obs_stats[0].mean
+    learn = state.learn
+    if jax.process_index() == 1 and int(learn.iteration) == 7:
+        leaf = learn.obs_stats[0].mean
         mine = np.array(leaf.addressable_data(0))
         mine[0] = np.nextafter(mine[0], 1.0)  # the last bit
         broken = jax.make_array_from_single_device_arrays(
             leaf.shape, leaf.sharding, [jax.device_put(mine, jax.local_devices()[0])]
         )
-        stats = state.learn.obs_stats[0]._replace(mean=broken)
-        state = state._replace(obs_stats=(stats, *state.learn.obs_stats[1:]))
+        stats = learn.obs_stats[0]._replace(mean=broken)
+        learn = learn._replace(obs_stats=(stats, *learn.obs_stats[1:]))
+        state = state._replace(learn=learn)
     return state, rows
 
 steppers.JaxStepper.advance = advance
@@ -327,11 +330,9 @@ def test_ranks_of_a_slurm_job_connect(undisturbed):
 
 
 def test_host_environments_are_for_one_process():
-    words = ["train", "CartPole-v1", "--cluster", "auto", "--out", "run", "--steps", "64"]
-    port = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "1"}
-    done = in_a_shell(*words, **port, JAX_PROCESS_ID="0")
-    assert done.returncode == 2
-    assert "--env-workers" in done.stderr
+    with two("--steps", "64", swap={RUN[0]: "CartPole-v1"}) as ranks:
+        assert codes(ranks) == [2, 2], output(0) + output(1)
+    assert "--env-workers" in output(0)
 
 
 @pytest.mark.slow

@@ -71,9 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--cluster",
         choices=["auto", "ray"],
-        help="auto: this is one of a job's processes, which train together; ray: start them on Ray",
+        help="auto: one of several processes that a scheduler starts; ray: start them on Ray",
     )
-    train.add_argument("--workers", type=whole, metavar="N", help="ray: processes (default 2)")
+    train.add_argument(
+        "--workers", type=whole, metavar="N", help="ray: number of processes (default 2)"
+    )
     _add_env_workers(train)
     _add_logging(train)
     add_settings(train)
@@ -157,11 +159,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_env_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--env-workers", type=whole, metavar="N", help="actors of Ray that step the environments"
+        "--env-workers", type=whole, metavar="N", help="Ray actors that step the environments"
     )
-    parser.add_argument("--address", help="of a Ray that is there, such as auto (default: our own)")
     parser.add_argument(
-        "--restarts", type=whole, metavar="N", help="on Ray: how often at most (default 3)"
+        "--address", help="address of a running Ray cluster, e.g. auto (default: start a local one)"
+    )
+    parser.add_argument(
+        "--restarts",
+        type=whole,
+        metavar="N",
+        help="on Ray: maximum number of restarts (default 3)",
     )
 
 

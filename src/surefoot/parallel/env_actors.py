@@ -6,7 +6,7 @@ collected again under the same policy: a batch is complete, and collected by one
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,27 +16,14 @@ from surefoot.types import Params
 
 MAX_STALE = 100
 """Fragments of another policy that a run refuses before it ends."""
-_ON_A_CPU = {"JAX_PLATFORMS": "cpu"}
-"""Environment variables of an actor: accelerators are for the update."""
 
 
-class _ShareCollector(Protocol):
-    """Collects fragments with a share of the environments.
+OpenShare = Callable[[int, int], Any]
+"""`(first, count) -> collector` of that many environments from number `first` on.
 
-    A fragment is a NamedTuple with `version`, the iteration of the policy that acted, and `rows`,
-    a tree of arrays.
-    """
-
-    @property
-    def figures(self) -> dict[str, int]: ...
-
-    def reset(self, iteration: int) -> None: ...
-
-    def gather(self, policy: Params, obs_stats: Any, iteration: int) -> Any: ...
-
-
-OpenShare = Callable[[int, int], _ShareCollector]
-"""`(first, count) -> collector` of that many environments from number `first` on."""
+The collector's `gather(policy, obs_stats, iteration)` returns a fragment, a NamedTuple with
+`version`, the iteration of the policy that acted, and `rows`, a tree of arrays.
+"""
 
 
 class EnvWorkers(NamedTuple):
@@ -47,11 +34,7 @@ class EnvWorkers(NamedTuple):
     restarts: int = 3
 
     def check(self, num_envs: int) -> None:
-        """Check that the environments can be shared evenly and that Ray has a core per actor.
-
-        Raises:
-            ConfigError: with numbers that fit.
-        """
+        """Raise a ConfigError unless the environments can be shared evenly, on a core each."""
         if num_envs % self.count:
             raise ConfigError(
                 f"{self.count} env workers cannot share {num_envs} environments evenly: choose "
@@ -69,8 +52,8 @@ class EnvActors:
     """Collector whose environments live in Ray actors.
 
     Attributes:
-        lost: fragments that were lost with their actor and collected again.
-        stale: fragments that were refused because another policy had collected them.
+        figures: metrics of the environments and actors: environments restarted, fragments that
+            were lost with their actor, and stale ones, which another policy had collected.
     """
 
     def __init__(
@@ -90,23 +73,13 @@ class EnvActors:
         self._share = num_envs // workers.count
         self._open_share, self._assemble = open_share, assemble
         self._actor_class: Any = self._ray.remote(_EnvActor)
-        self.lost = 0
-        self.stale = 0
-        # Environments restarted so far: by each living actor, and by those that are gone.
-        self._known_restarts = [0] * workers.count
-        self._past_restarts = 0
+        self.figures = {"env/restarts": 0, "env/lost": 0, "env/stale": 0}
         self._actors = [self._start(number) for number in range(workers.count)]
 
     def _start(self, number: int) -> Any:
-        options = {"num_cpus": 1, "max_restarts": 0, "runtime_env": {"env_vars": _ON_A_CPU}}
-        actor = self._actor_class.options(**options)
+        on_cpu = {"env_vars": {"JAX_PLATFORMS": "cpu"}}  # accelerators are for the update
+        actor = self._actor_class.options(num_cpus=1, max_restarts=0, runtime_env=on_cpu)
         return actor.remote(self._open_share, number * self._share, self._share)
-
-    @property
-    def figures(self) -> dict[str, int]:
-        """Metrics of the environments and actors themselves."""
-        restarts = self._past_restarts + sum(self._known_restarts)
-        return {"env/restarts": restarts, "env/lost": self.lost, "env/stale": self.stale}
 
     def reset(self, iteration: int) -> None:
         """Start new episodes everywhere before the next rollout."""
@@ -117,12 +90,7 @@ class EnvActors:
         """No-op: each actor compiles its programs with its first fragment."""
 
     def collect(self, policy: Params, obs_stats: Any, iteration: int) -> Any:
-        """Collect one rollout under a policy.
-
-        Raises:
-            WorkerLostError: where more actors die than may be restarted.
-            SurefootError: where an environment breaks its contract or crashes.
-        """
+        """Collect one rollout; raise an environment's error, or a WorkerLostError."""
         acting = self._ray.put(jax.device_get((policy, obs_stats)))
         fragments: dict[int, Any] = {}
         pending = {self._request(n, acting, iteration): n for n in range(len(self._actors))}
@@ -150,30 +118,28 @@ class EnvActors:
             self._replace(number, iteration, death)
             return None
         if error is not None:
-            raise _as_error(error)
-        self._known_restarts[number] = restarts
-        if fragment.version != iteration:
-            self.stale += 1
-            if self.stale > MAX_STALE:
-                raise ReplicaError(
-                    f"an actor keeps sending old data: {self.stale} fragments were collected by "
-                    "another policy than requested"
-                )
-            return None
-        return fragment
+            raise _as_error(*error)
+        self.figures["env/restarts"] += restarts
+        if fragment.version == iteration:
+            return fragment
+        self.figures["env/stale"] += 1
+        if self.figures["env/stale"] > MAX_STALE:
+            raise ReplicaError(
+                f"an actor keeps sending old data: {self.figures['env/stale']} fragments were "
+                "collected by another policy than requested"
+            )
+        return None
 
     def _replace(self, number: int, iteration: int, death: Exception) -> None:
         """Start another actor in place of a dead one; its environments begin new episodes."""
-        self.lost += 1
-        if self.lost > self._restarts:
+        self.figures["env/lost"] += 1
+        if self.figures["env/lost"] > self._restarts:
             first = number * self._share
             raise WorkerLostError(
                 f"the actor of environments {first} to {first + self._share - 1} is gone, and all "
                 f"{self._restarts} restarts are used: {' '.join(str(death).split())[:300]}"
             )
         self._ray.kill(self._actors[number])  # it may be alive and only unreachable
-        self._past_restarts += self._known_restarts[number]
-        self._known_restarts[number] = 0
         self._actors[number] = self._start(number)
         self._reset_at = iteration
         self._to_reset.add(number)
@@ -189,12 +155,11 @@ class _EnvActor:
 
     def __init__(self, open_share: OpenShare, first: int, count: int):
         self._open_share, self._first, self._count = open_share, first, count
-        self._collector: _ShareCollector | None = None
+        self._collector: Any = None
+        self._restarts = 0
 
-    def gather(
-        self, acting: tuple[Params, Any], iteration: int, reset: int | None
-    ) -> tuple[Any, int, tuple[Any, ...] | None]:
-        """Collect a fragment; also return environments restarted so far, and the error, if any."""
+    def gather(self, acting: tuple[Params, Any], iteration: int, reset: int | None) -> Any:
+        """Collect a fragment; return it, new restarts of environments, and the error, if any."""
         try:
             if self._collector is None:
                 self._collector = self._open_share(self._first, self._count)
@@ -207,14 +172,13 @@ class _EnvActor:
             index = getattr(error, "index", None)
             number = None if index is None else index + self._first
             # As plain data: an exception with keyword arguments does not unpickle.
-            story = getattr(error, "story", None)
-            return None, 0, (error.code, error.name, str(error), number, story)
+            return None, 0, (error.code, error.name, str(error), number, vars(error).get("story"))
+        before, self._restarts = self._restarts, self._collector.figures["env/restarts"]
         rows = jax.tree.map(np.asarray, fragment.rows)
-        return fragment._replace(rows=rows), self._collector.figures["env/restarts"], None
+        return fragment._replace(rows=rows), self._restarts - before, None
 
 
-def _as_error(data: tuple[Any, ...]) -> SurefootError:
-    code, name, text, number, story = data
+def _as_error(code: int, name: str, text: str, number: int | None, story: Any) -> SurefootError:
     error: Any = fault_of(code, name, text)
     if number is not None:
         error.index, error.story = number, story

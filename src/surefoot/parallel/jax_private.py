@@ -37,7 +37,7 @@ def shut_down() -> None:
 
 
 def use_cpu_collectives_at(host: str) -> None:
-    """Let the sums of CPU processes listen at this address, before JAX is used.
+    """Let the collectives of CPU processes listen at this address alone; call before using JAX.
 
     JAX listens at the address of the host's name, which other machines reach, and fails where that
     name has none (https://github.com/jax-ml/jax/issues/28160).

@@ -110,11 +110,7 @@ def _cores() -> int:
 
 
 def divide_cpu(count: int) -> None:
-    """Split a CPU into that many devices, up to its cores, if JAX has not been used before.
-
-    Raises:
-        ConfigError: for less than one.
-    """
+    """Split a CPU into that many devices, up to its cores, if JAX has not been used before."""
     if count < 1:
         raise ConfigError(f"devices must be at least 1, got {count}")
     config: Any = jax.config
@@ -125,11 +121,7 @@ def divide_cpu(count: int) -> None:
 
 
 def claim_devices(count: int) -> None:
-    """Check that this process has that many devices; a CPU is split into as many.
-
-    Raises:
-        ConfigError: where there are fewer.
-    """
+    """Split a CPU, and raise a ConfigError if this process has fewer devices."""
     divide_cpu(count)
     available = 1 if count == 1 else jax.local_device_count()
     if available >= count:
@@ -145,11 +137,7 @@ def claim_devices(count: int) -> None:
 
 
 def place(settings: Settings, count: int) -> Placement:
-    """Spread a run over that many devices of this process.
-
-    Raises:
-        ConfigError: where they cannot share the run's blocks evenly.
-    """
+    """Spread a run over that many devices of this process."""
     check_blocks(settings, count)
     return ONE if count == 1 else spread_over(jax.local_devices()[:count])
 
@@ -160,11 +148,7 @@ def spread_over(devices: list[Any]) -> Placement:
 
 
 def check_blocks(settings: Settings, count: int) -> None:
-    """Check that so many devices can share the run's blocks evenly.
-
-    Raises:
-        ConfigError: with numbers that fit.
-    """
+    """Raise a ConfigError unless that many devices can share the run's blocks evenly."""
     blocks = settings.train.blocks
     if blocks % count:
         raise ConfigError(

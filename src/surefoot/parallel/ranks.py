@@ -33,42 +33,8 @@ ANSWER_S = 60
 """Seconds within which every rank must send a value that the others wait for."""
 
 
-class Alone:
-    """The only process of its run: every method is a no-op."""
-
-    rank = 0
-    count = 1
-
-    @contextlib.contextmanager
-    def opening(self, settings: dict[str, Any], path: Path | None) -> Iterator[None]:
-        """No-op."""
-        yield
-
-    def start(self, iteration: int) -> None:
-        """No-op."""
-
-    def exchange(self, value: Any) -> list[Any]:
-        """This process's value."""
-        return [value]
-
-    def synchronize(self, replicated: PyTree, iteration: int, signal: int | None) -> int | None:
-        """This process's signal."""
-        return signal
-
-    @contextlib.contextmanager
-    def reporting_loss(self) -> Iterator[None]:
-        """No-op."""
-        yield
-
-    def leave(self) -> None:
-        """No-op."""
-
-
-ALONE = Alone()
-
-
 class Ranks:
-    """This process among the others.
+    """This process among those of its run; alone, most methods are no-ops.
 
     Attributes:
         rank: number of this process.
@@ -76,14 +42,21 @@ class Ranks:
         placement: devices of all processes.
     """
 
-    def __init__(self, devices: int = 1) -> None:
-        self.rank = jax.process_index()
-        self.count = jax.process_count()
-        self._client = jax_private.key_value_client()
+    def __init__(self, rank: int = 0, count: int = 1):
+        self.rank, self.count = rank, count
+        self.placement = ONE
         self._exchanges = 0
-        self._heartbeat = Heartbeat(self._client, self.rank, self.count)
         self._is_opening = self._announced = False
-        self.placement = self._place(devices)
+        if count > 1:
+            self._client = jax_private.key_value_client()
+            self._heartbeat = Heartbeat(self._client, rank, count)
+
+    @classmethod
+    def connected(cls, devices: int) -> "Ranks":
+        """The processes that `jax.distributed` has connected, with that many devices each."""
+        ranks = cls(jax.process_index(), jax.process_count())
+        ranks.placement = ranks._place(devices)
+        return ranks
 
     def _place(self, devices: int) -> Placement:
         """Place the run on that many devices of every rank, in the order of ranks."""
@@ -99,11 +72,9 @@ class Ranks:
         return spread_over(flat) if len(flat) > 1 else ONE
 
     def exchange(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks; values are JSON.
-
-        Raises:
-            WorkerLostError: where a rank sends none within a minute.
-        """
+        """Every rank's value, in the order of ranks; WorkerLostError after a minute without."""
+        if self.count == 1:
+            return [value]
         self._exchanges += 1
         key = f"surefoot/{self._exchanges}"
         self._client.key_value_set(f"{key}/{self.rank}", json.dumps(value))
@@ -134,14 +105,18 @@ class Ranks:
     def _check_shared(self, path: Path) -> None:
         """Check that all ranks see the directory of the run, before rank 0 writes there."""
         file = path.parent / f".{path.name}.ranks"
-        message = {"word": os.urandom(8).hex()}
+        word, error = os.urandom(8).hex(), None
         try:
             if self.rank == 0:
-                message |= _write(file, message["word"])
-            message = self.exchange(message)[0]
-            if "error" in message:
-                raise StorageError(f"rank 0 cannot write {file}: {message['error']}")
-            sees = file.is_file() and file.read_text(encoding="ascii") == message["word"]
+                try:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(word, encoding="ascii")
+                except OSError as failure:
+                    error = failure.strerror or str(failure)
+            word, error = self.exchange([word, error])[0]
+            if error is not None:
+                raise StorageError(f"rank 0 cannot write {file}: {error}")
+            sees = file.is_file() and file.read_text(encoding="ascii") == word
             answers = self.exchange([sees, socket.gethostname()])
         finally:
             if self.rank == 0:
@@ -155,67 +130,45 @@ class Ranks:
                 )
 
     @contextlib.contextmanager
-    def opening(self, settings: dict[str, Any], path: Path | None) -> Iterator[None]:
-        """Context manager in which rank 0 opens the run, up to `start`; may be nested.
+    def opening(self, settings: dict[str, Any], path: Path | None) -> Iterator[dict[str, Any]]:
+        """Context manager in which this rank opens the run: rank 0 first, then the others.
 
-        Its errors reach the other ranks, and so does the end of a run that is already finished.
+        An error that keeps a rank from `start` is raised on all ranks. Nested uses are no-ops.
+
+        Yields:
+            To ranks other than 0, the `iteration` of the run, or that it is `finished`.
         """
-        if self._is_opening:
-            yield
+        if self.count == 1 or self._is_opening:
+            yield {}
             return
         assert path is not None
         self._is_opening = True
         self._compare(settings)
         self._check_shared(path)
+        message = {}
+        if self.rank:
+            message = self.exchange(None)[0]
+            _raise_error(message, 0)
         try:
-            yield
+            yield message
         except SurefootError as error:
             self._announce({"error": [error.code, error.name, str(error)]})
             raise
         if not self._announced:
-            self._announce({"finished": True})
+            if self.rank == 0:
+                self._announce({"finished": True})
             self.leave()
 
-    def await_opening(self, settings: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Wait for rank 0 to open the run: its `iteration`, or that it is `finished`.
-
-        Raises:
-            SurefootError: rank 0's error.
-        """
-        self._compare(settings)
-        self._check_shared(path)
-        message = self.exchange(None)[0]
-        if "error" in message:
-            code, name, text = message["error"]
-            raise fault_of(code, name, f"rank 0: {text}")
-        return message
-
-    @contextlib.contextmanager
-    def opening_too(self) -> Iterator[None]:
-        """Context manager in which a rank other than 0 opens the run; its errors reach all."""
-        try:
-            yield
-        except SurefootError as error:
-            self._await_all([error.code, error.name, str(error)])
-            raise
-
     def start(self, iteration: int) -> None:
-        """Wait until all ranks have opened the run at the same iteration.
-
-        Raises:
-            SurefootError: the error of a rank that could not.
-        """
+        """Wait until all ranks have opened the run; raise the error of one that could not."""
         if self.rank == 0:
             self._announce({"iteration": iteration})
-        self._await_all(None)
-
-    def _await_all(self, error: list[Any] | None) -> None:
-        for rank, other in enumerate(self.exchange(error)):
-            if other is not None and error is None:
-                code, name, text = other
-                raise fault_of(code, name, f"rank {rank}: {text}")
+        self._announced = True
+        for rank, message in enumerate(self.exchange({})):
+            _raise_error(message, rank)
 
     def _announce(self, message: dict[str, Any]) -> None:
+        """Send how the run opened here, once."""
         if not self._announced:
             self._announced = True
             self.exchange(message)
@@ -226,12 +179,10 @@ class Ranks:
         return replica_check(self.placement.mesh)
 
     def synchronize(self, replicated: PyTree, iteration: int, signal: int | None) -> int | None:
-        """Compare what all ranks must have alike; return a signal that any rank has received.
-
-        Every rank calls it after each chunk of iterations.
+        """Return a signal that any rank has received; every rank calls it after each chunk.
 
         Raises:
-            ReplicaError: where a rank's arrays differ from rank 0's.
+            ReplicaError: where a rank's `replicated` arrays differ from rank 0's.
             WorkerLostError: where a rank is lost.
         """
         mesh = self.placement.mesh
@@ -254,6 +205,8 @@ class Ranks:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
+            if self.count == 1:
+                raise
             raise WorkerLostError(
                 f"rank {self.rank} of {self.count} lost another rank: "
                 f"{str(error).splitlines()[0][:200]}; run the same command to continue from the "
@@ -262,17 +215,19 @@ class Ranks:
 
     def leave(self) -> None:
         """Wait for the others and disconnect."""
+        if self.count == 1:
+            return
         self.exchange("leaving")
         self._heartbeat.stop()
         with self.reporting_loss():
             jax_private.shut_down()
 
 
-def _write(file: Path, text: str) -> dict[str, str]:
-    """Write a file; `{"error": reason}` where that fails."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="ascii")
-    except OSError as error:
-        return {"error": error.strerror or str(error)}
-    return {}
+ALONE = Ranks()
+
+
+def _raise_error(message: dict[str, Any], rank: int) -> None:
+    """Raise the error in another rank's message, if any."""
+    if "error" in message:
+        code, name, text = message["error"]
+        raise fault_of(code, name, f"rank {rank}: {text}")

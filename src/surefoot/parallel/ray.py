@@ -17,11 +17,9 @@ _TOKEN = secrets.token_hex(32)
 
 @contextlib.contextmanager
 def connected(address: str | None, cores: int) -> Iterator[Any]:
-    """Context manager of a connection to a running Ray, or to one started on this machine alone.
+    """Context manager of a connection to the Ray at `address`, such as `auto` or `host:port`.
 
-    Args:
-        address: of the running one, as `auto` or `host:port`; None starts one.
-        cores: CPU cores of the one started.
+    None starts one with that many CPU cores, on this machine alone.
 
     Raises:
         ConfigError: where Ray is not installed, does not answer, or has no token.
@@ -78,10 +76,3 @@ def _check_port(address: str | None) -> None:
     host, _, port = (address or "").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=20).close()
-
-
-def node_address() -> str:
-    """IP address of the machine that an actor runs on."""
-    import ray  # pyright: ignore[reportMissingImports]
-
-    return ray.util.get_node_ip_address()

@@ -22,11 +22,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def join_cluster(devices: int = 1) -> Ranks:
     """Connect to the other processes of this run, before JAX has been used.
 
-    The address comes from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or
-    from JAX's own detection (SLURM, Open MPI, Kubernetes, cloud TPUs).
-
-    Args:
-        devices: devices of each process; a CPU is split into as many.
+    The address comes from `COORDINATES`, environment variables, or from JAX's own detection (SLURM,
+    Open MPI, Kubernetes, cloud TPUs). A CPU is split into that many `devices`.
 
     Raises:
         ConfigError: where no cluster is found, or a process has fewer devices.
@@ -72,7 +69,7 @@ def join_cluster(devices: int = 1) -> Ranks:
         ) from error
     finally:
         timer.cancel()
-    return Ranks(devices)
+    return Ranks.connected(devices)
 
 
 def _bind_address(address: str) -> str | None:

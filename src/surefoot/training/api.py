@@ -26,7 +26,6 @@ from surefoot.config.validation import shown
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.parallel.ranks import Ranks
 from surefoot.parallel.ray_ranks import RayRanks
 from surefoot.storage.checkpoint import dump
 from surefoot.storage.lock import lock, unlock
@@ -148,7 +147,7 @@ def train_job(job: Job, resources: Resources, callback: Callback) -> Run:
     if resources.parallel.cluster == "ray":
         return _train_on_ray(job, resources, callback)
     placement, ranks = resources.place(job.settings), resources.ranks
-    if isinstance(ranks, Ranks):
+    if ranks.count > 1:
         path = _check_ranks(job)
         if ranks.rank:
             return _train_beside_rank_0(job, resources, path, callback)
@@ -218,24 +217,21 @@ def _check_env_workers(job: Job, resources: Resources) -> None:
 def _train_beside_rank_0(job: Job, resources: Resources, path: Path, callback: Callback) -> Run:
     """Train as another rank than 0, which opens the run and alone writes to it."""
     ranks, settings = resources.ranks, job.settings
-    assert isinstance(ranks, Ranks)
-    message = ranks.await_opening(settings.to_dict(), path)
-    with contextlib.nullcontext() if "finished" in message else ranks.opening_too():
-        if message.get("iteration") == 0:
+    with ranks.opening(settings.to_dict(), path) as first:
+        if first.get("iteration") == 0:
             run, envs = begin(settings, job.source, job.own)
         else:
             run, envs = open_run(path, env=job.env, own=job.own, to_train=True, settings=settings)
-        if run.iteration != message.get("iteration", run.iteration):
+        if run.iteration != first.get("iteration", run.iteration):
             raise CheckpointError(
                 f"rank {ranks.rank} found the run in {path} at iteration {run.iteration}, rank 0 "
-                f"at {message['iteration']}: do all ranks see the same files?"
+                f"at {first['iteration']}: do all ranks see the same files?"
             )
-    # It keeps the rows: all ranks must decide alike what is best so far, and in trouble.
-    run = replace(run, directory=None)
-    if "finished" in message:
-        ranks.leave()
-        return run
-    return Trainer(run, envs, callback, ranks.placement, resources).train()
+        # It keeps the rows: all ranks must decide alike what is best so far, and in trouble.
+        run = replace(run, directory=None)
+        if "finished" in first:
+            return run
+        return Trainer(run, envs, callback, ranks.placement, resources).train()
 
 
 def resume(
@@ -383,11 +379,9 @@ def _train_on_ray(
     parallel, out = resources.parallel, _check_ranks(job).absolute()
     if override is None and (out / "config.json").exists():
         raise ConfigError(f"{out} holds a run: continue it with --resume auto, or name another")
-    ranks = RayRanks(
-        parallel.workers, parallel.devices, parallel.restarts, not parallel.address, out
-    )
+    ranks = RayRanks(resources.ray, parallel, out)
     rank_job = RankJob(job.env, job.settings, out, parallel.devices, tuple(override or ()))
-    return train_on_ray(resources.ray, rank_job, ranks, train_rank, callback)
+    return train_on_ray(rank_job, ranks, train_rank, callback)
 
 
 def train_rank(job: RankJob) -> None:

@@ -16,7 +16,7 @@ from surefoot.errors import (
     WorkerLostError,
 )
 from surefoot.parallel.mesh import ONE, Placement
-from surefoot.parallel.ranks import ALONE, Alone, Ranks
+from surefoot.parallel.ranks import ALONE, Ranks
 from surefoot.parallel.signals import CatchSignals
 from surefoot.storage.checkpoint import Checkpoint, name_arrays
 from surefoot.storage.run_directory import finite_row
@@ -58,7 +58,7 @@ class Loop:
         plan: Plan,
         callback: Callback,
         placement: Placement = ONE,
-        ranks: Alone | Ranks = ALONE,
+        ranks: Ranks = ALONE,
     ):
         self.run, self.ranks = run, ranks
         self._stepper, self._plan, self._callback = stepper, plan, callback
@@ -102,7 +102,7 @@ class Loop:
             self._evaluator.close()
         good = error is None or isinstance(error, EnvCrashError | EnvContractError)
         # When actors are lost the state is good; when ranks are, a part of it is lost with them.
-        good |= self.ranks is ALONE and isinstance(error, WorkerLostError)
+        good |= self.ranks.count == 1 and isinstance(error, WorkerLostError)
         if good and self.run.env_steps != self._stored:
             self._save(exact=self._always_exact)
 
@@ -226,7 +226,7 @@ def run_loops(loops: Sequence[Loop]) -> list[SurefootError | None]:
                     loop.close(raised or errors[i])
                 except SurefootError as error:
                     errors[i] = errors[i] or error
-    if loops[0].ranks is ALONE:
+    if loops[0].ranks.count == 1:
         caught = signals.caught  # one may have come while the loops were closed
     if caught is not None:
         run = next((loop.run for loop in loops if loop.going), loops[0].run)

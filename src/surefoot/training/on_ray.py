@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, WorkerLostError
-from surefoot.parallel.ray_ranks import RayRanks, run_ranks
+from surefoot.parallel.ray_ranks import RayRanks
 from surefoot.storage.checkpoint import steps_of
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.callback import Callback
@@ -27,11 +28,7 @@ class RankJob(NamedTuple):
 
 
 def train_on_ray(
-    ray: Any,
-    job: RankJob,
-    ranks: RayRanks,
-    train_rank: Callable[[RankJob], None],
-    callback: Callback,
+    job: RankJob, ranks: RayRanks, train_rank: Callable[[RankJob], None], callback: Callback
 ) -> Run:
     """Train a JAX-native run on Ray, continuing the one at `job.out` if there is one.
 
@@ -61,7 +58,7 @@ def train_on_ray(
 
     known = max(map(steps_of, directory.checkpoints()), default=0)
     try:
-        run_ranks(ray, ranks, train_rank, job, env_steps=known, on_row=on_row)
+        ranks.run(partial(train_rank, job), env_steps=known, on_row=on_row)
     except WorkerLostError as error:
         if kept := directory.checkpoints():
             error.add(f"the newest checkpoint is {kept[-1]}")

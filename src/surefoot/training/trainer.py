@@ -13,7 +13,7 @@ from surefoot.envs.source import OpenEnvs
 from surefoot.errors import StoppedBySignal, SurefootError
 from surefoot.parallel.env_actors import EnvActors, EnvWorkers
 from surefoot.parallel.mesh import ONE, Placement, check_blocks, claim_devices, divide_cpu, place
-from surefoot.parallel.ranks import ALONE, Alone, Ranks
+from surefoot.parallel.ranks import ALONE, Ranks
 from surefoot.parallel.ray import connected
 from surefoot.parallel.rendezvous import join_cluster
 from surefoot.storage.lock import unlock
@@ -38,7 +38,7 @@ class Resources(NamedTuple):
     """
 
     parallel: Parallel
-    ranks: Alone | Ranks = ALONE
+    ranks: Ranks = ALONE
     ray: Any = None
 
     @property
@@ -57,7 +57,7 @@ class Resources(NamedTuple):
     def place(self, settings: Settings) -> Placement:
         """The devices of this process, and where the arrays of the run live."""
         claim_devices(self.parallel.devices)
-        if isinstance(self.ranks, Ranks):
+        if self.ranks.count > 1:
             check_blocks(settings, self.ranks.placement.count)
             return self.ranks.placement
         return place(settings, self.parallel.devices)
