@@ -1,6 +1,6 @@
 """One iteration of learning, the same laws for every rule on every kind of environment."""
 
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from surefoot.config.presets import settle
-from surefoot.config.settings import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
+from surefoot.config.settings import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Train
 from surefoot.diagnostics.update_stats import diagnose
 from surefoot.envs.host import HostEnv
 from surefoot.formulas.distributions import Categorical, kl
-from surefoot.networks.actor_critic import build
-from surefoot.training.batch import make_batch, state_values
-from surefoot.training.learner import Learner
+from surefoot.rules.rows import AllRows
+from surefoot.training.batch import state_values
+from surefoot.training.learn import read_rollout
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import collect_jax, start_jax_envs
 from surefoot.training.seeds import drawn_block
+from surefoot.training.state import without_open_episodes
+from surefoot.training.steppers import as_arrays
 from surefoot.types import Batch, Inputs
+from tests.support.learners import learner_of
 from tests.support.programs import quickly_built
 from tests.support.scripted import scripted_jax, scripted_vector
 from tests.support.trees import assert_same_bits, same_bits
@@ -63,39 +65,29 @@ def lesson(rule, kind):
 
 
 def make_lesson(rule, kind):
-    settings = settle(
-        "Scripted",
-        RULES_HERE[rule],
-        Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS),
-        Network(hidden=(8,)),
-        Critic(num_epochs=2, num_minibatches=2),
-        preset="none",
-    )
-    native = scripted_jax() if kind == "jax" else None
     # Next-step autoreset, so that dummy rows are in every batch.
-    env = native or HostEnv(
-        scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
+    env = (
+        scripted_jax()
+        if kind == "jax"
+        else HostEnv(
+            scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
+        )
     )
-    learner = Learner(settings, env.spec, build(env.spec, settings.network), native)
+    learner = learner_of(env, RULES_HERE[rule], Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS))
     state = jax.jit(learner.init)(0)
-    policy, stats = state.learn.params["policy"], state.learn.obs_stats
-    if native:
-
-        def collect(state):
-            number = {"seed": state.seed, "iteration": state.iteration}
-            return collect_jax(native, learner.actor, settings, policy, stats, state.env, **number)
-
-        _, rollout, episodes = jax.jit(collect)(state)
+    if kind == "jax":
+        _, rollout, episodes = jax.jit(learner.collect)(state)
     else:
-        collector = HostCollector(env, learner.actor, settings)
+        collector = HostCollector(env, learner.actor, learner.settings)
         collector.reset(0)
-        rollout, episodes, *_ = collector.collect(policy, stats, 0)
+        acting = state.learn.params["policy"], state.learn.obs_stats
+        rollout, episodes, *_ = collector.collect(*acting, 0)
         rollout = padded(rollout)
     rollout, episodes = jax.tree.map(np.asarray, (rollout, episodes))
     learn = jax.jit(learner.learn)
     state = state._replace(env=None)
     learn(state, rollout, episodes)
-    return Lesson(settings, learner, state, rollout, episodes, learn)
+    return Lesson(learner.settings, learner, state, rollout, episodes, learn)
 
 
 every_rule = pytest.mark.parametrize("rule", list(RULES))
@@ -111,12 +103,12 @@ def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(rule, ki
     # The lens needs a rollout more, and a batch may have no action better or worse than expected.
     assert [n for n in unknown if not n.startswith(("lens/", "policy/log_ratio"))] == []
     judged = [n for n in unknown if n.startswith("lens/")]
-    assert len(judged) == 11 + 8, "no update was judged before the first, and none looked at"
+    assert len(judged) == 11, "no update was judged before the first"
     for part in ("policy", "critic"):
         assert not same_bits(state.learn.params[part], given.state.learn.params[part]), part
     assert metrics["policy/kl_mean"] > 0
     assert metrics["update/finite"] == 1
-    assert state.iteration == 1
+    assert state.learn.iteration == 1
     assert metrics["policy/staleness"] < 1e-5
 
 
@@ -133,7 +125,11 @@ def test_the_realised_gain_is_the_change_of_the_mean_td_error_under_the_frozen_c
         values, next_values = (
             scale * np.asarray(v, np.float64)
             for v in state_values(
-                given.learner.actor, given.state.learn.params, given.state.learn.obs_stats, rollout
+                given.learner.actor,
+                given.state.learn.params,
+                given.state.learn.obs_stats,
+                rollout,
+                AllRows(),
             )
         )
         onwards = np.where(rollout.terminated, 0.0, next_values)
@@ -149,24 +145,43 @@ def test_the_realised_gain_is_the_change_of_the_mean_td_error_under_the_frozen_c
 
 
 def test_a_joint_critics_loss_counts_vf_coef_times():
-    def loss(vf_coef):
-        settings = settle(
-            "Scripted",
+    def learner_with(vf_coef):
+        return learner_of(
+            scripted_jax(),
             PPO(num_epochs=1, num_minibatches=1),
             Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS),
-            Network(hidden=(8,)),
-            Critic(joint=True, vf_coef=vf_coef),
-            preset="none",
+            critic=Critic(joint=True, vf_coef=vf_coef),
         )
-        env = scripted_jax()
-        learner = Learner(settings, env.spec, build(env.spec, settings.network), env)
-        with quickly_built():
-            metrics = jax.jit(learner.iterate)(jax.jit(learner.init)(0))[1]
+
+    learner = learner_with(1.0)
+    iterate, start = jax.jit(learner.iterate), learner.init(0)
+
+    def loss(vf_coef):
+        _, metrics = iterate(start, as_arrays(learner_with(vf_coef).traced))
         return float(metrics["update/loss"])
 
-    once, twice, fourfold = map(loss, (1.0, 2.0, 4.0))
+    with quickly_built():
+        once, twice, fourfold = map(loss, (1.0, 2.0, 4.0))
     assert twice > once + 1e-3
     assert fourfold - twice == pytest.approx(2.0 * (twice - once), rel=1e-4)
+
+
+@every_rule
+def test_what_is_learned_does_not_depend_on_what_the_lens_remembers(rule):
+    given, random = lesson(rule, "box"), np.random.default_rng(0)
+
+    def other(leaf):
+        if leaf.dtype == bool:
+            return ~leaf
+        return (leaf + random.normal(1.0, 9.0, leaf.shape)).astype(leaf.dtype)
+
+    strange = given.state._replace(lens=jax.tree.map(other, given.state.lens))
+    plain, metrics = given.learn(given.state, given.rollout, given.episodes)
+    found, others = given.learn(strange, given.rollout, given.episodes)
+    assert_same_bits(found.learn, plain.learn)
+    judged = "lens/realised_gain"
+    assert np.isnan(metrics[judged])
+    assert np.isfinite(others[judged]), "the lens reads what it remembers"
 
 
 def spoil(rollout, what):
@@ -185,25 +200,23 @@ def test_a_refused_update_leaves_everything_learned_bit_for_bit(rule, kind, what
     state, metrics = given.learn(given.state, spoil(given.rollout, what), given.episodes)
     assert metrics["update/finite"] == 0
     for part in ("params", "rule", "critic"):
-        assert_same_bits(getattr(state, part), getattr(given.state, part))
+        assert_same_bits(getattr(state.learn, part), getattr(given.state.learn, part))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learn.obs_stats))
     assert np.isfinite(state.learn.return_stats.mean)
     assert state.learn.refusals == 1
     again, _ = given.learn(state, spoil(given.rollout, what), given.episodes)
-    assert again.refusals == 2
-    whole = state._replace(returns_so_far=jnp.zeros(NUM_ENVS))
+    assert again.learn.refusals == 2
+    whole = without_open_episodes(state)
     recovered, metrics = given.learn(whole, given.rollout, given.episodes)
     assert metrics["update/finite"] == 1
-    assert recovered.refusals == 0
+    assert recovered.learn.refusals == 0
 
 
 def batch_of(given):
     def make(state, rollout):
-        rewards = jnp.asarray(rollout.rewards)
-        args = (state.learn.params, state.learn.obs_stats, rollout, rewards, jnp.ones(()))
-        return make_batch(given.settings, given.learner.actor, *args)[0]
+        return read_rollout(given.learner.parts, state, rollout)[0]
 
-    return jax.jit(make)(given.state, given.rollout)
+    return jax.jit(make)(given.state.learn, given.rollout)
 
 
 @pytest.mark.core
@@ -222,7 +235,8 @@ def test_every_truncated_row_is_worth_its_own_true_successor_however_many_there_
         final_obs=np.concatenate([final[rows], np.full_like(final[: 250 - len(rows)], np.nan)]),
     )
     actor, state = given.learner.actor, given.state
-    here, after = state_values(actor, state.learn.params, state.learn.obs_stats, rollout)
+    acting = state.learn.params, state.learn.obs_stats
+    here, after = state_values(actor, *acting, rollout, AllRows())
 
     def value(obs):
         return actor.network.value(
@@ -255,6 +269,7 @@ def test_the_effective_sample_size_survives_a_ratio_whose_square_overflows():
     batch = Batch(
         Inputs(jnp.arange(8), None),
         *(jnp.zeros(8, int), jnp.zeros(8), jnp.ones(8), jnp.zeros(8), jnp.zeros(8), jnp.ones(8)),
+        jnp.arange(8),
         jnp.ones(()),
     )
     found = diagnose(
@@ -282,6 +297,7 @@ def test_every_figure_of_an_update_is_that_of_the_rows_that_count():
         jnp.zeros(rows),
         jnp.zeros(rows),
         jnp.asarray(weights, jnp.float32),
+        jnp.arange(rows),
         jnp.ones(()),
     )
     found = diagnose(
@@ -342,7 +358,7 @@ def test_rows_of_a_batch_are_what_the_policy_read_when_it_acted():
         given.learner.actor.inputs(state.learn.obs_stats, obs, None)
         for state in (given.state, after)
     ]
-    drift = kl(*(policy(after.params["policy"], each) for each in inputs))
+    drift = kl(*(policy(after.learn.params["policy"], each) for each in inputs))
     expected = np.mean(drift[given.rollout.valid])
     np.testing.assert_allclose(metrics["normalize/kl"], expected, rtol=1e-3)
     assert expected > 0, "the next statistics differ"
@@ -369,7 +385,7 @@ def noise_of(given, rollout):
 
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
-    monkeypatch.setattr("surefoot.training.rollout_jax.DRAWN_BYTES", 1)
+    monkeypatch.setattr("surefoot.training.seeds.DRAWN_BYTES", 1)
     env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
@@ -386,16 +402,20 @@ def test_a_jax_native_rollout_uses_no_noise_and_no_key_twice(monkeypatch, limit,
         return twin.step(key, state, action)._replace(reward=chance)
 
     env = twin._replace(step=step, draw=lambda key: (key, jax.random.uniform(key)))
-    monkeypatch.setattr("surefoot.training.rollout_jax.DRAWN_BYTES", limit)
+    monkeypatch.setattr("surefoot.training.seeds.DRAWN_BYTES", limit)
     noise = given.learner.actor.network.noise(jax.random.key(0), (1, NUM_ENVS))
     assert drawn_block(noise, NUM_STEPS) == block
-    collect = partial(collect_jax, env, given.learner.actor, given.settings)
-    _, rollout, _ = jax.jit(collect)(
+    action_key, step_key, reset_key = jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def collect(policy, obs_stats, loop):
+        how = {"keys": (action_key, step_key), "rows": AllRows()}
+        return collect_jax(env, given.learner.actor, given.settings, policy, obs_stats, loop, **how)
+
+    _, rollout, _ = collect(
         given.state.learn.params["policy"],
         given.state.learn.obs_stats,
-        start_jax_envs(env, NUM_ENVS, jax.random.key(0)),
-        seed=jnp.uint32(0),
-        iteration=jnp.int32(0),
+        start_jax_envs(env, NUM_ENVS, reset_key),
     )
     assert all_differ(noise_of(given, rollout))
     assert len(np.unique(rollout.rewards)) == rollout.rewards.size
