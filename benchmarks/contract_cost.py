@@ -19,7 +19,7 @@ import jax
 
 import surefoot as sf
 from surefoot.config.presets import settle
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.networks.actor_critic import build
 from surefoot.training.learner import Learner

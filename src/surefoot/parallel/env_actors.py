@@ -207,7 +207,7 @@ class _EnvActor:
             index = getattr(error, "index", None)
             number = None if index is None else index + self._first
             # As plain data: an exception with keyword arguments does not unpickle.
-            story = getattr(error, "story", None)
+            story = getattr(error, "history", None)
             return None, 0, (error.code, error.name, str(error), number, story)
         rows = jax.tree.map(np.asarray, fragment.rows)
         return fragment._replace(rows=rows), self._collector.figures["env/restarts"], None
@@ -217,5 +217,5 @@ def _as_error(data: tuple[Any, ...]) -> SurefootError:
     code, name, text, number, story = data
     error: Any = fault_of(code, name, text)
     if number is not None:
-        error.index, error.story = number, story
+        error.index, error.history = number, story
     return error

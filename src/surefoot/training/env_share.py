@@ -3,7 +3,7 @@
 import jax
 
 from surefoot.config.settings import Settings
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import imports_nothing
 from surefoot.errors import (
     ConfigError,
@@ -35,7 +35,7 @@ def keep_fault(run: Run, fault: SurefootError) -> None:
     directory, named = run.directory, run.settings.env
     if directory is None:
         return
-    story = fault.story if isinstance(fault, EnvContractError | EnvCrashError) else None
+    story = fault.history if isinstance(fault, EnvContractError | EnvCrashError) else None
     if story is not None and run.source.reopens:
         actions = name_arrays({"action": story.actions})
         record = FaultRecord(str(fault), fault.name, story.index, story.seed, actions)
