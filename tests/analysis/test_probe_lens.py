@@ -29,7 +29,7 @@ from surefoot.analysis.probe.text import describe
 from surefoot.cli.parser import main
 from surefoot.config.settings import resolve
 from surefoot.envs.registry import find_env
-from surefoot.envs.source import JaxSource
+from surefoot.envs.source import jax_source
 from surefoot.envs.tabular import tabular_env
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.formulas.advantages import generalized_advantage_estimation
@@ -74,7 +74,7 @@ class Case:
         policies = {at: table_policy(each.policy) for at, each in solved.items()}
         return Setting(
             player=callable_player(
-                JaxSource(env), env.spec, gamma=mdp.gamma, limit=limit, seed=seed
+                jax_source(env), env.spec, gamma=mdp.gamma, limit=limit, seed=seed
             ),
             judge=judge_callables(lambda state: values[state], jax_native=True),
             policy=lambda place: policies[place[1]],

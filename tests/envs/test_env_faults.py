@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
+from surefoot.envs.validation import Bounds, ObsContract
 
 import surefoot as sf
 from surefoot.envs.registry import find_env
-from surefoot.envs.validation import Bounds, ObsContract
 from surefoot.errors import EnvContractError, EnvCrashError
 from tests.support.broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike
 from tests.support.cases import case

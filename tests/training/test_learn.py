@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode
 from surefoot.config.presets import settle
 from surefoot.config.settings import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
 from surefoot.diagnostics.update_stats import diagnose
-from surefoot.envs.host import HostEnv
 from surefoot.formulas.distributions import Categorical, kl
 from surefoot.networks.actor_critic import build
 from surefoot.training.batch import make_batch, state_values
@@ -22,7 +21,7 @@ from surefoot.training.rollout_jax import collect_jax, start_jax_envs
 from surefoot.training.seeds import drawn_block
 from surefoot.types import Batch, Inputs
 from tests.support.programs import quickly_built
-from tests.support.scripted import scripted_jax, scripted_vector
+from tests.support.scripted import host_env, scripted_jax, scripted_vector
 from tests.support.trees import assert_same_bits, same_bits
 
 NUM_ENVS, NUM_STEPS = 2, 16
@@ -73,7 +72,7 @@ def make_lesson(rule, kind):
     )
     native = scripted_jax() if kind == "jax" else None
     # Next-step autoreset, so that dummy rows are in every batch.
-    env = native or HostEnv(
+    env = native or host_env(
         scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
     )
     learner = Learner(settings, env.spec, build(env.spec, settings.network), native)
@@ -370,7 +369,7 @@ def noise_of(given, rollout):
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
     monkeypatch.setattr("surefoot.training.rollout_jax.DRAWN_BYTES", 1)
-    env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
+    env = host_env(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
     host = collector.collect(given.state.learn.params["policy"], given.state.learn.obs_stats, 0)
