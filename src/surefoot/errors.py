@@ -43,7 +43,7 @@ class EnvContractError(SurefootError):
 
     Attributes:
         index: the environment's number, where it is known.
-        story: what was done to it since its seed, where that is known.
+        history: what was done to it since its seed, where that is known.
     """
 
     code = 3
@@ -51,7 +51,7 @@ class EnvContractError(SurefootError):
     def __init__(self, message: str, *, name: str = "ENV-CONTRACT", index: int | None = None):
         super().__init__(message, name=name)
         self.index = index
-        self.story: Any = None
+        self.history: Any = None
 
 
 class EnvCrashError(SurefootError):
@@ -59,7 +59,7 @@ class EnvCrashError(SurefootError):
 
     Attributes:
         index: the environment's number, where it is known.
-        story: what was done to it since its seed, where that is known.
+        history: what was done to it since its seed, where that is known.
     """
 
     code = 4
@@ -68,7 +68,7 @@ class EnvCrashError(SurefootError):
     def __init__(self, message: str, *, name: str = "ENV-CRASH", index: int | None = None):
         super().__init__(message, name=name)
         self.index = index
-        self.story: Any = None
+        self.history: Any = None
 
 
 class NotFiniteError(SurefootError):

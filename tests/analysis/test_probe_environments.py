@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import surefoot as sf
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.errors import EnvContractError, EnvCrashError
 from tests.support import broken_envs

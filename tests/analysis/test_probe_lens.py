@@ -27,7 +27,7 @@ from surefoot.analysis.probe.rows import (
 from surefoot.analysis.probe.text import probe_report
 from surefoot.analysis.probe.updates import find_update
 from surefoot.cli.parser import main
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.envs.tabular import tabular_env
 from surefoot.errors import CheckpointError, ConfigError

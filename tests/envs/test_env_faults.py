@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
+from surefoot.envs.validation import Bounds, ObsContract
 
 import surefoot as sf
 from surefoot.envs.registry import find_env
-from surefoot.envs.validation import Bounds, ObsContract
 from surefoot.errors import EnvContractError, EnvCrashError
 from tests.support.broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike
 from tests.support.cases import case
@@ -108,7 +108,7 @@ def test_step_raises_and_the_environment_is_made_anew(vectorization):
         sf.train(Flaky, sf.VPG(), train=settings, steps=1024, out="run", **how)
     assert caught.value.index == 0
     assert "at step 35 after reset(seed=" in str(caught.value)
-    assert len(caught.value.story.actions) == 35
+    assert len(caught.value.history.actions) == 35
     run = sf.load("run", env=Flaky)
     # Both break at steps 35, 70 and 105: the fifth of an episode each time. Of the first the
     # third rollout has three steps, of the second the fifth rollout has all.

@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from surefoot.config.presets import settle
 from surefoot.config.settings import VPG, Critic, Network, Train
-from surefoot.envs.host import HostEnv
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from surefoot.formulas.running_stats import RunningStats
@@ -31,6 +30,7 @@ from tests.support.scripted import (
     Row,
     Scripted,
     first_episode,
+    host_env,
     length_of,
     make_scripted,
     mask_of,
@@ -69,7 +69,7 @@ def opened(kind, num_envs=NUM_ENVS, **options):
     if kind == "async":
         source = find_env("tests.support.scripted:Scripted-v0", {**options, "reuse": True})
         return source.open(num_envs, seed=0, processes=num_envs)
-    return HostEnv(scripted_vector(MODES[kind], num_envs, **options), "Scripted", seed=0)
+    return host_env(scripted_vector(MODES[kind], num_envs, **options), "Scripted", seed=0)
 
 
 class World(NamedTuple):
@@ -329,7 +329,7 @@ class PaidReset(SyncVectorEnv):
 
 def test_what_a_dummy_row_pays_is_no_part_of_an_episodes_return(world):
     vector = PaidReset([make_scripted] * NUM_ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
-    collector = HostCollector(HostEnv(vector, "Paid", seed=0), world.learner.actor, world.settings)
+    collector = HostCollector(host_env(vector, "Paid", seed=0), world.learner.actor, world.settings)
     collector.reset(0)
     rollout, episodes, *_ = collector.collect(
         world.state.learn.params["policy"], world.state.learn.obs_stats, 0
@@ -353,7 +353,7 @@ class WholeStart(SyncVectorEnv):
 
 def test_a_reset_of_whole_numbers_rounds_no_later_observation(world):
     vector = WholeStart([Scripted] * NUM_ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
-    env = HostEnv(vector, "WholeStart", seed=0)
+    env = host_env(vector, "WholeStart", seed=0)
     collector = HostCollector(env, world.learner.actor, world.settings)
     collector.reset(0)
     for _ in range(2):
@@ -368,7 +368,7 @@ def test_a_vector_environment_is_read_in_the_mode_it_steps_in():
     ready = scripted_vector(AutoresetMode.NEXT_STEP, 1)
     # Gymnasium keeps the mode in a dictionary that all environments of a class share.
     scripted_vector(AutoresetMode.SAME_STEP, 1)
-    env = HostEnv(ready, "Scripted", seed=3)
+    env = host_env(ready, "Scripted", seed=3)
     env.reset([3])
     assert env.step(np.zeros(1, np.int64)).terminated.all()
     assert not env.step(np.zeros(1, np.int64)).valid.any()
@@ -382,7 +382,7 @@ def test_an_unknown_autoreset_mode_is_refused(declared):
         metadata: dict[str, Any] = {"autoreset_mode": declared}  # noqa: RUF012
 
     with pytest.raises(EnvContractError, match=f"Odd-v0: unknown autoreset_mode {declared!r}"):
-        HostEnv(Odd(), "Odd-v0", seed=0)
+        host_env(Odd(), "Odd-v0", seed=0)
 
 
 @pytest.mark.core
@@ -571,7 +571,7 @@ class Broken(Scripted):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_fault_in_an_automatic_reset_is_told_too(mode):
-    env = HostEnv(SyncVectorEnv([Broken], autoreset_mode=MODES[mode]), "Broken", seed=0)
+    env = host_env(SyncVectorEnv([Broken], autoreset_mode=MODES[mode]), "Broken", seed=0)
     env.reset([3])
     twice = (env.step(np.zeros(1, np.int64)) for _ in range(2))
     with pytest.raises(EnvCrashError, match=r"Broken: .* raised RuntimeError: no second episode"):
@@ -620,7 +620,7 @@ class OneStep(Scripted):
 def test_episodes_of_one_step_have_finite_and_correct_targets(mode, world):
     settings, state = world.settings, world.state
     vector = SyncVectorEnv([OneStep] * NUM_ENVS, autoreset_mode=MODES[mode])
-    collector = HostCollector(HostEnv(vector, "OneStep", seed=0), world.learner.actor, settings)
+    collector = HostCollector(host_env(vector, "OneStep", seed=0), world.learner.actor, settings)
     collector.reset(0)
     rollout, episodes, *_ = collector.collect(
         state.learn.params["policy"], state.learn.obs_stats, 0

@@ -24,7 +24,7 @@ from surefoot.envs import processes as processes_module
 from surefoot.envs import vector as vectors
 from surefoot.envs.processes import usable_cores
 from surefoot.envs.registry import find_env
-from surefoot.envs.source import GymnasiumSource
+from surefoot.envs.source import EnvSource
 from surefoot.envs.worker import Line
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from tests.support.scripted import ACTION_SPACES, OBS_SPACES, Scripted, make_scripted, mask_of
@@ -190,7 +190,7 @@ def test_what_ends_an_environment_elsewhere_is_told(how, said):
         return Scripted() if len(made) == 1 and os.getpid() == trainer else Faulty(how)
 
     trainer = os.getpid()
-    env = opened(2, 2, GymnasiumSource("Faulty", make))
+    env = opened(2, 2, EnvSource(env_id="Faulty", make=make))
     env.reset([1, 1])
     for _ in range(2):
         env.step(np.zeros(2, np.int64))
@@ -245,7 +245,7 @@ class Unlike:
 
 def test_environments_of_unlike_spaces_in_another_process_are_refused_by_index():
     with pytest.raises(EnvContractError, match=r"environment 1 has spaces .*Box.* environment 0"):
-        opened(2, 2, GymnasiumSource("Unlike", Unlike()))
+        opened(2, 2, EnvSource(env_id="Unlike", make=Unlike()))
 
 
 def test_a_constructor_that_fails_elsewhere_is_told_as_it_is_here():
@@ -256,7 +256,7 @@ def test_a_constructor_that_fails_elsewhere_is_told_as_it_is_here():
 
     trainer = os.getpid()
     with pytest.raises(EnvCrashError, match="making environment 1 raised RuntimeError: no licence"):
-        opened(2, 2, GymnasiumSource("Unlicensed", make))
+        opened(2, 2, EnvSource(env_id="Unlicensed", make=make))
 
 
 def test_a_constructor_that_fails_here_leaves_no_process():
@@ -264,13 +264,13 @@ def test_a_constructor_that_fails_here_leaves_no_process():
         raise RuntimeError("no licence")
 
     with pytest.raises(EnvCrashError, match="making environment 0 raised RuntimeError"):
-        opened(2, 2, GymnasiumSource("Unlicensed", make))
+        opened(2, 2, EnvSource(env_id="Unlicensed", make=make))
 
 
 def test_environments_that_cannot_be_sent_are_refused_with_a_way_out():
     handle = sys.stdout.buffer
     with pytest.raises(ConfigError, match=r"cannot be made in another process .*sync"):
-        opened(2, 2, GymnasiumSource("Held", lambda: handle))
+        opened(2, 2, EnvSource(env_id="Held", make=lambda: handle))
 
 
 SCRIPT = """
@@ -419,7 +419,7 @@ class Telling(Scripted):
 
 
 def test_what_is_told_at_an_end_needs_no_class_of_the_users():
-    env = opened(2, 2, GymnasiumSource("Telling", Telling))
+    env = opened(2, 2, EnvSource(env_id="Telling", make=Telling))
     env.reset([0, 0])
     step = env.step(np.zeros(2, np.int64))
     env.close()
@@ -439,7 +439,7 @@ class Simulator(Scripted):
 
 
 def test_a_program_that_an_environment_started_can_be_terminated():
-    env = opened(2, 2, GymnasiumSource("Simulator", Simulator))
+    env = opened(2, 2, EnvSource(env_id="Simulator", make=Simulator))
     started = time.monotonic()
     env.close()
     assert time.monotonic() - started < 3.0
@@ -460,7 +460,7 @@ def test_a_death_is_told_though_a_fork_holds_the_line_open():
         return Scripted() if os.getpid() == trainer else Forking()
 
     trainer = os.getpid()
-    env = opened(2, 2, GymnasiumSource("Forking", make))
+    env = opened(2, 2, EnvSource(env_id="Forking", make=make))
     env.reset([0, 0])
     started = time.monotonic()
     with pytest.raises(EnvCrashError, match="ended with exit status 1"):
@@ -508,7 +508,7 @@ def test_a_busy_wait_in_vain_is_followed_by_sleeping_ones():
 def test_a_default_timeout_of_the_users_sockets_changes_nothing():
     socket.setdefaulttimeout(0.01)
     try:
-        env = opened(2, 2, GymnasiumSource("Slow", Slow))
+        env = opened(2, 2, EnvSource(env_id="Slow", make=Slow))
         env.reset([0, 0])
         env.step(np.zeros(2, np.int64))
         env.close()
@@ -529,7 +529,7 @@ closed: list[CloseFails] = []
 
 def test_one_that_fails_to_close_stops_no_other():
     closed.clear()
-    opened(3, 1, GymnasiumSource("CloseFails", CloseFails)).close()
+    opened(3, 1, EnvSource(env_id="CloseFails", make=CloseFails)).close()
     assert len(closed) == 3
 
 
@@ -539,7 +539,7 @@ def test_a_vector_whose_first_reset_fails_is_closed_again():
             raise RuntimeError("no start")
 
     with pytest.raises(EnvCrashError, match="raised RuntimeError: no start"):
-        opened(2, 2, GymnasiumSource("Resetless", Resetless))
+        opened(2, 2, EnvSource(env_id="Resetless", make=Resetless))
 
 
 def test_a_run_that_goes_on_is_spread_and_one_that_is_only_played_is_not(tmp_path, monkeypatch):
@@ -587,7 +587,7 @@ class Inheriting(Scripted):
 
 
 def test_programs_that_an_environment_starts_do_not_get_its_line():
-    env = opened(2, 2, GymnasiumSource("Inheriting", Inheriting))
+    env = opened(2, 2, EnvSource(env_id="Inheriting", make=Inheriting))
     env.reset([0, 0])
     step = env.step(np.zeros(2, np.int64))
     env.close()

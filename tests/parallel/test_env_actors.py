@@ -217,7 +217,7 @@ def test_what_an_environment_does_is_told_with_its_number_in_the_run():
     actors.reset(0)
     with pytest.raises(EnvContractError, match="reward is NaN") as told:
         actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
-    assert (told.value.index, told.value.story) == (3, "a story")
+    assert (told.value.index, told.value.history) == (3, "a story")
 
 
 def test_what_cannot_be_shared_out_is_refused():

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ import surefoot as sf
 from surefoot.config.presets import read_settings, settle
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import Checkpoint
+from surefoot.storage.env_error import EnvErrorRecord, read_env_error, write_env_error
 from surefoot.storage.lock import unlock
-from surefoot.storage.run_directory import FaultRecord, RunDirectory
+from surefoot.storage.run_directory import RunDirectory
 from tests.support.cases import case
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
@@ -49,7 +51,7 @@ def directory():
     run.save(Checkpoint(arrays, 3, 96, True, {"jax": "1"}), keep=1)
     run.append({"iteration": 1, "policy/kl_mean": 0.01})
     run.append({"iteration": 2, "policy/kl_mean": None})
-    run.write_fault(FaultRecord("it broke", "ENV-CRASH", 1, 5, {"action": np.arange(3)}))
+    write_env_error(run, EnvErrorRecord("it broke", "ENV-CRASH", 1, 5, {"action": np.arange(3)}))
     unlock(run.path)
     return run
 
@@ -80,7 +82,7 @@ def spoilt(data: bytes, rng: random.Random) -> bytes:
 
 def read_everything(run: RunDirectory) -> None:
     """As the commands do that are given a run of somebody else's."""
-    for read in (run.newest, run.rows, run.read_fault):
+    for read in (run.newest, run.rows, partial(read_env_error, run)):
         with contextlib.suppress(CheckpointError):
             read()
     with contextlib.suppress(CheckpointError, ConfigError):

@@ -187,6 +187,14 @@ def scripted_vector(mode: AutoresetMode, num_envs: int, **options: Any) -> SyncV
     return SyncVectorEnv([partial(make_scripted, **options)] * num_envs, autoreset_mode=mode)
 
 
+def host_env(vector: Any, env_id: str = "Scripted", seed: int = 0) -> Any:
+    """A ready vector environment, opened as training opens it."""
+    from surefoot.envs.host import HostEnv
+    from surefoot.envs.ready_vector import ReadyVector
+
+    return HostEnv(ReadyVector(vector, env_id), env_id, seed=seed)
+
+
 def scripted_jax(action: str = "discrete") -> Any:
     """The JAX-native twin: the same script, from an episode that the key chooses."""
     import jax

@@ -11,7 +11,6 @@ from gymnasium.vector import AutoresetMode
 
 from surefoot.config.settings import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Train
 from surefoot.diagnostics.update_stats import diagnose
-from surefoot.envs.host import HostEnv
 from surefoot.formulas.distributions import Categorical, kl
 from surefoot.rules.rows import AllRows
 from surefoot.training.batch import state_values
@@ -24,7 +23,7 @@ from surefoot.training.steppers import as_arrays
 from surefoot.types import Batch, Inputs
 from tests.support.learners import learner_of
 from tests.support.programs import quickly_built
-from tests.support.scripted import scripted_jax, scripted_vector
+from tests.support.scripted import host_env, scripted_jax, scripted_vector
 from tests.support.trees import assert_same_bits, same_bits
 
 NUM_ENVS, NUM_STEPS = 2, 16
@@ -69,7 +68,7 @@ def make_lesson(rule, kind):
     env = (
         scripted_jax()
         if kind == "jax"
-        else HostEnv(
+        else host_env(
             scripted_vector(AutoresetMode.NEXT_STEP, NUM_ENVS, action=kind), "Scripted", seed=0
         )
     )
@@ -386,7 +385,7 @@ def noise_of(given, rollout):
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
     monkeypatch.setattr("surefoot.training.seeds.DRAWN_BYTES", 1)
-    env = HostEnv(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
+    env = host_env(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
     host = collector.collect(given.state.learn.params["policy"], given.state.learn.obs_stats, 0)

@@ -16,8 +16,8 @@ import pytest
 
 import surefoot as sf
 from surefoot.envs.registry import find_env
-from surefoot.envs.source import GymnasiumSource
-from surefoot.envs.step_timeout import Watch
+from surefoot.envs.source import EnvSource
+from surefoot.envs.step_timeout import StepTimeout
 from tests.support.broken_envs import Sound
 from tests.support.cases import case
 from tests.support.shell import SMALL, around, last_good
@@ -187,7 +187,7 @@ def test_some_vectors_opened_and_closed():
 
 
 def opens_and_closes(times, processes):
-    source = GymnasiumSource("Sound", Sound)
+    source = EnvSource(env_id="Sound", make=Sound)
 
     def once():
         env = source.open(2, seed=0, processes=processes)
@@ -224,17 +224,17 @@ def test_standard_streams_that_are_closed_from_the_start():
     assert last_good(env=SOUND).finished
 
 
-def test_a_watch_lets_what_is_in_time_go_on_and_ends_with_its_owner():
-    watch = Watch(0.4, "it")
+def test_a_step_timeout_lets_steps_in_time_pass_and_ends_when_closed():
+    timeout = StepTimeout(0.4, "it")
     for _ in range(30):
-        watch.since = time.monotonic()
+        timeout.started = time.monotonic()
         time.sleep(0.02)
-    watch.since = None
+    timeout.started = None
     time.sleep(0.5)
-    watch.close()
+    timeout.close()
     deadline = time.monotonic() + 5
-    while any(t.name == "surefoot-watch" for t in threading.enumerate()):
+    while any(t.name == "surefoot-timeout" for t in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert watch.told == "gave no answer for 0.4 s (env_timeout_s)"
+    assert timeout.message == "did not respond within 0.4 s (env_timeout_s)"
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL

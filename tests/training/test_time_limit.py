@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from surefoot.config.presets import settle
 from surefoot.config.settings import VPG, Critic, Network, OwnNetwork, Train
-from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.networks.actor_critic import build
 from surefoot.training.api import train
@@ -22,6 +21,7 @@ from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import collect_jax, start_jax_envs
 from surefoot.types import EnvSpec, Inputs
 from tests.support.cases import case
+from tests.support.scripted import host_env
 
 GAMMA, LIMIT = 0.8, 5
 FOR_EVER = 1 / (1 - GAMMA)
@@ -100,7 +100,7 @@ def targets_of(request):
         zero = {"seed": jnp.uint32(0), "iteration": jnp.int32(0)}
         _, rollout, _ = run(state.learn.params["policy"], state.learn.obs_stats, loop, **zero)
     else:
-        env = HostEnv(SyncVectorEnv([limited] * 2, autoreset_mode=request.param), "C", seed=0)
+        env = host_env(SyncVectorEnv([limited] * 2, autoreset_mode=request.param), "C", seed=0)
         collector = HostCollector(env, learner.actor, settings)
         collector.reset(0)
         rollout = collector.collect(state.learn.params["policy"], state.learn.obs_stats, 0).rollout
@@ -143,7 +143,7 @@ def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
     learner = Learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
     state = jax.jit(learner.init)(0)
     vector = SyncVectorEnv([partial(limited, LIMIT)] * 2, autoreset_mode=mode)
-    collector = HostCollector(HostEnv(vector, "Constant", seed=0), learner.actor, settings)
+    collector = HostCollector(host_env(vector, "Constant", seed=0), learner.actor, settings)
     collector.reset(0)
     rollout = collector.collect(state.learn.params["policy"], state.learn.obs_stats, 0).rollout
     assert not rollout.truncated.any()

@@ -1,4 +1,4 @@
-"""What environments were sent since they were seeded: enough to do it to one of them again."""
+"""A log of the actions that environments were sent: enough to repeat an error of one of them."""
 
 from typing import NamedTuple
 
@@ -6,42 +6,48 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-BLOCK = 256
-MOST_BYTES = 64 * 2**20
-"""What is kept at most; a longer story is given up."""
+from surefoot.errors import EnvContractError, EnvCrashError
+
+BLOCK_STEPS = 256
+MAX_BYTES = 64 * 2**20
+"""Size at which a log is dropped."""
 
 
-class Story(NamedTuple):
-    """What one environment went through: its seed, and the actions since, [step, ...], if any."""
+class EnvHistory(NamedTuple):
+    """Seed of one environment, and its actions since, [step, ...]; `()` if there are none."""
 
     index: int
     seed: int
     actions: PyTree
 
 
-class Tape:
-    """Seeds, and actions of all environments since, packed block by block."""
+class ActionLog:
+    """Seeds, and the actions of all environments since then, packed in blocks of steps.
+
+    Attributes:
+        seeds: of each environment, at its last seeded reset.
+    """
 
     def __init__(self) -> None:
         self.start([])
 
     def start(self, seeds: list[int]) -> None:
-        """New episodes everywhere: what came before decides nothing any more."""
+        """Forget what came before: new episodes start everywhere."""
         self.seeds, self._since = list(seeds), [0] * len(seeds)
         self._packed: list[PyTree] = []
         self._recent: list[PyTree] = []
-        self._steps, self._bytes = 0, 0
+        self._packed_steps, self._bytes = 0, 0
 
     def add(self, actions: PyTree) -> None:
-        """Note what is about to be sent, in arrays that nobody writes to any more."""
+        """Log the actions of a step, in arrays that are not written to again."""
         self._recent.append(actions)
-        if len(self._recent) == BLOCK:
+        if len(self._recent) == BLOCK_STEPS:
             self._pack()
 
     def _pack(self) -> None:
-        """Make one array of many small ones, which take several times their numbers' room."""
-        self._steps += len(self._recent)
-        if self._bytes <= MOST_BYTES:
+        # Many small arrays take several times the memory of one large one.
+        self._packed_steps += len(self._recent)
+        if self._bytes <= MAX_BYTES:
             block = jax.tree.map(lambda *leaves: np.stack(leaves), *self._recent)
             self._packed.append(block)
             self._bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(block))
@@ -51,26 +57,46 @@ class Tape:
 
     @property
     def steps(self) -> int:
-        """Steps since all were seeded."""
-        return self._steps + len(self._recent)
+        """Steps since the last reset of all environments."""
+        return self._packed_steps + len(self._recent)
 
     def restart(self, index: int, seed: int) -> None:
-        """One of them starts anew: its story begins here."""
+        """Start the history of one environment again."""
         self.seeds[index], self._since[index] = seed, self.steps
 
-    def age(self, index: int) -> int:
-        """Steps of one environment since its seed."""
-        return self.steps - self._since[index]
-
-    def of(self, index: int) -> Story | None:
-        """What one environment went through; None where it was too much to keep."""
+    def history(self, index: int) -> EnvHistory | None:
+        """The history of one environment; None if the log was dropped."""
         steps = self.steps
         if steps == self._since[index]:
-            return Story(index, self.seeds[index], ())
+            return EnvHistory(index, self.seeds[index], ())
         if self._recent:
             self._pack()
         if not self._packed:
             return None
-        mine = slice(self._since[index], steps), index
-        actions = jax.tree.map(lambda *rows: np.concatenate(rows)[mine], *self._packed)
-        return Story(index, self.seeds[index], actions)
+        own = slice(self._since[index], steps), index
+        actions = jax.tree.map(lambda *rows: np.concatenate(rows)[own], *self._packed)
+        return EnvHistory(index, self.seeds[index], actions)
+
+    def locate(
+        self, error: EnvContractError | EnvCrashError, env_id: str
+    ) -> EnvContractError | EnvCrashError:
+        """Name environment, step, seed and action in an error, and attach the history."""
+        index = error.index
+        if index is None:
+            where, at = "", f"at step {self.steps}" if self.steps else "at a reset"
+        else:
+            where = f"environment {index}" + (" " if isinstance(error, EnvCrashError) else ": ")
+            steps, seed = self.steps - self._since[index], self.seeds[index]
+            at = f"at step {steps} after reset(seed={seed})" if steps else f"at reset(seed={seed})"
+            error.history = self.history(index)
+            if steps and error.history:
+                at += f", action {_last(error.history.actions)}"
+        error.args = (f"{env_id}: {where}{error}; {at}",)
+        return error
+
+
+def _last(actions: PyTree) -> str:
+    """The last action, on one line."""
+    last = [leaf[-1] for leaf in jax.tree.leaves(actions)]
+    shown = [np.array2string(leaf, precision=4, threshold=8, edgeitems=4) for leaf in last]
+    return " ".join(" ".join(shown).split())

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from surefoot.config.validation import nearest
 from surefoot.envs.processes import usable_cores
-from surefoot.envs.source import EnvSource, VectorSource
+from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 
 
@@ -123,4 +123,4 @@ def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
         envpool.make_spec(name, **env_kwargs)
     except (TypeError, ValueError, AssertionError) as fault:
         raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {fault}") from fault
-    return VectorSource(env_id, partial(EnvPoolVector, name, kwargs=env_kwargs))
+    return EnvSource(env_id=env_id, make_vector=partial(EnvPoolVector, name, kwargs=env_kwargs))

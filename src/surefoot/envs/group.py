@@ -1,98 +1,41 @@
-"""Environments that one process steps, and the board of arrays where they read and write.
+"""Environments that one process steps one after another, with same-step autoreset.
 
-It lives here, away from JAX, because every process that steps environments imports it.
+Free of JAX: every process that steps environments imports this module.
 """
 
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import batch_space, concatenate, iterate
 
-from surefoot.envs.single import CopyObservations, close_envs
-from surefoot.envs.step_timeout import OverdueError
-from surefoot.envs.validation import (
+from surefoot.envs.buffers import StepBuffers, map_arrays
+from surefoot.envs.contract import (
     NUMBERS,
     TRUTHS,
     ObsContract,
     check_info,
     check_outcome,
-    may_wrap,
     old_interface,
 )
+from surefoot.envs.single import CopyObservations, close_envs
+from surefoot.envs.step_timeout import StepTimeoutError
 from surefoot.errors import EnvContractError, SurefootError
 
-Told = list[tuple[int, dict[str, Any]]]
-"""What environments tell beside the board, each with its number: masks, and ends of episodes."""
-
-
-class Board(NamedTuple):
-    """What environments see, do and get in one step, a row each.
-
-    `obs` and `actions` are arrays, or dicts and tuples of them as the spaces say.
-    """
-
-    obs: Any
-    actions: Any
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-
-    def rows(self, first: int, count: int) -> "Board":
-        """The rows of some of the environments, in the same memory."""
-        return Board(*(_map(lambda leaf: leaf[first : first + count], part) for part in self))
-
-
-def make_board(
-    of: tuple[spaces.Space, spaces.Space],
-    num_envs: int,
-    allocate: Callable[..., np.ndarray],
-) -> Board:
-    """A board of `num_envs` rows for observations and actions of these spaces.
-
-    `allocate(shape, dtype=)` gives its arrays, always in one order. A space that no
-    network reads has no arrays here; it is refused by name where a network is built.
-    """
-    obs, actions = (create_empty_array(space, n=num_envs, fn=allocate) for space in of)
-    rewards = allocate((num_envs,), dtype=np.float64)
-    ends = (allocate((num_envs,), dtype=np.bool_) for _ in range(2))
-    return Board(obs, actions, rewards, *ends)
-
-
-def _map(function: Callable[[np.ndarray], Any], tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _map(function, part) for key, part in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_map(function, part) for part in tree)
-    return function(tree) if isinstance(tree, np.ndarray) else tree
-
-
-def write_actions(board: Board, actions: Any) -> None:
-    """Put an action of every environment on the board."""
-    _write(board.actions, actions)
-
-
-def _write(target: Any, values: Any) -> None:
-    if isinstance(target, dict):
-        for key, part in target.items():
-            _write(part, values[key])
-    elif isinstance(target, tuple):
-        for part, value in zip(target, values, strict=True):
-            _write(part, value)
-    else:
-        target[...] = values
+EnvInfos = dict[int, dict[str, Any]]
+"""What steps and resets return beside arrays, by the number of the environment: `action_mask`;
+`final_obs` and the scalars of `final_info` at an episode's end; `restarted` and the new `seed`."""
 
 
 class EnvRaisedError(Exception):
-    """What one environment raised, here or in another process.
+    """An exception of one environment, in this process or another.
 
     Attributes:
         index: the environment's number.
-        raised: the name of the class that it raised.
-        trace: where it did.
+        raised: the name of the exception's class.
+        trace: its traceback.
     """
 
     def __init__(self, index: int, raised: str, text: str, trace: str):
@@ -103,123 +46,101 @@ class EnvRaisedError(Exception):
         return f"{self.raised}: {self.text}\n{self.trace}"
 
 
-def blamed(fault: BaseException, index: int) -> BaseException:
-    """A fault with the environment that it came from; what an environment raised, as such."""
-    if isinstance(fault, OverdueError):
-        fault.args = (f"environment {index}",)
-    elif isinstance(fault, EnvContractError):
-        fault.index = index
-    elif isinstance(fault, Exception | SystemExit) and not isinstance(fault, SurefootError):
-        if hint := old_interface(fault):
+def _attributed(error: BaseException, index: int) -> BaseException:
+    """The error to raise for one that environment `index` caused."""
+    if isinstance(error, StepTimeoutError):
+        error.args = (f"environment {index}",)
+    elif isinstance(error, EnvContractError):
+        error.index = index
+    elif isinstance(error, Exception | SystemExit) and not isinstance(error, SurefootError):
+        if hint := old_interface(error):
             return EnvContractError(hint, index=index)
-        text = " ".join(str(fault).split())
-        trace = "".join(traceback.format_exception(fault))
-        return EnvRaisedError(index, type(fault).__name__, text, trace)
-    return fault
+        text = " ".join(str(error).split())
+        trace = "".join(traceback.format_exception(error))
+        return EnvRaisedError(index, type(error).__name__, text, trace)
+    return error
 
 
-class Group:
-    """Environments stepped one after another, with same-step autoreset.
+class EnvGroup:
+    """Some of a run's environments, the first of which has the number `first`.
 
-    One that raises in a step is thrown away where there is a way to `make_again`: another one
-    starts an episode in its place, with a seed of its own, and is told of as "restarted".
-
-    Attributes:
-        envs: the environments; `first` is the number of the first among all.
+    An environment that raises in a step is closed and replaced if there is a way to `make_again`:
+    the new one starts an episode, with another seed, and its info says "restarted".
 
     Raises:
-        EnvContractError: for what breaks the contract, with the environment's number.
-        EnvRaisedError: for what an environment raises, an end of the process included.
+        EnvContractError: for outputs that break the contract, with the environment's number.
+        EnvRaisedError: for an exception of an environment, `SystemExit` included.
     """
 
     def __init__(
         self,
         envs: list[CopyObservations],
-        board: Board,
+        buffers: StepBuffers,
         first: int,
         make_again: Callable[[], gymnasium.Env] | None = None,
     ):
-        self.envs, self.first, self._make_again = envs, first, make_again
-        self._board = board.rows(first, len(envs))
+        self.envs, self._first, self._make_again = envs, first, make_again
+        self._buffers = buffers.rows(first, len(envs))
         self._obs_space = envs[0].observation_space
         self._action_spaces = batch_space(envs[0].action_space, len(envs))
         self._contract = ObsContract(self._obs_space)
         self._seeds: Sequence[int] = ()
-        self._restarts, self._may_wrap = 0, may_wrap(self._obs_space)
+        self._restarts = 0
 
-    def reset(self, seeds: Sequence[int]) -> Told:
+    def reset(self, seeds: Sequence[int]) -> EnvInfos:
         """Start a new episode everywhere."""
-        told, seen, self._seeds = [], [], seeds
+        infos, observations, self._seeds = {}, [], seeds
         for i, env in enumerate(self.envs):
             try:
                 obs, info = env.reset(seed=seeds[i])
                 check_info(info, "reset")
-                seen.append(self._contract(obs))
-            except BaseException as fault:
-                raise blamed(fault, self.first + i) from fault
+                observations.append(self._contract(obs))
+            except BaseException as error:
+                raise _attributed(error, self._first + i) from error
             if "action_mask" in info:
-                told.append((self.first + i, {"action_mask": info["action_mask"]}))
-        concatenate(self._obs_space, seen, self._board.obs)
-        return told
+                infos[self._first + i] = {"action_mask": info["action_mask"]}
+        concatenate(self._obs_space, observations, self._buffers.obs)
+        return infos
 
-    def step(self) -> Told:
-        """Act as the board says, and start the next episode where one ends."""
-        told, seen = [], []
-        # An environment may keep its action, and the board's is overwritten.
-        actions = _map(np.copy, self._board.actions)
+    def step(self) -> EnvInfos:
+        """Take the actions in the buffers; start the next episode where one ends."""
+        infos, observations = {}, []
+        # An environment may keep its action, and the buffers are overwritten.
+        actions = map_arrays(np.copy, self._buffers.actions)
         for i, action in enumerate(iterate(self._action_spaces, actions)):
             try:
-                obs, tell = self._step(i, action)
-            except BaseException as fault:
-                found = blamed(fault, self.first + i)
+                obs, info = self._step(i, action)
+            except BaseException as error:
+                found = _attributed(error, self._first + i)
                 if self._make_again is None or not isinstance(found, EnvRaisedError):
-                    raise found from fault
-                obs, tell = self._restart(i, found)
-            if tell:
-                told.append((self.first + i, tell))
-            seen.append(obs)
-        # An array that does not fit is refused by NumPy, so that looks at each are for this case,
-        # for what it would wrap, and for what is cast since the start.
-        if self._may_wrap or self._contract.casts:
-            seen = self._look_at(seen)
-        try:
-            concatenate(self._obs_space, seen, self._board.obs)
-        except Exception:
-            concatenate(self._obs_space, self._look_at(seen), self._board.obs)
-        return told
-
-    def _look_at(self, seen: list[Any]) -> list[Any]:
-        """Observations that fit their space.
-
-        Raises:
-            EnvContractError: for the first that does not.
-        """
-        fitting = []
-        for i, obs in enumerate(seen):
-            try:
-                fitting.append(self._contract(obs))
-            except EnvContractError as breach:
-                raise blamed(breach, self.first + i) from breach.__cause__
-        return fitting
+                    raise found from error
+                obs, info = self._restart(i, found)
+            if info:
+                infos[self._first + i] = info
+            observations.append(obs)
+        concatenate(self._obs_space, observations, self._buffers.obs)
+        return infos
 
     def _step(self, i: int, action: Any) -> tuple[Any, dict[str, Any]]:
-        env, board, tell = self.envs[i], self._board, {}
+        env, buffers, kept = self.envs[i], self._buffers, {}
         obs, reward, terminated, truncated, info = env.step(action)
         plain = type(reward) in NUMBERS and type(terminated) in TRUTHS and type(truncated) in TRUTHS
         if not (plain and type(info) is dict):
             check_outcome(reward, terminated, truncated, info)
-        board.rewards[i] = reward
-        board.terminated[i], board.truncated[i] = terminated, truncated
+        obs = self._contract(obs)
+        buffers.rewards[i] = reward
+        buffers.terminated[i], buffers.truncated[i] = terminated, truncated
         if terminated or truncated:
-            tell = {"final_obs": self._contract(obs), "final_info": _numbers(info)}
+            kept = {"final_obs": obs, "final_info": scalars(info)}
             obs, info = env.reset()
             check_info(info, "reset")
+            obs = self._contract(obs)
         if "action_mask" in info:
-            tell["action_mask"] = info["action_mask"]
-        return obs, tell
+            kept["action_mask"] = info["action_mask"]
+        return obs, kept
 
-    def _restart(self, i: int, fault: EnvRaisedError) -> tuple[Any, dict[str, Any]]:
-        """Another environment in the place of one that raised, at the start of an episode."""
+    def _restart(self, i: int, error: EnvRaisedError) -> tuple[Any, dict[str, Any]]:
+        """Replace an environment that raised by another, at the start of an episode."""
         assert self._make_again is not None
         close_envs([self.envs[i]])
         self._restarts += 1
@@ -228,19 +149,20 @@ class Group:
         try:
             self.envs[i] = CopyObservations(self._make_again())
             if self.envs[i].observation_space != self._obs_space:
-                raise EnvContractError("made anew, it has another observation space")
+                raise EnvContractError("recreated, it has another observation space")
             obs, info = self.envs[i].reset(seed=seed)
             check_info(info, "reset")
+            obs = self._contract(obs)
         except BaseException as again:
-            raise blamed(again, self.first + i) from again
-        self._board.rewards[i] = 0.0
-        self._board.terminated[i] = self._board.truncated[i] = False
-        tell = {"restarted": f"{fault.raised}: {fault.text}", "seed": seed}
-        return obs, tell | {key: info[key] for key in ("action_mask",) if key in info}
+            raise _attributed(again, self._first + i) from again
+        self._buffers.rewards[i] = 0.0
+        self._buffers.terminated[i] = self._buffers.truncated[i] = False
+        kept = {"restarted": f"{error.raised}: {error.text}", "seed": seed}
+        return obs, kept | {key: info[key] for key in ("action_mask",) if key in info}
 
 
-def _numbers(info: dict[str, Any]) -> dict[str, float]:
-    """The entries of an info that can be logged, as plain numbers, which any process knows."""
+def scalars(info: dict[str, Any]) -> dict[str, float]:
+    """The scalar entries of an info, as plain numbers that any process can unpickle."""
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
     values = (
         (key, value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value)

@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from surefoot.config.validation import nearest
-from surefoot.envs.source import EnvSource, GymnasiumSource, VectorSource
+from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 
 SELF_CONTAINED = tuple(
@@ -48,11 +48,11 @@ def find(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
         factory = getattr(module, name, None)
         if callable(factory):
             make: Any = partial(factory, **env_kwargs)
-            return GymnasiumSource(env_id, make)
+            return EnvSource(env_id=env_id, make=make)
     spec = _registered(name, env_id, module)
     own = isinstance(spec.entry_point, str) and spec.entry_point.startswith(SELF_CONTAINED)
     make = partial(_make, spec, env_id, dict(env_kwargs))
-    return GymnasiumSource(env_id, make, self_contained=own)
+    return EnvSource(env_id=env_id, make=make, self_contained=own)
 
 
 def from_object(env: Any) -> EnvSource:
@@ -62,12 +62,13 @@ def from_object(env: Any) -> EnvSource:
         ConfigError: for any other object.
     """
     if isinstance(env, VectorEnv):
-        return VectorSource(_name(env), partial(_of_size, env), reopens=False)
+        return EnvSource(env_id=_name(env), make_vector=partial(_of_size, env), reopens=False)
     if isinstance(env, gymnasium.Env):
-        return GymnasiumSource(_name(env), _copies_of(env))
+        return EnvSource(env_id=_name(env), make=_copies_of(env))
     if callable(env):
         make: Any = env
-        return GymnasiumSource(getattr(env, "__qualname__", type(env).__name__), make)
+        name = getattr(env, "__qualname__", type(env).__name__)
+        return EnvSource(env_id=name, make=make)
     raise ConfigError(
         f"{env!r} is no environment: give an id, a gymnasium.Env, a VectorEnv, a JaxEnv or a "
         "function that makes an Env"

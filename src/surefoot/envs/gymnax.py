@@ -9,7 +9,7 @@ import numpy as np
 
 from surefoot.config.validation import nearest
 from surefoot.envs.jax_native import JaxEnv, JaxStep
-from surefoot.envs.source import EnvSource, JaxSource
+from surefoot.envs.source import EnvSource, jax_source
 from surefoot.errors import ConfigError
 from surefoot.types import EnvSpec
 
@@ -41,7 +41,7 @@ def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
             "gymnax before 1.0 does not tell time limits from ends: pip install 'surefoot[gymnax]'",
             name="EXTRA",
         )
-    return JaxSource(from_gymnax(env, params, f"gymnax:{name}"))
+    return jax_source(from_gymnax(env, params, f"gymnax:{name}"))
 
 
 def from_gymnax(env: Any, params: Any, env_id: str) -> JaxEnv:

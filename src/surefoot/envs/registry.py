@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from surefoot.envs import gymnasium
-from surefoot.envs.source import EnvSource, JaxSource
+from surefoot.envs.source import EnvSource, jax_source
 from surefoot.errors import ConfigError
 
 ADAPTORS = {
@@ -44,4 +44,4 @@ def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
         raise ConfigError("env_kwargs go with an id; give an instance or a factory its own")
     from surefoot.envs.jax_native import JaxEnv
 
-    return JaxSource(env) if isinstance(env, JaxEnv) else gymnasium.from_object(env)
+    return jax_source(env) if isinstance(env, JaxEnv) else gymnasium.from_object(env)

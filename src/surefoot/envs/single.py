@@ -27,11 +27,6 @@ def time_limit(env: gymnasium.Env) -> int | None:
 class CopyObservations(gymnasium.Wrapper):
     """Copy each observation: an environment that reuses its array would overwrite `final_obs`."""
 
-    @property
-    def time_limit(self) -> int | None:
-        """Steps after which episodes are truncated, if any."""
-        return time_limit(self.env)
-
     def step(self, action: Any) -> Any:
         """Step, and copy the observation."""
         obs, *rest = self.env.step(action)

@@ -1,142 +1,57 @@
 """Environment sources: one interface to open environments, whatever library they are from.
 
-An adaptor returns one of the three classes below. Nothing else in surefoot asks which of them, or
-which library, it has: it asks the source what it can do. Free of JAX until environments open.
+An adaptor returns an `EnvSource`. The rest of surefoot never asks which library a source is from,
+but what it can do. Free of JAX until environments open.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from surefoot.envs.limits import DEFAULT_LIMITS, EnvLimits
 from surefoot.envs.processes import count_processes
 from surefoot.envs.single import EnvFactory, crash_error
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
-    from surefoot.envs.host import HostEnv
+    from surefoot.envs.host import EnvLimits, HostEnv
     from surefoot.envs.jax_native import JaxEnv
-    from surefoot.types import EnvSpec
+    from surefoot.envs.ready_vector import ReadyVector
+    from surefoot.envs.vector import SameStepVector
 
-_Value = TypeVar("_Value")
-
-
-class OpenEnvs(Protocol):
-    """Open environments: a `JaxEnv` (pure functions), or a `HostEnv` that Python steps."""
-
-    @property
-    def spec(self) -> "EnvSpec":
-        """Spaces, time limit and kind."""
-        ...
-
-    def close(self) -> None:
-        """Close the environments; a no-op if JAX-native."""
-        ...
-
-    def abandon(self) -> None:
-        """Close after an error before training; leaves a vector environment of the user's open."""
-        ...
-
-    def visit(
-        self, *, jax: "Callable[[JaxEnv], _Value]", host: "Callable[[HostEnv], _Value]"
-    ) -> _Value:
-        """Call the function for this kind of environment with itself."""
-        ...
+OpenEnvs: TypeAlias = "JaxEnv | HostEnv"
+"""Open environments. Both have `spec`, `close()` and `abandon()`, no-ops of a `JaxEnv`, and
+`visit(jax=, host=)`, which calls the function for its own kind with itself."""
 
 
-class EnvSource(Protocol):
-    """Opens environments of one kind."""
+@dataclass(frozen=True, kw_only=True)
+class EnvSource:
+    """Opens environments; an adaptor sets one of `jax_env`, `make` and `make_vector`.
 
-    @property
-    def env_id(self) -> str:
-        """Name of the environment in settings, files and errors."""
-        ...
-
-    @property
-    def jax_env(self) -> "JaxEnv | None":
-        """The JAX-native environment; None if Python steps the environments."""
-        ...
-
-    @property
-    def make(self) -> Callable[[], gymnasium.Env] | None:
-        """Makes one more environment; None if they cannot be made or stepped one by one."""
-        ...
-
-    @property
-    def reopens(self) -> bool:
-        """Whether it opens more environments beside those in use, e.g. for evaluation."""
-        ...
-
-    def num_processes(self, vectorization: str, *, num_envs: int, steps: int) -> int:
-        """Number of processes to open a run's environments in, this one included."""
-        ...
-
-    def open(
-        self,
-        num_envs: int,
-        *,
-        seed: int,
-        processes: int = 1,
-        limits: EnvLimits = DEFAULT_LIMITS,
-    ) -> OpenEnvs:
-        """Open environments, at the start of an episode each.
-
-        Raises:
-            ConfigError: for arguments that the source cannot meet.
-            EnvContractError: for environments whose spaces differ, or whose reset is invalid.
-            EnvCrashError: if a constructor or reset raises.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class JaxSource:
-    """One JAX-native environment, which the training program vmaps."""
-
-    jax_env: "JaxEnv"
-    make = None
-    reopens = True
-
-    @property
-    def env_id(self) -> str:
-        """Name of the environment."""
-        return self.jax_env.spec.env_id
-
-    def num_processes(self, vectorization: str, *, num_envs: int, steps: int) -> int:
-        """One."""
-        return 1
-
-    def open(
-        self,
-        num_envs: int,
-        *,
-        seed: int,
-        processes: int = 1,
-        limits: EnvLimits = DEFAULT_LIMITS,
-    ) -> "JaxEnv":
-        """The environment itself: its states are part of the training state."""
-        return self.jax_env
-
-
-@dataclass(frozen=True)
-class GymnasiumSource:
-    """Single Gymnasium environments, stepped side by side in one process or several.
-
-    `self_contained` environments are known to share no state with the program, so that another
-    process makes the very same ones.
+    Attributes:
+        env_id: name of the environment in settings, files and errors.
+        jax_env: the JAX-native environment, which the training program vmaps.
+        make: makes one more single environment, independent of the others.
+        make_vector: `make_vector(num_envs)`, with processes or threads of its own.
+        self_contained: single environments known to share no state with the program, so that
+            another process makes the very same ones.
+        reopens: whether more can be opened beside those in use, e.g. for evaluation; False for a
+            vector environment of the user's.
     """
 
     env_id: str
-    make: Callable[[], gymnasium.Env]
+    jax_env: "JaxEnv | None" = None
+    make: Callable[[], gymnasium.Env] | None = None
+    make_vector: Callable[[int], VectorEnv] | None = None
     self_contained: bool = False
-    jax_env = None
-    reopens = True
+    reopens: bool = True
 
     def num_processes(self, vectorization: str, *, num_envs: int, steps: int) -> int:
-        """See `count_processes`."""
+        """Number of processes to open a run's environments in, this one included."""
+        if self.make is None:
+            return 1
         return count_processes(
             vectorization,
             self.make,
@@ -151,70 +66,65 @@ class GymnasiumSource:
         *,
         seed: int,
         processes: int = 1,
-        limits: EnvLimits = DEFAULT_LIMITS,
-    ) -> "HostEnv":
-        """Environments with same-step autoreset, spread over processes."""
-        from surefoot.envs.host import HostEnv
-        from surefoot.envs.vector import SameStepVector
+        limits: "EnvLimits | None" = None,
+    ) -> OpenEnvs:
+        """Open environments, each at the start of an episode.
 
-        restart = limits.restarts > 0
-        try:
-            factory = EnvFactory(self.env_id, self.make)
-            vector = SameStepVector(factory, num_envs, processes=processes, restart=restart)
-        except SurefootError:
-            raise
-        except Exception as error:
-            raise crash_error(self.env_id, "making it", error) from error
-        try:
-            return HostEnv(vector, self.env_id, seed=seed, ours=True, limits=limits)
-        except BaseException:
-            vector.close()
-            raise
-
-
-@dataclass(frozen=True)
-class VectorSource:
-    """Vector environments of a library's own, `make_vector(num_envs)`.
-
-    A single one that the user gave does not `reopen`.
-    """
-
-    env_id: str
-    make_vector: Callable[[int], VectorEnv]
-    reopens: bool = True
-    jax_env = None
-    make = None
-
-    def num_processes(self, vectorization: str, *, num_envs: int, steps: int) -> int:
-        """One: a vector environment has its own processes or threads."""
-        return 1
-
-    def open(
-        self,
-        num_envs: int,
-        *,
-        seed: int,
-        processes: int = 1,
-        limits: EnvLimits = DEFAULT_LIMITS,
-    ) -> "HostEnv":
-        """A vector environment of `num_envs`."""
+        Raises:
+            ConfigError: for environments that cannot be opened so many times, or in other
+                processes, or recreated.
+            EnvContractError: for environments whose spaces differ, or whose reset is invalid.
+            EnvCrashError: if a constructor or a reset raises.
+        """
+        if self.jax_env is not None:
+            return self.jax_env
         from surefoot.envs.host import HostEnv
 
-        if limits.restarts and not self.reopens:
+        restart = limits is not None and limits.restarts > 0
+        if restart and not self.reopens:
             raise ConfigError(
-                f"{self.env_id} came as a ready vector environment, of which none can be made "
-                "anew; leave --on-env-error out, or give a function that makes one environment"
+                f"{self.env_id} is a vector environment, whose environments cannot be recreated: "
+                "leave --on-env-error out, or give a function that makes one environment"
             )
+        vector, given = self._open_vector(num_envs, processes, restart), not self.reopens
         try:
-            vector = self.make_vector(num_envs)
-        except SurefootError:
-            raise
-        except Exception as error:
-            raise crash_error(self.env_id, "making it", error) from error
-        try:
-            given = not self.reopens
-            return HostEnv(vector, self.env_id, seed=seed, given=given, limits=limits)
+            return HostEnv(vector, self.env_id, seed=seed, limits=limits, given=given)
         except BaseException:
             if self.reopens:
                 vector.close()
             raise
+
+    def _open_vector(
+        self, num_envs: int, processes: int, restart: bool
+    ) -> "SameStepVector | ReadyVector":
+        from surefoot.envs.ready_vector import ReadyVector
+        from surefoot.envs.vector import SameStepVector
+
+        try:
+            if self.make_vector is not None:
+                return ReadyVector(self.make_vector(num_envs), self.env_id)
+            assert self.make is not None
+            factory = EnvFactory(self.env_id, self.make)
+            return SameStepVector(factory, num_envs, processes=processes, restart=restart)
+        except SurefootError:
+            raise
+        except Exception as error:
+            raise crash_error(self.env_id, "making it", error) from error
+
+
+def jax_source(env: "JaxEnv") -> EnvSource:
+    """The source of one JAX-native environment."""
+    return EnvSource(env_id=env.spec.env_id, jax_env=env)
+
+
+def as_host(env: OpenEnvs) -> "HostEnv":
+    """Open environments as those that Python steps.
+
+    Raises:
+        ConfigError: for a JAX-native environment.
+    """
+
+    def refuse(env: "JaxEnv") -> "HostEnv":
+        raise ConfigError(f"{env.spec.env_id} is JAX-native: it is not stepped from Python")
+
+    return env.visit(host=lambda env: env, jax=refuse)

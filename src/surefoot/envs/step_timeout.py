@@ -1,8 +1,8 @@
-"""An end for steps that never return, whoever holds them up.
+"""Time out environment steps that hang.
 
-A thread looks at the clock. Where a step is overdue it interrupts the main thread, wherever in
-Python or in a call of the system that is; native code that never comes back to Python cannot be
-interrupted, and ends the process with the line that would have been said.
+A thread watches the clock and interrupts the main thread, wherever it is in Python or in a system
+call. Native code that never returns to Python cannot be interrupted: there the process exits with
+the error line that would have been raised.
 """
 
 import os
@@ -14,81 +14,77 @@ from types import FrameType
 
 from surefoot.errors import EnvCrashError
 
-UNINTERRUPTED = 5.0
-"""Seconds that an interrupted step may take to end."""
+INTERRUPT_SECONDS = 5.0
+"""Time that an interrupted step has to end."""
 
 
-class OverdueError(BaseException):
-    """A step is overdue. No `except Exception` of an environment's may swallow it."""
+class StepTimeoutError(BaseException):
+    """A step took too long. No `except Exception` of an environment's may swallow it."""
 
 
-class Watch:
-    """A limit in `seconds` for what goes on; 0 is none.
+class StepTimeout:
+    """A limit of `seconds` for each step; 0 is none.
 
-    `since` is when it began, by the monotonic clock, and None while nothing goes on.
+    Set `started` to the monotonic clock before a step, and to None after it.
     """
 
-    def __init__(self, seconds: float, what: str):
-        self.seconds, self._what = seconds, what
-        self.since: float | None = None
+    def __init__(self, seconds: float, env_id: str):
+        self.seconds, self._env_id = seconds, env_id
+        self.started: float | None = None
         self._closed = threading.Event()
         in_main = threading.current_thread() is threading.main_thread()
-        # Without that signal's default action there is somebody else who waits for it.
+        # Another handler than the default one belongs to somebody else, who needs the signal.
         free = hasattr(signal, "SIGALRM") and signal.getsignal(signal.SIGALRM) in (
             signal.SIG_DFL,
             _interrupt,
         )
         if seconds and in_main and free:
             signal.signal(signal.SIGALRM, _interrupt)
-            thread = threading.Thread(target=self._look, daemon=True, name="surefoot-watch")
+            thread = threading.Thread(target=self._watch, daemon=True, name="surefoot-timeout")
             thread.start()
-            _looking[self] = thread
-
-    def _look(self) -> None:
-        while not self._closed.wait(min(1.0, self.seconds / 4)):
-            since = self.since
-            if since is None or time.monotonic() - since < self.seconds:
-                continue
-            _overdue[self] = since
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-            until = time.monotonic() + UNINTERRUPTED
-            while self.since == since and time.monotonic() < until:
-                self._closed.wait(0.05)
-            _overdue.pop(self, None)
-            if self.since == since:
-                said = f"{self._what} {self.told}, in code that cannot be interrupted"
-                fault = EnvCrashError(said, name="ENV-HUNG")
-                print(f"surefoot: error[{fault.name}]: {fault}", file=sys.stderr, flush=True)
-                os._exit(fault.code)
+            _watching[self] = thread
 
     @property
-    def told(self) -> str:
-        """What is to be said of one that is overdue."""
-        return f"gave no answer for {self.seconds:g} s (env_timeout_s)"
+    def message(self) -> str:
+        """What went wrong, to follow what did not respond."""
+        return f"did not respond within {self.seconds:g} s (env_timeout_s)"
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self.seconds / 4)):
+            started = self.started
+            if started is None or time.monotonic() - started < self.seconds:
+                continue
+            _overdue[self] = started
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            until = time.monotonic() + INTERRUPT_SECONDS
+            while self.started == started and time.monotonic() < until:
+                self._closed.wait(0.05)
+            _overdue.pop(self, None)
+            if self.started == started:
+                text = f"{self._env_id} {self.message}, in code that cannot be interrupted"
+                error = EnvCrashError(text, name="ENV-HUNG")
+                print(f"surefoot: error[{error.name}]: {error}", file=sys.stderr, flush=True)
+                os._exit(error.code)
 
     def close(self) -> None:
-        """Look no more; the last one gives the signal back."""
+        """Stop watching; the last one restores the signal's handler."""
         self._closed.set()
-        thread = _looking.pop(self, None)
+        thread = _watching.pop(self, None)
         if thread is None or threading.current_thread() is not threading.main_thread():
             return
-        thread.join(1.0)  # a signal of its own after that would end the process
+        thread.join(1.0)  # its signal would end the process once the handler is restored
         ours = signal.getsignal(signal.SIGALRM) is _interrupt
-        if ours and not _looking and not thread.is_alive():
+        if ours and not _watching and not thread.is_alive():
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
-    def is_still(self, since: float) -> bool:
-        """Whether what began then has not ended."""
-        return self.since == since
 
-
-_looking: dict[Watch, threading.Thread] = {}
-_overdue: dict[Watch, float] = {}
+_watching: dict[StepTimeout, threading.Thread] = {}
+_overdue: dict[StepTimeout, float] = {}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Runs in the main thread; what was overdue may have ended in the meantime."""
-    still = any(watch.is_still(since) for watch, since in _overdue.items())
+    """Raise in the main thread, unless the overdue step has ended in the meantime."""
+    still = any(timeout.started == started for timeout, started in _overdue.items())
     _overdue.clear()
     if still:
-        raise OverdueError
+        raise StepTimeoutError

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from surefoot.envs.jax_native import JaxEnv, JaxStep
-from surefoot.envs.source import EnvSource, JaxSource
+from surefoot.envs.source import EnvSource, jax_source
 from surefoot.exact.mdp import MDP
 from surefoot.exact.registry import find_mdp
 from surefoot.types import EnvSpec
@@ -17,7 +17,7 @@ from surefoot.types import EnvSpec
 
 def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of `tabular:NAME`."""
-    return JaxSource(tabular_env(find_mdp(name, env_kwargs), f"tabular:{name}"))
+    return jax_source(tabular_env(find_mdp(name, env_kwargs), f"tabular:{name}"))
 
 
 def tabular_env(mdp: MDP, env_id: str) -> JaxEnv:

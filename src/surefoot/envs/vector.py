@@ -1,106 +1,106 @@
-"""Vector environments of Gymnasium, built from a source of single ones."""
+"""Single Gymnasium environments side by side, spread over processes."""
 
 import contextlib
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
-from surefoot.envs.group import Group, Told, write_actions
+from surefoot.envs.buffers import SharedBuffers
+from surefoot.envs.channel import BUSY_SECONDS
+from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.processes import usable_cores
-from surefoot.envs.single import CopyObservations, EnvFactory, close_envs
-from surefoot.envs.worker import PATIENCE, BoardMemory, Worker, end_workers
+from surefoot.envs.single import CopyObservations, EnvFactory, close_envs, time_limit
+from surefoot.envs.worker import Share, WorkerProcess, end_workers
 
 
-class SameStepVector(VectorEnv):
-    """Environments of one source with same-step autoreset, spread over processes.
+class VectorStep(NamedTuple):
+    """One step of several environments, with an entry of `infos` where there is something to say.
 
-    This process steps the first of them while others step the rest; what comes back is the same to
-    the bit however they are spread. Of infos only masks and the numbers that an episode ends with
-    are gathered: gathering all costs a twentieth of a MuJoCo run. Observations are overwritten by
-    the next step.
+    `valid` is False where the action was ignored because the step was a reset. Ends are as the
+    environments returned them. See `EnvInfos`.
+    """
+
+    obs: Any
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray
+    infos: EnvInfos
+
+
+class SameStepVector:
+    """Environments with same-step autoreset, stepped by one process or several.
+
+    This process steps the first of them while others step the rest; the results are the same to
+    the bit. The next step overwrites the observations.
 
     Attributes:
+        spaces: of one observation and one action.
         time_limit: of the environments, in steps, or None.
     """
 
     def __init__(
         self, factory: EnvFactory, num_envs: int, *, processes: int = 1, restart: bool = False
     ):
-        own, *others = _shares(num_envs, processes)
-        patience = PATIENCE if processes <= usable_cores() else 0.0
-        self._workers: list[Worker] = []
+        own, *others = _split(num_envs, processes)
+        busy_seconds = BUSY_SECONDS if processes <= usable_cores() else 0.0
+        self.num_envs, self._valid = num_envs, np.ones(num_envs, bool)
+        self._workers: list[WorkerProcess] = []
         envs: list[CopyObservations] = []
         with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
             undo.callback(close_envs, envs)
             undo.callback(end_workers, self._workers)
-            memory = stack.enter_context(contextlib.closing(BoardMemory()))
+            shared = stack.enter_context(contextlib.closing(SharedBuffers()))
             for rows in others:
-                worker = Worker(
-                    factory,
-                    memory,
-                    rows=rows,
-                    num_envs=num_envs,
-                    patience=patience,
-                    restart=restart,
-                )
-                self._workers.append(worker)
+                share = Share(factory, rows, num_envs, restart)
+                self._workers.append(WorkerProcess(share, shared, busy_seconds=busy_seconds))
             envs += factory.make_all(len(own))
-            spaces = envs[0].observation_space, envs[0].action_space
-            board = memory.board(spaces, num_envs)
+            self.spaces = envs[0].observation_space, envs[0].action_space
+            self._buffers = shared.map(self.spaces, num_envs)
             for worker in self._workers:
-                worker.join(envs[0])
+                worker.attach(self.spaces)
             for worker in self._workers:
-                worker.answer()
+                worker.receive()
             undo.pop_all()
-        again = factory.make if restart else None
-        self._group, self._board = Group(envs, board, own[0], again), board
-        self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = spaces
-        self.observation_space, self.action_space = (batch_space(one, num_envs) for one in spaces)
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.time_limit = envs[0].time_limit
+        self.time_limit = time_limit(envs[0])
+        self._group = EnvGroup(envs, self._buffers, own[0], factory.make if restart else None)
 
-    def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start a new episode everywhere, with a seed each."""
-        assert isinstance(seed, Sequence)
-        assert not options
+    def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
+        """Start a new episode everywhere, with a seed for each environment."""
         for worker in self._workers:
-            worker.reset([seed[row] for row in worker.rows])
-        told = self._group.reset(seed[: len(self._group.envs)])
-        return self._board.obs, self._gather(told)
+            worker.reset([seeds[row] for row in worker.rows])
+        infos = self._group.reset(seeds[: len(self._group.envs)])
+        return self._buffers.obs, self._gather(infos)
 
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> VectorStep:
         """Step every environment, and start the next episode where one ended."""
-        board = self._board
-        write_actions(board, actions)
+        buffers = self._buffers
+        buffers.write_actions(actions)
         for worker in self._workers:
             worker.step()
         infos = self._gather(self._group.step())
-        ends = np.copy(board.terminated), np.copy(board.truncated)
-        return board.obs, np.copy(board.rewards), *ends, infos
+        return VectorStep(
+            buffers.obs,
+            np.copy(buffers.rewards),
+            np.copy(buffers.terminated),
+            np.copy(buffers.truncated),
+            self._valid,
+            infos,
+        )
 
-    def _gather(self, told: Told) -> dict[str, Any]:
-        """What is told here, and by the other processes once they are done, as Gymnasium has it."""
-        infos: dict[str, Any] = {}
+    def _gather(self, infos: EnvInfos) -> EnvInfos:
         for worker in self._workers:
-            told += worker.answer()
-        for row, info in told:
-            infos = self._add_info(infos, info, row)
+            infos |= worker.receive()
         return infos
 
-    def close_extras(self, **_: Any) -> None:
+    def close(self) -> None:
         """Close the environments and end the processes."""
         end_workers(self._workers)
         close_envs(self._group.envs)
 
 
-def _shares(num_envs: int, processes: int) -> list[range]:
-    """Numbers of the environments of each process, the first of which has the smallest share."""
+def _split(num_envs: int, processes: int) -> list[range]:
+    """Numbers of the environments of each process; the first has the smallest share."""
     ends = [num_envs * k // processes for k in range(processes + 1)]
     return [range(*pair) for pair in itertools.pairwise(ends)]

@@ -172,14 +172,14 @@ class _EnvActor:
             index = getattr(error, "index", None)
             number = None if index is None else index + self._first
             # As plain data: an exception with keyword arguments does not unpickle.
-            return None, 0, (error.code, error.name, str(error), number, vars(error).get("story"))
+            return None, 0, (error.code, error.name, str(error), number, vars(error).get("history"))
         before, self._restarts = self._restarts, self._collector.figures["env/restarts"]
         rows = jax.tree.map(np.asarray, fragment.rows)
         return fragment._replace(rows=rows), self._restarts - before, None
 
 
-def _as_error(code: int, name: str, text: str, number: int | None, story: Any) -> SurefootError:
+def _as_error(code: int, name: str, text: str, number: int | None, history: Any) -> SurefootError:
     error: Any = fault_of(code, name, text)
     if number is not None:
-        error.index, error.story = number, story
+        error.index, error.history = number, history
     return error

@@ -9,10 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import safetensors.numpy
+from typing import Any
 
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import (
@@ -31,23 +28,8 @@ from surefoot.storage.checkpoint import (
 )
 from surefoot.storage.lock import lock, unlock
 
-LARGEST_FAULT = 2**30
 NOT_FINITE = "not-finite.json"
-_FAULT = ("fault.json", "fault.safetensors")
-
-
-class FaultRecord(NamedTuple):
-    """A fault of one environment, and what it takes to meet it again.
-
-    `actions` are those that the environment was sent since `seed`, by their place in its action
-    space, [step, ..].
-    """
-
-    said: str
-    name: str
-    index: int
-    seed: int
-    actions: dict[str, np.ndarray]
+ENV_ERROR_FILES = ("fault.json", "fault.safetensors")
 
 
 class RunDirectory:
@@ -65,7 +47,7 @@ class RunDirectory:
             StorageError: where it cannot be written, or another run is about to.
         """
         with storage(path, "reading"):
-            if cls(path)._met_a_fault_at_once():
+            if cls(path)._failed_at_once():
                 cls(path).clear()
             used = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if used:
@@ -85,10 +67,10 @@ class RunDirectory:
                 raise
         return run
 
-    def _met_a_fault_at_once(self) -> bool:
-        """Whether nothing is here but the story of a fault before the first update."""
-        ours = {"config.json", "lock", *_FAULT}
-        if not (self.path / _FAULT[0]).is_file():
+    def _failed_at_once(self) -> bool:
+        """Whether nothing is here but an environment error before the first update."""
+        ours = {"config.json", "lock", *ENV_ERROR_FILES}
+        if not (self.path / ENV_ERROR_FILES[0]).is_file():
             return False
         return {path.name for path in self.path.iterdir()} <= ours
 
@@ -143,7 +125,7 @@ class RunDirectory:
                     aside = later.with_name(f"left-{later.name}")
                     shutil.rmtree(aside, ignore_errors=True)
                     later.rename(aside)
-        for name in _FAULT:  # of a course that is gone on from
+        for name in ENV_ERROR_FILES:  # of a course that is gone on from
             (self.path / name).unlink(missing_ok=True)
         inner = (left for left in self.path.glob("*/.tmp-*") if not left.parent.is_symlink())
         for left in (*self.path.glob(".tmp-*"), *inner):
@@ -163,7 +145,7 @@ class RunDirectory:
             NOT_FINITE,
             "lock",
         )
-        names += _FAULT
+        names += ENV_ERROR_FILES
         for name in names:
             (self.path / name).unlink(missing_ok=True)
         kept = ("checkpoints", "best", "kept", "tensorboard", "wandb")
@@ -186,40 +168,6 @@ class RunDirectory:
                 self.forget()
         finally:
             unlock(self.path)
-
-    def write_fault(self, fault: FaultRecord) -> None:
-        """Keep a fault of an environment, so that it can be met again."""
-        about = {"said": fault.said, "name": fault.name, "index": fault.index, "seed": fault.seed}
-        # A slice of a larger array would be written as the memory that it lies in.
-        whole = {name: np.array(leaf, order="C") for name, leaf in fault.actions.items()}
-        self.write(_FAULT[1], safetensors.numpy.save(whole))
-        self.write(_FAULT[0], dump(about))
-
-    def read_fault(self) -> FaultRecord:
-        """The fault that was kept last.
-
-        Raises:
-            CheckpointError: where there is none, or it is damaged.
-        """
-        file = self.path / _FAULT[0]
-        if not file.exists():
-            raise CheckpointError(
-                f"{self.path} has no fault of an environment to replay: none ended it, or it came "
-                "as a ready vector, or is JAX-native",
-                name="NO-FAULT",
-            )
-        about = strict_json(read_file(file, LARGEST_JSON), file)
-        data = read_file(self.path / _FAULT[1], LARGEST_FAULT)
-        try:
-            actions = safetensors.numpy.load(data)
-            steps = {len(leaf) for leaf in actions.values()}
-            sound = len(steps) <= 1 and all(leaf.size for leaf in actions.values())
-            index, seed = int(about["index"]), int(about["seed"])
-            if not (sound and index >= 0 and 0 <= seed < 2**32):
-                raise ValueError("it is not what a run keeps of a fault")
-            return FaultRecord(str(about["said"]), str(about["name"]), index, seed, actions)
-        except Exception as fault:
-            raise CheckpointError(f"{file} cannot be read: {fault}") from fault
 
     def write(self, name: str, text: str | bytes) -> None:
         """Write a small file whole, or leave the old one."""

@@ -3,9 +3,9 @@
 import jax
 
 from surefoot.config.settings import Settings
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
-from surefoot.errors import ConfigError
+from surefoot.envs.source import as_host
 from surefoot.networks.actor_critic import build
 from surefoot.networks.policy import make_actor
 from surefoot.training.rollout_host import HostCollector
@@ -17,14 +17,8 @@ def open_share(settings: Settings, first: int, count: int) -> HostCollector:
     # Each step waits for its small program: handing it to another thread takes longer.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     source = find_env(settings.env, settings.env_kwargs)
-    opened = source.open(count, seed=train.seed + first, limits=EnvLimits.from_settings(train))
-    network = build(opened.spec, settings.network)
-    actor = make_actor(network, opened.spec.action_space, settings)
-
-    def collector(env):
-        return HostCollector(env, actor, settings, first=first)
-
-    def refuse(env):
-        raise ConfigError(f"{settings.env} is JAX-native: environment actors step others")
-
-    return opened.visit(jax=refuse, host=collector)
+    limits = EnvLimits.from_settings(train)
+    env = as_host(source.open(count, seed=train.seed + first, limits=limits))
+    network = build(env.spec, settings.network)
+    actor = make_actor(network, env.spec.action_space, settings)
+    return HostCollector(env, actor, settings, first=first)

@@ -22,7 +22,7 @@ from surefoot.storage.checkpoint import Checkpoint, name_arrays
 from surefoot.storage.run_directory import finite_row
 from surefoot.training.callback import Callback, Row
 from surefoot.training.plan import Plan
-from surefoot.training.replay import keep_batch
+from surefoot.training.replay import record_batch
 from surefoot.training.run import Evaluator, Run
 from surefoot.training.state import LoopState, replicated, without_open_episodes
 from surefoot.training.steppers import Stepper
@@ -146,7 +146,7 @@ class Loop:
         if self.run.directory or self.ranks.count > 1:
             rollout = self._stepper.last_rollout(self.run.state)
             if self.run.directory:
-                kept = keep_batch(self.run, rollout, row)
+                kept = record_batch(self.run, rollout, row)
         raise NotFiniteError(
             f"{limit} updates in a row were not finite, the last at iteration "
             f"{row['iteration']}; the policy is as it was before the first of them{kept}; "

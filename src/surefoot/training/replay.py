@@ -1,18 +1,19 @@
-"""What a run leaves that met a fault, and how a fault of an environment is met again."""
+"""Record the error that ended a run; replay it if an environment caused it."""
 
 import contextlib
 import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import imports_nothing
+from surefoot.envs.source import EnvSource, as_host
 from surefoot.errors import (
     ConfigError,
     EnvContractError,
@@ -22,117 +23,120 @@ from surefoot.errors import (
     SurefootError,
 )
 from surefoot.storage.checkpoint import name_arrays, restore_arrays
-from surefoot.storage.run_directory import NOT_FINITE, FaultRecord, RunDirectory
+from surefoot.storage.env_error import EnvErrorRecord, read_env_error, write_env_error
+from surefoot.storage.run_directory import NOT_FINITE, RunDirectory
 from surefoot.training.run import Run, named_source
 from surefoot.types import Rollout
 
 
-def keep_fault(run: Run, fault: SurefootError) -> None:
-    """Keep what led an environment to its fault, and say in it what there is to go on from.
+def record_error(run: Run, error: SurefootError) -> None:
+    """Keep what reproduces an environment error, and add to its message how to continue.
 
-    What failed before a first iteration otherwise leaves nothing that a second try would meet.
+    A run that failed before its first update, for another reason, leaves no directory.
     """
-    directory, named = run.directory, run.settings.env
+    directory = run.directory
     if directory is None:
         return
-    story = fault.story if isinstance(fault, EnvContractError | EnvCrashError) else None
-    if story is not None and run.source.reopens:
-        actions = name_arrays({"action": story.actions})
-        record = FaultRecord(str(fault), fault.name, story.index, story.seed, actions)
-        with contextlib.suppress(StorageError):  # the fault itself is what has to be told
-            directory.write_fault(record)
-            again = "" if imports_nothing(named) else f" --env {shlex.quote(named)}"
-            line = f"surefoot replay {shlex.quote(str(directory.path))} --fault{again}"
-            if directory.config.get("env_from_python"):
-                line = f"sf.replay({str(directory.path)!r}, env=...)"
-            fault.add(f"`{line}` meets it")
+    history = error.history if isinstance(error, EnvContractError | EnvCrashError) else None
+    if history is not None and run.source.reopens:
+        actions = name_arrays({"action": history.actions})
+        record = EnvErrorRecord(str(error), error.name, history.index, history.seed, actions)
+        with contextlib.suppress(StorageError):  # the error itself matters more
+            write_env_error(directory, record)
+            error.add(f"reproduce it with `{_replay_command(directory, run.settings.env)}`")
     elif run.iteration == 0:
         directory.forget()
     stored = directory.checkpoints()[-1:]
-    if stored and not isinstance(fault, NotFiniteError):
-        fault.add(f"the last good checkpoint is {stored[0]}")
+    if stored and not isinstance(error, NotFiniteError):
+        error.add(f"the last good checkpoint is {stored[0]}")
 
 
-def keep_batch(run: Run, rollout: Rollout, row: Mapping[str, Any]) -> str:
-    """Keep a batch in numbers behind updates that were refused; the words that say where."""
+def _replay_command(directory: RunDirectory, env_id: str) -> str:
+    path = str(directory.path)
+    if directory.config.get("env_from_python"):
+        return f"sf.replay({path!r}, env=...)"
+    named = "" if imports_nothing(env_id) else f" --env {shlex.quote(env_id)}"
+    return f"surefoot replay {shlex.quote(path)} --fault{named}"
+
+
+def record_batch(run: Run, rollout: Rollout, row: Mapping[str, Any]) -> str:
+    """Keep statistics of a rollout whose update was refused; return where, for the error line."""
     assert run.directory is not None
     parts = ("obs", "actions", "log_probs", "rewards", "terminated", "truncated", "valid")
     batch = {name: _statistics(getattr(rollout, name)) for name in parts}
     rows = [old for old in run.rows if old["iteration"] <= row["iteration"]]
-    told = {"rows": rows[-run.settings.train.max_refusals - 1 :], "batch": batch}
-    run.directory.write(NOT_FINITE, json.dumps(told, indent=1, allow_nan=False))
-    said = f"; {run.directory.path / NOT_FINITE} has the batch in numbers"
-    kept = run.directory.checkpoints()[-1:]
-    return said + (f"; the last good checkpoint is {kept[0]}" if kept else "")
+    record = {"rows": rows[-run.settings.train.max_refusals - 1 :], "batch": batch}
+    run.directory.write(NOT_FINITE, json.dumps(record, indent=1, allow_nan=False))
+    text = f"; {run.directory.path / NOT_FINITE} has statistics of the batch"
+    stored = run.directory.checkpoints()[-1:]
+    return text + (f"; the last good checkpoint is {stored[0]}" if stored else "")
 
 
 def _statistics(tree: Any) -> dict[str, Any]:
-    """What there is to say of arrays, whatever stands in them."""
     flat = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
     values = np.concatenate(flat) if flat else np.zeros(0)
     finite = values[np.isfinite(values)]
-    told: dict[str, Any] = {"count": len(values), "not_finite": len(values) - len(finite)}
+    found: dict[str, Any] = {"count": len(values), "not_finite": len(values) - len(finite)}
     if len(finite):
-        told |= {"smallest": finite.min(), "mean": finite.mean(), "largest": finite.max()}
-    return told
+        found |= {"smallest": finite.min(), "mean": finite.mean(), "largest": finite.max()}
+    return found
 
 
 def replay(
     path: str | Path, *, env: Any = None, show: Callable[[str], Any] = lambda text: None
 ) -> EnvContractError | EnvCrashError:
-    """Step the environment that ended a run to its fault again; nothing of the run changes.
+    """Replay the environment error that ended a run; the run itself does not change.
 
     Args:
         path: the run directory.
-        env: the environment again, where it needs an import of your own.
-        show: called with a line on what is done.
+        env: the environment again, if it is from a module of your own.
+        show: called with a line for each stage.
 
     Returns:
-        The fault, with its traceback.
+        The error, with its traceback.
 
     Raises:
-        CheckpointError: where the run has no such fault, or its environment must be named.
-        EnvContractError: where the fault does not come again.
+        CheckpointError: if the run has no such error, or its environment must be named.
+        EnvContractError: if the error does not occur again.
     """
     directory = RunDirectory(Path(path))
-    fault = directory.read_fault()
+    record = read_env_error(directory)
     settings, source = named_source(directory, env)
-
-    def refuse(*_: Any) -> NoReturn:
+    if source.jax_env is not None or not source.reopens:
         raise ConfigError(
-            f"{path}: {source.env_id} is no environment that can be stepped alone; give a function "
-            "that makes one"
+            f"{path}: {source.env_id} cannot be stepped alone; give a function that makes one "
+            "environment"
         )
-
-    if not source.reopens:
-        refuse()
     limits = EnvLimits.from_settings(settings.train)._replace(restarts=0)
-    show(f"environment {fault.index} of {source.env_id}: reset(seed={fault.seed})")
-    steps = len(next(iter(fault.actions.values()), ()))
-    done, again = 0, None
-    with contextlib.ExitStack() as closing:
-        try:
-            opened = source.open(1, seed=fault.seed, limits=limits)
-            closing.callback(opened.close)
-            show(f"{steps} steps as they were recorded")
-            template = {
-                "action": create_empty_array(opened.spec.action_space, n=steps, fn=np.zeros)
-            }
-            actions = restore_arrays(template, fault.actions, str(path)) if steps else {}
-            env = opened.visit(host=lambda env: env, jax=refuse)
-            env.reset([fault.seed])
-            for done in range(1, steps + 1):
-                now = jax.tree.map(
-                    lambda leaf, t=done: np.asarray(leaf[t - 1 : t]), actions["action"]
-                )
-                env.step(now)
-        except (EnvContractError, EnvCrashError) as met:
-            again = met
-    if again is not None and (again.name, done) == (fault.name, steps):
-        return again
-    instead = f"this instead: {again}" if again else "no fault"
+    steps = len(next(iter(record.actions.values()), ()))
+    show(f"environment {record.index} of {source.env_id}: reset(seed={record.seed})")
+    show(f"repeating {steps} steps")
+    error, done = _repeat(source, record, steps, limits)
+    if error is not None and (error.name, done) == (record.name, steps):
+        return error
+    instead = f"another error: {error}" if error else "no error"
     raise EnvContractError(
-        f"{source.env_id}: {steps} steps after reset(seed={fault.seed}) brought {instead}; it "
-        f"depends on something other than its seed and its actions. Recorded was: {fault.said}",
+        f"{source.env_id}: {steps} steps after reset(seed={record.seed}) raised {instead}; the "
+        "environment depends on more than its seed and its actions. The recorded error is: "
+        f"{record.message}",
         name="NOT-REPEATED",
     )
+
+
+def _repeat(
+    source: EnvSource, record: EnvErrorRecord, steps: int, limits: EnvLimits
+) -> tuple[EnvContractError | EnvCrashError | None, int]:
+    """Take the recorded steps; return the error, if any, and the step that raised it."""
+    done = 0
+    with contextlib.ExitStack() as closing:
+        try:
+            env = as_host(source.open(1, seed=record.seed, limits=limits))
+            closing.callback(env.close)
+            template = {"action": create_empty_array(env.spec.action_space, n=steps, fn=np.zeros)}
+            actions = restore_arrays(template, record.actions, source.env_id) if steps else {}
+            env.reset([record.seed])
+            for done in range(1, steps + 1):
+                env.step(jax.tree.map(lambda leaf, t=done: leaf[t - 1 : t], actions["action"]))
+        except (EnvContractError, EnvCrashError) as error:
+            return error, done
+    return None, done

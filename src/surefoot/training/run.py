@@ -10,7 +10,7 @@ import numpy as np
 
 from surefoot.config.presets import read_settings
 from surefoot.config.settings import OwnNetworks, Settings
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env, imports_nothing
 from surefoot.envs.source import EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError

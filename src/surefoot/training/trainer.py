@@ -22,7 +22,7 @@ from surefoot.training.env_share import open_share
 from surefoot.training.loop import Loop, run_loops
 from surefoot.training.memory import fitting, reporting_memory
 from surefoot.training.plan import make_plan
-from surefoot.training.replay import keep_fault
+from surefoot.training.replay import record_error
 from surefoot.training.rollout_host import Collector, HostCollector, assemble
 from surefoot.training.run import Run
 from surefoot.training.steppers import HostStepper, JaxStepper, SeedBatch, Stepper
@@ -124,7 +124,7 @@ class Trainer(NamedTuple):
                 ranks.leave()
                 raise
             except SurefootError as error:
-                keep_fault(run, error)
+                record_error(run, error)
                 raise
 
     def _env_actors(self, closing: contextlib.ExitStack) -> Collector | None:
@@ -188,7 +188,7 @@ def _train_together(runs: Sequence[Run], jobs: int, devices: int) -> list[Surefo
     errors = run_loops(loops)
     for run, error in zip(runs, errors, strict=True):
         if error is not None:
-            keep_fault(run, error)
+            record_error(run, error)
     return errors
 
 

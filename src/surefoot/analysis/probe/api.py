@@ -26,7 +26,7 @@ from surefoot.analysis.probe.settings import ProbeSettings
 from surefoot.analysis.probe.sweep import play_first_pairs, sweep
 from surefoot.analysis.probe.updates import FOLDERS, find_update
 from surefoot.config.settings import OwnNetworks, Train
-from surefoot.envs.limits import EnvLimits
+from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError

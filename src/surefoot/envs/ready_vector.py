@@ -1,0 +1,112 @@
+"""Gymnasium's vector environments, read in any of their autoreset modes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from surefoot.envs.contract import ObsContract
+from surefoot.envs.group import EnvInfos, scalars
+from surefoot.envs.single import time_limit
+from surefoot.envs.vector import VectorStep
+from surefoot.errors import EnvContractError
+
+
+class ReadyVector:
+    """A vector environment with the interface of `SameStepVector`."""
+
+    def __init__(self, vector: VectorEnv, env_id: str):
+        self._vector: Any = vector  # the base class types neither lists of seeds nor masks
+        self._mode = _autoreset_mode(vector, env_id)
+        self.num_envs = vector.num_envs
+        self.spaces = vector.single_observation_space, vector.single_action_space
+        self._contract = ObsContract(self.spaces[0], self.num_envs)
+        self._resetting = np.zeros(self.num_envs, bool)
+
+    @property
+    def time_limit(self) -> int | None:
+        """Time limit of the environments, in steps."""
+        inner = self._vector.unwrapped
+        if isinstance(inner, SyncVectorEnv):
+            return time_limit(inner.envs[0])
+        return self._vector.spec.max_episode_steps if self._vector.spec else None
+
+    def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
+        """Start a new episode everywhere, with a seed for each environment."""
+        obs, infos = self._vector.reset(seed=seeds)
+        self._resetting = np.zeros(self.num_envs, bool)
+        return self._contract(obs), _masks(infos, np.ones(self.num_envs, bool))
+
+    def step(self, actions: Any) -> VectorStep:
+        """Step every environment; with autoreset disabled, reset those whose episode ended."""
+        obs, rewards, terminated, truncated, infos = self._vector.step(actions)
+        obs, rewards = self._contract(obs), np.asarray(rewards)
+        if rewards.shape != (self.num_envs,):
+            raise EnvContractError(f"rewards have shape {rewards.shape}, not {self.num_envs}")
+        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+        done, valid = terminated | truncated, ~self._resetting
+        same_step = self._mode is AutoresetMode.SAME_STEP
+        # In the other modes `obs` at an end is the episode's last, in which nothing acts: its mask
+        # may allow nothing.
+        found = _masks(infos, np.ones_like(done) if same_step else ~done)
+        for row in np.flatnonzero(done).tolist():
+            final_obs = _row(infos["final_obs"] if same_step else obs, row)
+            final_info = _scalars_of(infos.get("final_info", {}) if same_step else infos, row)
+            found[row] = found.get(row, {}) | {"final_obs": final_obs, "final_info": final_info}
+        if self._mode is AutoresetMode.NEXT_STEP:
+            self._resetting = done
+        if self._mode is AutoresetMode.DISABLED and done.any():
+            obs, infos = self._vector.reset(options={"reset_mask": done})
+            obs = self._contract(obs)
+            for row, info in _masks(infos, done).items():
+                found[row] |= info
+        return VectorStep(obs, rewards, terminated, truncated, valid, found)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._vector.close()
+
+
+def _autoreset_mode(vector: VectorEnv, env_id: str) -> AutoresetMode:
+    inner = vector.unwrapped
+    # Gymnasium's own vectors declare their mode in a dictionary that every environment of a class
+    # shares: a vector built later, in another mode, overwrites it.
+    known = isinstance(inner, SyncVectorEnv | AsyncVectorEnv)
+    mode = inner.autoreset_mode if known else vector.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        raise EnvContractError(
+            f"{env_id}: unknown autoreset_mode {mode!r} in its metadata; it must be one of "
+            f"{', '.join(str(each.value) for each in AutoresetMode)}"
+        ) from error
+
+
+def _row(values: Any, row: int) -> Any:
+    """One environment's part of batched values, or of an array of objects, copied."""
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = values[row]
+        return jax.tree.map(np.array, values)
+    return jax.tree.map(lambda leaf: np.array(leaf[row]), values)
+
+
+def _masks(infos: dict[str, Any], rows: np.ndarray) -> EnvInfos:
+    """The action masks that these rows have."""
+    given = infos.get("action_mask")
+    if given is None:
+        return {}
+    present = np.flatnonzero(rows & infos.get("_action_mask", True)).tolist()
+    return {
+        row: {"action_mask": jax.tree.map(lambda leaf, i=row: leaf[i], given)} for row in present
+    }
+
+
+def _scalars_of(infos: dict[str, Any], row: int) -> dict[str, float]:
+    """The scalars that one environment has, out of arrays beside their presence `_key`."""
+    own = {
+        key: values[row]
+        for key, values in infos.items()
+        if isinstance(values, np.ndarray) and f"_{key}" in infos and infos[f"_{key}"][row]
+    }
+    return scalars(own)

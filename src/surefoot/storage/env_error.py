@@ -1,0 +1,63 @@
+"""The environment error that ended a run, kept in its directory to be replayed."""
+
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from surefoot.errors import CheckpointError
+from surefoot.storage.checkpoint import LARGEST_JSON, dump, read_file, strict_json
+from surefoot.storage.run_directory import ENV_ERROR_FILES, RunDirectory
+
+MAX_ACTIONS_BYTES = 2**30
+
+
+class EnvErrorRecord(NamedTuple):
+    """An error of one environment, and what reproduces it.
+
+    `actions` are those sent to the environment since `seed`, by name of the part of its action
+    space, [step, ...].
+    """
+
+    message: str
+    name: str
+    index: int
+    seed: int
+    actions: dict[str, np.ndarray]
+
+
+def write_env_error(directory: RunDirectory, record: EnvErrorRecord) -> None:
+    """Keep the error that ended a run."""
+    about = {"said": record.message, "name": record.name}
+    about |= {"index": record.index, "seed": record.seed}
+    # A slice of a larger array would be written as the memory that it lies in.
+    whole = {name: np.array(leaf, order="C") for name, leaf in record.actions.items()}
+    directory.write(ENV_ERROR_FILES[1], safetensors.numpy.save(whole))
+    directory.write(ENV_ERROR_FILES[0], dump(about))
+
+
+def read_env_error(directory: RunDirectory) -> EnvErrorRecord:
+    """The error that ended a run.
+
+    Raises:
+        CheckpointError: if there is none, or its files are damaged.
+    """
+    file, arrays = (directory.path / name for name in ENV_ERROR_FILES)
+    if not file.exists():
+        raise CheckpointError(
+            f"{directory.path} has no environment error to replay: none ended the run, or its "
+            "environments are JAX-native or came as a vector environment",
+            name="NO-FAULT",
+        )
+    about = strict_json(read_file(file, LARGEST_JSON), file)
+    data = read_file(arrays, MAX_ACTIONS_BYTES)
+    try:
+        actions = safetensors.numpy.load(data)
+        same_length = len({len(leaf) for leaf in actions.values()}) <= 1
+        index, seed = int(about["index"]), int(about["seed"])
+        in_range = index >= 0 and 0 <= seed < 2**32
+        if not (same_length and in_range and all(leaf.size for leaf in actions.values())):
+            raise ValueError("not an environment error that surefoot has written")
+        return EnvErrorRecord(str(about["said"]), str(about["name"]), index, seed, actions)
+    except Exception as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
