@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
-from surefoot.envs.validation import Bounds, ObsContract
 
 import surefoot as sf
+from surefoot.envs.bounds import Bounds
+from surefoot.envs.contract import ObsContract
 from surefoot.envs.registry import find_env
 from surefoot.errors import EnvContractError, EnvCrashError
 from tests.support.broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike
@@ -90,7 +91,7 @@ def test_a_fault_in_a_first_rollout_can_be_replayed_and_the_command_given_again(
     assert isinstance(sf.replay("run", env=of("Raises")), EnvCrashError)
     well = command("replay", "run", "--fault", "--env", of("Sound"))
     assert well.code == 3
-    assert "brought no fault" in well.line
+    assert "raised no error" in well.line
 
 
 @case(10)
@@ -122,7 +123,7 @@ def test_step_raises_and_the_environment_is_made_anew(vectorization):
 @case(10)
 def test_a_ready_vector_cannot_be_made_anew(train):
     vector = gymnasium.vector.SyncVectorEnv([Sound] * 2)
-    with pytest.raises(sf.ConfigError, match="none can be made anew"):
+    with pytest.raises(sf.ConfigError, match="cannot be recreated"):
         sf.train(vector, train=sf.Train(num_envs=2, on_env_error="restart:1"))
 
 
@@ -144,7 +145,7 @@ def test_step_never_returns(train, where, how):
     kind = f"Hangs{where}"
     ended = train(of(kind), "--env-timeout-s", "1", *how)
     whose = "the process of environments 1 to 1" if where else "environment 0"
-    broken(ended, kind, 4, rf"error\[ENV-HUNG\]: .*{whose} gave no answer for 1 s")
+    broken(ended, kind, 4, rf"error\[ENV-HUNG\]: .*{whose} did not respond within 1 s")
     assert processes() == []
 
 
@@ -154,7 +155,9 @@ def test_step_never_returns_from_native_code():
     done = in_a_shell(*words, "--env-timeout-s", "1")
     assert done.returncode == 4
     line = done.stderr.strip().splitlines()[-1]
-    assert re.search(r"error\[ENV-HUNG\].* gave no answer for 1 s .*cannot be interrupted", line)
+    assert re.search(
+        r"error\[ENV-HUNG\].* did not respond within 1 s .*cannot be interrupted", line
+    )
 
 
 @case(13)
@@ -216,13 +219,13 @@ def test_float64_in_a_space_of_float32(train):
     with told_of("float64") as said:
         assert train(of("Doubles")).code == 0
     # Training's environments and those of the final evaluation.
-    assert said == ["observation has dtype float64 in a space of float32, and is cast"] * 2
+    assert said == ["observation has dtype float64, its space float32: it is cast"] * 2
     assert last_good(env=of("Doubles")).state.learn.obs_stats is not None
 
 
 @case(18)
 def test_float64_beyond_float32(train):
-    said = re.escape("environment 0: observation[0] is 1e+300, beyond float32")
+    said = re.escape("environment 0: observation[0] is 1e+300, outside the range of float32")
     broken(train(of("TooLarge")), "TooLarge", 3, said)
 
 
@@ -230,13 +233,13 @@ def test_float64_beyond_float32(train):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("Objects", "observation has dtype object, float32 is needed"),
-        ("Words", "observation has dtype <U1, float32 is needed"),
-        ("Wide", r"observation\['place'\]\[1\] is 34359738369, beyond what 32 bits hold"),
-        ("NoChoice", r"observation is 1099511627776, beyond what Discrete\(3\) has"),
-        ("NoTruth", "terminated is of str, True or False is needed"),
-        ("NoNumber", r"reward is of shape \(1,\), one number is needed"),
-        ("NoInfo", "step gave NoneType for info"),
+        ("Objects", "observation has dtype object, its space has float32"),
+        ("Words", "observation has dtype <U1, its space has float32"),
+        ("Wide", r"observation\['place'\]\[1\] is 34359738369, outside 32 bits"),
+        ("NoChoice", r"observation is 1099511627776, outside Discrete\(3\)"),
+        ("NoTruth", "terminated is a str; it must be True or False"),
+        ("NoNumber", r"reward has shape \(1,\); it must be one number"),
+        ("NoInfo", "step returned NoneType for info"),
     ],
 )
 def test_objects_words_or_whole_numbers_beyond_32_bits(train, kind, said):
@@ -249,7 +252,7 @@ def test_no_whole_number_wraps_around(dtype):
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     fit = ObsContract(spaces.Box(low, high, (2,), dtype))
     for wrong in ([0, high + 1], [low - 1, 0], [0.0, float(high) + 1000]):
-        with pytest.raises(EnvContractError, match="beyond what"):
+        with pytest.raises(EnvContractError, match=r"outside (the range of|32 bits)"):
             fit(np.array(wrong))
     assert fit(np.array([low, high])).tolist() == [low, high]
 
@@ -270,7 +273,7 @@ def test_another_fault_is_not_taken_for_the_recorded_one(train, command):
     assert train(of("Raises")).code == 4
     ended = command("replay", "run", "--fault", "--env", of("NanObs"))
     assert ended.code == 3
-    assert "brought this instead: " in ended.line
+    assert "raised another error: " in ended.line
 
 
 @case(10)
@@ -292,7 +295,7 @@ def test_bounds_of_several_parts_blame_the_environment_of_the_first():
     obs["a"][5], obs["b"][2] = 7.0, 8.0
     found = Bounds(space).outside(obs, leading=1)
     assert found.at == (5,)
-    assert found.said == "observation['a'][0] is 7, outside -1 to 1"
+    assert found.text == "observation['a'][0] is 7, outside -1 to 1"
     assert found.rows.tolist() == [False, False, True, False, False, True]
 
 
@@ -318,7 +321,7 @@ def test_an_observation_outside_its_space_under_strict_env(train):
     ("kind", "said"),
     [
         ("FourValues", "step returned 4 values.*return obs, reward, terminated, truncated, info"),
-        ("ResetAlone", r"it returns \(obs, info\)"),
+        ("ResetAlone", r"it must return \(obs, info\)"),
         ("NoSeed", r"reset\(self, \*, seed=None, options=None\)"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 import surefoot as sf
 from surefoot.cli.parser import main
-from surefoot.config.presets import preset_tables
+from surefoot.config.presets import preset
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvCrashError
 from tests.support.trees import assert_same_bits
@@ -125,8 +125,7 @@ def test_a_wrong_command_gets_one_line(arguments, name, said, capsys, tmp_path, 
 
 
 def test_it_has_the_preset_of_the_environment_that_it_steps():
-    plain = preset_tables("auto", "HalfCheetah-v5", "trpo")
-    assert preset_tables("auto", "envpool:HalfCheetah-v5", "trpo") == plain
+    assert preset("envpool:HalfCheetah-v5", "trpo") == preset("HalfCheetah-v5", "trpo")
 
 
 def test_training_stopped_and_resumed_equals_training_never_stopped(tmp_path):
@@ -151,7 +150,7 @@ def test_training_stopped_and_resumed_equals_training_never_stopped(tmp_path):
 @pytest.mark.slow
 def test_trpo_learns_cartpole():
     finals = [
-        sf.train("envpool:CartPole-v1", sf.TRPO(), steps=100_000, seed=seed).evaluate()
+        sf.train("envpool:CartPole-v1", "trpo", steps=100_000, seed=seed).evaluate()
         for seed in range(3)
     ]
     assert np.mean([final["return_mean"] for final in finals]) >= 475

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from surefoot.config.presets import settle
+from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import VPG, Critic, Network, Train
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from surefoot.formulas.running_stats import RunningStats
 from surefoot.networks.actor_critic import build
-from surefoot.training.batch import make_batch
+from surefoot.training.batch import make_batch, state_values
 from surefoot.training.evaluate import evaluate
 from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import EnvLoop, collect_jax
-from surefoot.training.seeds import Purpose, env_seeds
+from surefoot.training.seeds import Purpose, env_seeds, run_key
 from tests.support.cases import case
 from tests.support.scripted import (
     ACTION_SPACES,
@@ -51,14 +51,11 @@ MODES = {
 
 
 def settings_for(num_envs=NUM_ENVS, num_steps=NUM_STEPS, **train):
-    return settle(
-        "Scripted-v0",
-        VPG(),
-        Train(num_envs=num_envs, num_steps=num_steps, gamma=GAMMA, gae_lambda=GAE_LAMBDA, **train),
-        Network(hidden=(8,)),
-        Critic(num_epochs=1, num_minibatches=1),
-        preset="none",
+    train = Train(
+        num_envs=num_envs, num_steps=num_steps, gamma=GAMMA, gae_lambda=GAE_LAMBDA, **train
     )
+    critic = Critic(num_epochs=1, num_minibatches=1)
+    return settle("Scripted-v0", Groups(VPG(), train, Network(hidden=(8,)), critic))
 
 
 def opened(kind, num_envs=NUM_ENVS, **options):
@@ -91,7 +88,9 @@ def make_world(spec, settings):
 def world():
     made = make_world(scripted_jax().spec, settings_for())
     stats = RunningStats(jnp.float32(10.0), jnp.array([1.0, 2.0]), jnp.array([40.0, 90.0]))
-    return made._replace(state=made.state._replace(obs_stats=(stats,)))
+    return made._replace(
+        state=made.state._replace(learn=made.state.learn._replace(obs_stats=(stats,)))
+    )
 
 
 class Experience(NamedTuple):
@@ -116,10 +115,10 @@ def collect(kind, world, **options):
         env_state = (jnp.array(first, jnp.int32), clock)
         obs = jnp.stack(env_state, axis=1).astype(jnp.float32)
         loop = EnvLoop(env_state, obs, jnp.zeros(NUM_ENVS), clock)
-        run = jax.jit(partial(collect_jax, env, world.learner.actor, settings))
-        _, rollout, episodes = run(
-            policy, state.learn.obs_stats, loop, seed=jnp.uint32(0), iteration=jnp.int32(0)
-        )
+        keys = tuple(run_key(0, 0, purpose) for purpose in (Purpose.ACTION, Purpose.STEP))
+        rows = world.learner.parts.rows
+        run = jax.jit(partial(collect_jax, env, world.learner.actor, settings, rows=rows))
+        _, rollout, episodes = run(policy, state.learn.obs_stats, loop, keys=keys)
     else:
         env = opened(kind, settings.train.num_envs, **options)
         collector = HostCollector(env, world.learner.actor, settings)
@@ -182,6 +181,22 @@ def test_only_next_step_autoreset_has_dummy_rows_one_after_each_episode(experien
     assert not ended[dummy].any()
 
 
+def batch_of(world, rollout):
+    """The rows that an update of the world's state learns from, rewards unscaled."""
+    parts, state = world.learner.parts, world.state.learn
+
+    @jax.jit
+    def make(rollout):
+        values = state_values(parts.actor, state.params, state.obs_stats, rollout, parts.rows)
+        inputs = parts.actor.inputs(state.obs_stats, rollout.obs[:-1], rollout.action_mask)
+        scale = jnp.ones(())
+        return make_batch(
+            parts.settings, inputs, rollout, rollout.rewards, values, scale, parts.rows
+        )
+
+    return make(jax.tree.map(jnp.asarray, rollout))
+
+
 def slow_advantages(rows, value):
     """The sum over k of (gamma lambda)^k td_error, episode by episode, for whole episodes."""
     ended = [i for i, row in enumerate(rows) if row.terminated or row.truncated]
@@ -203,10 +218,7 @@ def test_every_autoreset_mode_leads_to_the_same_advantages_and_value_targets(exp
     table = np.stack(np.meshgrid(np.arange(40), np.arange(LIMIT + 1), indexing="ij"), axis=-1)
     inputs = actor.inputs(state.learn.obs_stats, table.astype(np.float32), None)
     value = np.asarray(actor.network.value(state.learn.params, inputs), np.float64)
-    make = jax.jit(partial(make_batch, world.settings, actor))
-    batch = make(state.learn.params, state.learn.obs_stats, rollout, rollout.rewards, jnp.ones(()))[
-        0
-    ]
+    batch = batch_of(world, rollout)
     unflatten = lambda leaf: np.asarray(leaf).reshape(NUM_STEPS, NUM_ENVS)  # noqa: E731
     np.testing.assert_array_equal(unflatten(batch.weights), rollout.valid)
     for index, rows in enumerate(experience.script):
@@ -504,7 +516,7 @@ def test_a_mask_of_another_form_than_the_action_is_refused_by_name(action, fault
 def test_masks_that_begin_after_the_reset_are_refused():
     env = opened("sync", 1, masks=mask_of, step_masks_only=True)
     env.reset([0])
-    with pytest.raises(EnvContractError, match=r"info\['action_mask'\] .* not on reset"):
+    with pytest.raises(EnvContractError, match=r"info\['action_mask'\] .* not with the reset"):
         env.step(np.zeros(1, np.int64))
 
 
@@ -625,10 +637,7 @@ def test_episodes_of_one_step_have_finite_and_correct_targets(mode, world):
     rollout, episodes, *_ = collector.collect(
         state.learn.params["policy"], state.learn.obs_stats, 0
     )
-    make = jax.jit(partial(make_batch, settings, world.learner.actor))
-    batch = make(state.learn.params, state.learn.obs_stats, rollout, rollout.rewards, jnp.ones(()))[
-        0
-    ]
+    batch = batch_of(world, rollout)
     valid = rollout.valid
     assert valid.sum() == NUM_ENVS * NUM_STEPS / (2 if mode == "next-step" else 1)
     targets = np.asarray(batch.value_targets).reshape(valid.shape)

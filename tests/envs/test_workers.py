@@ -22,10 +22,10 @@ import pytest
 import surefoot as sf
 from surefoot.envs import processes as processes_module
 from surefoot.envs import vector as vectors
+from surefoot.envs.channel import Channel
 from surefoot.envs.processes import usable_cores
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
-from surefoot.envs.worker import Line
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from tests.support.scripted import ACTION_SPACES, OBS_SPACES, Scripted, make_scripted, mask_of
 
@@ -227,7 +227,7 @@ def test_signals_for_the_whole_job_are_left_to_the_trainer():
 
 
 def test_a_process_that_does_not_end_is_ended(monkeypatch):
-    monkeypatch.setattr("surefoot.envs.worker.GRACE", 0.2)
+    monkeypatch.setattr("surefoot.envs.worker.GRACE_SECONDS", 0.2)
     env = opened(2, 2)
     os.kill(children()[0], signal.SIGSTOP)
     env.close()
@@ -473,12 +473,12 @@ def test_a_death_in_the_middle_of_a_message_is_told_as_one():
     env = opened(2, 2)
     env.reset([0, 0])
     (pid,) = children()
-    line = env._vector._workers[0]._line
+    line = env._vector._workers[0]._channel
     os.kill(pid, signal.SIGSTOP)
     ours, theirs = socket.socketpair()
     theirs.sendall(b"\1\0\0\1\0half")
     theirs.close()
-    env._vector._workers[0]._line = Line(ours, patience=0.0, alive=lambda: True)
+    env._vector._workers[0]._channel = Channel(ours, busy_seconds=0.0, alive=lambda: True)
     line.close()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(EnvCrashError, match="was killed by SIGKILL"):
@@ -489,7 +489,7 @@ def test_a_death_in_the_middle_of_a_message_is_told_as_one():
 def test_a_busy_wait_in_vain_is_followed_by_sleeping_ones():
     """Where something else wants the cores, busy loops keep the other process from going on."""
     ours, theirs = socket.socketpair()
-    line, other = (Line(end, patience=0.2, alive=lambda: True) for end in (ours, theirs))
+    line, other = (Channel(end, busy_seconds=0.2, alive=lambda: True) for end in (ours, theirs))
     used = []
     for late in [0.01, 0.4] + [0.1] * 11:
         ring = threading.Timer(late, other.send)
@@ -545,12 +545,12 @@ def test_a_vector_whose_first_reset_fails_is_closed_again():
 def test_a_run_that_goes_on_is_spread_and_one_that_is_only_played_is_not(tmp_path, monkeypatch):
     started = []
 
-    class Counting(vectors.Worker):
-        def __init__(self, *args, **how):
-            started.append(how["rows"])
-            super().__init__(*args, **how)
+    class Counting(vectors.WorkerProcess):
+        def __init__(self, share, *rest, **how):
+            started.append(share.rows)
+            super().__init__(share, *rest, **how)
 
-    monkeypatch.setattr(vectors, "Worker", Counting)
+    monkeypatch.setattr(vectors, "WorkerProcess", Counting)
     train = sf.Train(steps=64, num_envs=2, num_steps=32, vectorization="async")
     sf.train("CartPole-v1", sf.VPG(), train=train, out=tmp_path / "run")
     assert started == [range(1, 2)]
