@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 import surefoot as sf
+from surefoot.formulas.intervals import mean_interval
 
 
 class Task(NamedTuple):
@@ -68,16 +68,16 @@ def scores(task: Task, rule: Any, train: sf.Train, seeds: int) -> dict[str, np.n
 
 def difference(plain: np.ndarray, other: np.ndarray, random: float) -> dict[str, float]:
     """Mean paired difference and its interval, and the same as shares of the plain gain."""
-    change = other - plain
-    half = float(stats.t.ppf(0.975, len(change) - 1)) * change.std(ddof=1) / len(change) ** 0.5
-    gained = plain.mean() - random
+    found = mean_interval(other - plain)
+    assert found is not None  # of several seeds
+    gained = float(plain.mean() - random)
     return {
-        "difference": float(change.mean()),
-        "low": float(change.mean() - half),
-        "high": float(change.mean() + half),
-        "share": float(change.mean() / gained),
-        "share_low": float((change.mean() - half) / gained),
-        "share_high": float((change.mean() + half) / gained),
+        "difference": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "share": found.mean / gained,
+        "share_low": found.low / gained,
+        "share_high": found.high / gained,
     }
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.collapses.cells import ENVS, Cell
 from benchmarks.collapses.conditions import CONDITIONS, scores_of
@@ -16,6 +15,7 @@ from benchmarks.collapses.driver import load
 from benchmarks.collapses.labels import Curve, Label, label, smooth
 from benchmarks.collapses.thresholds import Judged, Scored, choose, fit, score, tally
 from surefoot.diagnostics.warnings import ALARMS
+from surefoot.formulas.intervals import mean_interval
 
 YARDSTICK = "returns"
 """What a plot of returns alone would tell; scored like the others, and never part of the union."""
@@ -207,10 +207,10 @@ def _remedy(collapsed: Counter[str], healthy: Sequence[float]) -> dict[str, Any]
         "cut": {"count": cut.count, "of": cut.of, "interval": [cut.low, cut.high]},
         "healthy_pairs": len(healthy),
     }
-    if len(healthy) > 1:
-        mean, error = float(np.mean(healthy)), float(stats.sem(healthy))
-        half = float(stats.t.ppf(0.975, len(healthy) - 1)) * error
-        told["healthy_final_change"] = {"mean": mean, "interval": [mean - half, mean + half]}
+    change = mean_interval(np.array(healthy))
+    if change is not None:
+        ends = [change.low, change.high]
+        told["healthy_final_change"] = {"mean": change.mean, "interval": ends}
     return told
 
 

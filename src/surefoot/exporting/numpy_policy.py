@@ -140,19 +140,20 @@ class NumpyPolicy:
         if rng is not None:
             deviation = np.exp(self.arrays["log_std"][stds : stds + size])
             now = now + deviation * rng.standard_normal(now.shape)
-        action = self._sent(space, now.reshape(shape)).astype(dtype)
-        low, high = self.arrays[f"{space['name']}.low"], self.arrays[f"{space['name']}.high"]
-        return np.clip(action, low, high), rest, stds + size
+        return self._box(space, now.reshape(shape)), rest, stds + size
 
-    def _sent(self, space: dict[str, Any], action: np.ndarray) -> np.ndarray:
+    def _box(self, space: dict[str, Any], action: np.ndarray) -> np.ndarray:
+        """Squash, scale, round and clip the sample of a Box."""
         low, high = self.arrays[f"{space['name']}.low"], self.arrays[f"{space['name']}.high"]
         if self.about["tanh"]:
             action = np.tanh(action)
         if space["scaled"]:
             action = low + (np.clip(action, -1, 1) + 1) / 2 * (high - low)
-        if np.dtype(space["dtype"]).kind in "iu":
+        dtype = np.dtype(space["dtype"])
+        if dtype.kind in "iu":
             action = np.round(action)
-        return np.clip(action, low, high)
+        # Before the cast against overflow, after it against rounding.
+        return np.clip(np.clip(action, low, high).astype(dtype), low, high)
 
 
 def _one_hot(values: np.ndarray, size: int) -> np.ndarray:
