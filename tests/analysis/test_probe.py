@@ -36,9 +36,9 @@ ACTIONS = {
     "continuous": spaces.Box(-1.0, 1.0, (1,), np.float32),
 }
 SEEDS = 3
-FADING = {"learning_rate": 0.01, "learning_rate_end": 0.0}
+FADING = {"learning_rate": 0.01}
 RULES_HERE = {
-    "vpg": VPG(learning_rate=0.05, learning_rate_end=0.0),
+    "vpg": VPG(learning_rate=0.05),
     "npg": NPG(max_kl=0.03, damping=0.01, fisher_fraction=1.0),
     "trpo": TRPO(max_kl=0.03, damping=0.01),
     "ppo-kl": PPOKL(target_kl=0.03, num_epochs=4, num_minibatches=4, **FADING),
