@@ -17,8 +17,7 @@ from unittest.mock import patch
 
 import jax
 
-import surefoot as sf
-from surefoot.config.presets import settle
+from surefoot.config.presets import preset, settle
 from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.networks.actor_critic import build
@@ -47,8 +46,8 @@ def unlooked() -> Iterator[None]:
 
 def compare(env: str, pairs: int) -> dict[str, Any]:
     """Milliseconds of a rollout with and without, and their ratio pair by pair."""
-    train = sf.Train(vectorization="sync")
-    settings = settle(env, sf.PPO(), train, sf.Network(), sf.Critic(), preset="none")
+    groups = preset(env, "ppo", "none")
+    settings = settle(env, groups, changes={"train": {"vectorization": "sync"}})
     limits, num_envs = EnvLimits.from_settings(settings.train), settings.train.num_envs
     opened = find_env(env, {}).open(num_envs, seed=0, limits=limits)
     learner = Learner(settings, opened.spec, build(opened.spec, settings.network))

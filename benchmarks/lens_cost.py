@@ -4,10 +4,10 @@
 
 Three sides train the same run, a call of their program each in turn, so that a busy minute of the
 machine strikes all alike: without the lens, with what it computes every update, and, one turn in
-eight, with its dearer figures every update too, whose extra is then spread over `lens_every`
-updates. A call is one iteration on the host and ten of a JAX-native run, timed after compilation.
-Intervals are of medians, by their order statistics. Without the lens nothing is computed but the
-update, the critic and the two figures that decide about a step.
+eight, with the expensive figures too, whose extra is then spread over `lens_every` updates. A call
+is one iteration on the host and ten of a JAX-native run, timed after compilation. Intervals are of
+medians, by their order statistics. Without the lens nothing is computed but the update, the critic
+and the two figures that decide about a step.
 """
 
 import argparse
@@ -17,25 +17,27 @@ import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 from scipy import stats
 
-from surefoot.config.presets import settle
-from surefoot.config.settings import RULES, Critic, Network, OwnNetworks, Train, begin
+from surefoot.config.presets import preset, settle
+from surefoot.config.settings import OwnNetworks, Train
 from surefoot.config.validation import limits_of
+from surefoot.diagnostics.lens import LensState
 from surefoot.envs.registry import find_env
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import weighted_mean
-from surefoot.training import learn as iteration
+from surefoot.training import inspect
 from surefoot.training.rollout_host import HostCollector
+from surefoot.training.run import begin
 from surefoot.training.steppers import HostStepper, JaxStepper, Stepper
 
 EVERY = limits_of(Train)["lens_every"].default
 TASKS = ("HalfCheetah-v5", "gymnax:CartPole-v1")
-SIDES = {"without": 0, "each": 1_000_000, "all": 1}
-"""Sides, with the `lens_every` of each; the second is never due after its first iteration."""
+SIDES = ("without", "each", "all")
 TURNS_TO_ALL = 8
 
 
@@ -47,48 +49,43 @@ def _bare(policy_fn, old_params, new_params, batch, *, horizon):
 
 
 @contextlib.contextmanager
-def without_the_lens() -> Iterator[None]:
-    """Programs built in here leave the lens's figures out."""
+def without_the_lens(lens: LensState) -> Iterator[None]:
+    """Programs built in here leave the lens's figures out, and keep what it remembers."""
     stands_in: dict[str, Any] = {
-        "_look": lambda parts, state, *_: (state.lens.ratio, {}),
         "diagnose": _bare,
-        "judge": lambda watch, *_, **__: (watch.ratio, watch.gained, {}),
-        "_states_of": lambda parts, state, *_: state.lens.states,
+        "judge_update": lambda lens, *_, **__: (lens, {}),
+        "_some_states": lambda *_: jax.tree.map(jnp.zeros_like, lens.states),
         "fresh_explained_variance": lambda *_: jnp.zeros(()),
-        "td_sums": lambda *_: jax.tree.map(jnp.zeros_like, _SUMS["sums"]),
+        "td_sums": lambda *_: jax.tree.map(jnp.zeros_like, lens.td),
     }
-    kept = {name: getattr(iteration, name) for name in stands_in}
-    for name, value in stands_in.items():
-        setattr(iteration, name, value)
-    try:
+    with contextlib.ExitStack() as stack:
+        for name, value in stands_in.items():
+            stack.enter_context(patch.object(inspect, name, value))
         yield
-    finally:
-        for name, value in kept.items():
-            setattr(iteration, name, value)
-
-
-_SUMS: dict[str, Any] = {}
 
 
 class _Side:
     """One of the sides: a stepper and where it stands."""
 
-    def __init__(self, task: str, rule: str, lens_every: int):
-        given = {"steps": 100_000_000, "lens_every": lens_every}
-        settings = settle(task, RULES[rule](), Train(**given), Network(), Critic())
-        run, env = begin(settings, find_env(task, {}), OwnNetworks())
+    def __init__(self, task: str, rule: str, name: str):
+        source = find_env(task, {})
+        # The expensive figures come once a call, which is a chunk of a JAX-native run.
+        each_call = 1 if source.jax_env is None else limits_of(Train)["dispatch"].default
+        fields = {"steps": 100_000_000, "lens_every": each_call if name == "all" else 0}
+        settings = settle(task, preset(task, rule), changes={"train": fields})
+        run, env = begin(settings, source, OwnNetworks())
         parts = (run.learner, settings, lambda what: None)
         self._env = env
         self._stepper: Stepper = env.visit(
             jax=lambda _: JaxStepper(*parts),
             host=lambda env: HostStepper(HostCollector(env, run.learner.actor, settings), *parts),
         )
-        _SUMS["sums"], self._state, self._lens = run.state.lens.td, run.state, lens_every > 0
+        self.iterations, self._state, self._lens = each_call, run.state, name != "without"
         self._stepper.reset(0)
 
     def turn(self) -> float:
         """Seconds of an iteration in the next call of the program."""
-        with contextlib.nullcontext() if self._lens else without_the_lens():
+        with contextlib.nullcontext() if self._lens else without_the_lens(self._state.lens):
             self._state, rows = self._stepper.advance(self._state)
         return statistics.mean(row["time/iteration"] for row in rows)
 
@@ -109,11 +106,11 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 
 def measure(task: str, rule: str, pairs: int) -> dict[str, Any]:
     """Time of an iteration with the lens over that without, turn by turn."""
-    sides = {name: _Side(task, rule, every) for name, every in SIDES.items()}
+    sides = {name: _Side(task, rule, name) for name in SIDES}
     for side in sides.values():
         for _ in range(3):
             side.turn()
-    times, dearer = [], []
+    times, extras = [], []
     for number in range(pairs):
         order = ["without", "each"] if number % 2 == 0 else ["each", "without"]
         if number % TURNS_TO_ALL == 0:
@@ -121,11 +118,11 @@ def measure(task: str, rule: str, pairs: int) -> dict[str, Any]:
         took = {name: sides[name].turn() for name in order}
         times.append((took["without"], took["each"]))
         if "all" in took:
-            dearer.append((took["all"] - took["each"]) / took["without"])
+            extras.append((took["all"] - took["each"]) / took["without"])
     for side in sides.values():
         side.close()
-    # The dearer figures fall due once in EVERY updates.
-    extra = statistics.median(dearer) / EVERY
+    # The expensive figures fall due once in EVERY updates, and came once a call.
+    extra = statistics.median(extras) * sides["all"].iterations / EVERY
     ratios = [each / without for without, each in times]
     return {
         "task": task,
@@ -133,7 +130,7 @@ def measure(task: str, rule: str, pairs: int) -> dict[str, Any]:
         "without_ms": 1e3 * statistics.median(without for without, _ in times),
         "ratio": statistics.median(ratios) + extra,
         "interval": [round(end + extra, 4) for end in median_interval(ratios)],
-        "of_dearer_figures": extra,
+        "of_expensive_figures": extra,
         "pairs": pairs,
     }
 
@@ -154,7 +151,7 @@ def main() -> None:
             print(
                 f"{task} {rule}: {result['without_ms']:.1f} ms an iteration without, "
                 f"ratio {result['ratio']:.3f} ({low:.3f} to {high:.3f}), "
-                f"of it {result['of_dearer_figures']:.4f} the dearer figures, "
+                f"of it {result['of_expensive_figures']:.4f} the expensive figures, "
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )

@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from surefoot.config.presets import settle
-from surefoot.config.settings import PPO, TRPO, Critic, Network, OwnNetworks, Train, begin
+from surefoot.config.presets import Tables, preset, settle
+from surefoot.config.settings import OwnNetworks
 from surefoot.diagnostics.groups import groups_of
 from surefoot.diagnostics.update_stats import diagnose
 from surefoot.envs.registry import find_env
 from surefoot.formulas.conjugate_gradient import fisher_vector_product, quadratic_form
+from surefoot.rules.base import reference
 from surefoot.rules.critic import fit_critic
-from surefoot.rules.npg import objective, reference
-from surefoot.training import learn as iteration
-from surefoot.training.batch import horizon_of, make_batch, scale_rewards, state_values
+from surefoot.rules.natural_step import objective
+from surefoot.training.batch import state_values
+from surefoot.training.learn import read_rollout
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.state import Parts, make_rule
+from surefoot.training.run import begin
 
 DISAGREE = 1.5
 """A median is not reported where the third quartile is so many times the first."""
@@ -40,26 +40,20 @@ DISAGREE = 1.5
 class Bench:
     """A run of one rule, its rollout, and the parts of its iteration as programs."""
 
-    def __init__(self, env_id: str, rule: Any, critic: Critic):
-        train = Train(num_envs=8, num_steps=256, steps=10_000_000)
-        self.settings = settle(env_id, rule, train, Network(), critic)
+    def __init__(self, env_id: str, rule: str, changes: Tables, *, num_steps: int = 256):
+        train = {"num_envs": 8, "num_steps": num_steps, "steps": 10_000_000}
+        self.settings = settle(env_id, preset(env_id, rule), changes={"train": train, **changes})
         run, env = begin(self.settings, find_env(env_id, {}), OwnNetworks())
-        self.learner, self.state = run.learner, run.state
-        self.collector = HostCollector(env, self.learner.actor, self.settings)
+        self.learner, self.state, self.parts = run.learner, run.state, run.learner.parts
+        collector = env.visit(
+            host=lambda env: HostCollector(env, self.learner.actor, self.settings),
+            jax=lambda _: None,
+        )
+        assert collector is not None, f"{env_id} is not stepped by Python"
+        self.collector = collector
         self.collector.reset(0)
         self.rollout = self.collect().rollout
-        rule_of = make_rule(self.settings, self.learner.actor.network)
-        self.parts = Parts(self.settings, self.learner.spec, self.learner.actor, rule_of, None)
-        state, rollout = self.state, self.rollout
-        rewards, _, _, scale = scale_rewards(
-            self.settings, state.learn.return_stats, state.learn.returns_so_far, rollout
-        )
-        self.batch, _ = jax.jit(
-            lambda: make_batch(
-                *(self.settings, self.learner.actor, state.learn.params, state.learn.obs_stats),
-                *(rollout, rewards, scale),
-            )
-        )()
+        self.batch = self.values()()[0]
 
     def collect(self) -> Any:
         """One rollout."""
@@ -71,7 +65,7 @@ class Bench:
         """The rule's update alone: of the policy, and of the critic where that is joint."""
         params = self.state.learn.params if self.parts.joint else self.state.learn.params["policy"]
         run = jax.jit(self.parts.rule.update)
-        return lambda: run(self.state.rule, params, self.batch, jax.random.key(0))
+        return lambda: run(self.state.learn.rule, params, self.batch, jax.random.key(0))
 
     def critic(self) -> Callable[[], Any]:
         """The critic's own fit."""
@@ -80,30 +74,30 @@ class Bench:
             lambda state, params, batch, key: fit_critic(
                 settings.critic,
                 lambda critic, inputs: network.value({"critic": critic}, inputs),
-                settings.num_iterations,
+                self.parts.num_updates,
                 *(state, params, batch, key),
+                self.parts.rows,
             )
         )
         critic = self.state.learn.params["critic"]
-        return lambda: run(self.state.critic, critic, self.batch, jax.random.key(0))
+        return lambda: run(self.state.learn.critic, critic, self.batch, jax.random.key(0))
 
     def whole(self) -> Callable[[], Any]:
         """Everything between two rollouts."""
         episodes = self.collect().episodes
         run = jax.jit(self.learner.learn)
-        return lambda: run(self.state, self.rollout, episodes, np.False_)
+        return lambda: run(self.state, self.rollout, episodes)
 
     def values(self) -> Callable[[], Any]:
         """The critic's values, the advantages and the targets."""
-        run = jax.jit(lambda state, rollout: iteration._rows_of(self.parts, state, rollout))
-        return lambda: run(self.state, self.rollout)
+        run = jax.jit(lambda state, rollout: read_rollout(self.parts, state, rollout))
+        return lambda: run(self.state.learn, self.rollout)
 
     def diagnosis(self) -> Callable[[], Any]:
         """What the update did, on its own batch."""
-        horizon = horizon_of(self.settings, self.learner.spec)
         run = jax.jit(
             lambda params, batch: diagnose(
-                self.parts.network.policy, params, params, batch, horizon=horizon
+                self.parts.network.policy, params, params, batch, horizon=self.parts.horizon
             )
         )
         return lambda: run(self.state.learn.params["policy"], self.batch)
@@ -112,11 +106,13 @@ class Bench:
         """The old critic's look at the new rollout."""
         run = jax.jit(
             lambda state, rollout: (
-                state_values(self.parts.actor, state.learn.params, state.learn.obs_stats, rollout),
+                state_values(
+                    self.parts.actor, state.params, state.obs_stats, rollout, self.parts.rows
+                ),
                 groups_of(rollout),
             )
         )
-        return lambda: run(self.state, self.rollout)
+        return lambda: run(self.state.learn, self.rollout)
 
     def units(self) -> dict[str, Any]:
         """Unit costs of the policy on the batch, as functions to be timed."""
@@ -189,10 +185,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     passes = {"num_epochs": 10, "num_minibatches": 32}
-    ppo = Bench(given.env, PPO(**passes), Critic(joint=True))
-    trpo = Bench(given.env, TRPO(), Critic(**passes))
-    default = Bench(given.env, TRPO(), Critic())
-    alone = Bench(given.env, PPO(**passes), Critic(joint=False, **passes))
+    ppo = Bench(given.env, "ppo", {"rule": passes, "critic": {"joint": True}})
+    trpo = Bench(given.env, "trpo", {"critic": passes})
+    default = Bench(given.env, "trpo", {})
+    alone = Bench(given.env, "ppo", {"rule": passes, "critic": passes})
     parts = {
         "rollout (environment and policy)": ppo.collect,
         "values and advantages": ppo.values(),

@@ -1,4 +1,4 @@
-"""What the two remedies cost and gain where nothing is wrong: learning tasks with and without.
+"""What the guard costs and gains where nothing is wrong: learning tasks with and without.
 
     python -m benchmarks.remedies [--seeds 10] [--only TASK] [--out docs/results/remedies.csv]
 
@@ -48,7 +48,6 @@ def variants(task: Task) -> Iterator[tuple[str, str, Any, sf.Train]]:
     yield "ppo", "guard", ppo, guarded
     yield "trpo", "plain", sf.TRPO(), plain
     yield "trpo", "guard", sf.TRPO(), guarded
-    yield "trpo", "adaptive", sf.TRPO(radius="adaptive"), plain
 
 
 def scores(task: Task, rule: Any, train: sf.Train, seeds: int) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("benchmarks.peers.duel", reason="needs the repository's root on the path")
 
-from benchmarks import lens_cost, parts
+from benchmarks import contract_cost, lens_cost, parts
 from benchmarks.peers import duel as duels
 from benchmarks.peers.drawing import draw, label
 from benchmarks.peers.tasks import DUELS, Duel
@@ -76,8 +76,24 @@ def test_every_duel_gives_both_sides_whole_minibatches():
 
 @pytest.mark.parametrize("task", ["CartPole-v1", "tabular:corridor"])
 def test_an_iteration_without_the_lens_is_timed(task):
-    side = lens_cost._Side(task, "ppo", 0)
+    side = lens_cost._Side(task, "ppo", "without")
     try:
         assert side.turn() > 0
     finally:
         side.close()
+
+
+def test_what_looking_at_environments_costs_is_a_ratio_of_rollouts():
+    found = contract_cost.compare("CartPole-v1", 4)
+    assert found["ratio"] == pytest.approx(found["with_ms"] / found["without_ms"], abs=0.01)
+    assert found["with_ms"] > 0
+
+
+def test_every_part_of_an_iteration_is_a_program_of_its_own():
+    bench = parts.Bench("CartPole-v1", "trpo", {"critic": {"num_epochs": 1}}, num_steps=32)
+    programs = {
+        name: getattr(bench, name)()
+        for name in ("values", "judgement", "diagnosis", "update", "critic")
+    }
+    times = parts.seconds_of(programs, 2)
+    assert all(len(each) == 2 and min(each) > 0 for each in times.values())

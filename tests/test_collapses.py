@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,9 +24,9 @@ from benchmarks.collapses.programs import (
     Phase,
     phases_of,
     settings_of,
-    split_dials,
+    stack_dials,
     train_chunks,
-    with_dials,
+    without_numbers,
 )
 from benchmarks.collapses.thresholds import (
     Judged,
@@ -286,9 +287,16 @@ def test_held_out_cells_share_neither_environment_nor_fault_with_the_fit():
 @pytest.mark.parametrize("cell", all_cells()[:20], ids=lambda cell: cell.name)
 def test_runs_of_a_cell_differ_in_their_dials_only(cell):
     for phase in phases_of(cell):
-        plain, dials = zip(*map(split_dials, phase.settings), strict=True)
-        assert all(other == plain[0] for other in plain)
-        assert [with_dials(plain[0], values) for values in dials] == phase.settings
+        plain = without_numbers(phase.settings[0])
+        assert all(without_numbers(other) == plain for other in phase.settings)
+        numbers = stack_dials(phase).numbers
+        for run, settings in enumerate(phase.settings):
+            own = settings.traced()
+            assert plain.with_arrays(own) == settings
+            turned = {
+                group: jax.tree.map(lambda leaf, i=run: leaf[i], numbers[group]) for group in own
+            }
+            assert turned == jax.tree.map(np.float32, own)
 
 
 def test_a_remedy_is_laid_over_the_same_seeds():

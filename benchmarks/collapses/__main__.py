@@ -27,9 +27,6 @@ def _cells(only: str, variant: str, quick: bool) -> list[Cell]:
     if variant == "guard":
         # What a guard costs where nothing is wrong is asked of longer runs: benchmarks/remedies.
         cells = [cell for cell in cells if cell.planted is not None]
-    if variant == "adaptive":
-        # A radius that is planted too large never reaches a rule that chooses its own.
-        cells = [cell for cell in cells if cell.rule == "trpo" and cell.fault != "radius"]
     return [varied(cell, variant) for cell in cells]
 
 

@@ -16,18 +16,11 @@ from typing import Any, NamedTuple
 RUNS, CHUNK, BATCH = 8, 10, 2048
 """Runs of a cell; iterations of a chunk, the unit of its phases; rows of a usual iteration."""
 DIALS = {
-    "rule": (
-        "learning_rate",
-        "learning_rate_end",
-        "clip_eps",
-        "clip_eps_end",
-        "max_kl",
-        "max_kl_end",
-    ),
-    "critic": ("learning_rate", "learning_rate_end"),
+    "rule": ("learning_rate", "clip_eps", "max_kl", "final_fraction"),
+    "critic": ("learning_rate", "final_fraction"),
     "train": ("gae_lambda",),
 }
-"""Settings that are numbers to a program: runs that differ in them share it."""
+"""Settings that the suite turns, all data of a program: runs that differ in them share it."""
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -102,7 +95,7 @@ class Cell(NamedTuple):
 
 def _constant(name: str, value: float) -> dict[str, float]:
     """A dial that keeps its value through the run."""
-    return {name: value, f"{name}_end": value}
+    return {name: value, "final_fraction": 1.0}
 
 
 def _undialled(tables: Tables) -> str:
@@ -154,12 +147,7 @@ def _healthy(env_id: str, env: Env, name: str, rule: str, *layers: Any) -> Cell:
 def _rates(base: float, factors: Sequence[float]) -> list[Tables]:
     """Step sizes: the first half falls to 0 over the run, as the presets have it."""
     return [
-        {
-            "rule": {
-                "learning_rate": base * f,
-                "learning_rate_end": 0.0 if i < RUNS // 2 else base * f,
-            }
-        }
+        {"rule": {"learning_rate": base * f, "final_fraction": 0.0 if i < RUNS // 2 else 1.0}}
         for i, f in enumerate(factors)
     ]
 
@@ -167,7 +155,7 @@ def _rates(base: float, factors: Sequence[float]) -> list[Tables]:
 def _radii(radii: Sequence[float]) -> list[Tables]:
     """Radii: the first half falls to a tenth over the run, as the presets have it."""
     return [
-        {"rule": {"max_kl": r, "max_kl_end": 0.1 * r if i < RUNS // 2 else r}}
+        {"rule": {"max_kl": r, "final_fraction": 0.1 if i < RUNS // 2 else 1.0}}
         for i, r in enumerate(radii)
     ]
 
@@ -221,7 +209,7 @@ def planted_cells(env_id: str) -> list[Cell]:
     steady, vanilla = ({"rule": _constant("learning_rate", r)} for r in (rate, 5e-3))
     radius = {"rule": _constant("max_kl", 0.01)}
     deep = {"network": {"hidden": (64,) * 5}}
-    unclipped = {"rule": _constant("clip_eps", 100.0)}
+    unclipped = {"rule": {"clip_eps": 100.0}}
     shared = {
         "train": {"return_norm": False},
         "network": {"shared_torso": True},
@@ -273,7 +261,6 @@ def planted_cells(env_id: str) -> list[Cell]:
 VARIANTS: dict[str, Tables] = {
     "plain": {},
     "guard": {"train": {"guard": True}},
-    "adaptive": {"rule": {"radius": "adaptive"}},
 }
 """Settings laid over every cell, to measure a remedy on the same runs."""
 

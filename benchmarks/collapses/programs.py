@@ -2,13 +2,12 @@
 
 Step sizes, radii, clip ranges and the scale of rewards are arguments of the program (dials), one
 value a run, so that healthy and planted runs share a compilation and a fault can be switched on
-in the middle of a run by turning a dial. Everything else (widths, epochs, batch) is part of the
-program.
+in the middle of a run by turning a dial. So are all numbers that the library keeps as data of a
+program; everything else (widths, epochs, batch) is part of the program.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,26 +16,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from benchmarks.collapses.cells import CHUNK, DIALS, Cell, Tables
-from surefoot.config.presets import settle
-from surefoot.config.settings import RULES, Critic, Network, Settings, Train
+from benchmarks.collapses.cells import CHUNK, Cell, Tables
+from surefoot.config.presets import preset, settle
+from surefoot.config.settings import Settings
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.registry import find_env
 from surefoot.networks.actor_critic import build
-from surefoot.training.learner import Learner, LoopState
+from surefoot.training.learner import Learner
+from surefoot.training.state import LoopState, traced_numbers
 
-REWARD_SCALE = "env.reward_scale"
 PLACEHOLDER = 1e-3
 STRADDLING = 4
 """Iterations after which no open episode is older than a change: time limits are 1000 or less."""
 
-Dials = Mapping[str, Float[Array, " run"]]
+
+class Dials(NamedTuple):
+    """What the runs of a program may differ in: the settings' traced numbers, and the rewards."""
+
+    numbers: dict[str, Any]
+    reward_scale: float | Float[Array, "..."]
 
 
 def settings_of(env_id: str, rule: str, tables: Tables) -> Settings:
     """Every setting of a run: `tables` over the preset over the defaults."""
     tables = {section: dict(table) for section, table in tables.items() if section != "env"}
-    return settle(env_id, RULES[rule](), Train(), Network(), Critic(), tables=tables)
+    return settle(env_id, preset(env_id, rule), changes=tables)
 
 
 class Phase(NamedTuple):
@@ -60,27 +64,10 @@ def phases_of(cell: Cell) -> list[Phase]:
     ]
 
 
-def split_dials(settings: Settings) -> tuple[Settings, dict[str, float]]:
-    """Settings with a placeholder in every dial, and the dials' values by `section.name`."""
-    values, plain = {}, settings
-    for section, names in DIALS.items():
-        config = getattr(settings, section)
-        held = [name for name in names if hasattr(config, name)]
-        values |= {f"{section}.{name}": float(getattr(config, name)) for name in held}
-        plain = replace(plain, **{section: replace(config, **dict.fromkeys(held, PLACEHOLDER))})
-    return plain, values
-
-
-def with_dials(plain: Settings, dials: Mapping[str, Any]) -> Settings:
-    """The settings of one run, its dials being traced numbers."""
-    for section in DIALS:
-        turned = {
-            name.removeprefix(f"{section}."): value
-            for name, value in dials.items()
-            if name.startswith(f"{section}.")
-        }
-        plain = replace(plain, **{section: replace(getattr(plain, section), **turned)})
-    return plain
+def without_numbers(settings: Settings) -> Settings:
+    """What a program is built from: the settings with a placeholder for every traced number."""
+    numbers = settings.traced()
+    return settings.with_arrays(jax.tree.map(lambda _: PLACEHOLDER, numbers))
 
 
 def scale_rewards(env: JaxEnv, scale: Float[Array, ""]) -> JaxEnv:
@@ -101,12 +88,11 @@ def opened(env_id: str) -> JaxEnv:
     return env
 
 
-def learner_of(plain: Settings, dials: Mapping[str, Any]) -> Learner:
-    """The pure functions of one run with these dials."""
-    env = opened(plain.env)
-    network = build(env.spec, plain.network)
-    scaled = scale_rewards(env, dials[REWARD_SCALE])
-    return Learner(with_dials(plain, dials), env.spec, network, scaled)
+def learner_of(settings: Settings, reward_scale: Float[Array, ""]) -> Learner:
+    """The pure functions of one run."""
+    env = opened(settings.env)
+    network = build(env.spec, settings.network)
+    return Learner(settings, env.spec, network, scale_rewards(env, reward_scale))
 
 
 Start = Callable[[Any, Dials], LoopState]
@@ -114,33 +100,45 @@ Advance = Callable[[LoopState, Dials], tuple[LoopState, dict[str, Array]]]
 _PROGRAMS: dict[str, tuple[Start, Advance]] = {}
 
 
-def programs_of(plain: Settings) -> tuple[Start, Advance]:
+def programs_of(settings: Settings) -> tuple[Start, Advance]:
     """`start(seeds, dials) -> states`, `advance(states, dials) -> (states, rows)`.
 
-    Leading axis: runs. `rows` have a second axis of the chunk's iterations; the dearer figures are
-    those of the chunk's first update.
+    Leading axis: runs. `rows` have a second axis of the chunk's iterations; the expensive figures
+    are those of the chunk's first update.
     """
-    key = json.dumps(plain.to_dict(), sort_keys=True)
+    key = json.dumps(without_numbers(settings).to_dict(), sort_keys=True)
     if key in _PROGRAMS:
         return _PROGRAMS[key]
-    opened(plain.env)  # its spaces are read on the host, so not while a program is traced
+    opened(settings.env)  # its spaces are read on the host, so not while a program is traced
 
     def start(seed, dials):
-        return learner_of(plain, dials).init(seed)
+        return learner_of(settings, dials.reward_scale).init(seed)
 
     def advance(state, dials):
-        learner = learner_of(plain, dials)
-        assert learner.iterate is not None
-        iterate = learner.iterate
-        return jax.lax.scan(lambda state, i: iterate(state, i == 0), state, jnp.arange(CHUNK))
+        learner = learner_of(settings, dials.reward_scale)
+        lens, looked = learner.collect_and_look(state, dials.numbers)
+        state, rows = jax.lax.scan(
+            lambda state, _: learner.iterate(state, dials.numbers),
+            state._replace(lens=lens),
+            length=CHUNK,
+        )
+        first = jnp.arange(CHUNK) == 0
+        return state, rows | {
+            name: jnp.where(first, value, jnp.nan) for name, value in looked.items()
+        }
 
     _PROGRAMS[key] = (jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance)))
     return _PROGRAMS[key]
 
 
-def stack_dials(runs: Sequence[Mapping[str, float]]) -> Dials:
-    """One array a dial out of one number a run."""
-    return {name: jnp.asarray([run[name] for run in runs], jnp.float32) for name in runs[0]}
+def stack_dials(phase: Phase) -> Dials:
+    """One array a dial, of a number for each run."""
+    spec = opened(phase.settings[0].env).spec
+    runs = [
+        Dials(traced_numbers(settings, spec), scale)
+        for settings, scale in zip(phase.settings, phase.reward_scales, strict=True)
+    ]
+    return jax.tree.map(lambda *numbers: jnp.asarray(numbers, jnp.float32), *runs)
 
 
 def train_chunks(phases: Sequence[Phase], seeds: Sequence[int]) -> dict[str, np.ndarray]:
@@ -173,13 +171,10 @@ def train_chunks(phases: Sequence[Phase], seeds: Sequence[int]) -> dict[str, np.
 
 
 def _set_up(phase: Phase) -> tuple[Start, Advance, Dials]:
-    split = [split_dials(one) for one in phase.settings]
-    plain = split[0][0]
-    if any(other != plain for other, _ in split):
+    first = without_numbers(phase.settings[0])
+    if any(without_numbers(other) != first for other in phase.settings):
         raise ValueError("runs of one cell may differ in their dials only")
-    scaled = zip((values for _, values in split), phase.reward_scales, strict=True)
-    dials = stack_dials([values | {REWARD_SCALE: scale} for values, scale in scaled])
-    return *programs_of(plain), dials
+    return *programs_of(phase.settings[0]), stack_dials(phase)
 
 
 def _unscale(metrics: dict[str, np.ndarray], scales: np.ndarray) -> None:

@@ -10,7 +10,6 @@ import pytest
 from gymnasium import spaces
 
 import surefoot as sf
-from surefoot.config.presets import settle
 from surefoot.config.settings import Train
 from surefoot.formulas.surrogate import likelihood_ratio
 from surefoot.networks.actor_critic import build
@@ -33,7 +32,7 @@ def rows_of(ended):
 
 def started(run):
     """The parameters that a run began with."""
-    return jax.jit(run.learner.init)(run.settings.train.seed).params
+    return jax.jit(run.learner.init)(run.settings.train.seed).learn.params
 
 
 def all_finite(tree):
@@ -129,7 +128,7 @@ def test_a_ratio_beyond_exp_80():
 def test_a_standard_deviation_that_drifts():
     box = spaces.Box(-1.0, 1.0, (2,), np.float32)
     spec = EnvSpec("Drift", box, box, 10, masked=False, jax_native=True)
-    net = build(spec, settle("Drift", sf.VPG(), sf.Train(), sf.Network(), sf.Critic()).network)
+    net = build(spec, sf.Network())
     params = net.init(jax.random.key(0))["policy"]
     for drift, bound in ((-1e6, -5.0), (1e6, 2.0)):
         far = {**params, "log_std": params["log_std"] + drift}

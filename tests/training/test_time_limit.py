@@ -10,15 +10,14 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from surefoot.config.presets import settle
+from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import VPG, Critic, Network, OwnNetwork, Train
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.networks.actor_critic import build
 from surefoot.training.api import train
-from surefoot.training.batch import make_batch
+from surefoot.training.learn import read_rollout
 from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector
-from surefoot.training.rollout_jax import collect_jax, start_jax_envs
 from surefoot.types import EnvSpec, Inputs
 from tests.support.cases import case
 from tests.support.scripted import host_env
@@ -63,21 +62,8 @@ def constant_jax():
     return JaxEnv(spec, lambda key: (jnp.int32(0), nothing), step)
 
 
-def settings_for():
-    return settle(
-        "Constant",
-        VPG(),
-        Train(
-            num_envs=2,
-            num_steps=16,
-            gamma=GAMMA,
-            obs_norm=False,
-            return_norm=False,
-        ),
-        Network(hidden=(8,)),
-        Critic(num_epochs=10, num_minibatches=1, learning_rate=0.05),
-        preset="none",
-    )
+TRAIN = Train(num_envs=2, num_steps=16, gamma=GAMMA, obs_norm=False, return_norm=False)
+CRITIC = Critic(num_epochs=10, num_minibatches=1, learning_rate=0.05)
 
 
 ONE_NUMBER = OwnNetwork(
@@ -86,32 +72,49 @@ ONE_NUMBER = OwnNetwork(
 """A critic that gives every state the same value, its parameter."""
 
 
+def learner_with_one_number(native=None):
+    settings = settle("Constant", Groups(VPG(), TRAIN, Network(hidden=(8,)), CRITIC))
+    spec = constant_jax().spec
+    network = build(spec, settings.network, None, ONE_NUMBER)
+    return Learner(settings, spec, network, native)
+
+
+def collected(learner, mode, ends_at=None):
+    """A rollout of vector environments of this autoreset mode."""
+    vector = SyncVectorEnv([partial(limited, ends_at)] * 2, autoreset_mode=mode)
+    collector = HostCollector(host_env(vector, "C", seed=0), learner.actor, learner.settings)
+    collector.reset(0)
+    learn = jax.jit(learner.init)(0).learn
+    return collector.collect(learn.params["policy"], learn.obs_stats, 0).rollout
+
+
+def batch_maker(learner):
+    """The batch that a rollout makes under a critic's one number."""
+
+    @jax.jit
+    def make(value, rollout):
+        learn = learner.init(0).learn
+        learn = learn._replace(params={**learn.params, "critic": jnp.float32(value)})
+        return read_rollout(learner.parts, learn, rollout)[0]
+
+    return make
+
+
 @pytest.fixture(scope="module", params=KINDS, ids=str)
 def targets_of(request):
     """Targets and advantages of the valid rows, as a function of the critic's one number."""
-    settings = settings_for()
-    spec = constant_jax().spec
-    learner = Learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
-    state = jax.jit(learner.init)(0)
     if request.param == "jax-native":
-        env = constant_jax()
-        run = jax.jit(partial(collect_jax, env, learner.actor, settings))
-        loop = start_jax_envs(env, 2, jax.random.key(0))
-        zero = {"seed": jnp.uint32(0), "iteration": jnp.int32(0)}
-        _, rollout, _ = run(state.learn.params["policy"], state.learn.obs_stats, loop, **zero)
+        learner = learner_with_one_number(constant_jax())
+        _, rollout, _ = jax.jit(lambda: learner.collect(learner.init(0)))()
     else:
-        env = host_env(SyncVectorEnv([limited] * 2, autoreset_mode=request.param), "C", seed=0)
-        collector = HostCollector(env, learner.actor, settings)
-        collector.reset(0)
-        rollout = collector.collect(state.learn.params["policy"], state.learn.obs_stats, 0).rollout
+        learner = learner_with_one_number()
+        rollout = collected(learner, request.param)
     assert np.sum(rollout.truncated) >= 4
     valid = np.asarray(rollout.valid).reshape(-1)
-    make = jax.jit(partial(make_batch, settings, learner.actor))
+    make = batch_maker(learner)
 
     def targets(value):
-        params = {**state.learn.params, "critic": jnp.float32(value)}
-        rewards = jnp.asarray(rollout.rewards)
-        batch = make(params, state.learn.obs_stats, rollout, rewards, jnp.ones(()))[0]
+        batch = make(value, rollout)
         return np.asarray(batch.value_targets)[valid], np.asarray(batch.advantages)[valid]
 
     return targets
@@ -139,32 +142,18 @@ def test_fitting_the_targets_again_and_again_leads_to_the_value_of_living_for_ev
 @case(22)
 @pytest.mark.parametrize("mode", AutoresetMode, ids=str)
 def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
-    settings, spec = settings_for(), constant_jax().spec
-    learner = Learner(settings, spec, build(spec, settings.network, None, ONE_NUMBER))
-    state = jax.jit(learner.init)(0)
-    vector = SyncVectorEnv([partial(limited, LIMIT)] * 2, autoreset_mode=mode)
-    collector = HostCollector(host_env(vector, "Constant", seed=0), learner.actor, settings)
-    collector.reset(0)
-    rollout = collector.collect(state.learn.params["policy"], state.learn.obs_stats, 0).rollout
+    learner = learner_with_one_number()
+    rollout = collected(learner, mode, ends_at=LIMIT)
     assert not rollout.truncated.any()
-    params = {**state.learn.params, "critic": jnp.float32(100.0)}
-    make = jax.jit(partial(make_batch, settings, learner.actor))
-    batch = make(params, state.learn.obs_stats, rollout, rollout.rewards, jnp.ones(()))[0]
+    batch = batch_maker(learner)(100.0, rollout)
     targets = np.asarray(batch.value_targets).reshape(rollout.terminated.shape)
     np.testing.assert_allclose(targets[rollout.terminated], 1.0, rtol=1e-5)
 
 
 def test_a_trained_critic_finds_the_value_of_living_for_ever():
     ready = SyncVectorEnv([limited] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
-    settings = settings_for()
-    run = train(
-        ready,
-        VPG(),
-        steps=25 * 32,
-        train=settings.train,
-        network=settings.network,
-        critic=settings.critic,
-    )
+    network = Network(hidden=(8,))
+    run = train(ready, VPG(), steps=25 * 32, train=TRAIN, network=network, critic=CRITIC)
     network = run.learner.actor.network
     value = network.value(run.state.learn.params, Inputs(jnp.zeros((1, 1)), None))
     np.testing.assert_allclose(value, FOR_EVER, rtol=0.02)
