@@ -36,7 +36,7 @@ OPENED = []
 
 @pytest.fixture(autouse=True)
 def closed():
-    """What a test opens is closed behind it, as an actor's process would."""
+    """Close what a test opened, as the end of an actor's process would."""
     yield
     while OPENED:
         opened = OPENED.pop()
@@ -110,7 +110,7 @@ def collected(collector, state, iterations=3):
 
 
 def last_observations(rollout):
-    """Of each block by row: the order in which they are told says nothing."""
+    """By row within each block, since their order is arbitrary."""
     rows = rollout.final_rows.reshape(2, -1)
     order = np.argsort(rows, 1, kind="stable")
     obs = rollout.final_obs.reshape(2, rows.shape[1], -1)
@@ -136,8 +136,8 @@ def test_actors_collect_what_one_process_does(workers):
     assert ray.killed == workers
 
 
-def test_last_observations_stand_at_the_rows_of_their_environments():
-    """Of two blocks as of one: rows are numbered within each."""
+def test_last_observations_are_at_the_rows_of_their_environments():
+    """With two blocks as with one: rows are numbered within each."""
     found = {}
     for blocks in (1, 2):
         settings = settings_of(blocks=blocks)
@@ -195,7 +195,7 @@ def test_a_fragment_of_an_older_policy_is_refused_and_counted():
     assert np.max(rollout.rewards) == 1.0
 
 
-def test_an_actor_that_goes_on_sending_another_policy_is_not_asked_for_ever():
+def test_an_actor_that_keeps_sending_stale_fragments_ends_the_run():
     class Stuck(StandIn):
         def get(self, reply):
             fragment, *rest = reply()
@@ -208,19 +208,23 @@ def test_an_actor_that_goes_on_sending_another_policy_is_not_asked_for_ever():
         actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
 
 
-def test_what_an_environment_does_is_told_with_its_number_in_the_run():
+def test_an_error_carries_the_number_of_its_environment_in_the_run():
     def break_one(reply):
         return None, 0, (3, "ENV-CONTRACT", "reward is NaN", 3, "a story")
 
     actors = started(StandIn(break_one), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
     actors.reset(0)
-    with pytest.raises(EnvContractError, match="reward is NaN") as told:
+    with pytest.raises(EnvContractError, match="reward is NaN") as raised:
         actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
+<<<<<<< ours
     assert (told.value.index, told.value.history) == (3, "a story")
+=======
+    assert (raised.value.index, raised.value.story) == (3, "a story")
+>>>>>>> theirs
 
 
-def test_what_cannot_be_shared_out_is_refused():
+def test_uneven_shares_and_missing_cores_are_refused():
     with pytest.raises(ConfigError, match=r"3 env workers cannot share 4 .* num_envs 3 or 6"):
         EnvWorkers(StandIn(), 3).check(4)
     with pytest.raises(ConfigError, match="8 env workers need a core each, and Ray has 4"):

@@ -120,7 +120,7 @@ DRAWN = ("visitation", "kl_p99", "kl_worst_share", "kl_median", "log_ratio")
 
 @pytest.mark.parametrize("rule", [rule if rule == "trpo" else slow(rule) for rule in WHOLE])
 def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
-    """So a gradient that is summed over blocks, and not averaged, is another one.
+    """A gradient that were summed over blocks, not averaged, would differ.
 
     Nor do figures: rows, their groups and what follows them stay together. With eight blocks each
     environment is a group of the gradient's noise, as with one.
@@ -185,7 +185,7 @@ def at_iteration(state, iteration):
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["jax", "host"])
 def test_a_whole_run_on_two_devices(tmp_path, env):
-    """Its directory is read, evaluated and gone on with on one; a warning says what that means."""
+    """Its directory is read on one."""
     how = {
         "train": sf.Train(num_envs=4, num_steps=16, dispatch=1, reset_at_checkpoints=False),
         "network": sf.Network(hidden=(8,)),
@@ -212,7 +212,7 @@ def sf_vector():
     return scripted_vector(AutoresetMode.NEXT_STEP, 4)
 
 
-def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
+def test_a_run_continues_on_another_number_of_devices(tmp_path):
     how = {
         "train": sf.Train(num_envs=4, num_steps=16, dispatch=1, blocks=2, checkpoint_every=64),
         "network": sf.Network(hidden=(8,)),
@@ -236,7 +236,7 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
     assert distance(other.state.learn.params, whole.state.learn.params) < 1e-3
 
 
-def test_as_many_blocks_as_devices_unless_something_else_is_said():
+def test_there_are_as_many_blocks_as_devices_by_default():
     def blocks(train):
         groups = Groups(sf.TRPO(), train, Network(), Critic())
         return settle("x", groups, devices=4).train.blocks
@@ -245,7 +245,7 @@ def test_as_many_blocks_as_devices_unless_something_else_is_said():
     assert blocks(Train(blocks=8)) == 8
 
 
-def test_what_cannot_be_spread_is_refused():
+def test_impossible_numbers_of_devices_are_refused():
     with pytest.raises(ConfigError, match=r"devices 64: this machine has a CPU of \d+ cores"):
         claim_devices(64)
     with pytest.raises(ConfigError, match="devices must be at least 1"):
@@ -260,8 +260,8 @@ def test_what_cannot_be_spread_is_refused():
         )
 
 
-def test_nothing_but_figures_goes_between_devices():
-    """No rows: of each at most one number, its KL; and a gradient goes once a step."""
+def test_devices_exchange_no_rows():
+    """Of each row at most one number, its KL; and a gradient once a step."""
     env, steps = scripted_jax(), 512
     settings = settle(
         "Scripted",
@@ -286,7 +286,7 @@ def test_nothing_but_figures_goes_between_devices():
     loop = r'op_name="jit\(iterate\)/while/body[^"]*while/body'
     in_minibatch = re.findall(rf"= (.*?) all-reduce\(.*{loop}", text)
     assert sorted(shapes_of(in_minibatch)) == sorted(["3", "", "53", "35"])
-    # Nor does a loop of one device wait for those of the others to end.
+    # And a loop of one device does not wait for the others' loops to end.
     assert not re.search(r"= pred\[\] all-reduce\(.*vmap\(\)/while", text)
 
 

@@ -194,6 +194,8 @@ class _Rank:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         print(f"rank {self._rank}: process {os.getpid()} on {socket.gethostname()}", flush=True)
+        # Ray's handler raises SystemExit, which an import or a callback may swallow.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         threading.Thread(target=self._forward_stop, daemon=True).start()
         try:
             work()
