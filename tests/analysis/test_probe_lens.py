@@ -521,7 +521,7 @@ def test_a_replay_makes_the_runs_own_update_and_batch_across_a_scheduled_reset(h
     # The checkpoint of iteration 8 remembers the policy before update 8, which is that after 7.
     stored = read_checkpoint(sorted((copy / "checkpoints").iterdir())[0]).arrays
     for name, ours in name_arrays(found.new).items():
-        np.testing.assert_array_equal(ours, stored[f"watch/params/policy/{name}"])
+        np.testing.assert_array_equal(ours, stored[f"lens/params/policy/{name}"])
     # Two rollouts of 16 steps since the reset, in episodes of 5: it began in the middle of some.
     np.testing.assert_array_equal(found.batch.ages, [2, 2])
     obs = np.asarray(found.batch.steps.obs)

@@ -183,8 +183,7 @@ class HostPlayer:
 
     def _repeats(self, policy: Any) -> bool:
         """Whether an episode is the same when it is played again."""
-        limit = min(CHECKED_STEPS, self.limit)
-        plays = (self._play(policy, range(1), keep=True, limit=limit) for _ in range(2))
+        plays = (self._play(policy, range(1), keep=True, limit=CHECKED_STEPS) for _ in range(2))
         return all(map(np.array_equal, *map(jax.tree.leaves, plays)))
 
     def _play(self, policy: Any, episodes: range, *, keep: bool, limit: int) -> PlayedEpisodes:

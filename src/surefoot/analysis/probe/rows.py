@@ -17,6 +17,7 @@ from surefoot.formulas.advantages import generalized_advantage_estimation
 
 BOUND_ROWS = 50_000
 """Maximum number of rows that the bounds are computed from."""
+_compiled_advantages = jax.jit(generalized_advantage_estimation)
 
 
 class Experience(NamedTuple):
@@ -114,9 +115,6 @@ def episode_ages(
         age = np.where(ended[t], 0, age + valid[t])
         episode = np.where(ended[t], episode.max() + np.cumsum(ended[t]), episode)
     return ages, episodes, age
-
-
-_compiled_advantages = jax.jit(generalized_advantage_estimation)
 
 
 def _advantages(
