@@ -35,14 +35,12 @@ from surefoot.exact import (
     StepSizes,
     TabularSoftmax,
     corridor,
-    exact_rule,
-    exact_surrogate,
+    find_rule,
     random_mdp,
     report_update,
     solve,
     starting_point,
     update_path,
-    visited_kl,
 )
 from surefoot.formulas.advantages import generalized_advantage_estimation
 from surefoot.formulas.intervals import mean_interval
@@ -77,10 +75,9 @@ class Case:
         )
         self.gain, self.middle_gain = (each.eta - self.old.eta for each in (self.new, self.middle))
         self.promise, self.middle_promise = (
-            exact_surrogate(self.old, each.policy) - self.old.eta
-            for each in (self.new, self.middle)
+            self.old.surrogate(each.policy) - self.old.eta for each in (self.new, self.middle)
         )
-        self.kl = visited_kl(self.old, self.new.policy)
+        self.kl = self.old.kl(self.new.policy)
 
     def measurements(self, *, critic, gae_lambda, seed=0):
         env, values = tabular_env(self.mdp, "tabular:random"), jnp.asarray(critic, jnp.float32)
@@ -165,7 +162,7 @@ def test_intervals_cover_at_their_rate_on_several_mdps(name):
 def corridor_probe(*, budget, seed, value=None):
     """The exact edge of trust of ppo's step in the corridor, and a probe of that step."""
     mdp = corridor()
-    update = update_path(starting_point(mdp), exact_rule("ppo"), StepSizes())
+    update = update_path(starting_point(mdp), find_rule("ppo"), StepSizes())
     logit = lambda p: float(np.log(p[0, 1] / p[0, 0]))  # noqa: E731
     first, last = logit(update.old.policy), logit(update.new.policy)
 

@@ -85,7 +85,7 @@ def test_a_distribution_that_does_not_fit_the_space(command, words, said):
 
 @case(5)
 def test_exact_quantities_of_an_environment_without_a_table(command):
-    refused(command("exact", "CartPole-v1"), "shows no transition table")
+    refused(command("exact", "CartPole-v1"), "has no transition table")
 
 
 @case(6)

@@ -21,15 +21,13 @@ from surefoot.exact import (
     StepSizes,
     TabularSoftmax,
     corridor,
-    exact_clipped_surrogate,
-    exact_learning_curve,
-    exact_rule,
-    exact_surrogate,
     find_mdp,
+    find_rule,
     fisher_matrix,
     gap_bounds,
     guaranteed_returns,
     kl_per_state,
+    learning_curve,
     make_mdp,
     optimal_policy,
     random_mdp,
@@ -37,12 +35,10 @@ from surefoot.exact import (
     ridge,
     solve,
     starting_point,
-    state_weights,
     time_limited_optimum,
     time_limited_return,
     update_path,
     updated,
-    visited_kl,
 )
 from surefoot.exact.practice import exact_batch, policy_fn, training_update
 from surefoot.formulas.clipping import clipped_gains
@@ -74,11 +70,11 @@ def random_start(seed, *, shared, gamma=0.9):
 
 def kl_of(old, policy):
     """Mean KL, by scipy."""
-    return float(state_weights(old) @ special.rel_entr(old.policy, policy).sum(axis=1))
+    return float(old.weights @ special.rel_entr(old.policy, policy).sum(axis=1))
 
 
 def path_of(mdp, rule, **sizes):
-    return update_path(starting_point(mdp), exact_rule(rule), StepSizes(**sizes))
+    return update_path(starting_point(mdp), find_rule(rule), StepSizes(**sizes))
 
 
 def test_exact_ppo_goes_over_the_edge_of_the_corridor():
@@ -129,7 +125,7 @@ def test_the_ridges_return_is_its_closed_form_and_its_surrogate_a_straight_line(
     closed = gamma * policies * (1 - (1 + B) * policies) / ((1 - gamma) * (1 + gamma * policies))
     np.testing.assert_allclose(etas, closed, rtol=1e-10, atol=1e-12)
     old = solve(mdp, going_right(mdp, 0.1))
-    promises = [exact_surrogate(old, going_right(mdp, p)) for p in policies]
+    promises = [old.surrogate(going_right(mdp, p)) for p in policies]
     np.testing.assert_allclose(np.diff(promises, 2), 0.0, atol=1e-10 * mdp.horizon)
 
 
@@ -144,7 +140,7 @@ def test_the_ridges_figures_are_those_of_theory():
     assert found.edge_of_trust_kl == pytest.approx(0.0125, abs=1e-4)
     assert path.at(marks.broken)[0, 1] == pytest.approx(0.213, abs=1e-3)
     far = going_right(old.mdp, 0.4)
-    assert exact_surrogate(old, far) == pytest.approx(2.98, abs=0.01)
+    assert old.surrogate(far) == pytest.approx(2.98, abs=0.01)
     assert solve(old.mdp, far).eta == pytest.approx(-1.10, abs=0.01)
 
 
@@ -191,7 +187,7 @@ def test_the_coupling_bound_is_attained_where_going_pays_once_and_costs_for_ever
     mdp = make_mdp(P, np.array([[0.0, X], [0.0, -X]]), gamma=gamma)
     old, new = (solve(mdp, going_right(mdp, p)) for p in (0.0, alpha))
     np.testing.assert_array_equal(old.advantages[:, 1], [X, -X])
-    lie, bounds = exact_surrogate(old, new.policy) - new.eta, gap_bounds(old, new)
+    lie, bounds = old.surrogate(new.policy) - new.eta, gap_bounds(old, new)
     assert bounds["B9"] == pytest.approx(lie, rel=1e-10)
     slack = (1 - gamma * (1 - alpha)) / (1 - gamma)
     assert bounds["B2"] == pytest.approx(slack * lie, rel=1e-10)
@@ -201,15 +197,15 @@ def test_the_coupling_bound_is_attained_where_going_pays_once_and_costs_for_ever
 @pytest.mark.parametrize(("q", "ratio"), [(0.1, 2.8), (0.01, 20.8), (0.001, 200.8)])
 def test_exact_ppo_bounds_neither_ratio_nor_kl(q, ratio):
     mdp = make_mdp(np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), gamma=0.0)
-    path = update_path(starting_point(mdp, p_old=q), exact_rule("ppo"), StepSizes(clip_eps=0.2))
+    path = update_path(starting_point(mdp, p_old=q), find_rule("ppo"), StepSizes(clip_eps=0.2))
     found = report_update(path, clip_eps=0.2)
     assert found.ratio_max == pytest.approx(ratio, rel=1e-9)
     certain = np.array([[0.0, 1.0]])
-    top = exact_clipped_surrogate(path.old, certain, clip_eps=0.2)
+    top = path.old.clipped(certain, clip_eps=0.2)
     assert top == pytest.approx(found.clipped_new, rel=1e-12)
     assert np.isinf(kl_per_state(path.old.policy, certain)).all()
     short = q * ratio - 1e-6
-    assert exact_clipped_surrogate(path.old, np.array([[1 - short, short]]), clip_eps=0.2) < top
+    assert path.old.clipped(np.array([[1 - short, short]]), clip_eps=0.2) < top
 
 
 def good():
@@ -279,7 +275,7 @@ def test_rewards_by_successor_are_averaged_and_nothing_happens_in_a_terminal_sta
     np.testing.assert_array_equal(mdp.transitions[1], [[0.0, 1.0], [0.0, 1.0]])
     old = solve(mdp, going_right(mdp, 0.5))
     assert old.values[1] == 0.0
-    np.testing.assert_array_equal(state_weights(old), [1.0, 0.0])
+    np.testing.assert_array_equal(old.weights, [1.0, 0.0])
 
 
 @pytest.mark.parametrize("max_kl", [1e-6, 0.01, 0.3])
@@ -290,7 +286,7 @@ def test_exact_trpo_ends_on_the_edge_of_its_radius(shared, max_kl):
         old = start.old
         new = updated(start, "trpo", StepSizes(max_kl=max_kl)).policy
         assert kl_of(old, new) == pytest.approx(max_kl, rel=1e-6)
-        assert exact_surrogate(old, new) > old.eta
+        assert old.surrogate(new) > old.eta
 
 
 @pytest.mark.parametrize(("size", "seed"), [(1, 103), (2, 35), (3, 3)])
@@ -314,7 +310,7 @@ def test_exact_trpo_loses_nothing_near_a_deterministic_policy(size, seed):
     )
     old = start.old
     new = updated(start, "trpo", StepSizes(max_kl=0.05)).policy
-    assert exact_surrogate(old, new) >= old.eta
+    assert old.surrogate(new) >= old.eta
     assert kl_of(old, new) <= 0.05 * (1 + 1e-6)
 
 
@@ -336,10 +332,10 @@ def test_exact_ppo_ends_at_a_local_maximum_where_states_share_parameters(monkeyp
     start = random_start(seed, shared=True)
     old = start.old
     counting(monkeypatch, 50_000)
-    theta = exact_rule("ppo")(start, StepSizes())
+    theta = find_rule("ppo")(start, StepSizes())
 
     def objective(theta):
-        return exact_clipped_surrogate(old, start.family.policy(theta), clip_eps=0.2)
+        return old.clipped(start.family.policy(theta), clip_eps=0.2)
 
     top = objective(theta)
     assert top > old.eta
@@ -367,7 +363,7 @@ def test_where_nothing_is_to_be_gained_no_rule_moves(reward, rule, shared):
 def test_the_rules_that_leave_a_shared_family_say_so(rule):
     start = starting_point(corridor())
     with pytest.raises(ConfigError, match=f"{rule}: .* give each state its own with --tabular"):
-        exact_rule(rule)(start, StepSizes())
+        find_rule(rule)(start, StepSizes())
 
 
 TABLES = {
@@ -415,7 +411,7 @@ def test_the_best_policy_of_a_gymnasium_table_scores_what_is_known_of_it(name):
 def test_without_noise_every_rule_reaches_the_optimum_of_a_gymnasium_table(name, rule):
     start, best = starting_point(table(name)), optimal_return(name)
     updates = {"pi": 10, "npg": 40, "trpo": 30, "ppo": 60}[rule]
-    found = exact_learning_curve(start, rule, exact_rule(rule), StepSizes(), iterations=updates)
+    found = learning_curve(start, rule, find_rule(rule), StepSizes(), iterations=updates)
     assert found.etas[0] < best - 1e-3
     assert found.etas[-1] == pytest.approx(best, abs=1e-8 * (1.0 + abs(best)))
     assert min(np.diff(found.etas)) >= -1e-9 * (1.0 + abs(best))
@@ -434,11 +430,11 @@ def test_the_formulas_and_the_exact_quantities_agree_on_an_exact_batch(x64, shar
     gain = surrogate(log_probs, batch.old_log_probs, batch.advantages, batch.weights)
     ratio = likelihood_ratio(log_probs, batch.old_log_probs)
     held = weighted_mean(clipped_gains(ratio, batch.advantages, clip_eps=0.2), batch.weights)
-    promised = exact_surrogate(old, new) - old.eta
+    promised = old.surrogate(new) - old.eta
     assert mdp.horizon * gain == pytest.approx(promised, rel=1e-9)
-    clipped = exact_clipped_surrogate(old, new, clip_eps=0.2) - old.eta
+    clipped = old.clipped(new, clip_eps=0.2) - old.eta
     assert mdp.horizon * held == pytest.approx(clipped, rel=1e-9)
-    expected = visited_kl(old, new)
+    expected = old.kl(new)
     assert mean_kl(before, after, batch.weights) == pytest.approx(expected, rel=1e-9)
     product = fisher_vector_product(fn, jnp.asarray(theta), batch.inputs, batch.weights)
     dense = jax.vmap(lambda v: product(v.reshape(theta.shape)).reshape(-1))(jnp.eye(theta.size))
@@ -463,7 +459,7 @@ def test_the_npg_that_trains_takes_the_closed_forms_step_on_an_exact_batch(share
     old = start.old
     theta = training_update(NPG(max_kl=max_kl, **EXACTLY))(start, StepSizes())
     new, F = start.family.policy(theta), fisher_matrix(start.family, old)
-    closed = exact_rule("npg")(start, StepSizes(max_kl=max_kl))
+    closed = find_rule("npg")(start, StepSizes(max_kl=max_kl))
     np.testing.assert_allclose(new, start.family.policy(closed), atol=1e-8)
     step = (theta - start.theta).reshape(-1)
     assert 0.5 * step @ F @ step == pytest.approx(max_kl, rel=1e-8)
@@ -478,7 +474,7 @@ def test_the_trpo_that_trains_becomes_exact_as_its_radius_shrinks(shared):
     misses = []
     for max_kl in RADII:
         theta = training_update(TRPO(max_kl=max_kl, **EXACTLY))(start, StepSizes())
-        ahead = exact_rule("npg")(start, StepSizes(max_kl=max_kl))
+        ahead = find_rule("npg")(start, StepSizes(max_kl=max_kl))
         F = fisher_matrix(start.family, old)
         step, natural = ((x - start.theta).reshape(-1) for x in (theta, ahead))
         along = (step @ F @ natural) ** 2 / ((step @ F @ step) * (natural @ F @ natural))
@@ -487,7 +483,7 @@ def test_the_trpo_that_trains_becomes_exact_as_its_radius_shrinks(shared):
         kl = kl_of(old, new)
         assert kl <= max_kl * (1 + 1e-6)
         best = updated(start, "trpo", StepSizes(max_kl=max_kl)).policy
-        gains = [exact_surrogate(old, policy) - old.eta for policy in (new, best)]
+        gains = [old.surrogate(policy) - old.eta for policy in (new, best)]
         assert gains[0] <= gains[1] * (1 + 1e-6)
         misses.append((abs(kl / max_kl - 0.9), abs(gains[0] / (np.sqrt(0.9) * gains[1]) - 1.0)))
     for near, far in zip(misses[1:], misses, strict=False):

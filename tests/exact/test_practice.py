@@ -17,9 +17,9 @@ from surefoot.exact import (
     StepSizes,
     UpdatePath,
     corridor,
-    exact_learning_curve,
-    exact_rule,
     find_mdp,
+    find_rule,
+    learning_curve,
     optimal_policy,
     random_mdp,
     report_update,
@@ -29,7 +29,6 @@ from surefoot.exact import (
     time_limited_return,
     update_path,
     updated,
-    visited_kl,
 )
 from surefoot.exact.practice import training_update
 from surefoot.exact.registry import optimal_episode_return
@@ -127,9 +126,9 @@ def test_learning_curves_reach_the_optimum_and_say_where_they_are(capsys):
 
 def test_ppo_kl_adapts_its_weight_over_a_curve():
     start, sizes = starting_point(find_mdp("FrozenLake-v1", {})), StepSizes(kl_coef=100.0)
-    rule = exact_rule("ppo-kl")
-    first = visited_kl(start.old, updated(start, "ppo-kl", sizes).policy)
-    kls = exact_learning_curve(start, "ppo-kl", rule, sizes, iterations=30).kls
+    rule = find_rule("ppo-kl")
+    first = start.old.kl(updated(start, "ppo-kl", sizes).policy)
+    kls = learning_curve(start, "ppo-kl", rule, sizes, iterations=30).kls
     assert kls[0] == first < 0.001
     assert 0.01 / 1.6 < np.median(kls[15:]) < 0.02
 
@@ -270,7 +269,7 @@ def test_a_name_says_whether_it_imports_something():
 
 
 def test_landmarks_are_where_they_say():
-    path = update_path(starting_point(ridge()), exact_rule("trpo"), StepSizes())
+    path = update_path(starting_point(ridge()), find_rule("trpo"), StepSizes())
     half, broken, best = path.landmarks
     assert path.realised(half) == pytest.approx(0.5 * path.promised(half), rel=1e-9)
     assert path.realised(broken) == pytest.approx(0.0, abs=1e-9)
@@ -295,7 +294,7 @@ def test_a_path_to_a_policy_that_rules_actions_out_is_a_mixture_and_ends_there()
 
 def test_an_update_that_promises_nothing_has_no_ratio_and_no_edge():
     start = starting_point(random_mdp(1, reward_density=0.0))
-    found = report_update(update_path(start, exact_rule("trpo"), StepSizes()))
+    found = report_update(update_path(start, find_rule("trpo"), StepSizes()))
     assert found.ratio is None
     assert found.edge_of_trust_kl is None
     assert found.realised_gain == 0

@@ -9,24 +9,22 @@ import base64
 import html
 import json
 import re
-import string
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from surefoot import exact
 from surefoot.analysis.plots import plot_lines, plot_update
 from surefoot.exact.claims import bound, ppo, region, surrogate, trpo
 from surefoot.exact.claims.cases import Finding, going_right
-from surefoot.exact.families import starting_point
-from surefoot.exact.mdp import MDP, corridor, ridge
-from surefoot.exact.path import UpdatePath, walk
 from surefoot.exact.picture import UpdatePicture
-from surefoot.exact.updates import updated
+from surefoot.exact.updates import exact_trpo
 
 CLAIMS: dict[str, Callable[[], Finding]] = {
     claim.__name__: claim for part in (surrogate, bound, region, trpo, ppo) for claim in part.CLAIMS
@@ -45,17 +43,26 @@ class JudgedClaim(NamedTuple):
     title: str
     says: str
     experiment: str
-    found: Finding
     finding: str
     verdict: str
     caption: str
     command: str
+    found: Finding
 
     @property
     def commands(self) -> list[str]:
         """Every command that recomputes the claim."""
         own = f"surefoot essay --claim {self.number}"
         return [own, self.command] if self.command else [own]
+
+    def draw(self, file: Path) -> bool:
+        """Draw the picture, where there is one."""
+        picture = self.found.picture
+        if isinstance(picture, UpdatePicture):
+            plot_update(picture, file)
+        elif picture:
+            plot_lines(picture, file)
+        return picture is not None
 
 
 def judge_claims(numbers: Sequence[int] | None = None) -> Iterator[JudgedClaim]:
@@ -72,47 +79,35 @@ def _sections() -> list[str]:
 
 
 def _judge(number: int, section: str) -> JudgedClaim:
-    heading, says, *paragraphs = (" ".join(part.split()) for part in section.split("\n\n"))
-    name, _, title = heading.partition(": ")
+    name, _, section = section.partition(": ")
     found = CLAIMS[name]()
-    experiment, finding, verdict, *rest = (
-        _Numbers().vformat(text, (), found.numbers) for text in paragraphs
+
+    def number_of(place: re.Match[str]) -> str:
+        return format(found.numbers[place[1]], place[2]).replace("%", " %")
+
+    section = re.sub(r"\{([^:}]+):([^}]+)\}", number_of, section)
+    title, says, experiment, finding, verdict, *rest = (
+        " ".join(part.removeprefix("> ").replace("\n> ", " ").split())
+        for part in section.split("\n\n")
     )
-    return JudgedClaim(
-        number,
-        title,
-        says.replace("> ", ""),
-        experiment,
-        found,
-        finding,
-        verdict.removeprefix("**Verdict: ").removesuffix(".**"),
-        caption="".join(text.strip("*") for text in rest if text.startswith("*")),
-        command="".join(text.strip("`") for text in rest if text.startswith("`")),
-    )
-
-
-class _Numbers(string.Formatter):
-    """Puts numbers into text: names may hold dots (`ratio_0.1`), a percent sign has a space."""
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return kwargs[field_name], field_name
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        return super().format_field(value, format_spec).replace("%", " %")
+    verdict = verdict.removeprefix("**Verdict: ").removesuffix(".**")
+    caption = "".join(text.strip("*") for text in rest if text.startswith("*"))
+    command = "".join(text.strip("`") for text in rest if text.startswith("`"))
+    return JudgedClaim(number, title, says, experiment, finding, verdict, caption, command, found)
 
 
 def as_text(claim: JudgedClaim) -> str:
     """A claim for a terminal."""
-    parts = {
-        "essay:": claim.says,
-        "trial:": claim.experiment,
-        "result:": claim.finding,
-        "verdict:": claim.verdict,
-        "see:": claim.command,
-    }
+    parts = (
+        ("essay:", claim.says),
+        ("trial:", claim.experiment),
+        ("result:", claim.finding),
+        ("verdict:", claim.verdict),
+        ("see:", claim.command),
+    )
     lines = [
         textwrap.fill(text, 94, initial_indent=f"  {head:9s}", subsequent_indent=" " * 11)
-        for head, text in parts.items()
+        for head, text in parts
         if text
     ]
     return "\n".join([f"{claim.number}. {claim.title}", *lines])
@@ -120,44 +115,29 @@ def as_text(claim: JudgedClaim) -> str:
 
 def as_record(claim: JudgedClaim) -> dict[str, Any]:
     """A claim for a program."""
-    return {
-        "claim": claim.number,
-        "title": claim.title,
-        "says": claim.says,
-        "finding": claim.finding,
-        "verdict": claim.verdict,
-        "numbers": dict(claim.found.numbers),
-    }
+    names = ("title", "says", "finding", "verdict")
+    record = {name: getattr(claim, name) for name in names}
+    return {"claim": claim.number, **record, "numbers": dict(claim.found.numbers)}
 
 
 def as_markdown(claims: Sequence[JudgedClaim], pictures: Path) -> str:
     """The whole essay as a page; pictures go into the folder `pictures`, beside the page."""
-    sections = []
+    head, primer, *_, untried = _sections()
+    paragraphs = [head, f"## {primer}"]
     for claim in claims:
-        paragraphs = [
+        paragraphs += [
             f"## {claim.number}. {claim.title}",
             f"> {claim.says}",
             claim.experiment,
             claim.finding,
             f"**Verdict: {claim.verdict}.**",
         ]
-        if claim.found.picture:
-            file = pictures / f"claim-{claim.number}.png"
-            _draw(claim, file)
-            link = f"{pictures.name}/{file.name}"
-            paragraphs += [f"![{claim.caption}]({link})", f"*{claim.caption}*"]
+        file = pictures / f"claim-{claim.number}.png"
+        if claim.draw(file):
+            link = f"![{claim.caption}]({pictures.name}/{file.name})"
+            paragraphs += [link, f"*{claim.caption}*"]
         paragraphs.append("Recompute: " + ", ".join(f"`{line}`" for line in claim.commands))
-        sections.append("\n\n".join(paragraphs))
-    head, primer, *_, untried = _sections()
-    return "\n\n".join([head, f"## {primer}", *sections, f"## {untried}\n"])
-
-
-def _draw(claim: JudgedClaim, file: Path) -> None:
-    picture = claim.found.picture
-    if isinstance(picture, UpdatePicture):
-        plot_update(picture, file)
-    elif picture:
-        plot_lines(picture, file)
+    return "\n\n".join([*paragraphs, f"## {untried}\n"])
 
 
 def as_html(claims: Sequence[JudgedClaim]) -> str:
@@ -165,37 +145,39 @@ def as_html(claims: Sequence[JudgedClaim]) -> str:
 
     Every value that they show is computed here; the page only looks it up.
     """
-    template = string.Template((Path(__file__).parent / "essay.html").read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        sections = "\n".join(_section(claim, Path(folder)) for claim in claims)
+    template = Template((Path(__file__).parent / "essay.html").read_text(encoding="utf-8"))
     _, primer, *_, untried = (section.partition("\n")[2] for section in _sections())
-    boards = {"corridor": _board(corridor(), 0.02, 0.28), "ridge": _board(ridge(), 0.02, 0.42)}
+    boards = {
+        "corridor": _board(exact.corridor(), 0.02, 0.28),
+        "ridge": _board(exact.ridge(), 0.02, 0.42),
+    }
     return template.substitute(
-        claims=sections,
+        claims="\n".join(_section(claim) for claim in claims),
         primer=_paragraphs(primer),
         untried=_paragraphs(untried),
         data=json.dumps(boards, allow_nan=False),
     )
 
 
-def _section(claim: JudgedClaim, folder: Path) -> str:
+def _section(claim: JudgedClaim) -> str:
     say, picture = html.escape, ""
-    if claim.found.picture:
-        file = folder / f"{claim.number}.png"
-        _draw(claim, file)
-        data = base64.b64encode(file.read_bytes()).decode()
-        picture = (
-            f'<figure><img alt="{say(claim.caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{say(claim.caption)}</figcaption></figure>"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "picture.png"
+        if claim.draw(file):
+            data = base64.b64encode(file.read_bytes()).decode()
+            picture = (
+                f'<figure><img alt="{say(claim.caption)}" src="data:image/png;base64,{data}">'
+                f"<figcaption>{say(claim.caption)}</figcaption></figure>"
+            )
     kind = claim.verdict.split()[0].rstrip(";:,.")
     kind = "when" if claim.verdict.startswith("holds when") else kind
+    commands = "\n".join(claim.commands)
     return (
         f'<section id="claim-{claim.number}"><h2>{claim.number}. {say(claim.title)}</h2>'
         f"<blockquote>{say(claim.says)}</blockquote><p>{say(claim.experiment)}</p>"
         f"<p>{say(claim.finding)}</p>"
         f'<p class="verdict {kind}">{say(claim.verdict)}</p>{picture}'
-        f"<pre>{say(chr(10).join(claim.commands))}</pre></section>"
+        f"<pre>{say(commands)}</pre></section>"
     )
 
 
@@ -206,13 +188,15 @@ def _paragraphs(text: str) -> str:
     return "\n".join(f"<p>{part}</p>" for part in text.strip().split("\n\n"))
 
 
-def _board(mdp: MDP, low: float, high: float) -> dict[str, Any]:
+def _board(mdp: exact.MDP, low: float, high: float) -> dict[str, Any]:
     """What a picture to be dragged shows at every p from `low` to `high`."""
-    start = starting_point(mdp)
-    trpo_step, ppo_step = updated(start, "trpo"), updated(start, "ppo")
-    p_old, p_trpo, p_ppo = (float(s.policy[0, 1]) for s in (start.old, trpo_step, ppo_step))
-    grid = np.unique([*np.linspace(low, high, 341), p_old, p_trpo, p_ppo])
-    along = walk(start.old, [going_right(mdp, float(p)) for p in grid])
+    start = exact.starting_point(mdp)
+    path = exact.update_path(start, exact_trpo, exact.StepSizes())
+    ends = {"trpo": path.new, "ppo": exact.updated(start, "ppo")}
+    p_old, half = float(start.old.policy[0, 1]), path.landmarks.half
+    steps = {rule: float(new.policy[0, 1]) for rule, new in ends.items()}
+    grid = np.unique([*np.linspace(low, high, 341), p_old, *steps.values()])
+    along = exact.walk(start.old, [going_right(mdp, float(p)) for p in grid])
     columns = {
         "p": grid,
         "eta": along.eta,
@@ -222,11 +206,9 @@ def _board(mdp: MDP, low: float, high: float) -> dict[str, Any]:
         "ratio": grid / p_old,
         "edge": np.array([(1 - mdp.gamma) * new.visits[-1] for new in along.solved]),
     }
-    path = UpdatePath(start.old, trpo_step)
-    half = path.landmarks.half
     return {name: np.round(column, 6).tolist() for name, column in columns.items()} | {
         "p_old": p_old,
-        "steps": {"trpo": p_trpo, "ppo": p_ppo},
+        "steps": steps,
         "last": {"corridor": "at the edge", "ridge": "on the crest"}[mdp.name],
         "half": None if half is None else float(path.at(half)[0, 1]),
     }

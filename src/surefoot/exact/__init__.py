@@ -1,95 +1,66 @@
 """Finite MDPs solved exactly, and every rule's update without noise."""
 
-from surefoot.exact.bounds import (
-    BOUNDS,
-    degradation_bound,
-    gap_bounds,
-    guaranteed_returns,
-    mixture_bound,
-    mixture_step,
-)
+from surefoot.exact.bounds import BOUNDS, gap_bounds, guaranteed_returns
 from surefoot.exact.families import (
     LinearSoftmax,
     StartingPoint,
     TabularSoftmax,
     fisher_matrix,
     logits_of,
-    one_parameter,
-    policy_gradient,
     starting_point,
 )
 from surefoot.exact.mdp import MDP, corridor, make_mdp, random_mdp, ridge
-from surefoot.exact.path import UpdatePath, update_path
+from surefoot.exact.path import UpdatePath, update_path, walk
 from surefoot.exact.registry import find_mdp
-from surefoot.exact.report import exact_learning_curve, report_update
+from surefoot.exact.report import ExactCurve, UpdateReport, learning_curve, report_update
 from surefoot.exact.solution import (
+    Policy,
     SolvedPolicy,
-    exact_clipped_surrogate,
-    exact_surrogate,
-    expected_advantages,
-    gap_forms,
+    episode_limit,
     kl_per_state,
     optimal_policy,
     solve,
-    state_weights,
     time_limited_optimum,
     time_limited_return,
     tv_per_state,
     visitation_tv,
-    visited_kl,
 )
-from surefoot.exact.updates import (
-    EXACT_UPDATES,
-    StepSizes,
-    exact_natural_gradient,
-    exact_rule,
-    greedy_policy,
-    updated,
-)
+from surefoot.exact.updates import StepSizes, find_rule, updated
 
 __all__ = [
     "BOUNDS",
-    "EXACT_UPDATES",
     "MDP",
+    "ExactCurve",
     "LinearSoftmax",
+    "Policy",
     "SolvedPolicy",
     "StartingPoint",
     "StepSizes",
     "TabularSoftmax",
     "UpdatePath",
+    "UpdateReport",
     "corridor",
-    "degradation_bound",
-    "exact_clipped_surrogate",
-    "exact_learning_curve",
-    "exact_natural_gradient",
-    "exact_rule",
-    "exact_surrogate",
-    "expected_advantages",
+    "episode_limit",
     "find_mdp",
+    "find_rule",
     "fisher_matrix",
     "gap_bounds",
-    "gap_forms",
-    "greedy_policy",
     "guaranteed_returns",
     "kl_per_state",
+    "learning_curve",
     "logits_of",
     "make_mdp",
-    "mixture_bound",
-    "mixture_step",
-    "one_parameter",
     "optimal_policy",
-    "policy_gradient",
     "random_mdp",
     "report_update",
     "ridge",
     "solve",
     "starting_point",
-    "state_weights",
     "time_limited_optimum",
     "time_limited_return",
     "tv_per_state",
     "update_path",
     "updated",
     "visitation_tv",
-    "visited_kl",
+    "walk",
 ]

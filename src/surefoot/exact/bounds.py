@@ -15,10 +15,7 @@ from scipy import special
 from surefoot.exact.solution import (
     Policy,
     SolvedPolicy,
-    exact_surrogate,
-    expected_advantages,
     kl_per_state,
-    promised_gain,
     tv_per_state,
 )
 
@@ -51,7 +48,7 @@ def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     tv = np.where(free, tv_per_state(old.policy, new.policy), 0.0)
     kl = np.where(free, kl_per_state(old.policy, new.policy), 0.0)
     reverse_kl = np.where(free, kl_per_state(new.policy, old.policy), 0.0)
-    lift = expected_advantages(old, new.policy)
+    lift = old.expected_advantages(new.policy)
     alpha, span, epsbar = float(tv.max()), float(np.ptp(lift)), float(np.abs(lift).max())
     eps = float(np.abs(old.advantages).max())
     widest = float(np.ptp(old.advantages, axis=1).max())
@@ -77,7 +74,7 @@ def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
             "B8": gamma * alpha * H * span / coupled,
             "B9": 2 * gamma * alpha**2 * H * widest / coupled,
             "B10": H * span * visit_tv,
-            "B11": promised_gain(old, new.policy) + entropic_loss,
+            "B11": old.promised_gain(new.policy) + entropic_loss,
         }
     # 0 times infinity: nothing can be gained or lost, or nothing is known.
     return {
@@ -88,7 +85,7 @@ def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
 
 def guaranteed_returns(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     """The return that each bound guarantees the new policy: L minus the bound."""
-    reached = exact_surrogate(old, new.policy)
+    reached = old.surrogate(new.policy)
     return {name: reached - bound for name, bound in gap_bounds(old, new).items()}
 
 
@@ -123,7 +120,7 @@ def degradation_bound(old: SolvedPolicy, new: Policy, *, max_kl: float) -> float
 
     Source: Achiam et al. 2017, arXiv:1705.10528, proposition 1.
     """
-    epsbar = float(np.abs(expected_advantages(old, new)).max())
+    epsbar = float(np.abs(old.expected_advantages(new)).max())
     return float(np.sqrt(2 * max_kl) * old.mdp.gamma * epsbar * old.mdp.horizon**2)
 
 
@@ -133,8 +130,8 @@ def mixture_bound(old: SolvedPolicy, target: Policy, share: float) -> float:
     Source: Kakade & Langford 2002, theorem 4.1; epsbar = max |E_target A|, not max |A|.
     """
     gamma = old.mdp.gamma
-    gain = share * promised_gain(old, target)
-    epsbar = float(np.abs(expected_advantages(old, target)).max())
+    gain = share * old.promised_gain(target)
+    epsbar = float(np.abs(old.expected_advantages(target)).max())
     loss = 2 * epsbar * gamma * share**2 * old.mdp.horizon / (1 - gamma * (1 - share))
     return old.eta + gain - loss
 
@@ -144,8 +141,8 @@ def mixture_step(old: SolvedPolicy, target: Policy) -> float:
 
     Source: Kakade & Langford 2002, for the bound rounded to 2 epsbar gamma share² / (1 - gamma)².
     """
-    gamma, gain = old.mdp.gamma, promised_gain(old, target)
-    epsbar = float(np.abs(expected_advantages(old, target)).max())
+    gamma, gain = old.mdp.gamma, old.promised_gain(target)
+    epsbar = float(np.abs(old.expected_advantages(target)).max())
     if gain <= 0.0:
         return 0.0
     if gamma == 0.0:

@@ -2,33 +2,20 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from surefoot.errors import ConfigError
 from surefoot.exact.mdp import MDP, check_policy
-from surefoot.exact.solution import Policy, SolvedPolicy, solve, state_weights
+from surefoot.exact.solution import Policy, SolvedPolicy, solve
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities of each row of logits; `scipy.special.softmax` costs several times as much."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
-
-
-@runtime_checkable
-class Family(Protocol):
-    """A family of policies with parameters theta."""
-
-    def policy(self, theta: np.ndarray) -> Policy:
-        """The policy at theta."""
-        ...
-
-    def vjp(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
-        """Sum of rows(s, a) times the gradient of pi(a|s), in the shape of theta."""
-        ...
 
 
 class TabularSoftmax(NamedTuple):
@@ -58,8 +45,11 @@ class LinearSoftmax(NamedTuple):
 
     def vjp(self, policy: Policy, rows: Float[np.ndarray, "state action"]) -> np.ndarray:
         """Sum of rows(s, a) times the gradient of pi(a|s)."""
-        centred = rows - np.sum(policy * rows, axis=1, keepdims=True)
-        return np.einsum("sa,sap->p", policy * centred, self.features)
+        centred = rows - (policy * rows).sum(axis=1, keepdims=True)
+        return (policy * centred).reshape(-1) @ self.features.reshape(policy.size, -1)
+
+
+Family = TabularSoftmax | LinearSoftmax
 
 
 def one_parameter(mdp: MDP) -> LinearSoftmax:
@@ -142,7 +132,7 @@ def fisher_matrix(family: Family, solved: SolvedPolicy) -> Float[np.ndarray, "pa
 
     Source: Kakade 2001, "A natural policy gradient", eq. 2.
     """
-    weights, policy = state_weights(solved), solved.policy
+    weights, policy = solved.weights, solved.policy
     num_states, num_actions = policy.shape
     blocks = weights[:, None, None] * (
         np.einsum("sa,ab->sab", policy, np.eye(num_actions))

@@ -13,11 +13,7 @@ from surefoot.exact.families import StartingPoint, softmax
 from surefoot.exact.solution import (
     Policy,
     SolvedPolicy,
-    exact_clipped_surrogate,
-    exact_surrogate,
-    promised_gain,
     solve,
-    visited_kl,
 )
 from surefoot.exact.updates import ExactRule, StepSizes
 
@@ -71,11 +67,11 @@ class UpdatePath:
 
     def kl(self, fraction: float) -> float:
         """Mean KL(old || policy) at a fraction, in nats."""
-        return visited_kl(self.old, self.at(fraction))
+        return self.old.kl(self.at(fraction))
 
     def promised(self, fraction: float) -> float:
         """Gain in return by the surrogate at a fraction."""
-        return promised_gain(self.old, self.at(fraction))
+        return self.old.promised_gain(self.at(fraction))
 
     def realised(self, fraction: float) -> float:
         """True gain in return at a fraction."""
@@ -151,8 +147,8 @@ def walk(old: SolvedPolicy, policies: Sequence[Policy], *, clip_eps: float = 0.2
     solved = [solve(old.mdp, policy) for policy in policies]
     return Walk(
         solved,
-        np.array([visited_kl(old, policy) for policy in policies]),
+        np.array([old.kl(policy) for policy in policies]),
         np.array([new.eta for new in solved]),
-        np.array([exact_surrogate(old, policy) for policy in policies]),
-        np.array([exact_clipped_surrogate(old, policy, clip_eps=clip_eps) for policy in policies]),
+        np.array([old.surrogate(policy) for policy in policies]),
+        np.array([old.clipped(policy, clip_eps=clip_eps) for policy in policies]),
     )

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from surefoot.exact.bounds import guaranteed_returns
-from surefoot.exact.path import UpdatePath, walk
+from surefoot.exact.path import UpdatePath, Walk, walk
 
 DRAWN_BOUNDS = {
     "B6": "guaranteed: B6, Schulman 2015",
@@ -46,10 +46,7 @@ class UpdatePicture(NamedTuple):
         title: a heading.
         xlabel: meaning of `x`.
         x: places along the update, from the old policy on.
-        kl: mean KL(old || new) at each, in nats.
-        eta: the return.
-        surrogate: L.
-        clipped: PPO's objective.
+        along: the truth and the promise at each.
         guaranteed: for each bound its lower limit of the return.
         taken: the update's own place.
         edge: where half the promise is kept, or None.
@@ -58,10 +55,7 @@ class UpdatePicture(NamedTuple):
     title: str
     xlabel: str
     x: Float[np.ndarray, " point"]
-    kl: Float[np.ndarray, " point"]
-    eta: Float[np.ndarray, " point"]
-    surrogate: Float[np.ndarray, " point"]
-    clipped: Float[np.ndarray, " point"]
+    along: Walk
     guaranteed: Mapping[str, Float[np.ndarray, " point"]]
     taken: float
     edge: float | None
@@ -77,12 +71,12 @@ def update_picture(
     broken, half = path.landmarks.broken, path.landmarks.half
     reach = 1.0 if broken is None else max(1.0, min(broken, 3.0))
     fractions = np.linspace(0.0, min(1.12 * reach, path.end), POINTS)
-    found = walk(path.old, [path.at(a) for a in fractions], clip_eps=clip_eps)
+    along = walk(path.old, [path.at(a) for a in fractions], clip_eps=clip_eps)
     x, xlabel = fractions, "multiples of the update"
     if shared:
-        x = np.array([new.policy[0, 1] for new in found.solved])
+        x = np.array([new.policy[0, 1] for new in along.solved])
         xlabel = "probability of going right, shared by all states"
-    lows = [guaranteed_returns(path.old, new) for new in found.solved]
+    lows = [guaranteed_returns(path.old, new) for new in along.solved]
     limits = {label: np.array([low[name] for low in lows]) for name, label in DRAWN_BOUNDS.items()}
 
     def on_axis(fraction: float) -> float:
@@ -92,10 +86,7 @@ def update_picture(
         title=f"{path.old.mdp.name}, {rule}",
         xlabel=xlabel,
         x=x,
-        kl=found.kl,
-        eta=found.eta,
-        surrogate=found.surrogate,
-        clipped=found.clipped,
+        along=along,
         guaranteed={n: np.where(np.isfinite(low), low, np.nan) for n, low in limits.items()},
         taken=on_axis(1.0),
         edge=None if half is None else on_axis(half),

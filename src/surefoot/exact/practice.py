@@ -8,7 +8,6 @@ shares code with `formulas` or `rules`.
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from surefoot.errors import ConfigError
 from surefoot.exact.families import Family, LinearSoftmax, StartingPoint
-from surefoot.exact.solution import SolvedPolicy, state_weights
+from surefoot.exact.solution import SolvedPolicy
 from surefoot.exact.updates import ExactRule, StepSizes
 from surefoot.formulas.conjugate_gradient import fisher_vector_product
 from surefoot.formulas.distributions import Categorical, DiagGaussian
@@ -36,13 +35,13 @@ def policy_fn(family: Family) -> Callable[[Any, Any], Any]:
 
 def exact_batch(old: SolvedPolicy) -> Batch:
     """Every state that is not terminal with every action, weighted by d(s) pi(a|s)."""
-    weights = state_weights(old)[:, None] * old.policy
+    weights = old.weights[:, None] * old.policy
     return _batch(old, np.arange(old.policy.size), weights.reshape(-1))
 
 
 def sampled_batch(old: SolvedPolicy, *, rows: int, seed: int) -> Batch:
     """Rows drawn from d(s) pi(a|s): sampled states and actions, exact advantages."""
-    weights = (state_weights(old)[:, None] * old.policy).reshape(-1)
+    weights = (old.weights[:, None] * old.policy).reshape(-1)
     if weights.sum() == 0:
         return exact_batch(old)
     drawn = np.random.default_rng(seed).choice(weights.size, size=rows, p=weights / weights.sum())
@@ -66,15 +65,6 @@ def _batch(old: SolvedPolicy, flat: np.ndarray, weights: np.ndarray) -> Batch:
     )
 
 
-@dataclass
-class _Memory:
-    """The compiled rule and its state, carried from one update to the next."""
-
-    program: Any = None
-    state: Any = None
-    count: int = 0
-
-
 def training_update(
     config: Any, *, rows: int | None = None, seed: int = 0, num_updates: int = 1
 ) -> ExactRule:
@@ -88,9 +78,12 @@ def training_update(
         seed: of the samples and of the rule's own draws.
         num_updates: updates that schedules are spread over.
     """
-    memory = _Memory()
+    program: Any = None
+    state: Any = None
+    updates = 0
 
     def update(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
+        nonlocal program, state, updates
         with jax.enable_x64(True):
             old, theta = start.old, jnp.asarray(start.theta)
             parts, count = getattr(config, "num_minibatches", 1), rows or old.policy.size
@@ -98,17 +91,17 @@ def training_update(
                 raise ConfigError(
                     f"num_minibatches {parts} does not divide the batch of {count} rows; give 1"
                 )
-            if memory.program is None:
+            if program is None:
                 rule = UPDATE_RULES[config.name](
                     config, policy_fn(start.family), float(num_updates)
                 )
-                memory.program, memory.state = jax.jit(rule.update), rule.init(theta)
+                program, state = jax.jit(rule.update), rule.init(theta)
             batch = exact_batch(old)
             if rows is not None:
-                batch = sampled_batch(old, rows=rows, seed=seed + memory.count)
-            key = jax.random.fold_in(jax.random.key(seed), memory.count)
-            theta, memory.state, _ = memory.program(memory.state, theta, batch, key)
-            memory.count += 1
+                batch = sampled_batch(old, rows=rows, seed=seed + updates)
+            key = jax.random.fold_in(jax.random.key(seed), updates)
+            theta, state, _ = program(state, theta, batch, key)
+            updates += 1
             return np.asarray(theta)
 
     return update

@@ -1,7 +1,7 @@
 """One exact update with every number that describes it; and many updates in a row."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -10,14 +10,11 @@ from surefoot.exact.bounds import guaranteed_returns
 from surefoot.exact.families import StartingPoint
 from surefoot.exact.path import UpdatePath
 from surefoot.exact.solution import (
-    exact_clipped_surrogate,
     kl_per_state,
     optimal_policy,
-    promised_gain,
     solve,
     tv_per_state,
     visitation_tv,
-    visited_kl,
 )
 from surefoot.exact.updates import ExactRule, StepSizes
 
@@ -71,16 +68,12 @@ class UpdateReport:
     best_eta: float
     optimum: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
 
 def report_update(path: UpdatePath, *, clip_eps: float = 0.2) -> UpdateReport:
     """Compute the report of one update."""
     old, new, marks = path.old, path.new, path.landmarks
     free = ~old.mdp.terminal
-    promised, realised = promised_gain(old, new.policy), new.eta - old.eta
+    promised, realised = old.promised_gain(new.policy), new.eta - old.eta
     possible = free[:, None] & (old.policy > 0)
 
     def kl_at(fraction: float | None) -> float | None:
@@ -93,7 +86,7 @@ def report_update(path: UpdatePath, *, clip_eps: float = 0.2) -> UpdateReport:
         promised_gain=promised,
         realised_gain=realised,
         ratio=realised / promised if path.promises else None,
-        clipped_new=exact_clipped_surrogate(old, new.policy, clip_eps=clip_eps),
+        clipped_new=old.clipped(new.policy, clip_eps=clip_eps),
         kl_mean=kl_at(1.0),
         kl_max=_finite(kl_per_state(old.policy, new.policy)[free].max()),
         kl_reverse_max=_finite(kl_per_state(new.policy, old.policy)[free].max()),
@@ -122,14 +115,14 @@ class ExactCurve(NamedTuple):
     policy: Float[np.ndarray, "state action"]
 
 
-def exact_learning_curve(
+def learning_curve(
     start: StartingPoint, name: str, rule: ExactRule, sizes: StepSizes, *, iterations: int
 ) -> ExactCurve:
     """Update after update. ppo-kl's weight adapts by the paper's rule."""
     etas, kls = [start.old.eta], []
     for _ in range(iterations):
         after = replace(start, theta=rule(start, sizes))
-        kl = visited_kl(start.old, after.old.policy)
+        kl = start.old.kl(after.old.policy)
         if name == "ppo-kl":
             sizes = replace(sizes, kl_coef=_adapted(sizes.kl_coef, kl))
         start = after

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from scipy import optimize
 
 from surefoot.exact.families import StartingPoint
-from surefoot.exact.solution import Policy, expected_advantages, state_weights, visited_kl
+from surefoot.exact.solution import Policy
 
 MAX_LOGIT_STEP, MIN_LOGIT_STEP = 1e-2, 1e-12
 """Step sizes of the ascent: the largest change of the difference of two logits of a state."""
@@ -20,13 +20,13 @@ def constrained_parameters(start: StartingPoint, natural: np.ndarray, max_kl: fl
     the natural step itself, shortened to the radius; and no step at all. The best one counts.
     """
     old, family, theta = start.old, start.family, start.theta
-    weights, rows = state_weights(old), old.visits[:, None] * old.advantages
+    weights, rows = old.weights, old.visits[:, None] * old.advantages
 
     def kl_at(step: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean KL after a step, and its gradient."""
         policy = _positive(family.policy(theta + step))
         slope = -family.vjp(policy, weights[:, None] * old.policy / policy)
-        return visited_kl(old, policy), slope
+        return old.kl(policy), slope
 
     def gain(step: np.ndarray) -> tuple[float, np.ndarray]:
         policy = family.policy(theta + step)
@@ -62,13 +62,13 @@ def constrained_parameters(start: StartingPoint, natural: np.ndarray, max_kl: fl
 
 def penalized_parameters(start: StartingPoint, kl_coef: float) -> np.ndarray:
     """The largest mean advantage minus kl_coef times mean KL(old || new), by BFGS."""
-    old, family, weights = start.old, start.family, state_weights(start.old)
+    old, family, weights = start.old, start.family, start.old.weights
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         policy = _positive(family.policy(theta))
         rows = weights[:, None] * (old.advantages + kl_coef * old.policy / policy)
-        gain = float(weights @ expected_advantages(old, policy))
-        return kl_coef * visited_kl(old, policy) - gain, -family.vjp(policy, rows)
+        gain = float(weights @ old.expected_advantages(policy))
+        return kl_coef * old.kl(policy) - gain, -family.vjp(policy, rows)
 
     found = optimize.minimize(loss, start.theta, jac=True, method="BFGS", options={"gtol": 1e-12})
     return found.x
@@ -88,7 +88,7 @@ def clipped_parameters(
     at which a kink is felt. The ascent ends where no step gains any more.
     """
     old, family, theta = start.old, start.family, start.theta
-    rows = state_weights(old)[:, None] * old.advantages
+    rows = old.weights[:, None] * old.advantages
     edges = np.where(old.advantages > 0, 1, -1) * clip_eps + 1
 
     def objective(ratio: np.ndarray) -> float:

@@ -18,7 +18,7 @@ UNLIMITED_STEPS = 10_000
 
 
 class SolvedPolicy(NamedTuple):
-    """Exact quantities of one policy.
+    """Exact quantities of one policy, and of others as its data shows them.
 
     `visits` is rho, the discounted count of visits to each state, which sums to 1 / (1 - gamma).
     `eta` is the expected discounted return from the start distribution.
@@ -31,6 +31,47 @@ class SolvedPolicy(NamedTuple):
     advantages: Float[np.ndarray, "state action"]
     visits: Float[np.ndarray, " state"]
     eta: float
+
+    @property
+    def weights(self) -> Float[np.ndarray, " state"]:
+        """Weight of each state in a mean over visited states: visits without terminal ones, sum 1.
+
+        All 0 where only terminal states are visited.
+        """
+        visits = np.where(self.mdp.terminal, 0.0, self.visits)
+        total = visits.sum()
+        return visits / total if total > 0 else visits
+
+    def expected_advantages(self, new: Policy) -> Float[np.ndarray, " state"]:
+        """Abar(s): mean of this policy's advantages under the new policy's actions."""
+        return np.sum(new * self.advantages, axis=1)
+
+    def promised_gain(self, new: Policy) -> float:
+        """L - eta: the gain in return if the new policy kept this policy's visits."""
+        return float(self.visits @ self.expected_advantages(new))
+
+    def surrogate(self, new: Policy) -> float:
+        """L: the return of the new policy if its visits were those of this one.
+
+        Source: Schulman et al. 2015, arXiv:1502.05477, eq. 3.
+        """
+        return self.eta + self.promised_gain(new)
+
+    def clipped(self, new: Policy, *, clip_eps: float) -> float:
+        """PPO's objective over all states and actions, in L's units: eta + sum rho pi min(r A, ..).
+
+        Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7, times the horizon.
+        """
+        held = np.clip(new, (1.0 - clip_eps) * self.policy, (1.0 + clip_eps) * self.policy)
+        gains = np.minimum(new * self.advantages, held * self.advantages)
+        gains = np.where(self.policy > 0, gains, 0.0)
+        return float(self.eta + self.visits @ gains.sum(axis=1))
+
+    def kl(self, new: Policy) -> float:
+        """Mean KL(this || new) over the states that this policy visits, in nats."""
+        weights, rows = self.weights, kl_per_state(self.policy, new)
+        # An unvisited state adds nothing, even where its KL is infinite.
+        return float(weights[weights > 0] @ rows[weights > 0])
 
 
 def next_states(mdp: MDP, policy: Policy) -> Float[np.ndarray, "state state"]:
@@ -66,45 +107,6 @@ def solve(mdp: MDP, policy: Policy) -> SolvedPolicy:
     return SolvedPolicy(mdp, policy, values, q_values, advantages, visits, eta)
 
 
-def state_weights(solved: SolvedPolicy) -> Float[np.ndarray, " state"]:
-    """Weight of each state in a mean over visited states: visits without terminal states, sum 1.
-
-    All 0 where only terminal states are visited.
-    """
-    visits = np.where(solved.mdp.terminal, 0.0, solved.visits)
-    total = visits.sum()
-    return visits / total if total > 0 else visits
-
-
-def expected_advantages(old: SolvedPolicy, new: Policy) -> Float[np.ndarray, " state"]:
-    """Abar(s): mean of the old policy's advantages under the new policy's actions."""
-    return np.sum(new * old.advantages, axis=1)
-
-
-def promised_gain(old: SolvedPolicy, new: Policy) -> float:
-    """L - eta: the gain in return if the new policy kept the old policy's visits."""
-    return float(old.visits @ expected_advantages(old, new))
-
-
-def exact_surrogate(old: SolvedPolicy, new: Policy) -> float:
-    """L: the return of the new policy if its visits were those of the old one.
-
-    Source: Schulman et al. 2015, arXiv:1502.05477, eq. 3.
-    """
-    return old.eta + promised_gain(old, new)
-
-
-def exact_clipped_surrogate(old: SolvedPolicy, new: Policy, *, clip_eps: float) -> float:
-    """PPO's objective over all states and actions, in L's units: eta + sum rho pi min(r A, ...).
-
-    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7, times the horizon.
-    """
-    held = np.clip(new, (1.0 - clip_eps) * old.policy, (1.0 + clip_eps) * old.policy)
-    gains = np.minimum(new * old.advantages, held * old.advantages)
-    gains = np.where(old.policy > 0, gains, 0.0)
-    return float(old.eta + old.visits @ gains.sum(axis=1))
-
-
 def kl_per_state(old: Policy, new: Policy) -> Float[np.ndarray, " state"]:
     """KL(old || new) of each state, in nats; infinite where the new policy rules an action out."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -118,13 +120,6 @@ def tv_per_state(old: Policy, new: Policy) -> Float[np.ndarray, " state"]:
     return 0.5 * np.abs(old - new).sum(axis=1)
 
 
-def visited_kl(old: SolvedPolicy, new: Policy) -> float:
-    """Mean KL(old || new) over the states that the old policy visits, in nats."""
-    weights, rows = state_weights(old), kl_per_state(old.policy, new)
-    # An unvisited state adds nothing, even where its KL is infinite.
-    return float(weights[weights > 0] @ rows[weights > 0])
-
-
 def visitation_tv(old: SolvedPolicy, new: SolvedPolicy) -> float:
     """Total variation between the two policies' state distributions d = (1 - gamma) rho."""
     return float(0.5 * (1.0 - old.mdp.gamma) * np.abs(old.visits - new.visits).sum())
@@ -136,7 +131,7 @@ def gap_forms(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     `visits`: (rho' - rho) Abar. `dynamics`: gamma rho (P' - P) (I - gamma P')^-1 Abar.
     `values`: gamma rho (P' - P) (V' - V), old visits x change of the next state x change of value.
     """
-    mdp, lift = old.mdp, expected_advantages(old, new.policy)
+    mdp, lift = old.mdp, old.expected_advantages(new.policy)
     shift = next_states(mdp, new.policy) - next_states(mdp, old.policy)
     pushed = mdp.gamma * old.visits @ shift
     return {

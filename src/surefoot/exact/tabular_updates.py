@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize
 
-from surefoot.exact.solution import Policy, SolvedPolicy, state_weights, visited_kl
+from surefoot.exact.solution import Policy, SolvedPolicy
 
 MIN_PROBABILITY = 1e-12
 """A softmax reaches 0 only at infinite logits: exact ppo stops pushing an action here."""
@@ -14,14 +14,14 @@ MIN_PROBABILITY = 1e-12
 
 def constrained_policy(old: SolvedPolicy, max_kl: float) -> Policy:
     """The policy with the largest surrogate within mean KL(old || new) <= max_kl."""
-    spread = float(np.max(np.ptp(old.advantages, axis=1) * (state_weights(old) > 0)))
+    spread = float(np.max(np.ptp(old.advantages, axis=1) * (old.weights > 0)))
     if spread == 0.0:
         return old.policy
 
     # The penalised maximiser moves away from the old policy as its weight falls: the weight
     # whose maximiser lies on the radius solves the constrained problem.
     def excess(log_coef: float) -> float:
-        return visited_kl(old, penalized_policy(old, np.exp(log_coef))) - max_kl
+        return old.kl(penalized_policy(old, np.exp(log_coef))) - max_kl
 
     low, high = np.log(spread) - 1.0, np.log(spread) + 1.0
     while excess(high) > 0:
@@ -52,7 +52,7 @@ def penalized_policy(old: SolvedPolicy, kl_coef: float) -> Policy:
         low, high = np.where(over, middle, low), np.where(over, high, middle)
     rows = kl_coef * policy / (np.exp(0.5 * (low + high)) + gaps)
     rows /= rows.sum(axis=1, keepdims=True)
-    return np.where(state_weights(old)[:, None] > 0, rows, policy)
+    return np.where(old.weights[:, None] > 0, rows, policy)
 
 
 def clipped_policy(old: SolvedPolicy, clip_eps: float) -> Policy:

@@ -26,7 +26,7 @@ from surefoot.exact.shared_updates import (
     constrained_parameters,
     penalized_parameters,
 )
-from surefoot.exact.solution import Policy, SolvedPolicy, solve, state_weights
+from surefoot.exact.solution import Policy, SolvedPolicy, solve
 from surefoot.exact.tabular_updates import clipped_policy, constrained_policy, penalized_policy
 
 
@@ -64,13 +64,13 @@ def exact_vpg(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
     return start.theta + sizes.learning_rate * policy_gradient(start.family, start.old)
 
 
-def exact_natural_gradient(family: Family, old: SolvedPolicy) -> tuple[np.ndarray, float]:
+def natural_gradient(family: Family, old: SolvedPolicy) -> tuple[np.ndarray, float]:
     """X = F⁺g and xᵀFx; in a table x is H A(s, a) in every visited state.
 
     Source: Kakade 2001, "A natural policy gradient", theorem 1.
     """
     if isinstance(family, TabularSoftmax):
-        weights = state_weights(old)
+        weights = old.weights
         visited = old.visits[weights > 0].sum()
         x = np.where(weights[:, None] > 0, old.advantages, 0.0) * visited
         return x, float(weights @ np.sum(old.policy * x**2, axis=1))
@@ -84,7 +84,7 @@ def exact_npg(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
 
     Source: Kakade 2001, "A natural policy gradient", scaled as Schulman et al. 2015.
     """
-    x, curvature = exact_natural_gradient(start.family, start.old)
+    x, curvature = natural_gradient(start.family, start.old)
     return start.theta + np.sqrt(2 * sizes.max_kl / curvature) * x if curvature > 0 else start.theta
 
 
@@ -118,7 +118,7 @@ def exact_ppo(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
     """
     if isinstance(start.family, LinearSoftmax):
         return clipped_parameters(start, start.family.features, sizes.clip_eps)
-    visited = state_weights(start.old)[:, None] > 0
+    visited = start.old.weights[:, None] > 0
     rows = clipped_policy(start.old, sizes.clip_eps)
     return logits_of(np.where(visited, rows, start.old.policy))
 
@@ -171,7 +171,7 @@ EXACT_UPDATES: dict[str, ExactRule] = {
 """The exact form of each rule, and of the two that came before them."""
 
 
-def exact_rule(name: str) -> ExactRule:
+def find_rule(name: str) -> ExactRule:
     """The exact form of a rule, by name.
 
     Raises:

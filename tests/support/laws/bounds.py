@@ -6,19 +6,14 @@ from scipy import special
 from surefoot.exact import (
     BOUNDS,
     TabularSoftmax,
-    degradation_bound,
-    exact_surrogate,
-    expected_advantages,
     gap_bounds,
     guaranteed_returns,
     kl_per_state,
-    mixture_bound,
-    mixture_step,
     solve,
-    state_weights,
     tv_per_state,
     visitation_tv,
 )
+from surefoot.exact.bounds import degradation_bound, mixture_bound, mixture_step
 from tests.support.laws.cases import below, close, kl_rows, mean_rows, moved, sums_over_time
 
 
@@ -140,7 +135,7 @@ def law_i22(case):
 def law_i23(case):
     """|Abar| is at most TV times the span of the state's advantages, and twice TV times eps."""
     A = case.old_sums.advantages
-    lift = np.abs(expected_advantages(case.old, case.new.policy))
+    lift = np.abs(case.old.expected_advantages(case.new.policy))
     tv = tv_per_state(case.old.policy, case.new.policy)
     span = A.max(axis=1) - A.min(axis=1)
     checks = below(lift, tv * span, 1e-9, A)
@@ -165,7 +160,7 @@ def law_i24(case):
             sure = mixture_bound(old, target, float(share))
             checks += below(sure, eta, 1e-9, old.values, gain)
             checks += close(sure, slow.eta + share * gain - written, 1e-9, *parts)
-            checks += close(exact_surrogate(old, mixed) - old.eta, share * gain, 1e-9, *parts)
+            checks += close(old.surrogate(mixed) - old.eta, share * gain, 1e-9, *parts)
         rounded = lambda a: a * gain - 2 * epsbar * gamma * a**2 * H**2  # noqa: E731, B023
         shares = np.linspace(0.0, 1.0, 101)
         checks += below(rounded(shares), rounded(best), 1e-9, *parts)
@@ -220,7 +215,7 @@ def law_i26(case):
     for policy in policies:
         delta = mean_rows(slow.visits / mdp.horizon, kl_rows(old.policy, policy))
         lift = np.sum(policy * slow.advantages, axis=1)
-        if not np.isfinite(delta) or exact_surrogate(old, policy) < old.eta:
+        if not np.isfinite(delta) or old.surrogate(policy) < old.eta:
             continue
         most = degradation_bound(old, policy, max_kl=delta)
         written = np.sqrt(2 * delta) * mdp.gamma * np.abs(lift).max() / (1 - mdp.gamma) ** 2
@@ -260,7 +255,7 @@ def law_i27(case):
 
 def law_i36(case):
     """Mean KL is at most the largest, and the effective sample size is 1 / (1 + chi²)."""
-    weights, kl = state_weights(case.old), kl_per_state(case.old.policy, case.new.policy)
+    weights, kl = case.old.weights, kl_per_state(case.old.policy, case.new.policy)
     seen = weights > 0
     if not seen.any():
         assert not weights.any()

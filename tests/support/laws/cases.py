@@ -14,12 +14,12 @@ from surefoot.exact import (
     TabularSoftmax,
     corridor,
     make_mdp,
-    one_parameter,
     random_mdp,
     ridge,
     solve,
     updated,
 )
+from surefoot.exact.families import one_parameter
 
 GAMMAS = (0.0, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99)
 KINDS = ("dense", "peaked", "deterministic", "ridge", "corridor")

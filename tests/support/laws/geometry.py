@@ -3,18 +3,16 @@
 import numpy as np
 
 from surefoot.exact import (
-    EXACT_UPDATES,
     LinearSoftmax,
     StartingPoint,
     StepSizes,
     TabularSoftmax,
-    exact_natural_gradient,
     fisher_matrix,
     kl_per_state,
-    policy_gradient,
-    state_weights,
     updated,
 )
+from surefoot.exact.families import policy_gradient
+from surefoot.exact.updates import EXACT_UPDATES, natural_gradient
 from tests.support.laws.cases import (
     below,
     bend,
@@ -33,7 +31,7 @@ def law_i11(case):
     if not case.smooth:
         return 0
     F, rng, checks = fisher_matrix(case.family, case.old), case.rng(11), 0
-    weights, old = state_weights(case.old), case.old.policy
+    weights, old = case.old.weights, case.old.policy
     checks += close(weights, case.weights, 1e-10)
     for _ in range(2):
         u, _ = direction(case, rng)
@@ -93,7 +91,7 @@ def law_i14(case):
     old = case.old
     if not isinstance(case.family, TabularSoftmax):
         return 0
-    x, curvature = exact_natural_gradient(case.family, old)
+    x, curvature = natural_gradient(case.family, old)
     F, g = fisher_matrix(case.family, old), policy_gradient(case.family, old)
     total = old.visits[case.free].sum()
     mean_square = total * np.sum(case.old_sums.visits[:, None] * old.policy * old.advantages**2)
@@ -134,7 +132,7 @@ def law_i16(case):
     # A direction that hardly counts, but is not cut off, is lost to rounding in both.
     if ((spectrum > 1e-13 * spectrum[-1]) & (spectrum < 1e-10 * spectrum[-1])).any():
         return 0
-    x, curvature = exact_natural_gradient(case.family, case.old)
+    x, curvature = natural_gradient(case.family, case.old)
     root = np.sqrt(case.weights[:, None] * case.old.policy).reshape(-1)
     design = root[:, None] * scores(case).reshape(root.size, -1)
     total = case.old_sums.visits[case.free].sum()

@@ -7,18 +7,14 @@ from surefoot.exact import (
     StartingPoint,
     StepSizes,
     TabularSoftmax,
-    exact_clipped_surrogate,
-    exact_surrogate,
-    expected_advantages,
     gap_bounds,
-    gap_forms,
     kl_per_state,
     make_mdp,
-    policy_gradient,
     solve,
     updated,
 )
-from surefoot.exact.solution import next_states, resolvent
+from surefoot.exact.families import policy_gradient
+from surefoot.exact.solution import gap_forms, next_states, resolvent
 from tests.support.laws.cases import (
     close,
     direction,
@@ -67,8 +63,8 @@ def law_i4(case):
 def law_i5(case):
     """The performance difference lemma: summed, state by state, and in reverse."""
     mdp, old, new, slow = case.mdp, case.old, case.new, case.new_sums
-    lift = expected_advantages(old, new.policy)
-    back = expected_advantages(new, old.policy)
+    lift = old.expected_advantages(new.policy)
+    back = new.expected_advantages(old.policy)
     checks = close(old.eta + slow.visits @ lift, new.eta, 1e-9, old.values, new.values)
     checks += close(
         new.values - old.values, forever(mdp.gamma, slow.law, lift), 1e-9, old.values, new.values
@@ -86,11 +82,11 @@ def law_i6(case):
         for s in range(new.shape[0])
         for a in range(new.shape[1])
     )
-    checks = close(exact_surrogate(old, old.policy), slow.eta, 1e-9, old.values)
-    checks += close(exact_surrogate(old, new), slow.eta + weighted, 1e-9, old.values)
+    checks = close(old.surrogate(old.policy), slow.eta, 1e-9, old.values)
+    checks += close(old.surrogate(new), slow.eta + weighted, 1e-9, old.values)
     for a in case.rng(6).random(2):
-        mixed = exact_surrogate(old, (1 - a) * old.policy + a * new)
-        ends = (1 - a) * old.eta + a * exact_surrogate(old, new)
+        mixed = old.surrogate((1 - a) * old.policy + a * new)
+        ends = (1 - a) * old.eta + a * old.surrogate(new)
         checks += close(mixed, ends, 1e-9, old.values)
     return checks
 
@@ -108,7 +104,7 @@ def law_i7(case):
     checks += close(shift, mdp.gamma * forever(mdp.gamma, slow.law.T, D.T @ far.visits), 1e-9)
     for a in case.rng(7).random(2):
         mixed = solve(mdp, (1 - a) * old.policy + a * new.policy)
-        gap = mixed.eta - exact_surrogate(old, mixed.policy)
+        gap = mixed.eta - old.surrogate(mixed.policy)
         tail = forever(mdp.gamma, slow.law + a * D, case.lift)
         checks += close(gap, a * a * mdp.gamma * slow.visits @ D @ tail, 1e-9, *parts)
         system = np.eye(len(D)) - mdp.gamma * (slow.law + a * D)
@@ -162,8 +158,8 @@ def law_i9(case):
     h = 1e-4 if mdp.horizon < 50 else 2e-5
     found = [
         slope(lambda h: sums_over_time(mdp, policy_at(h)).eta, h),
-        slope(lambda h: exact_surrogate(old, policy_at(h)), h),
-        slope(lambda h: exact_clipped_surrogate(old, policy_at(h), clip_eps=0.2), h),
+        slope(lambda h: old.surrogate(policy_at(h)), h),
+        slope(lambda h: old.clipped(policy_at(h), clip_eps=0.2), h),
     ]
     return sum(close(each, expected, 2e-6, old.values) for each in found)
 

@@ -4,21 +4,17 @@ import numpy as np
 from scipy import optimize, special
 
 from surefoot.exact import (
-    EXACT_UPDATES,
     StartingPoint,
     StepSizes,
     TabularSoftmax,
-    exact_clipped_surrogate,
-    exact_natural_gradient,
-    exact_surrogate,
-    expected_advantages,
     kl_per_state,
     make_mdp,
     optimal_policy,
-    policy_gradient,
     solve,
 )
+from surefoot.exact.families import policy_gradient
 from surefoot.exact.tabular_updates import clipped_policy
+from surefoot.exact.updates import EXACT_UPDATES, natural_gradient
 from tests.support.laws.cases import (
     below,
     close,
@@ -62,7 +58,7 @@ def law_i18(case):
         checks += below(rows[seen], reached[seen], 1e-8, A)
     for new in (tilted, held):
         checks += close(new.sum(axis=1), np.ones(mdp.num_states), 1e-12)
-        checks += below(0.0, expected_advantages(old, new), 1e-10, A)
+        checks += below(0.0, old.expected_advantages(new), 1e-10, A)
         checks += below(case.old_sums.values, sums_over_time(mdp, new).values, 1e-8)
     return checks
 
@@ -142,7 +138,7 @@ def law_i19(case):
         return checks + 1
     if case.theta.size == 1:
         return checks + below(surrogate_by_search(case, radius) / size, gain / size, 1e-5)
-    x, _ = exact_natural_gradient(case.family, old)
+    x, _ = natural_gradient(case.family, old)
 
     def excess(a):
         policy = case.family.policy(case.theta + a * x)
@@ -184,7 +180,7 @@ def law_i20(case):
     checks = close(solve(mdp, optimal_policy(mdp)).eta, best, 1e-9, H)
     start = StartingPoint(mdp, family, np.zeros((mdp.num_states, mdp.num_actions)))
     for step in range(1, 13):
-        _, curvature = exact_natural_gradient(family, start.old)
+        _, curvature = natural_gradient(family, start.old)
         visited = start.old.visits[~mdp.terminal].sum()
         if visited == 0 or curvature <= 1e-18 * H**2:
             break
@@ -209,7 +205,7 @@ def law_i28(case):
     for eps in case.rng(28).uniform(0.01, 0.9, size=2):
         hinge = np.abs(A) * np.maximum(0.0, np.sign(A) * (ratio - 1) - eps)
         written = covered - slow.visits @ np.sum(p * hinge, axis=1)
-        found = exact_clipped_surrogate(old, new, clip_eps=float(eps))
+        found = old.clipped(new, clip_eps=float(eps))
         checks += close(found, written, 1e-9, old.values, slow.visits @ np.abs(A).max(axis=1))
         checks += below(found, covered, 1e-9, old.values, slow.visits @ np.abs(A).max(axis=1))
     return checks
@@ -278,8 +274,8 @@ def law_i29(case):
         checks += close(median[s] @ A / scale, box, 1e-8) + below(box, top, 1e-8)
     # Inside the box nothing is clipped.
     checks += close(
-        exact_clipped_surrogate(old, median, clip_eps=eps),
-        exact_surrogate(old, median),
+        old.clipped(median, clip_eps=eps),
+        old.surrogate(median),
         1e-9,
         old.values,
     )
@@ -288,8 +284,8 @@ def law_i29(case):
         checks += close(held[seen], rows[seen], 1e-10) + close(
             held[~seen], old.policy[~seen], 1e-10
         )
-        top = exact_clipped_surrogate(old, held, clip_eps=eps)
+        top = old.clipped(held, clip_eps=eps)
         for other in (median, case.new.policy, old.policy):
-            reached = exact_clipped_surrogate(old, other, clip_eps=eps)
+            reached = old.clipped(other, clip_eps=eps)
             checks += below(reached, top, 1e-9, old.values)
     return checks

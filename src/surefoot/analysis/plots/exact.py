@@ -22,31 +22,30 @@ def plot_update(picture: UpdatePicture, path: Path) -> None:
         StorageError: the file cannot be written.
     """
     figure, axes = blank()
-    x = picture.x
-    if picture.edge is not None:
-        axes.axvspan(x[0], picture.edge, color=TRUST, alpha=0.1, linewidth=0)
-    axes.plot(x, picture.surrogate, color=PROMISE, linewidth=2.4, label="L, what is promised")
-    axes.plot(x, picture.eta, color=RETURN, linewidth=2.4, label="η, what is got")
+    x, along, edge = picture.x, picture.along, picture.edge
+    if edge is not None:
+        axes.axvspan(x[0], edge, color=TRUST, alpha=0.1, linewidth=0)
+    axes.plot(x, along.surrogate, color=PROMISE, linewidth=2.4, label="L, what is promised")
+    axes.plot(x, along.eta, color=RETURN, linewidth=2.4, label="η, what is got")
     axes.plot(
-        x, picture.clipped, color=CLIPPED, linewidth=1.8, linestyle=(0, (7, 1.5)),
+        x, along.clipped, color=CLIPPED, linewidth=1.8, linestyle=(0, (7, 1.5)),
         label="ppo's clipped objective",
     )  # fmt: skip
     for color, (name, low) in zip(SURE, picture.guaranteed.items(), strict=False):
         axes.plot(x, low, color=color, linewidth=1.3, linestyle=(0, (2, 1)), label=name)
     _mark_step(axes, picture)
-    low = min(picture.eta.min(), picture.clipped.min())
-    high = max(picture.eta.max(), picture.surrogate.max(), picture.clipped.max())
+    # The guarantees may lie far below: they do not set the scale.
+    low = min(along.eta.min(), along.clipped.min())
+    high = max(along.eta.max(), along.surrogate.max(), along.clipped.max())
     pad = 0.08 * (high - low) or 0.1
     axes.set_ylim(low - pad, high + pad)
     axes.set_xlim(x[0], x[-1])
-    if picture.edge is not None and picture.edge < x[-1]:
-        axes.text(
-            picture.edge, low - 0.5 * pad, " edge of trust: half the promise is kept", color=TRUST,
-            fontsize=9, va="bottom",
-        )  # fmt: skip
+    if edge is not None and edge < x[-1]:
+        text = " edge of trust: half the promise is kept"
+        axes.text(edge, low - 0.5 * pad, text, color=TRUST, fontsize=9, va="bottom")
     axes.set(xlabel=picture.xlabel, ylabel="discounted return")
     axes.set_title(picture.title, loc="left", fontsize=13, pad=12)
-    kl_axis(axes, picture.x, picture.kl)
+    kl_axis(axes, x, along.kl)
     axes.grid(alpha=0.2)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
@@ -54,17 +53,13 @@ def plot_update(picture: UpdatePicture, path: Path) -> None:
 
 def _mark_step(axes: Axes, picture: UpdatePicture) -> None:
     """The update: a dot on the return, a dot on the promise, and their difference."""
-    promised, got = (
-        float(np.interp(picture.taken, picture.x, line))
-        for line in (picture.surrogate, picture.eta)
-    )
-    axes.plot([picture.taken] * 2, [promised, got], color=PROMISE, linewidth=1.4, linestyle=":")
-    axes.plot(picture.taken, promised, "o", color=PROMISE, markersize=7)
-    axes.plot(picture.taken, got, "o", color=RETURN, markersize=7)
-    axes.plot(
-        picture.x[0], picture.eta[0], "o", color="white", markeredgecolor=RETURN, markersize=7
-    )
-    right = picture.taken > 0.5 * (picture.x[0] + picture.x[-1])
+    x, along, taken = picture.x, picture.along, picture.taken
+    promised, got = (float(np.interp(taken, x, line)) for line in (along.surrogate, along.eta))
+    axes.plot([taken] * 2, [promised, got], color=PROMISE, linewidth=1.4, linestyle=":")
+    axes.plot(taken, promised, "o", color=PROMISE, markersize=7)
+    axes.plot(taken, got, "o", color=RETURN, markersize=7)
+    axes.plot(x[0], along.eta[0], "o", color="white", markeredgecolor=RETURN, markersize=7)
+    right = taken > 0.5 * (x[0] + x[-1])
     side = {"ha": "right" if right else "left", "textcoords": "offset points", "fontsize": 10}
     room = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     for text, value, color, above in (
@@ -72,9 +67,7 @@ def _mark_step(axes: Axes, picture: UpdatePicture) -> None:
         (f"got {got:.3g}", got, RETURN, promised < got),
     ):
         offset = (-8 if right else 8, 11 if above else -11)
-        axes.annotate(
-            text, (picture.taken, value), offset, va="center", color=color, bbox=room, **side
-        )
+        axes.annotate(text, (taken, value), offset, va="center", color=color, bbox=room, **side)
 
 
 def kl_axis(axes: Axes, x: Float[np.ndarray, " point"], kl: Float[np.ndarray, " point"]) -> None:

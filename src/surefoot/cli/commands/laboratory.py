@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +30,26 @@ MDP_PARAMETERS = {
 
 def add_exact_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `surefoot exact`."""
-    parser.add_argument("mdp", help="corridor, ridge, random:SEED, FILE.npz or a Gymnasium id")
-    parser.add_argument(
-        "rules", nargs="*", metavar="RULE", help="vpg, npg, trpo (default), ppo-kl, ppo, cpi, pi"
-    )
-    parser.add_argument("--plot", metavar="FILE", nargs="?", const="", help="draw a PNG")
-    parser.add_argument("--iterations", type=int, help="number of updates of a learning curve")
-    parser.add_argument("--gamma", type=float, help="discount (default: the MDP's own, or 0.99)")
-    parser.add_argument("--policy", metavar="FILE.npy", help="start from pi(a|s) [state, action]")
-    parser.add_argument("--p-old", type=float, help="start from P(action 1) in every state")
-    parser.add_argument(
-        "--tabular", action="store_true", help="ridge, corridor: separate parameters for each state"
-    )
-    parser.add_argument("--env-kwargs", metavar="JSON", help="keyword arguments of the environment")
-    step = parser.add_argument_group("the update")
+    add = parser.add_argument
+    add("mdp", help="corridor, ridge, random:SEED, FILE.npz or a Gymnasium id")
+    add("rules", nargs="*", metavar="RULE", help="vpg, npg, trpo (default), ppo-kl, ppo, cpi, pi")
+    add("--plot", metavar="FILE", nargs="?", const="", help="draw a PNG")
+    add("--iterations", type=int, help="number of updates of a learning curve")
+    add("--gamma", type=float, help="discount (default: the MDP's own, or 0.99)")
+    add("--policy", metavar="FILE.npy", help="start from pi(a|s) [state, action]")
+    add("--p-old", type=float, help="start from P(action 1) in every state")
+    add("--tabular", action="store_true", help="ridge, corridor: own parameters for each state")
+    add("--env-kwargs", metavar="JSON", help="keyword arguments of the environment")
+    add = parser.add_argument_group("the update").add_argument
     for name, text in STEP_SIZES.items():
-        step.add_argument(_flag(name), type=float, help=text)
-    step.add_argument(
-        "--batch",
-        metavar="exact|N",
-        help="apply the training rule instead, to the exact batch or to N sampled rows",
-    )
-    step.add_argument("--seed", type=int, help="of --batch N (default 0)")
-    family = parser.add_argument_group("families of MDPs")
+        add(_flag(name), type=float, help=text)
+    text = "apply the training rule instead, to the exact batch or to N sampled rows"
+    add("--batch", metavar="exact|N", help=text)
+    add("--seed", type=int, help="of --batch N (default 0)")
+    add = parser.add_argument_group("families of MDPs").add_argument
     for name, (kind, text) in MDP_PARAMETERS.items():
-        family.add_argument(_flag(name), type=kind, help=text)
-    family.add_argument(
-        "--stay", action="store_const", const=True, help="corridor: left stays in its state"
-    )
+        add(_flag(name), type=kind, help=text)
+    add("--stay", action="store_const", const=True, help="corridor: left stays in its state")
 
 
 def _flag(name: str) -> str:
@@ -71,16 +63,15 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 
 def exact_command(options: argparse.Namespace) -> int:
     """Solve an MDP, and report one exact update or a learning curve."""
-    from surefoot.exact import StepSizes, find_mdp, starting_point
+    from surefoot import exact
 
     arguments = _given(options, (*MDP_PARAMETERS, "stay")) | parse_env_kwargs(options.env_kwargs)
-    mdp = find_mdp(options.mdp, arguments, gamma=options.gamma)
-    start = starting_point(
-        mdp, p_old=options.p_old, policy=_policy(options), tabular=options.tabular
-    )
+    mdp = exact.find_mdp(options.mdp, arguments, gamma=options.gamma)
+    policy = _policy(options)
+    start = exact.starting_point(mdp, p_old=options.p_old, policy=policy, tabular=options.tabular)
     rules = options.rules or ["trpo"]
     _refuse_unused_flags(options, rules)
-    sizes = StepSizes(**_given(options, tuple(STEP_SIZES)))
+    sizes = exact.StepSizes(**_given(options, tuple(STEP_SIZES)))
     if options.iterations is not None:
         return _curves(options, start, rules, sizes)
     if len(rules) > 1:
@@ -118,10 +109,10 @@ def _policy(options: argparse.Namespace) -> Any:
 
 def _update(options: argparse.Namespace, rule: str) -> Any:
     """The exact form of a rule, or with --batch the training rule."""
-    from surefoot.exact import exact_rule
+    from surefoot.exact import find_rule
 
     if options.batch is None:
-        return exact_rule(rule)
+        return find_rule(rule)
     from surefoot.exact.practice import training_update
 
     if rule not in RULES:
@@ -142,39 +133,40 @@ def _update(options: argparse.Namespace, rule: str) -> Any:
 
 
 def _one_update(options: argparse.Namespace, start: Any, rule: str, sizes: Any) -> int:
+    from surefoot import exact
     from surefoot.analysis.exact_text import describe_update
-    from surefoot.exact import LinearSoftmax, report_update, update_path
-    from surefoot.exact.picture import update_picture
 
-    path = update_path(start, _update(options, rule), sizes)
-    found = report_update(path, clip_eps=sizes.clip_eps)
+    path = exact.update_path(start, _update(options, rule), sizes)
+    found = exact.report_update(path, clip_eps=sizes.clip_eps)
     file = _plot_file(options, f"exact-{start.mdp.name}-{rule}")
     if file:
         from surefoot.analysis.plots import plot_update
+        from surefoot.exact.picture import update_picture
 
-        shared = isinstance(start.family, LinearSoftmax)
-        plot_update(update_picture(path, rule=rule, shared=shared, clip_eps=sizes.clip_eps), file)
+        shared = isinstance(start.family, exact.LinearSoftmax)
+        picture = update_picture(path, rule=rule, shared=shared, clip_eps=sizes.clip_eps)
+        plot_update(picture, file)
     if options.json:
-        emit({"mdp": start.mdp.name, "rule": rule, **found.to_dict(), "plot": file and str(file)})
+        drawn = file and str(file)
+        emit({"mdp": start.mdp.name, "rule": rule, **asdict(found), "plot": drawn})
     else:
         _print(describe_update(start, rule, found), file)
     return 0
 
 
 def _curves(options: argparse.Namespace, start: Any, rules: Sequence[str], sizes: Any) -> int:
+    from surefoot import exact
     from surefoot.analysis.exact_text import describe_curves, time_limited
-    from surefoot.exact import exact_learning_curve, optimal_policy, solve
 
-    if options.iterations < 1:
-        raise ConfigError(f"--iterations must be at least 1, got {options.iterations}")
+    count, mdp = options.iterations, start.mdp
+    if count < 1:
+        raise ConfigError(f"--iterations must be at least 1, got {count}")
     curves = [
-        exact_learning_curve(
-            start, rule, _update(options, rule), sizes, iterations=options.iterations
-        )
+        exact.learning_curve(start, rule, _update(options, rule), sizes, iterations=count)
         for rule in rules
     ]
-    mdp, best = start.mdp, optimal_policy(start.mdp)
-    optimum = solve(mdp, best).eta
+    best = exact.optimal_policy(mdp)
+    optimum = exact.solve(mdp, best).eta
     file = _plot_file(options, f"exact-{mdp.name}-curves")
     if file:
         from surefoot.analysis.plots import plot_exact_curves

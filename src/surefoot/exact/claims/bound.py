@@ -2,13 +2,10 @@
 
 import numpy as np
 
-from surefoot.exact.bounds import gap_bounds, guaranteed_returns, mixture_bound, mixture_step
+from surefoot import exact
+from surefoot.exact.bounds import mixture_bound, mixture_step
 from surefoot.exact.claims.cases import Finding, random_pairs
-from surefoot.exact.families import starting_point
-from surefoot.exact.mdp import corridor
-from surefoot.exact.path import walk
 from surefoot.exact.picture import LinePicture, PlottedLine
-from surefoot.exact.solution import solve, visitation_tv, visited_kl
 from surefoot.exact.updates import greedy_policy
 
 
@@ -18,7 +15,7 @@ def lower_bound() -> Finding:
     for gamma in (0.9, 0.99):
         for pair in random_pairs(300, gamma=gamma, seed=3):
             gap, room = pair.promised - pair.realised, 1e-8 * (1 + abs(pair.new.eta))
-            bounds = gap_bounds(pair.old, pair.new)
+            bounds = exact.gap_bounds(pair.old, pair.new)
             violations += sum(gap > bound + room for bound in bounds.values())
             if gamma == 0.99 and abs(gap) > 1e-8:
                 ratios.append([bounds[name] / abs(gap) for name in ("B6", "B2", "B11")])
@@ -40,7 +37,7 @@ def _mixtures() -> dict[str, float]:
     for old, _ in random_pairs(200, gamma=0.9, seed=10):
         target = greedy_policy(old)
         share = mixture_step(old, target)
-        new = solve(old.mdp, (1 - share) * old.policy + share * target)
+        new = exact.solve(old.mdp, (1 - share) * old.policy + share * target)
         guaranteed = mixture_bound(old, target, share) - old.eta
         realised = new.eta - old.eta
         violations += realised < guaranteed - 1e-9
@@ -56,10 +53,10 @@ def _mixtures() -> dict[str, float]:
 
 def certified_reach() -> Finding:
     """How small a step the bound certifies."""
-    start = starting_point(corridor())
+    start = exact.starting_point(exact.corridor())
     steps = np.geomspace(1e-6, 1.0, 121)
-    along = walk(start.old, [start.family.policy(start.theta + step) for step in steps])
-    lows = [guaranteed_returns(start.old, new) for new in along.solved]
+    along = exact.walk(start.old, [start.family.policy(start.theta + step) for step in steps])
+    lows = [exact.guaranteed_returns(start.old, new) for new in along.solved]
     gains = {
         "real": along.eta - start.old.eta,
         "schulman": np.array([low["B6"] for low in lows]) - start.old.eta,
@@ -88,8 +85,8 @@ def visitation_follows_kl() -> Finding:
     """KL bounds the visitation shift."""
     violations, closest = 0, 0.0
     for old, new in random_pairs(300, gamma=0.99, seed=4):
-        lemma = np.sqrt(old.mdp.gamma * old.mdp.horizon * visited_kl(old, new.policy) / 2)
-        shift = visitation_tv(old, new)
+        lemma = np.sqrt(old.mdp.gamma * old.mdp.horizon * old.kl(new.policy) / 2)
+        shift = exact.visitation_tv(old, new)
         violations += shift > lemma + 1e-9
         closest = max(closest, shift / lemma)
     horizon, kl = 100.0, 0.01

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from surefoot.exact.bounds import degradation_bound, gap_bounds, guaranteed_returns
+from surefoot import exact
+from surefoot.exact.bounds import degradation_bound
 from surefoot.exact.claims.cases import (
     Finding,
     certified_steps,
@@ -13,19 +14,6 @@ from surefoot.exact.claims.cases import (
     going_right,
     random_pairs,
 )
-from surefoot.exact.families import TabularSoftmax, logits_of, starting_point
-from surefoot.exact.mdp import corridor, ridge
-from surefoot.exact.path import walk
-from surefoot.exact.registry import find_mdp
-from surefoot.exact.solution import (
-    SolvedPolicy,
-    exact_surrogate,
-    kl_per_state,
-    solve,
-    tv_per_state,
-    visited_kl,
-)
-from surefoot.exact.updates import StepSizes, updated
 
 
 def ball_guarantees() -> Finding:
@@ -36,8 +24,8 @@ def ball_guarantees() -> Finding:
         for old, _ in random_pairs(200, gamma=0.9, seed=11)
         for size in (1.0, 10.0, 1000.0)
     )
-    example = starting_point(corridor(m=4, B=1000.0)).old
-    after = updated(starting_point(example.mdp), "trpo", StepSizes(max_kl=0.01))
+    example = exact.starting_point(exact.corridor(m=4, B=1000.0)).old
+    after = exact.updated(exact.starting_point(example.mdp), "trpo", exact.StepSizes(max_kl=0.01))
     pairs = random_pairs(200, gamma=0.99, seed=5)
     certain, kept = certified_steps((old, _tilted(old, 1e-3)) for old, _ in pairs)
     return Finding(
@@ -46,7 +34,7 @@ def ball_guarantees() -> Finding:
             "trpo_fell": trpo.share,
             "ppo_fell": ppo.share,
             "ppo_median_kl": ppo.median_kl,
-            "example_promised": exact_surrogate(example, after.policy),
+            "example_promised": example.surrogate(after.policy),
             "example_old": example.eta,
             "example_got": after.eta,
             "example_allowed": degradation_bound(example, after.policy, max_kl=0.01),
@@ -57,32 +45,32 @@ def ball_guarantees() -> Finding:
     )
 
 
-def _tilted(old: SolvedPolicy, size: float) -> SolvedPolicy:
+def _tilted(old: exact.SolvedPolicy, size: float) -> exact.SolvedPolicy:
     """Every state's policy moved towards its own advantages."""
-    logits = logits_of(old.policy) + size * old.advantages
-    return solve(old.mdp, TabularSoftmax().policy(logits))
+    logits = exact.logits_of(old.policy) + size * old.advantages
+    return exact.solve(old.mdp, exact.TabularSoftmax().policy(logits))
 
 
 def outside_the_region() -> Finding:
     """The surrogate outside the region."""
-    old = starting_point(ridge()).old
+    old = exact.starting_point(exact.ridge()).old
 
     def certified_gain(p: float) -> float:
-        new = solve(old.mdp, going_right(old.mdp, p))
-        return guaranteed_returns(old, new)["B6"] - old.eta
+        new = exact.solve(old.mdp, going_right(old.mdp, p))
+        return exact.guaranteed_returns(old, new)["B6"] - old.eta
 
     edge: Any = optimize.brentq(certified_gain, 0.1 + 1e-6, 0.12, xtol=1e-14)
     points = (0.105, 0.12, 0.15, 0.2, 0.25, 0.4)
-    along = walk(old, [going_right(old.mdp, p) for p in points])
+    along = exact.walk(old, [going_right(old.mdp, p) for p in points])
     kept = (along.eta - old.eta) / (along.surrogate - old.eta)
     far = [
         pair.promised * pair.realised > 0
         for pair in random_pairs(2000, gamma=0.9, seed=6)
-        if visited_kl(pair.old, pair.new.policy) > 1.0
+        if pair.old.kl(pair.new.policy) > 1.0
     ]
     return Finding(
         {
-            "reach": visited_kl(old, going_right(old.mdp, float(edge))),
+            "reach": old.kl(going_right(old.mdp, float(edge))),
             "sign_known": float(np.mean(far)),
             "far_pairs": float(len(far)),
         }
@@ -95,12 +83,15 @@ def pinsker() -> Finding:
     """TV^2 <= KL/2."""
     shares = []
     for old, new in random_pairs(300, gamma=0.5, seed=7):
-        kl, tv = kl_per_state(old.policy, new.policy), tv_per_state(old.policy, new.policy)
+        kl, tv = (
+            exact.kl_per_state(old.policy, new.policy),
+            exact.tv_per_state(old.policy, new.policy),
+        )
         shares.append(tv**2 / np.maximum(kl / 2, 1e-300))
     far = np.array([[0.999, 0.001]]), np.array([[0.001, 0.999]])
-    kl, tv = float(kl_per_state(*far)[0]), float(tv_per_state(*far)[0])
-    start = starting_point(corridor())
-    bounds = gap_bounds(start.old, updated(start, "trpo"))
+    kl, tv = float(exact.kl_per_state(*far)[0]), float(exact.tv_per_state(*far)[0])
+    start = exact.starting_point(exact.corridor())
+    bounds = exact.gap_bounds(start.old, exact.updated(start, "trpo"))
     return Finding(
         {
             "tightest": float(np.max(shares)),
@@ -115,10 +106,10 @@ def pinsker() -> Finding:
 
 def mean_for_max() -> Finding:
     """TRPO constrains the mean, the theorem the maximum."""
-    start = starting_point(find_mdp("FrozenLake-v1", {}))
-    new = updated(start, "trpo", StepSizes(max_kl=0.01))
-    mean = visited_kl(start.old, new.policy)
-    worst = float(kl_per_state(start.old.policy, new.policy)[~start.mdp.terminal].max())
+    start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
+    new = exact.updated(start, "trpo", exact.StepSizes(max_kl=0.01))
+    mean = start.old.kl(new.policy)
+    worst = float(exact.kl_per_state(start.old.policy, new.policy)[~start.mdp.terminal].max())
     return Finding({"mean": mean, "worst": worst, "worst_times": worst / mean})
 
 

@@ -2,37 +2,18 @@
 
 import numpy as np
 
+from surefoot import exact
 from surefoot.exact.claims.cases import Finding, going_right, random_pairs
-from surefoot.exact.families import (
-    LinearSoftmax,
-    StartingPoint,
-    TabularSoftmax,
-    fisher_matrix,
-    logits_of,
-    one_parameter,
-    policy_gradient,
-    starting_point,
-)
-from surefoot.exact.mdp import MDP, corridor, random_mdp
-from surefoot.exact.path import update_path, walk
+from surefoot.exact.families import one_parameter, policy_gradient
 from surefoot.exact.picture import LinePicture, PlottedLine
-from surefoot.exact.solution import (
-    exact_surrogate,
-    expected_advantages,
-    gap_forms,
-    promised_gain,
-    solve,
-    state_weights,
-    visitation_tv,
-    visited_kl,
-)
-from surefoot.exact.updates import StepSizes, exact_trpo, updated
+from surefoot.exact.solution import gap_forms
+from surefoot.exact.updates import exact_trpo
 
 
 def data_moves() -> Finding:
     """In RL, a step changes the data."""
-    start = starting_point(corridor())
-    new = updated(start, "ppo")
+    start = exact.starting_point(exact.corridor())
+    new = exact.updated(start, "ppo")
     before, after = ((1 - start.mdp.gamma) * s.visits[-1] for s in (start.old, new))
     return Finding(
         {
@@ -40,16 +21,16 @@ def data_moves() -> Finding:
             "edge_share_after": after,
             "edge_times": after / before,
             "p_new": float(new.policy[0, 1]),
-            "visitation_tv": visitation_tv(start.old, new),
+            "visitation_tv": exact.visitation_tv(start.old, new),
         }
     )
 
 
 def landscape_is_fixed() -> Finding:
     """The landscape does not shift; the surrogate does."""
-    mdp, points, grid = corridor(), (0.05, 0.1, 0.24), np.linspace(0.02, 0.3, 141)
-    olds = [solve(mdp, going_right(mdp, p)) for p in points]
-    walks = [walk(old, [going_right(mdp, p) for p in grid]) for old in olds]
+    mdp, points, grid = exact.corridor(), (0.05, 0.1, 0.24), np.linspace(0.02, 0.3, 141)
+    olds = [exact.solve(mdp, going_right(mdp, p)) for p in points]
+    walks = [exact.walk(old, [going_right(mdp, p) for p in grid]) for old in olds]
     tangents = zip(points, walks, ("#D55E00", "#E69F00", "#56B4E9"), strict=True)
     picture = LinePicture(
         title="corridor: the return stays, its tangents move",
@@ -62,27 +43,29 @@ def landscape_is_fixed() -> Finding:
         dots=[(p, old.eta) for p, old in zip(points, olds, strict=True)],
     )
     seen = {
-        f"L_from_{p}": exact_surrogate(old, olds[-1].policy)
-        for p, old in zip(points, olds, strict=True)
+        f"L_from_{p}": old.surrogate(olds[-1].policy) for p, old in zip(points, olds, strict=True)
     }
     return Finding(seen | {"eta": olds[-1].eta}, picture)
 
 
 def instability_has_three_causes() -> Finding:
     """Visitation is one cause of instability among three."""
-    start, sizes = starting_point(corridor()), StepSizes(learning_rate=2.0)
-    new = updated(start, "vpg", sizes)
-    scaled = updated(rescaled(start), "vpg", sizes)
+    start, sizes = exact.starting_point(exact.corridor()), exact.StepSizes(learning_rate=2.0)
+    new = exact.updated(start, "vpg", sizes)
+    scaled = exact.updated(rescaled(start), "vpg", sizes)
     sample, everywhere, realised = sampled_gains(
-        random_mdp(7, num_states=20, num_actions=4, gamma=0.95), rows=256, repeats=100, max_kl=0.02
+        exact.random_mdp(7, num_states=20, num_actions=4, gamma=0.95),
+        rows=256,
+        repeats=100,
+        max_kl=0.02,
     )
     return Finding(
         {
             "eta_old": start.old.eta,
-            "kl": visited_kl(start.old, new.policy),
-            "promised": exact_surrogate(start.old, new.policy),
+            "kl": start.old.kl(new.policy),
+            "promised": start.old.surrogate(new.policy),
             "got": new.eta,
-            "kl_rescaled": visited_kl(start.old, scaled.policy),
+            "kl_rescaled": start.old.kl(scaled.policy),
             "got_rescaled": scaled.eta,
             "promised_in_sample": sample,
             "promised_by_all_data": everywhere,
@@ -93,14 +76,14 @@ def instability_has_three_causes() -> Finding:
     )
 
 
-def rescaled(start: StartingPoint) -> StartingPoint:
+def rescaled(start: exact.StartingPoint) -> exact.StartingPoint:
     """The same policy with one parameter in units ten times as large."""
-    family = LinearSoftmax(10.0 * one_parameter(start.mdp).features)
-    return StartingPoint(start.mdp, family, start.theta / 10.0)
+    family = exact.LinearSoftmax(10.0 * one_parameter(start.mdp).features)
+    return exact.StartingPoint(start.mdp, family, start.theta / 10.0)
 
 
 def sampled_gains(
-    mdp: MDP, *, rows: int, repeats: int, max_kl: float
+    mdp: exact.MDP, *, rows: int, repeats: int, max_kl: float
 ) -> tuple[float, float, float]:
     """Mean gain of sampled gradient steps: promised by the sample, by all data, and realised.
 
@@ -108,10 +91,10 @@ def sampled_gains(
     has the same quadratic KL. The first difference is the noise of the sample, the second the
     shift of visits.
     """
-    family, theta = TabularSoftmax(), np.zeros((mdp.num_states, mdp.num_actions))
-    old = solve(mdp, family.policy(theta))
-    fisher = fisher_matrix(family, old)
-    law = (state_weights(old)[:, None] * old.policy).reshape(-1)
+    family, theta = exact.TabularSoftmax(), np.zeros((mdp.num_states, mdp.num_actions))
+    old = exact.solve(mdp, family.policy(theta))
+    fisher = exact.fisher_matrix(family, old)
+    law = (old.weights[:, None] * old.policy).reshape(-1)
     visited = old.visits[~mdp.terminal].sum()
     rng = np.random.default_rng(0)
     gains = []
@@ -120,9 +103,9 @@ def sampled_gains(
         gradient = family.vjp(old.policy, share * old.advantages / old.policy).reshape(-1)
         curvature = gradient @ fisher @ gradient
         step = np.sqrt(2 * max_kl / curvature) * gradient if curvature > 0 else 0 * gradient
-        new = solve(mdp, family.policy(theta + step.reshape(theta.shape)))
+        new = exact.solve(mdp, family.policy(theta + step.reshape(theta.shape)))
         promised = visited * np.sum(share * (new.policy / old.policy - 1) * old.advantages)
-        gains.append((float(promised), promised_gain(old, new.policy), new.eta - old.eta))
+        gains.append((float(promised), old.promised_gain(new.policy), new.eta - old.eta))
     promised, everywhere, realised = np.mean(gains, axis=0)
     return float(promised), float(everywhere), float(realised)
 
@@ -131,7 +114,7 @@ def performance_difference() -> Finding:
     """The performance difference lemma."""
     worst, factor = 0.0, []
     for old, new in random_pairs(300, gamma=0.9):
-        gain = float(new.visits @ expected_advantages(old, new.policy))
+        gain = float(new.visits @ old.expected_advantages(new.policy))
         worst = max(worst, abs(new.eta - old.eta - gain) / (1 + abs(new.eta)))
         normalised = (1 - old.mdp.gamma) * gain
         if abs(normalised) > 1e-3:
@@ -142,7 +125,7 @@ def performance_difference() -> Finding:
 def the_lie() -> Finding:
     """The only difference is rho; the gradient is not a lie."""
     worst_gap = worst_slope = 0.0
-    family, rng, h = TabularSoftmax(), np.random.default_rng(1), 1e-5
+    family, rng, h = exact.TabularSoftmax(), np.random.default_rng(1), 1e-5
     for pair in random_pairs(200, gamma=0.9, seed=1):
         old, new = pair
         gap = pair.realised - pair.promised
@@ -150,28 +133,34 @@ def the_lie() -> Finding:
         worst_gap = max(worst_gap, spread / (1 + abs(new.eta)))
         direction = rng.normal(size=old.policy.shape)
         slope = float(np.sum(policy_gradient(family, old) * direction))
-        logits = logits_of(old.policy)
-        up, down = (solve(old.mdp, family.policy(logits + s * h * direction)).eta for s in (1, -1))
+        logits = exact.logits_of(old.policy)
+        up, down = (
+            exact.solve(old.mdp, family.policy(logits + s * h * direction)).eta for s in (1, -1)
+        )
         worst_slope = max(worst_slope, abs((up - down) / (2 * h) - slope))
     return Finding({"largest_disagreement": worst_gap, "largest_slope_error": worst_slope})
 
 
 def tangent_plane() -> Finding:
     """L is a tangent plane."""
-    start = starting_point(corridor())
+    start = exact.starting_point(exact.corridor())
     old, steps = start.old, np.geomspace(1e-4, 4.0, 25)
 
     def surrogate_after(step: float) -> float:
-        return exact_surrogate(old, start.family.policy(start.theta + step))
+        return old.surrogate(start.family.policy(start.theta + step))
 
-    along = walk(old, [start.family.policy(start.theta + step) for step in steps])
+    along = exact.walk(old, [start.family.policy(start.theta + step) for step in steps])
     gaps = np.abs(along.surrogate - along.eta)
     slope = float(np.polyfit(np.log(steps[:9]), np.log(gaps[:9]), 1)[0])
     near, far = going_right(old.mdp, 0.05), going_right(old.mdp, 0.9)
-    bends = []
-    for a in (0.1, 0.5, 0.7):
-        straight = (1 - a) * exact_surrogate(old, near) + a * exact_surrogate(old, far)
-        bends.append(abs(exact_surrogate(old, (1 - a) * near + a * far) - straight))
+    bends = [
+        abs(
+            old.surrogate((1 - a) * near + a * far)
+            - (1 - a) * old.surrogate(near)
+            - a * old.surrogate(far)
+        )
+        for a in (0.1, 0.5, 0.7)
+    ]
     curvature = surrogate_after(1.0) - 0.5 * (old.eta + surrogate_after(2.0))
     picture = LinePicture(
         title="corridor: the lie is of second order",
@@ -189,7 +178,7 @@ def tangent_plane() -> Finding:
 
 def how_far() -> Finding:
     """Near accurate, far wrong: how far, and which way."""
-    path = update_path(starting_point(corridor()), exact_trpo, StepSizes())
+    path = exact.update_path(exact.starting_point(exact.corridor()), exact_trpo, exact.StepSizes())
     half, broken, best = path.landmarks
     assert half is not None
     assert broken is not None

@@ -4,35 +4,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from surefoot import exact
 from surefoot.exact.claims.cases import Finding, certified_steps, random_pairs
 from surefoot.exact.claims.surrogate import rescaled
-from surefoot.exact.families import (
-    LinearSoftmax,
-    TabularSoftmax,
-    fisher_matrix,
-    logits_of,
-    policy_gradient,
-    starting_point,
-)
-from surefoot.exact.mdp import corridor, ridge
+from surefoot.exact.families import policy_gradient
 from surefoot.exact.practice import update_costs
-from surefoot.exact.registry import find_mdp
-from surefoot.exact.solution import (
-    SolvedPolicy,
-    kl_per_state,
-    next_states,
-    solve,
-    state_weights,
-    visitation_tv,
-)
-from surefoot.exact.updates import StepSizes, exact_natural_gradient, updated
+from surefoot.exact.solution import next_states
+from surefoot.exact.updates import natural_gradient
 
 GAMMAS = (0.9, 0.97, 0.99)
 
 
 def objective_drops_factors() -> Finding:
     """E over rho_old drops a factor, and practice the discount."""
-    lake = starting_point(find_mdp("FrozenLake8x8-v1", {}, gamma=0.9)).old
+    lake = exact.starting_point(exact.find_mdp("FrozenLake8x8-v1", {}, gamma=0.9)).old
     return Finding(
         {f"cosine_{gamma}": _median_cosine(gamma, stay=0.0) for gamma in GAMMAS}
         | {f"slow_cosine_{gamma}": _median_cosine(gamma, stay=0.95) for gamma in GAMMAS}
@@ -48,13 +33,13 @@ def _median_cosine(gamma: float, *, stay: float) -> float:
         repeat = np.broadcast_to(eye[:, None], old.mdp.transitions.shape)
         transitions = stay * repeat + (1 - stay) * old.mdp.transitions
         mdp = old.mdp._replace(start=eye[0], transitions=transitions)
-        found.append(_practice_cosine(solve(mdp, old.policy)))
+        found.append(_practice_cosine(exact.solve(mdp, old.policy)))
     return float(np.median(found))
 
 
-def _practice_cosine(old: SolvedPolicy, steps: int = 200) -> float:
+def _practice_cosine(old: exact.SolvedPolicy, steps: int = 200) -> float:
     """Cosine between the gradient of eta and the one that weights every step alike."""
-    family, law = TabularSoftmax(), next_states(old.mdp, old.policy)
+    family, law = exact.TabularSoftmax(), next_states(old.mdp, old.policy)
     here, seen = old.mdp.start, np.zeros(old.mdp.num_states)
     for _ in range(steps):
         seen, here = seen + here / steps, here @ law
@@ -68,22 +53,26 @@ def _cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 def step_is_natural() -> Finding:
     """The step direction is F^-1 g."""
-    start = starting_point(find_mdp("FrozenLake-v1", {}))
+    start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
     old = start.old
-    x, _ = exact_natural_gradient(start.family, old)
+    x, _ = natural_gradient(start.family, old)
     # In these weights the Euclidean length of a step is its length under F.
-    root = np.sqrt(state_weights(old)[:, None] * old.policy)
+    root = np.sqrt(old.weights[:, None] * old.policy)
     radii = np.geomspace(1e-6, 1.0, 7)
     cosines = []
     for radius in radii:
-        new = updated(start, "trpo", StepSizes(max_kl=float(radius)))
-        step = logits_of(new.policy) - logits_of(old.policy)
+        new = exact.updated(start, "trpo", exact.StepSizes(max_kl=float(radius)))
+        step = exact.logits_of(new.policy) - exact.logits_of(old.policy)
         step -= np.sum(old.policy * step, axis=1, keepdims=True)
         cosines.append(_cosine(root * step, root * x))
-    hill = starting_point(ridge())
+    hill = exact.starting_point(exact.ridge())
     differences = {
         f"{rule}_depends": abs(
-            float((updated(hill, rule).policy - updated(rescaled(hill), rule).policy)[0, 1])
+            float(
+                (exact.updated(hill, rule).policy - exact.updated(rescaled(hill), rule).policy)[
+                    0, 1
+                ]
+            )
         )
         for rule in ("vpg", "npg")
     }
@@ -94,16 +83,16 @@ def step_is_natural() -> Finding:
 
 def fisher_measures() -> Finding:
     """F measures how much the distribution changes."""
-    start = starting_point(find_mdp("FrozenLake-v1", {}))
-    old, weights, family = start.old, state_weights(start.old), TabularSoftmax()
+    start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
+    old, weights, family = start.old, start.old.weights, exact.TabularSoftmax()
     direction = np.random.default_rng(0).normal(size=start.theta.shape)
     flat = direction.reshape(-1)
-    quadratic = 0.5 * float(flat @ fisher_matrix(family, old) @ flat)
+    quadratic = 0.5 * float(flat @ exact.fisher_matrix(family, old) @ flat)
     lengths, errors = np.geomspace(1e-2, 1e-1, 9), []
     for a in lengths:
         new = family.policy(start.theta + a * direction)
-        forward = float(weights @ kl_per_state(old.policy, new))
-        reverse = float(weights @ kl_per_state(new, old.policy))
+        forward = float(weights @ exact.kl_per_state(old.policy, new))
+        reverse = float(weights @ exact.kl_per_state(new, old.policy))
         model = a**2 * quadratic
         errors.append([abs(forward - model), abs(reverse - model), abs(forward - reverse)])
     slopes = np.polyfit(np.log(lengths), np.log(errors), 1)[0]
@@ -120,24 +109,24 @@ def fisher_measures() -> Finding:
 
 def _moved_visits(state: int) -> float:
     """Share of the corridor's visits moved by a step in one state with half its F-square 1e-4."""
-    start, family = starting_point(corridor(), tabular=True), TabularSoftmax()
+    start, family = exact.starting_point(exact.corridor(), tabular=True), exact.TabularSoftmax()
     direction = np.zeros_like(start.theta)
     direction[state, 1] = 1.0
     flat = direction.reshape(-1)
-    length = np.sqrt(2e-4 / (flat @ fisher_matrix(family, start.old) @ flat))
-    new = solve(start.mdp, family.policy(start.theta + length * direction))
-    return visitation_tv(start.old, new)
+    length = np.sqrt(2e-4 / (flat @ exact.fisher_matrix(family, start.old) @ flat))
+    new = exact.solve(start.mdp, family.policy(start.theta + length * direction))
+    return exact.visitation_tv(start.old, new)
 
 
 def parameters_mislead() -> Finding:
     """Large steps may do nothing, tiny ones flip the policy."""
-    low, high = (TabularSoftmax().policy(np.array([[logit, 0.0]])) for logit in (20.0, 60.0))
-    steep = LinearSoftmax(np.array([[[0.0], [1000.0]]]))
+    low, high = (exact.TabularSoftmax().policy(np.array([[logit, 0.0]])) for logit in (20.0, 60.0))
+    steep = exact.LinearSoftmax(np.array([[[0.0], [1000.0]]]))
     before, after = (steep.policy(np.array([x])) for x in (-0.003, 0.003))
     return Finding(
         {
-            "small_kl": float(kl_per_state(low, high)[0]),
-            "large_kl": float(kl_per_state(before, after)[0]),
+            "small_kl": float(exact.kl_per_state(low, high)[0]),
+            "large_kl": float(exact.kl_per_state(before, after)[0]),
             "p_before": float(before[0, 1]),
             "p_after": float(after[0, 1]),
         }
@@ -164,15 +153,15 @@ def exact_optimisation() -> Finding:
     return Finding({"certain": float(certain), "kept": float(kept)})
 
 
-def _random_steps() -> Iterator[tuple[SolvedPolicy, SolvedPolicy]]:
+def _random_steps() -> Iterator[tuple[exact.SolvedPolicy, exact.SolvedPolicy]]:
     """Twenty steps of random direction and length on each of 100 random MDPs."""
-    rng, family = np.random.default_rng(0), TabularSoftmax()
+    rng, family = np.random.default_rng(0), exact.TabularSoftmax()
     for old, _ in random_pairs(100, gamma=0.5, seed=9):
-        logits = logits_of(old.policy)
+        logits = exact.logits_of(old.policy)
         for _ in range(20):
             noise = rng.normal(size=logits.shape)
             size = 10.0 ** rng.uniform(-6, -2)
-            yield old, solve(old.mdp, family.policy(logits + size * noise))
+            yield old, exact.solve(old.mdp, family.policy(logits + size * noise))
 
 
 CLAIMS = (
