@@ -217,11 +217,7 @@ def test_an_error_carries_the_number_of_its_environment_in_the_run():
     actors.reset(0)
     with pytest.raises(EnvContractError, match="reward is NaN") as raised:
         actors.collect(state.learn.params["policy"], state.learn.obs_stats, 0)
-<<<<<<< ours
-    assert (told.value.index, told.value.history) == (3, "a story")
-=======
-    assert (raised.value.index, raised.value.story) == (3, "a story")
->>>>>>> theirs
+    assert (raised.value.index, raised.value.history) == (3, "a story")
 
 
 def test_uneven_shares_and_missing_cores_are_refused():
