@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from surefoot.config.presets import settle
+from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import NPG, PPO, PPOKL, RULES, TRPO, VPG, Critic, Network, Train
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.networks.actor_critic import build
@@ -105,8 +105,7 @@ LEFT, MIDDLE, RIGHT, SECOND = range(4)
 @cache
 def learned(rule, kind):
     env, start = probe(kind)
-    settings = settle(
-        "Probe",
+    groups = Groups(
         RULES_HERE[rule],
         Train(
             steps=50 * 128,
@@ -118,8 +117,8 @@ def learned(rule, kind):
         ),
         Network(hidden=(16,), log_std_init=-1.0),
         Critic(learning_rate=0.01, num_epochs=5, num_minibatches=4),
-        preset="none",
     )
+    settings = settle("Probe", groups)
     network = build(env.spec, settings.network)
     learner = Learner(settings, env.spec, network, env)
 

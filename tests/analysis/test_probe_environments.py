@@ -103,7 +103,7 @@ def sound_run(tmp_path_factory):
 
 @case(12)
 def test_a_step_that_never_returns_ends_the_probe_of_a_run_after_its_time_out(sound_run):
-    with pytest.raises(EnvCrashError, match="gave no answer for 1 s") as caught:
+    with pytest.raises(EnvCrashError, match="did not respond within 1 s") as caught:
         sf.probe_run(sound_run, env=broken_envs.Hangs, budget=5000)
     assert caught.value.name == "ENV-HUNG"
     assert "; at step " in str(caught.value)

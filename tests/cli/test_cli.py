@@ -246,7 +246,7 @@ def test_what_a_preset_changed_is_said_at_the_start_one_record_a_line(capsys, mo
     assert main([*command, *flags]) == 0
     first, second, *rest = capsys.readouterr().err.splitlines()
     assert first.startswith("trpo on Pendulum-v1: 1 iterations of 2 x 200 steps")
-    assert second.startswith("unlike the defaults")
+    assert second.startswith("non-default settings")
     assert {"gamma 0.9", "max_kl 0.02"} <= set(second.split(": ")[1].split(", "))
     (record,) = [line for line in rest if line.startswith("1/1 ")]
     assert record.endswith("left")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from surefoot.config.presets import settle
+from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import VPG, Critic, Network, Train
 from surefoot.errors import EnvContractError
 from surefoot.formulas.running_stats import RunningStats
@@ -22,9 +22,9 @@ from tests.support.trees import assert_same_bits, same_bits
 def make_policy(obs="box", action="discrete", stats=None):
     spec = EnvSpec("Scripted", OBS_SPACES[obs], ACTION_SPACES[action], 5, False, False)
     # A head of ordinary size, so that another observation is another distribution.
-    settings = settle(
-        "Scripted", VPG(), Train(), Network(hidden=(8,), head_scale=0.4), Critic(num_minibatches=1)
-    )
+    network = Network(hidden=(8,), head_scale=0.4)
+    groups = Groups(VPG(), Train(), network, Critic(num_minibatches=1))
+    settings = settle("Scripted", groups)
     network = build(spec, settings.network)
     actor = make_actor(network, spec.action_space, settings)
     params = network.init(jax.random.key(1))["policy"]

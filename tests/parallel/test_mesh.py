@@ -199,11 +199,10 @@ def test_a_whole_run_on_two_devices(tmp_path, env):
         with quickly_built():
             run = sf.train(
                 made() if env == "host" else made, "trpo", steps=64 * 2, out=out,
-                devices=devices, **{**how, "train": train},
+                parallel=sf.Parallel(devices=devices), **{**how, "train": train},
             )  # fmt: skip
         ends[devices] = run
     assert distance(ends[1].state.learn.params, ends[2].state.learn.params) < 1e-4
-    assert ends[2].placement is ONE
     loaded = sf.load(tmp_path / "2", env=made() if env == "host" else made)
     assert_same_bits(loaded.state.learn.params, ends[2].state.learn.params)
 
@@ -220,19 +219,21 @@ def test_a_run_continues_on_another_number_of_devices(tmp_path):
     }
     env = scripted_jax()
     with quickly_built():
-        whole = sf.train(env, "trpo", steps=256, devices=2, out=tmp_path / "whole", **how)
+        whole = sf.train(
+            env, "trpo", steps=256, parallel=sf.Parallel(devices=2), out=tmp_path / "whole", **how
+        )
         sf.train(
-            env, "trpo", steps=256, devices=2, out=tmp_path / "cut", **how,
+            env, "trpo", steps=256, parallel=sf.Parallel(devices=2), out=tmp_path / "cut", **how,
             callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         same = sf.resume(tmp_path / "cut", env=env)
         assert_same_bits(same.state.learn.params, whole.state.learn.params)
         sf.train(
-            env, "trpo", steps=256, devices=2, out=tmp_path / "again", **how,
+            env, "trpo", steps=256, parallel=sf.Parallel(devices=2), out=tmp_path / "again", **how,
             callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
-            other = sf.resume(tmp_path / "again", env=env, devices=1)
+            other = sf.resume(tmp_path / "again", env=env, parallel=sf.Parallel(devices=1))
     assert distance(other.state.learn.params, whole.state.learn.params) < 1e-3
 
 
@@ -251,12 +252,23 @@ def test_impossible_numbers_of_devices_are_refused():
     with pytest.raises(ConfigError, match="devices must be at least 1"):
         claim_devices(0)
     with pytest.raises(ConfigError, match="2 devices cannot share 3 blocks of environments"):
-        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=6, blocks=3), devices=2)
+        sf.train(
+            scripted_jax(),
+            steps=64,
+            train=sf.Train(num_envs=6, blocks=3),
+            parallel=sf.Parallel(devices=2),
+        )
     with pytest.raises(ConfigError, match=r"2 blocks do not divide num_envs 3; nearest.*1 and 3"):
-        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=3), devices=2)
+        sf.train(
+            scripted_jax(), steps=64, train=sf.Train(num_envs=3), parallel=sf.Parallel(devices=2)
+        )
     with pytest.raises(ConfigError, match=r"num_minibatches 32 does not divide .*2 blocks of 16"):
         sf.train(
-            scripted_jax(), "ppo", steps=64, train=sf.Train(num_envs=4, num_steps=8), devices=2
+            scripted_jax(),
+            "ppo",
+            steps=64,
+            train=sf.Train(num_envs=4, num_steps=8),
+            parallel=sf.Parallel(devices=2),
         )
 
 

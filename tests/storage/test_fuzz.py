@@ -45,7 +45,7 @@ WORDS = [
 @pytest.fixture
 def directory():
     """A run with every kind of file that is read."""
-    settings = settle("CartPole-v1", sf.TRPO(), sf.Train(), sf.Network(), sf.Critic())
+    settings = settle("CartPole-v1", sf.preset("CartPole-v1"))
     run = RunDirectory.create(Path("run"), settings.to_dict())
     arrays = {"a/b": np.arange(6, dtype=np.float32).reshape(2, 3), "c": np.array(7, np.int32)}
     run.save(Checkpoint(arrays, 3, 96, True, {"jax": "1"}), keep=1)

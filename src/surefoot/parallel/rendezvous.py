@@ -59,7 +59,7 @@ def join_cluster(devices: int = 1) -> Ranks:
             heartbeat_timeout_seconds=3 * TIMEOUT_S,
             shutdown_timeout_seconds=CONNECT_S,
         )
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         text = str(error).splitlines()[0][:200]
         if address is not None:
             raise ConfigError(f"--cluster auto at {address}: {text}") from error

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from surefoot.config.settings import Parallel
 from surefoot.errors import ConfigError
-from surefoot.storage.run_directory import RunDirectory
 
 
 def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> Parallel:
@@ -25,13 +24,17 @@ def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> 
         raise ConfigError(f"--env-workers must be at least 1, got {options.env_workers}")
     devices = options.devices
     if devices is None and previous is not None:
+        from surefoot.storage.run_directory import RunDirectory
+
         stored = RunDirectory(Path(previous)).config.get("devices")
         devices = stored if isinstance(stored, int) and stored >= 1 else None
     given = {"devices": devices, "cluster": cluster, "env_workers": options.env_workers}
-    for name in ("workers", "restarts", "address"):
+    for name, minimum in (("workers", 1), ("restarts", 0), ("address", 0)):
         value = getattr(options, name, None)
         if value is None:
             continue
+        if isinstance(value, int) and value < minimum:
+            raise ConfigError(f"--{name} must be at least {minimum}, got {value}")
         if cluster != "ray" and (name == "workers" or not options.env_workers):
             other = " or --env-workers" * (name != "workers")
             raise ConfigError(f"--{name} needs --cluster ray{other}", name="FLAG")
