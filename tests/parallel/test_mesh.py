@@ -25,6 +25,7 @@ from tests.support.scripted import scripted_jax, scripted_vector
 from tests.support.trees import assert_same_bits, same_bits
 
 TWO = spread_over(jax.local_devices()[:2])
+TWO_DEVICES = sf.Parallel(devices=2)
 SHORT = {"num_epochs": 2, "num_minibatches": 2}
 RULES_HERE = {
     "vpg": sf.VPG(),
@@ -220,16 +221,16 @@ def test_a_run_continues_on_another_number_of_devices(tmp_path):
     env = scripted_jax()
     with quickly_built():
         whole = sf.train(
-            env, "trpo", steps=256, parallel=sf.Parallel(devices=2), out=tmp_path / "whole", **how
+            env, "trpo", steps=256, parallel=TWO_DEVICES, out=tmp_path / "whole", **how
         )
         sf.train(
-            env, "trpo", steps=256, parallel=sf.Parallel(devices=2), out=tmp_path / "cut", **how,
+            env, "trpo", steps=256, parallel=TWO_DEVICES, out=tmp_path / "cut", **how,
             callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         same = sf.resume(tmp_path / "cut", env=env)
         assert_same_bits(same.state.learn.params, whole.state.learn.params)
         sf.train(
-            env, "trpo", steps=256, parallel=sf.Parallel(devices=2), out=tmp_path / "again", **how,
+            env, "trpo", steps=256, parallel=TWO_DEVICES, out=tmp_path / "again", **how,
             callback=lambda row: row["iteration"] == 2,
         )  # fmt: skip
         with pytest.warns(UserWarning, match="devices 2 to 1.*need not equal"):
@@ -256,19 +257,17 @@ def test_impossible_numbers_of_devices_are_refused():
             scripted_jax(),
             steps=64,
             train=sf.Train(num_envs=6, blocks=3),
-            parallel=sf.Parallel(devices=2),
+            parallel=TWO_DEVICES,
         )
     with pytest.raises(ConfigError, match=r"2 blocks do not divide num_envs 3; nearest.*1 and 3"):
-        sf.train(
-            scripted_jax(), steps=64, train=sf.Train(num_envs=3), parallel=sf.Parallel(devices=2)
-        )
+        sf.train(scripted_jax(), steps=64, train=sf.Train(num_envs=3), parallel=TWO_DEVICES)
     with pytest.raises(ConfigError, match=r"num_minibatches 32 does not divide .*2 blocks of 16"):
         sf.train(
             scripted_jax(),
             "ppo",
             steps=64,
             train=sf.Train(num_envs=4, num_steps=8),
-            parallel=sf.Parallel(devices=2),
+            parallel=TWO_DEVICES,
         )
 
 
