@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from surefoot.config.presets import settle
 from surefoot.config.settings import Critic, Network, Rule, Settings, Train
@@ -13,12 +12,11 @@ from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 from surefoot.networks.actor_critic import build
-from surefoot.storage.run_directory import finite_row
 from surefoot.training.api import choose_groups
 from surefoot.training.learner import Learner
-from surefoot.training.memory import fitting
 from surefoot.training.run import Run
 from surefoot.training.state import LoopState
+from surefoot.training.trainer import train_together
 
 
 def _jax_learner(
@@ -42,46 +40,6 @@ def _jax_learner(
     return settings, source, Learner(settings, spec, net, source.jax_env)
 
 
-def _whole_run(settings: Settings, learner: Learner) -> Callable[[Any], Any]:
-    def run(seed):
-        return jax.lax.scan(
-            lambda state, _: learner.iterate(state),
-            learner.init(seed),
-            jnp.arange(settings.num_iterations),
-        )
-
-    return run
-
-
-def _in_turns(run: Callable[[Any], Any], seeds: list[int]) -> tuple[LoopState, dict[str, Any]]:
-    """`run` of every seed, with a leading axis of seeds; the metrics on the host."""
-    if not seeds:
-        raise ConfigError("train_many: seeds is empty; give at least one")
-
-    def program(count: int) -> Any:
-        shape = jax.ShapeDtypeStruct((count,), jnp.uint32)
-        return jax.jit(jax.vmap(run)).lower(shape).compile()
-
-    together = program(len(seeds))
-    turn = fitting(together, len(seeds))
-    if turn < len(seeds):
-        together = program(turn)
-    # The last turn may train the last seed again: one program serves every turn.
-    turns = [
-        (seeds[first : first + turn] + seeds[-1:] * turn)[:turn]
-        for first in range(0, len(seeds), turn)
-    ]
-    found = []
-    for some in turns:
-        states, metrics = together(jnp.asarray(some, jnp.uint32))
-        found.append((states, jax.device_get(metrics)))
-    states, metrics = zip(*found, strict=True)
-    return (
-        jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(seeds)], *states),
-        jax.tree.map(lambda *parts: np.concatenate(parts)[: len(seeds)], *metrics),
-    )
-
-
 def make_train(
     env: Any,
     rule: Rule | str | None = None,
@@ -101,7 +59,15 @@ def make_train(
         ConfigError: for an environment that is not JAX-native, or settings that do not fit.
     """
     settings, _, learner = _jax_learner(env, rule, train, network, critic, fields)
-    return _whole_run(settings, learner)
+
+    def run(seed):
+        return jax.lax.scan(
+            lambda state, _: learner.iterate(state),
+            learner.init(seed),
+            jnp.arange(settings.num_iterations),
+        )
+
+    return run
 
 
 def train_many(
@@ -137,20 +103,16 @@ def train_many(
     Raises:
         ConfigError: for an environment that is not JAX-native, settings that do not fit, or no
             seeds.
+        NotFiniteError: after `max_refusals` consecutive non-finite updates of one of them.
+        StoppedBySignal: after SIGINT or SIGTERM.
     """
     fields = fields if steps is None else {**fields, "steps": steps}
+    if not seeds:
+        raise ConfigError("train_many: seeds is empty; give at least one")
     settings, source, learner = _jax_learner(env, rule, train, network, critic, fields)
-    states, metrics = _in_turns(_whole_run(settings, learner), list(seeds))
-    runs = []
-    for position, seed in enumerate(seeds):
-        own = settings.with_train(seed=int(seed))
-        state = jax.tree.map(lambda leaf, i=position: leaf[i], states)
-        steps_so_far = np.cumsum(metrics["env_steps"][position])
-        rows = [
-            {"iteration": i + 1}
-            | finite_row({name: values[position, i] for name, values in metrics.items()})
-            | {"env_steps": int(steps_so_far[i])}
-            for i in range(settings.num_iterations)
-        ]
-        runs.append(Run(own, source, learner, state, rows, None, int(steps_so_far[-1])))
+    init = jax.jit(learner.init)
+    runs = [Run(settings.with_train(seed=int(s)), source, learner, init(s)) for s in seeds]
+    for error in train_together(runs):
+        if error is not None:
+            raise error
     return runs
