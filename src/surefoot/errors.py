@@ -15,7 +15,7 @@ def printable(text: str) -> str:
 
 
 class SurefootError(Exception):
-    """A fault with a name. `retryable` says whether the same command may succeed later."""
+    """An error with a name. `retryable` says whether the same command may succeed later."""
 
     code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
@@ -128,7 +128,7 @@ class WorkerLostError(SurefootError):
 
 
 def fault_of(code: int, name: str, message: str) -> SurefootError:
-    """A fault that another process met and told of."""
+    """An error of another process, reported here."""
     if name == "REPLICAS":
         return ReplicaError(message)  # beside updates that are not finite, whose code it has
     others = (kind for kind in SurefootError.__subclasses__() if kind is not ReplicaError)

@@ -72,7 +72,7 @@ def test_step_raises(train, command, where, how):
     assert FIRST_BAD in ended.line
     assert re.search(r"action [01]; ", ended.line)
     assert "\x1b" not in ended.line
-    again = f"surefoot replay run --fault --env {of(kind)}"
+    again = f"surefoot replay run --env {of(kind)}"
     assert f"`{again}`" in ended.line
     # Alone it is stepped here, where only the one that breaks everywhere breaks.
     met = command(*again.replace("Elsewhere", "").split()[1:], "--json")
@@ -87,9 +87,9 @@ def test_a_fault_in_a_first_rollout_can_be_replayed_and_the_command_given_again(
         ended = train(of("Raises"), "--num-steps", "64")
         assert ended.code == 4
         assert "checkpoint" not in ended.line
-    assert command("replay", "run", "--fault", "--env", of("Raises")).code == 0
+    assert command("replay", "run", "--env", of("Raises")).code == 0
     assert isinstance(sf.replay("run", env=of("Raises")), EnvCrashError)
-    well = command("replay", "run", "--fault", "--env", of("Sound"))
+    well = command("replay", "run", "--env", of("Sound"))
     assert well.code == 3
     assert "raised no error" in well.line
 
@@ -184,7 +184,7 @@ def test_nan_in_an_observation(train, command, where, how):
     kind = f"NanObs{where}"
     said = r"environment [01]: observation\[1\] is nan; " + re.escape(FIRST_BAD)
     broken(train(of(kind), *how), kind, 3, said)
-    assert command("replay", "run", "--fault", "--env", of("NanObs")).code == 0
+    assert command("replay", "run", "--env", of("NanObs")).code == 0
 
 
 @case(16)
@@ -271,7 +271,7 @@ def test_what_an_environment_raises_of_its_own_is_not_taken_for_an_old_interface
 @case(9)
 def test_another_fault_is_not_taken_for_the_recorded_one(train, command):
     assert train(of("Raises")).code == 4
-    ended = command("replay", "run", "--fault", "--env", of("NanObs"))
+    ended = command("replay", "run", "--env", of("NanObs"))
     assert ended.code == 3
     assert "raised another error: " in ended.line
 

@@ -47,6 +47,11 @@ PEER_FLAGS = {
 }
 """What other libraries call our flags."""
 
+PRESET_NOTE = (
+    "These defaults are the library's. A preset may change them: --preset auto, the default, does "
+    "where it knows the environment; --preset none does not."
+)
+
 SECTIONS = {"train": (Train, ""), "network": (Network, ""), "critic": (Critic, "critic-")}
 
 
@@ -103,6 +108,16 @@ def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[
         help=help,
         metavar="{" + ",".join(choices) + "}" if choices else metavar,
     )
+
+
+def add_run(parser: argparse.ArgumentParser, *, best: bool = False) -> None:
+    """The run that a command reads, and its environment where loading may not import it."""
+    parser.add_argument("path", metavar="RUN")
+    parser.add_argument("--env", help="the environment again, if it is from your own module")
+    if best:
+        parser.add_argument(
+            "--best", action="store_true", help="the policy of the best evaluation, not the last"
+        )
 
 
 def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None:

@@ -1,1 +1,1 @@
-"""Settings: what a run can be told, the values allowed, and what works where; imports no JAX."""
+"""Settings: their defaults, the values allowed, and presets; imports no JAX."""

@@ -46,8 +46,8 @@ def storage(path: Path, doing: str) -> Iterator[None]:
     """Turns what the disk refuses into a StorageError that says what was being done where."""
     try:
         yield
-    except OSError as fault:
-        raise StorageError(f"{doing} {path}: {fault.strerror or fault}") from fault
+    except OSError as error:
+        raise StorageError(f"{doing} {path}: {error.strerror or error}") from error
 
 
 def strict_json(data: bytes, path: Path) -> Any:
@@ -64,16 +64,16 @@ def strict_json(data: bytes, path: Path) -> Any:
 
     try:
         return json.loads(data.decode(), parse_constant=refuse)
-    except (ValueError, RecursionError) as fault:
-        raise CheckpointError(f"{path} is not valid JSON: {fault}") from fault
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_file(path: Path, limit: int) -> bytes:
     """The bytes of a regular file that is no link and no longer than `limit`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as fault:
-        raise CheckpointError(f"{path} cannot be read: {fault.strerror}") from fault
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(descriptor)
@@ -241,5 +241,5 @@ def read_checkpoint(path: Path) -> Checkpoint:
             bool(state["exact"]),
             {str(key): str(value) for key, value in state["versions"].items()},
         )
-    except Exception as fault:
-        raise CheckpointError(f"{path} cannot be read: {fault}") from fault
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error

@@ -34,7 +34,7 @@ def keep_programs() -> None:
 def _options() -> dict[str, Any]:
     try:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError:  # nobody's home: a user without a name, in a container
+    except RuntimeError:  # a user without a name or a home, in a container
         return {}
     return {
         "jax_compilation_cache_dir": str(Path(home) / "surefoot" / "programs"),

@@ -1,4 +1,4 @@
-"""One writer to a run directory: who came second is told who came first.
+"""A lock that gives a run directory one writer; the error of a second names the first.
 
 The lock is the operating system's, on a file in the directory: it goes with the process that has
 it, however that ends, and what a process forks off does not inherit it.
@@ -30,19 +30,20 @@ def lock(path: Path) -> None:
         raise StorageError(f"{path} is being written by another run of this process", name="LOCKED")
     try:
         file = _open(path / "lock")
-    except OSError as fault:
-        raise StorageError(f"locking {path}: {fault.strerror or fault}") from fault
+    except OSError as error:
+        raise StorageError(f"locking {path}: {error.strerror or error}") from error
     try:
         _take(file)
-    except (BlockingIOError, PermissionError) as fault:
+    except (BlockingIOError, PermissionError) as error:
         with file:
             raise StorageError(
                 f"{path} is being written by {_owner(file)}; wait for it, or choose another --out",
                 name="LOCKED",
-            ) from fault
-    except (OSError, ImportError) as fault:
+            ) from error
+    except (OSError, ImportError) as error:
         warnings.warn(
-            f"{path} cannot be locked ({fault}); see to it that one run writes there", stacklevel=2
+            f"{path} cannot be locked ({error}); make sure that only one run writes there",
+            stacklevel=2,
         )
     _held[key] = file
     with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name

@@ -211,18 +211,18 @@ class RunDirectory:
         Warns of newer ones that are damaged.
 
         Raises:
-            CheckpointError: where there is none; the fault of the newest one is in the message.
+            CheckpointError: where there is none; the error of the newest one is in the message.
         """
-        faults = []
+        errors = []
         for path in reversed(self.checkpoints(folder)):
             try:
                 checkpoint = read_checkpoint(path)
-            except CheckpointError as fault:
-                faults.append(str(fault))
+            except CheckpointError as error:
+                errors.append(str(error))
                 continue
             if checkpoint.exact or not exact:
-                for fault in faults:
-                    warnings.warn(f"{fault}; using {path.name} instead", stacklevel=2)
+                for error in errors:
+                    warnings.warn(f"{error}; using {path.name} instead", stacklevel=2)
                 return checkpoint
         kind = "exact checkpoint" if exact else "checkpoint"
         reason = f"; {faults[0]}" if faults else ""

@@ -56,7 +56,7 @@ def _replay_command(directory: RunDirectory, env_id: str) -> str:
     if directory.config.get("env_from_python"):
         return f"sf.replay({path!r}, env=...)"
     named = "" if imports_nothing(env_id) else f" --env {shlex.quote(env_id)}"
-    return f"surefoot replay {shlex.quote(path)} --fault{named}"
+    return f"surefoot replay {shlex.quote(path)}{named}"
 
 
 def record_batch(run: Run, rollout: Rollout, row: Mapping[str, Any]) -> str:

@@ -4,13 +4,36 @@ import argparse
 from pathlib import Path
 
 from surefoot.cli.commands.common import emit
-from surefoot.cli.flags import given
+from surefoot.cli.flags import PRESET_NOTE, add_settings, given, whole
 from surefoot.config.presets import known_rule
 from surefoot.errors import ConfigError, EnvCrashError
 
 
+def add_explain_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot explain`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="all of them by default")
+
+
+def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot compare`."""
+    parser.usage = "surefoot compare ENV.. [--rules RULE..] [FLAGS], or surefoot compare RUN.."
+    parser.epilog = PRESET_NOTE
+    add = parser.add_argument
+    add("what", nargs="+", metavar="ENV|RUN", help="environments, or finished runs")
+    add("--rules", nargs="+", metavar="RULE", help="(default trpo ppo)")
+    add("--seeds", type=whole, help="seeds 0 to N - 1 (default 5)")
+    text = "directory of runs and tables (default runs/compare; runs/compared for finished runs)"
+    add("--out", metavar="DIR", help=text)
+    add("--jobs", type=whole, help="runs at a time (default 1)")
+    add("--devices", type=whole, metavar="N", help="devices that share out seeds (default 1)")
+    add("--preset", choices=["auto", "tuned", "none", "plain"])
+    add("--env", nargs="+", help="environments again, if runs are on one from your own module")
+    add("--episodes", type=whole, default=20, help="episodes of the final score (default 20)")
+    add_settings(parser, rules=False)
+
+
 def explain_command(options: argparse.Namespace) -> int:
-    """Print the meaning of a metric or a warning."""
+    """Explain a metric or a warning, and what to do."""
     from surefoot.diagnostics.catalogue import METRICS, explain
     from surefoot.diagnostics.warnings import ALARMS, explain_alarm
 
@@ -33,7 +56,7 @@ def explain_command(options: argparse.Namespace) -> int:
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Compare rules over seeds, or finished runs."""
+    """Train rules over seeds and compare them, or compare finished runs."""
     from surefoot.analysis import compare as comparing
     from surefoot.cli.progress import say
 

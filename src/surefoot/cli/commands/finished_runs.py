@@ -7,11 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.cli.commands.common import emit, env_flag
+from surefoot.cli.flags import add_run
 from surefoot.errors import ConfigError, printable
 
 
+def add_report_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot report`."""
+    parser.add_argument("path", metavar="RUN")
+    parser.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
+
+
+def add_export_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot export`."""
+    add_run(parser, best=True)
+    parser.add_argument("file", metavar="FILE", help="the file to write, such as policy.npz")
+
+
+def add_replay_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot replay`."""
+    add_run(parser)
+
+
 def report_command(options: argparse.Namespace) -> int:
-    """Write a run's report."""
+    """Write one page that shows how a run went."""
     from surefoot.analysis.report import report
     from surefoot.storage.checkpoint import storage
     from surefoot.storage.run_directory import RunDirectory
@@ -49,7 +67,7 @@ def _commands(path: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def export_command(options: argparse.Namespace) -> int:
-    """Export a run's policy to one file."""
+    """Write a policy that needs NumPy alone."""
     from surefoot.cli.progress import say
     from surefoot.exporting.export import COMPARED, export
     from surefoot.training.run import load
@@ -71,10 +89,6 @@ def export_command(options: argparse.Namespace) -> int:
 
 def replay_command(options: argparse.Namespace) -> int:
     """Replay the environment error that ended a run."""
-    if not options.fault:
-        raise ConfigError(
-            "replay repeats the environment error that ended a run: surefoot replay RUN --fault"
-        )
     from surefoot.cli.progress import say
     from surefoot.training.replay import replay
 

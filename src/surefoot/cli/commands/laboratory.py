@@ -29,7 +29,8 @@ MDP_PARAMETERS = {
 
 
 def add_exact_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `surefoot exact`."""
+    """The flags of `surefoot exact`."""
+    parser.usage = "surefoot exact MDP [RULE..] [FLAGS]"
     add = parser.add_argument
     add("mdp", help="corridor, ridge, random:SEED, FILE.npz or a Gymnasium id")
     add("rules", nargs="*", metavar="RULE", help="vpg, npg, trpo (default), ppo-kl, ppo, cpi, pi")
@@ -52,6 +53,12 @@ def add_exact_flags(parser: argparse.ArgumentParser) -> None:
     add("--stay", action="store_const", const=True, help="corridor: left stays in its state")
 
 
+def add_essay_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot essay`."""
+    parser.add_argument("--claim", type=int, nargs="+", metavar="N", help="only these claims")
+    parser.add_argument("--out", metavar="DIR", help="write one HTML page there")
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -62,7 +69,7 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 
 
 def exact_command(options: argparse.Namespace) -> int:
-    """Solve an MDP, and report one exact update or a learning curve."""
+    """Make one update on a finite MDP, every quantity exact."""
     from surefoot import exact
 
     arguments = _given(options, (*MDP_PARAMETERS, "stay")) | parse_env_kwargs(options.env_kwargs)
@@ -197,7 +204,7 @@ def _plot_file(options: argparse.Namespace, name: str) -> Path | None:
 
 
 def essay_command(options: argparse.Namespace) -> int:
-    """Judge the essay's claims, and write them as a page with --out."""
+    """Compute and judge the essay, claim by claim."""
     from surefoot.analysis.essay import CLAIMS, as_html, as_record, as_text, judge_claims
 
     for number in options.claim or ():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.cli.commands.common import emit
-from surefoot.cli.flags import whole
+from surefoot.cli.flags import add_run, whole
 from surefoot.config.settings import Train
 from surefoot.config.validation import limits_of
 from surefoot.errors import ConfigError, StorageError
@@ -20,7 +20,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 def add_probe_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `surefoot probe`."""
-    parser.add_argument("path", metavar="RUN")
+    add_run(parser)
     parser.add_argument(
         "--update",
         type=whole,
@@ -39,7 +39,6 @@ def add_probe_flags(parser: argparse.ArgumentParser) -> None:
         help="repeat the run from an earlier checkpoint if none is next to the update",
     )
     parser.add_argument("--seed", type=whole, default=0, help="of the fresh episodes (default: 0)")
-    parser.add_argument("--env", help="the environment again, if it is from your own module")
     parser.add_argument("--plot", metavar="FILE", help="write the picture there too, as PNG")
 
 
@@ -72,7 +71,7 @@ class _Progress(Callback):
 
 
 def probe_command(options: argparse.Namespace) -> int:
-    """Probe one update of a run, and write the result into the run."""
+    """Measure one update of a run on fresh episodes."""
     seeds = limits_of(Train)["seed"]
     if not seeds.allow(options.seed):
         raise ConfigError(f"--seed must be {seeds.describe()}, got {options.seed}")

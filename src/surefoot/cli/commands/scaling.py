@@ -3,8 +3,26 @@
 import argparse
 from pathlib import Path
 
+from surefoot.cli.flags import whole
 from surefoot.config.settings import Parallel
 from surefoot.errors import ConfigError
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of devices and of the processes that train together."""
+    add = parser.add_argument
+    add("--devices", type=whole, default=1, metavar="N", help="devices per process (default 1)")
+    text = "auto: one of several processes that a scheduler starts; ray: start them on Ray"
+    add("--cluster", choices=["auto", "ray"], help=text)
+    add("--workers", type=whole, metavar="N", help="ray: number of processes (default 2)")
+
+
+def add_env_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of actors that step environments, and of Ray."""
+    add = parser.add_argument
+    add("--env-workers", type=whole, metavar="N", help="Ray actors that step the environments")
+    add("--address", help="of a running Ray cluster, such as auto (default: start a local one)")
+    add("--restarts", type=whole, metavar="N", help="on Ray: maximum restarts (default 3)")
 
 
 def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> Parallel:

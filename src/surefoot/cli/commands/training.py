@@ -9,14 +9,56 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.cli.commands.common import emit, env_flag, parse_env_kwargs
-from surefoot.cli.commands.scaling import parallel_of
-from surefoot.cli.flags import given, rule_settings
-from surefoot.config.presets import known_rule, preset, settle
-from surefoot.config.settings import Train
+from surefoot.cli.commands.scaling import add_cluster_flags, add_env_worker_flags, parallel_of
+from surefoot.cli.flags import PRESET_NOTE, add_run, add_settings, given, rule_settings, whole
+from surefoot.config.presets import NAMES, known_rule, preset, settle
+from surefoot.config.settings import RULES, Train
 from surefoot.config.validation import limits_of
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.names import folder_name
 from surefoot.training.callback import Callback
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot train`."""
+    parser.usage = "surefoot train ENV [RULE] [FLAGS]"
+    parser.epilog = f"{PRESET_NOTE} A run prints the settings that differ from them."
+    add = parser.add_argument
+    add("env", help="CartPole-v1, my_module:MyEnv-v0, my_module:factory, gymnax:ID")
+    add("rule", nargs="?", default=None, help=f"{', '.join(RULES)} (default trpo)")
+    add("--out", metavar="DIR", help="run directory (default runs/ENV/RULE-seedN)")
+    add("--preset", default=None, help=f"{', '.join(NAMES)} (default auto)")
+    add("--config", metavar="FILE", help="settings from a TOML or JSON file")
+    add("--env-kwargs", metavar="JSON", help="arguments of the environment")
+    add("--resume", choices=["auto"], help="continue a matching run in --out, or start one")
+    add("--override", nargs="+", default=(), metavar="KEY", help="with --resume: may differ there")
+    add_cluster_flags(parser)
+    add_env_worker_flags(parser)
+    _add_logging_flags(parser)
+    add_settings(parser)
+
+
+def add_resume_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot resume`."""
+    add_run(parser)
+    add = parser.add_argument
+    add("--exact", action="store_true", help="only from a scheduled checkpoint")
+    add("--devices", type=whole, metavar="N", help="number of devices (default: as before)")
+    add_env_worker_flags(parser)
+    _add_logging_flags(parser)
+
+
+def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot evaluate`."""
+    add_run(parser, best=True)
+    parser.add_argument("--episodes", type=whole, default=20, help="number (default 20)")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions")
+    parser.add_argument("--seed", type=whole, help="seed of the episodes")
+
+
+def _add_logging_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tensorboard", action="store_true", help="event files in the run")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases")
 
 
 def _tables(path: str | None) -> dict[str, Any]:
@@ -27,10 +69,10 @@ def _tables(path: str | None) -> dict[str, Any]:
     try:
         data = file.read_bytes()
         tables = json.loads(data) if file.suffix == ".json" else tomllib.loads(data.decode())
-    except OSError as fault:
-        raise ConfigError(f"--config {path}: {fault.strerror}") from fault
-    except ValueError as fault:
-        raise ConfigError(f"--config {path}: {fault}") from fault
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: {error}") from error
     if not isinstance(tables, dict):
         raise ConfigError(f"--config {path} is not a set of tables")
     for name in ("rule", "env_kwargs"):
@@ -100,7 +142,7 @@ class _Display(Callback):
 
 
 def train_command(options: argparse.Namespace) -> int:
-    """Train a policy, then evaluate it."""
+    """Train a policy on an environment."""
     config = _tables(options.config)
     named = config.get("rule", {}).get("name", "trpo")
     rule = known_rule(options.rule or str(named))
@@ -167,7 +209,7 @@ _FROZEN = (
 
 
 def resume_command(options: argparse.Namespace) -> int:
-    """Continue a run, then evaluate it."""
+    """Continue a run from its newest checkpoint."""
     from surefoot.training.api import resume
 
     display = _Display(options)
@@ -192,7 +234,7 @@ def _finish(run: Any, options: argparse.Namespace, display: _Display) -> int:
     if options.json:
         emit({"event": "end", "run": str(path), "evaluation": result})
         return 0
-    say(f"final policy: {_told(result, 'fresh deterministic')}")
+    say(f"final policy: {_describe(result, 'fresh deterministic')}")
     again = f"surefoot evaluate {shlex.quote(str(path))}{env_flag(run.settings.env)}"
     say(f"kept in {path}; play it again with: {again}")
     return 0
@@ -220,11 +262,11 @@ def evaluate_command(options: argparse.Namespace) -> int:
     if options.json:
         emit(result)
         return 0
-    print(_told(result, "sampled" if options.stochastic else "deterministic"))
+    print(_describe(result, "sampled" if options.stochastic else "deterministic"))
     return 0
 
 
-def _told(result: Mapping[str, Any], kind: str) -> str:
+def _describe(result: Mapping[str, Any], kind: str) -> str:
     """An evaluation in one line; a single episode has no spread and no interval."""
     mean, length = f"{result['return_mean']:.2f}", f"{result['length_mean']:.1f}"
     if result["return_ci95"] is None:
