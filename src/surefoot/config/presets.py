@@ -20,7 +20,7 @@ from surefoot.config.settings import (
     check_together,
     rules_with,
 )
-from surefoot.config.validation import changed, limits_of, nearest, shown
+from surefoot.config.validation import changed, limits_of, nearest
 from surefoot.errors import CheckpointError, ConfigError
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -281,20 +281,6 @@ def settle(
     )
     check_together(settings)
     return settings
-
-
-def differing_settings(config: Mapping[str, Any], settings: Settings) -> dict[str, str]:
-    """Where a run's `config.json` and these settings differ: a phrase for each, by its name."""
-    new = settings.to_dict()
-    pairs = [(name, config.get(name), new[name]) for name in ("env", "env_kwargs")]
-    for section in GROUPS:
-        there = config.get(section, {})
-        pairs += [(f"{section}.{k}", there.get(k), value) for k, value in new[section].items()]
-    return {
-        name: f"{name} is {shown(old)} there and {shown(value)} here"
-        for name, old, value in pairs
-        if shown(old) != shown(value)
-    }
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:

@@ -60,11 +60,8 @@ def guarded(
         return shorten(params, new, fraction), state, info | {"guard/fraction": fraction}
 
     def init(params: Params) -> dict[str, Any]:
-        return {
-            "rule": rule.init(params),
-            "promises": jnp.zeros(REMEMBERED),
-            "known": jnp.int32(0),
-        }
+        promises = jnp.zeros(REMEMBERED)
+        return {"rule": rule.init(params), "promises": promises, "known": jnp.int32(0)}
 
     def update(state, params, batch, key):
         half_key = jax.random.fold_in(key, 1)
@@ -76,16 +73,22 @@ def guarded(
             layout,
             horizon=horizon,
         )
-        found = jnp.isfinite(fit.across.mean)
-        promise = jnp.where(found, fit.across.mean, 0.0)
-        promises = jnp.concatenate([state["promises"][1:], promise[None]])
-        known = jnp.where(found, state["known"] + 1, 0)  # in a row, without a gap
+        promises, known = _remember(state["promises"], state["known"], fit.across.mean)
         skip = is_hopeless(promises, known)
         new, inner, info = step(state["rule"], params, batch, key, skip)
         info |= cross_fit_metrics(fit) | {"guard/refused": skip.astype(jnp.int32)}
         return new, {"rule": inner, "promises": promises, "known": known}, info
 
     return UpdateRule(init, update)
+
+
+def _remember(
+    promises: Float[Array, " update"], known: Int[Array, ""], newest: Float[Array, ""]
+) -> tuple[Float[Array, " update"], Int[Array, ""]]:
+    """The last promises with one more, and how many in a row are known."""
+    found = jnp.isfinite(newest)
+    promises = jnp.concatenate([promises[1:], jnp.where(found, newest, 0.0)[None]])
+    return promises, jnp.where(found, known + 1, 0)
 
 
 def fraction_inside(

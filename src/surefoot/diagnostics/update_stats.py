@@ -14,8 +14,8 @@ from surefoot.types import Batch, Params
 
 ENOUGH_ROWS = 512
 """Rows, more or less, that quantiles and the drift of the normalisation are taken of."""
-MOST_RATIO = 1e15
-"""Bound of a ratio in the effective sample size: squares of larger ones could overflow."""
+MAX_RATIO = 1e15
+"""Bound on a ratio in the effective sample size: squares of larger ones could overflow."""
 CLIP_REFERENCE = 0.2
 """Half-width of the ratio's range for `policy/clip_fraction`, the same for every rule."""
 
@@ -44,34 +44,39 @@ def diagnose(
     old, new, batch = jax.lax.optimization_barrier(
         (policy_fn(old_params, batch.inputs), policy_fn(new_params, batch.inputs), batch)
     )
-    advantages, counted = batch.advantages, batch.weights > 0
-    old_log_probs, log_probs = old.log_prob(batch.actions), new.log_prob(batch.actions)
-    log_ratio, ratio = log_probs - old_log_probs, likelihood_ratio(log_probs, old_log_probs)
-    rows = kl(old, new)
+    rows, counted = kl(old, new), batch.weights > 0
+    log_ratio = new.log_prob(batch.actions) - old.log_prob(batch.actions)
+    kl_p99, worst_share = _worst_hundredth(rows, counted)
+    shares = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
+    quantiles = _quantiles(rows, log_ratio, batch.advantages, counted)
+    means = _means(old, new, batch, rows, horizon)
+    return means | _extremes(old, new, batch, rows) | shares | quantiles
+
+
+def _means(
+    old: Any,
+    new: Any,
+    batch: Batch,
+    kls: Float[Array, " batch"],
+    horizon: float | Float[Array, ""],
+) -> dict[str, Float[Array, ""]]:
+    """What is averaged over the rows."""
+    advantages = batch.advantages
+    log_probs, old_log_probs = new.log_prob(batch.actions), old.log_prob(batch.actions)
+    ratio = likelihood_ratio(log_probs, old_log_probs)
     exact = exact_total_variation(old, new)
-    variation = 0.5 * jnp.abs(ratio - 1.0) if exact is None else exact
     # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
         (advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
     )
-    most = _reduce_together(
-        lambda table: jnp.max(jnp.where(counted, table, -jnp.inf), axis=-1),
-        {
-            "policy/kl_worst_state": rows,
-            "policy/tv_worst_state": total_variation_bound(rows) if exact is None else exact,
-            "policy/ratio_max": ratio,
-            "policy/ratio_min": -ratio,
-            "policy/staleness": jnp.abs(batch.old_log_probs - old_log_probs),
-        },
-    )
-    bounded = jnp.minimum(ratio, MOST_RATIO)
+    bounded = jnp.minimum(ratio, MAX_RATIO)
     means = _reduce_together(
         lambda table: weighted_mean(table, batch.weights),
         {
             "surrogate/promised_gain": promised_gains(log_probs, old_log_probs, advantages),
-            "policy/kl_mean": rows,
+            "policy/kl_mean": kls,
             "policy/kl_reverse_mean": kl(new, old),
-            "policy/tv_mean": variation,
+            "policy/tv_mean": 0.5 * jnp.abs(ratio - 1.0) if exact is None else exact,
             "policy/clip_fraction": jnp.abs(ratio - 1.0) > CLIP_REFERENCE,
             "policy/unprotected_fraction": hurt,
             "policy/entropy_old": old.entropy(),
@@ -82,10 +87,28 @@ def diagnose(
     )
     means["surrogate/promised_gain"] *= horizon * batch.return_scale
     means["policy/ess_fraction"] = means.pop("ratio") ** 2 / means.pop("square")
-    most["policy/ratio_min"] *= -1.0
-    kl_p99, worst_share = _worst_hundredth(rows, counted)
-    shares = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
-    return means | most | shares | _quantiles(rows, log_ratio, advantages, counted)
+    return means
+
+
+def _extremes(
+    old: Any, new: Any, batch: Batch, kls: Float[Array, " batch"]
+) -> dict[str, Float[Array, ""]]:
+    """What is largest among the rows that count, or smallest."""
+    old_log_probs = old.log_prob(batch.actions)
+    ratio = likelihood_ratio(new.log_prob(batch.actions), old_log_probs)
+    exact = exact_total_variation(old, new)
+    found = _reduce_together(
+        lambda table: jnp.max(jnp.where(batch.weights > 0, table, -jnp.inf), axis=-1),
+        {
+            "policy/kl_worst_state": kls,
+            "policy/tv_worst_state": total_variation_bound(kls) if exact is None else exact,
+            "policy/ratio_max": ratio,
+            "policy/ratio_min": -ratio,
+            "policy/staleness": jnp.abs(batch.old_log_probs - old_log_probs),
+        },
+    )
+    found["policy/ratio_min"] *= -1.0
+    return found
 
 
 def _reduce_together(

@@ -64,10 +64,6 @@ def descending(
     def init(params: Params) -> dict[str, Any]:
         return {"count": jnp.int32(0), "adam": adam.init(params)}
 
-    def prepare(minibatch: Any) -> Any:
-        rows, old = minibatch
-        return rows._replace(advantages=standardize(rows.advantages, rows.weights)), old
-
     def update(state, params, batch, key):
         old, data = reference(config, policy_fn, params, batch)
         learning_rate = decayed(
@@ -86,7 +82,7 @@ def descending(
         def too_far(params):
             return mean_kl(old, policy_fn(params, batch.inputs), batch.weights) > stop_kl  # type: ignore[operator]
 
-        how = {"prepare": prepare} if config.advantage_norm == "minibatch" else {}
+        how = {"prepare": _standardize_advantages} if config.advantage_norm == "minibatch" else {}
         params, state_, descent = adam.minimise(
             losses,
             params,
@@ -101,3 +97,8 @@ def descending(
         return params, new_state, descent_metrics(descent, learning_rate)
 
     return UpdateRule(init, update)
+
+
+def _standardize_advantages(minibatch: tuple[Batch, Any]) -> tuple[Batch, Any]:
+    rows, old = minibatch
+    return rows._replace(advantages=standardize(rows.advantages, rows.weights)), old

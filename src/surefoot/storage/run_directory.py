@@ -225,7 +225,7 @@ class RunDirectory:
                     warnings.warn(f"{error}; using {path.name} instead", stacklevel=2)
                 return checkpoint
         kind = "exact checkpoint" if exact else "checkpoint"
-        reason = f"; {faults[0]}" if faults else ""
+        reason = f"; {errors[0]}" if errors else ""
         raise CheckpointError(f"{self.path} has no {kind} to load{reason}")
 
 

@@ -94,36 +94,32 @@ def train(
 ) -> Run:
     """Train a policy.
 
+    Settings that you give are taken as they stand; the others come from the preset.
+
     Args:
         env: an id (`CartPole-v1`, `module:id`, `module:factory`, `gymnax:ID`), a gymnasium.Env, a
             function that makes one, a VectorEnv, or a JaxEnv.
-        rule: VPG, NPG, TRPO, PPOKL or PPO, taken as it stands, or a name alone, such as "ppo", for
-            the preset's; TRPO by default.
+        rule: VPG, NPG, TRPO, PPOKL or PPO, or a name, such as "ppo"; TRPO by default.
         steps: environment steps, rounded up to whole iterations.
         seed: seed of every random number of the run.
         out: a new directory for settings, metrics and checkpoints; None keeps nothing.
-        preset: source of the settings that are not given: auto (what is known to work on the
-            environment), none (the library's defaults), plain, sb3, sb3-contrib or cleanrl.
-        train: the run's settings, taken as they stand.
-        network: the networks' settings, taken as they stand, or your own networks.
-        critic: the critic's settings, taken as they stand.
+        preset: auto (what is known to work on the environment), none (the library's defaults),
+            plain, sb3, sb3-contrib or cleanrl.
+        train: settings of the run.
+        network: settings of the networks, or your own networks.
+        critic: settings of the critic.
         env_kwargs: arguments for an environment named by its id.
-        parallel: devices, processes and machines. With several processes `out` is needed, on files
-            that all of them see.
-        callback: a `Callback`, or a function called with each row of metrics, which stops the run
-            by returning True.
+        parallel: devices, processes and machines; several processes need a shared `out`.
+        callback: a `Callback`, or a function of each row of metrics that stops the run by
+            returning True.
         **fields: fields of `Train` to change, such as `num_envs=16`.
-
-    Returns:
-        The run, with its policy and its rows of metrics.
 
     Raises:
         ConfigError: before anything is built, for settings that are wrong or do not fit.
         EnvContractError, EnvCrashError: where the environment misbehaves.
         NotFiniteError: after `max_refusals` consecutive non-finite updates.
         StorageError: where `out` cannot be written.
-        WorkerLostError: where a process or too many actors are lost.
-        ReplicaError: where processes no longer have the same state.
+        WorkerLostError, ReplicaError: where a process is lost, or its state differs.
         StoppedBySignal: after SIGINT or SIGTERM, with the checkpoint written.
     """
     with connect(parallel) as resources:

@@ -32,15 +32,10 @@ def inspect(
     learned: Learned,
     experience: tuple[Rollout, Episodes],
 ) -> tuple[LensState, Metrics]:
-    """The metrics of one iteration, and what the lens remembers of it for the next.
+    """The metrics of one iteration, and what the lens keeps of it for the next.
 
-    Args:
-        parts: of the run.
-        lens: what it remembers of the update before this rollout, which is judged by it.
-        before: the state that collected the rollout.
-        after: the state that learned from it.
-        learned: what `learn` gave beside that state.
-        experience: the rollout, and the totals of its episodes.
+    `before` collected the rollout in `experience`, `after` learned from it, and `learned` is what
+    came with it. The rollout judges the update before it, of which `lens` is what was kept.
     """
     settings, rows, (rollout, episodes) = parts.settings, parts.rows, experience
     batch, scale = learned.batch, learned.batch.return_scale

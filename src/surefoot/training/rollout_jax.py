@@ -86,12 +86,18 @@ def collect_jax(
 
     last, taken = jax.lax.scan(advance_block, loop, jnp.arange(num_steps // block))
     taken = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), taken)
-    obs, actions, masks, log_probs, step, done, returns, lengths = taken
+    *_, done, returns, lengths = taken
+    return last, _as_rollout(taken, last.obs, rows), Episodes(done, returns, lengths)
+
+
+def _as_rollout(taken: Any, last_obs: PyTree, rows: Rows) -> Rollout:
+    """The steps that were taken, stacked, as a rollout."""
+    obs, actions, masks, log_probs, step, *_ = taken
     truncated = step.truncated & ~step.terminated
     gather = rows.per_part(_gather_final)
     final_rows, final_obs = gather(*rows.flatten((truncated, step.final_obs)))
-    rollout = Rollout(
-        obs=jax.tree.map(lambda head, tail: jnp.concatenate([head, tail[None]]), obs, last.obs),
+    return Rollout(
+        obs=jax.tree.map(lambda head, tail: jnp.concatenate([head, tail[None]]), obs, last_obs),
         actions=actions,
         action_mask=masks,
         log_probs=log_probs,
@@ -100,9 +106,8 @@ def collect_jax(
         truncated=truncated,
         final_obs=final_obs,
         final_rows=final_rows,
-        valid=jnp.ones((num_steps, num_envs), bool),
+        valid=jnp.ones(truncated.shape, bool),
     )
-    return last, rollout, Episodes(done, returns, lengths)
 
 
 def _gather_final(
