@@ -11,12 +11,13 @@ from jax.flatten_util import ravel_pytree
 
 from surefoot.config.settings import NPG
 from surefoot.diagnostics.cross_fit import cross_fit
-from surefoot.diagnostics.gain_ratio import (
+from surefoot.diagnostics.gain import (
     DRIFT,
     GAIN_NOISE,
     PRIOR_U,
     filter_gain,
     filtered_ratio,
+    realised_gain,
     signal_share,
     start_filter,
     take_in_cross_fit,
@@ -34,7 +35,6 @@ from surefoot.diagnostics.groups import (
     sum_by_group,
 )
 from surefoot.diagnostics.lens import noise_metrics
-from surefoot.diagnostics.realised_gain import realised_gain
 from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitation_shift
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
 from surefoot.exact import TabularSoftmax, random_mdp, solve

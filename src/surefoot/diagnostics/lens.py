@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from surefoot.diagnostics.gain_ratio import (
+from surefoot.diagnostics.gain import (
     RatioFilter,
     filter_gain,
     filtered_ratio,
+    gain_by_group,
+    realised_gain,
     signal_share,
     start_filter,
+    total_gain,
 )
 from surefoot.diagnostics.gradient_noise import gradient_noise
 from surefoot.diagnostics.groups import GroupSums, Layout, interval_of
-from surefoot.diagnostics.realised_gain import gain_by_group, realised_gain, total_gain
 from surefoot.diagnostics.state_shift import States, no_states, visitation_shift
 from surefoot.formulas.surrogate import weighted_mean
 from surefoot.rules.rows import Rows

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from surefoot.diagnostics.cross_fit import cross_fit, cross_fit_metrics
-from surefoot.diagnostics.gain_ratio import take_in_cross_fit
+from surefoot.diagnostics.gain import take_in_cross_fit
 from surefoot.diagnostics.lens import LensState, judge_update, noise_metrics, shift_metrics
 from surefoot.diagnostics.state_shift import States, sample_states
 from surefoot.diagnostics.update_stats import diagnose
