@@ -116,8 +116,6 @@ class HostCollector:
         # At every step trees pass in and out as lists of arrays, which Python and JAX take apart
         # several times faster than modules and mappings.
         self._act = jax.jit(self._compute_actions)
-        shapes = jax.eval_shape(actor.network.init, jax.random.key(0))["policy"]
-        self._policy_tree = jax.tree.structure(shapes)
         self._noise = jax.eval_shape(self._draw, jax.random.key(0))
         self._shapes: tuple[PyTree, PyTree] | None = None
         self._told_outside = False
@@ -147,7 +145,8 @@ class HostCollector:
         """Build the programs of a rollout, so that their compilation is not counted as acting."""
         noise = [np.asarray(leaf)[0] for leaf in jax.tree.leaves(self._draw(jax.random.key(0)))]
         seen = jax.tree.leaves(self._obs)
-        self._act(jax.tree.leaves(policy), obs_stats, seen, self._mask, noise)
+        leaves, self._policy_tree = jax.tree.flatten(policy)
+        self._act(leaves, obs_stats, seen, self._mask, noise)
         rows = jax.tree.map(
             np.zeros_like, self._allocate(self._action_shapes(policy, obs_stats)[0])
         )
@@ -171,7 +170,8 @@ class HostCollector:
         infos: list[dict[str, float]] = []
         noise: list[np.ndarray] = []
         action_like, sent_like = self._action_shapes(policy, obs_stats)
-        leaves, rows = jax.tree.leaves(policy), self._allocate(action_like)
+        leaves, self._policy_tree = jax.tree.flatten(policy)
+        rows = self._allocate(action_like)
         sent_tree = jax.tree.structure(sent_like)
         obs_rows, action_rows, mask_rows = (jax.tree.leaves(part) for part in rows[:3])
         env_seconds, started = 0.0, time.monotonic()

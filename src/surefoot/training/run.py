@@ -195,8 +195,10 @@ def begin(
     try:
         network = build(opened.spec, settings.network, own.policy, own.critic)
         learner = Learner(settings, opened.spec, network, source.jax_env)
-        check_size(jax.eval_shape(learner.init, train.seed), settings.env + "'s run")
-        return Run(settings, source, learner, jax.jit(learner.init)(train.seed)), opened
+        start = jax.jit(learner.init).trace(np.int32(train.seed))
+        check_size(start.out_info, f"{settings.env}'s run")
+        state = start.lower().compile()(np.int32(train.seed))
+        return Run(settings, source, learner, state), opened
     except BaseException:
         opened.abandon()
         raise
