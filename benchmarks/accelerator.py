@@ -11,7 +11,7 @@ on a batch of random observations: PPO with 4 epochs of 4 minibatches and its cr
 with its defaults and a critic of as many passes. `--precision` is JAX's for products of float32
 matrices: `default` is TF32 on recent NVIDIA cards, `highest` is float32 throughout.
 
-It needs jax, equinox, safetensors, gymnasium and gymnax, and no network.
+It needs jax, safetensors, gymnasium and gymnax, and no network.
 """
 
 import argparse

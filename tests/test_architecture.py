@@ -33,7 +33,6 @@ NEIGHBOURS = {
 }
 # Third-party packages that only these modules or rooms may import.
 ONLY = {
-    "equinox": {"networks"},
     "matplotlib": {"analysis.plots"},
     "rich": {"cli"},
     "ray": {"parallel.ray"},

@@ -87,8 +87,8 @@ def initial(*, action="three", **settings):
 def test_weights_start_orthogonal_with_their_gains_and_biases_at_zero():
     _, params = initial()
     for part, head_gain in ((params["policy"]["net"], 0.01), (params["critic"], 1.0)):
-        first, second = part["torso"].mlp.layers
-        (head,) = part["head"].layers
+        first, second = part["torso"].layers
+        (head,) = part["head"]
         np.testing.assert_allclose(first.weight.T @ first.weight, 2 * np.eye(5), atol=1e-5)
         np.testing.assert_allclose(second.weight @ second.weight.T, 2 * np.eye(8), atol=1e-5)
         size = len(head.weight)
@@ -320,8 +320,8 @@ def test_a_shared_torso_is_the_policys_own_and_learns_from_the_value():
     obs = Inputs(observations(VECTOR, (3,)), None)
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(network.value(p, obs) ** 2)))(params)
     torso, head = gradient["policy"]["net"]["torso"], gradient["policy"]["net"]["head"]
-    assert np.abs(torso.mlp.layers[0].weight).max() > 0
-    np.testing.assert_array_equal(head.layers[0].weight, 0.0)
+    assert np.abs(torso.layers[0].weight).max() > 0
+    np.testing.assert_array_equal(head[0].weight, 0.0)
     own = OwnNetwork(lambda key, obs: {}, lambda params, obs: jnp.zeros((1, 3)))
     with pytest.raises(ConfigError, match="shared_torso cannot be combined with own networks"):
         make(shared_torso=True, own_policy=own)
@@ -337,8 +337,8 @@ def test_networks_that_are_not_shared_do_not_learn_from_each_other():
 
 def test_the_critic_may_have_widths_of_its_own():
     params = filled(make(critic_hidden=(6,)))
-    assert [len(layer.weight) for layer in params["critic"]["torso"].mlp.layers] == [6]
-    assert [len(layer.weight) for layer in params["policy"]["net"]["torso"].mlp.layers] == [8, 8]
+    assert [len(layer.weight) for layer in params["critic"]["torso"].layers] == [6]
+    assert [len(layer.weight) for layer in params["policy"]["net"]["torso"].layers] == [8, 8]
 
 
 def dense(outputs):

@@ -61,7 +61,7 @@ def _describe(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if stats is not None:
             arrays[f"mean{i}"] = np.asarray(stats.mean)
             arrays[f"std{i}"] = np.asarray(standard_deviation(stats))
-    layers = [*net["torso"].mlp.layers, *net["head"].layers]
+    layers = [*net["torso"].layers, *net["head"]]
     for kind, modules in (("conv", net["torso"].convolutions), ("layer", layers)):
         for j, module in enumerate(modules):
             arrays[f"{kind}{j}.weight"] = np.asarray(module.weight)

@@ -1,4 +1,4 @@
-"""The policy's and the critic's functions, from spaces and settings; the one user of Equinox.
+"""The policy's and the critic's functions, from spaces and settings.
 
 A network is a pair of pure functions: `init(key, obs) -> params` and `apply(params, obs)`, whose
 output's last axis is the head's. Observations carry any leading axes.
@@ -9,11 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import gymnasium.spaces as spaces
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
 from surefoot.config.settings import Network, OwnNetwork
 from surefoot.errors import ConfigError
@@ -29,6 +28,7 @@ from surefoot.networks.spaces import (
 from surefoot.types import EnvSpec, Inputs, Params
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
+FILTERS = 16
 
 _ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -54,42 +54,21 @@ class ActorCritic(NamedTuple):
     noise: Callable[[Key[Array, ""], tuple[int, ...]], Any]
 
 
-class MLP(eqx.Module):
-    """Linear layers with a nonlinearity between them, and after the last where asked."""
+class Layer(NamedTuple):
+    """A linear layer, or a convolution of images with their channels last."""
 
-    layers: list[eqx.nn.Linear]
-    activation: str = eqx.field(static=True)
-    activate_last: bool = eqx.field(static=True)
-
-    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch out"]:
-        """Apply the layers to the last axis."""
-        for position, layer in enumerate(self.layers):
-            x = x @ jnp.transpose(layer.weight) + jnp.asarray(layer.bias)
-            if self.activate_last or position < len(self.layers) - 1:
-                x = _ACTIVATIONS[self.activation](x)
-        return x
+    weight: Float[Array, "out ..."]
+    bias: Float[Array, "out ..."]
 
 
-class Torso(eqx.Module):
-    """Features of an observation: images through a small CNN, the rest as a vector, then an MLP.
+class Torso(NamedTuple):
+    """Parameters that turn an observation into features: a convolution per image, then layers.
 
     Source of the CNN's shape: Young & Tian 2019, arXiv:1903.03176 (MinAtar): 16 filters of 3 x 3.
     """
 
-    convolutions: list[eqx.nn.Conv2d]
-    mlp: MLP
-    space: spaces.Space = eqx.field(static=True)
-
-    def __call__(self, obs: PyTree) -> Float[Array, "*batch features"]:
-        """Features of observations with any leading axes."""
-        vector, images = flatten_obs(self.space, obs)
-        parts = [vector]
-        for convolution, image in zip(self.convolutions, images, strict=True):
-            leading = image.shape[:-3]
-            flat = jnp.moveaxis(image, -1, -3).reshape(-1, image.shape[-1], *image.shape[-3:-1])
-            seen = _ACTIVATIONS[self.mlp.activation](jax.vmap(convolution)(flat))
-            parts.append(seen.reshape(*leading, -1))
-        return self.mlp(jnp.concatenate(parts, axis=-1))
+    convolutions: list[Layer]
+    layers: list[Layer]
 
 
 def _orthogonal(
@@ -113,67 +92,74 @@ def _orthogonal(
     return draw(key)
 
 
-def _linear(
-    key: Key[Array, ""], size_in: int, size_out: int, *, gain: float, orthogonal: bool
-) -> eqx.nn.Linear:
-    layer = eqx.nn.Linear(size_in, size_out, key=key)
-    weight = layer.weight * gain
-    if orthogonal:
-        weight = _orthogonal(key, (size_out, size_in), gain=gain)
-    return eqx.tree_at(
-        lambda linear: (linear.weight, linear.bias), layer, (weight, jnp.zeros(size_out))
-    )
+def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+    limit = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
 
-def _mlp(key: Key[Array, ""], sizes: list[int], config: Network, *, head_gain: float | None) -> MLP:
-    """An MLP; with a `head_gain` its last layer is linear and starts at that gain."""
-    keys = jax.random.split(key, len(sizes))
-    gains = [math.sqrt(2.0) if config.ortho_init else 1.0] * (len(sizes) - 1)
-    if head_gain is not None:
-        gains[-1] = head_gain
-    layers = [
-        _linear(k, size_in, size_out, gain=gain, orthogonal=config.ortho_init)
-        for k, size_in, size_out, gain in zip(keys, sizes, sizes[1:], gains, strict=False)
-    ]
-    return MLP(layers, config.activation, head_gain is None)
+def _convolution(key: Key[Array, ""], channels: int) -> Layer:
+    weight_key, bias_key = jax.random.split(key)
+    shape, fan_in = (FILTERS, channels, 3, 3), 9 * channels
+    return Layer(_uniform(weight_key, shape, fan_in), _uniform(bias_key, (FILTERS, 1, 1), fan_in))
 
 
-def _torso(key: Key[Array, ""], space: spaces.Space, widths: list[int], config: Network) -> Torso:
-    conv_key, mlp_key = jax.random.split(key)
-    images = [shape_of(s) for s in leaf_spaces(space) if is_image(s)]
-    keys = jax.random.split(conv_key, len(images) + 1)
-    convolutions = [
-        eqx.nn.Conv2d(shape[-1], 16, 3, key=k) for shape, k in zip(images, keys, strict=False)
-    ]
-    vector, _ = jax.eval_shape(lambda obs: flatten_obs(space, obs), example_obs(space))
-    features = vector.shape[-1] + sum(16 * (shape[0] - 2) * (shape[1] - 2) for shape in images)
-    return Torso(convolutions, _mlp(mlp_key, [features, *widths], config, head_gain=None), space)
+def _linear_layers(
+    key: Key[Array, ""], sizes: list[int], config: Network, *, gain: float | None = None
+) -> list[Layer]:
+    """Linear layers of these sizes; `gain` is that of the initial weights."""
+    if gain is None:
+        gain = math.sqrt(2.0) if config.ortho_init else 1.0
+    layers = []
+    for layer_key, size_in, size_out in zip(
+        jax.random.split(key, len(sizes)), sizes, sizes[1:], strict=False
+    ):
+        if config.ortho_init:
+            weight = _orthogonal(layer_key, (size_out, size_in), gain=gain)
+        else:
+            weight = gain * _uniform(jax.random.split(layer_key)[0], (size_out, size_in), size_in)
+        layers.append(Layer(weight, jnp.zeros(size_out)))
+    return layers
 
 
-def _pure(make: Callable[[Key[Array, ""]], Any]) -> OwnNetwork:
-    """The `(init, apply)` pair of an Equinox module: its arrays are the parameters."""
-    shapes = eqx.filter_eval_shape(make, jax.random.key(0))
-    static = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct), inverse=True)
-    return OwnNetwork(
-        lambda key, obs: eqx.partition(make(key), eqx.is_array)[0],
-        lambda params, x: eqx.combine(params, static)(x),
-    )
+def _apply_linear(layer: Layer, x: Float[Array, "*batch features"]) -> Float[Array, "*batch out"]:
+    return x @ jnp.transpose(layer.weight) + layer.bias
 
 
 def _network(
     space: spaces.Space, widths: list[int], outputs: int, config: Network, *, head_gain: float
 ) -> OwnNetwork:
-    """A torso and a linear head on it."""
-    torso = _pure(lambda key: _torso(key, space, widths, config))
-    head = _pure(lambda key: _mlp(key, [widths[-1], outputs], config, head_gain=head_gain))
+    """A torso, images through a small CNN and the rest as a vector, and a linear head on it."""
+    activation = _ACTIVATIONS[config.activation]
+    images = [shape_of(part) for part in leaf_spaces(space) if is_image(part)]
 
     def init(key, obs):
         torso_key, head_key = jax.random.split(key)
-        return {"torso": torso.init(torso_key, obs), "head": head.init(head_key, obs)}
+        conv_key, layers_key = jax.random.split(torso_key)
+        keys = jax.random.split(conv_key, len(images) + 1)
+        convolutions = [_convolution(k, shape[-1]) for k, shape in zip(keys, images, strict=False)]
+        size = features(convolutions, obs).shape[-1]
+        layers = _linear_layers(layers_key, [size, *widths], config)
+        head = _linear_layers(head_key, [widths[-1], outputs], config, gain=head_gain)
+        return {"torso": Torso(convolutions, layers), "head": head}
 
-    return OwnNetwork(
-        init, lambda params, obs: head.apply(params["head"], torso.apply(params["torso"], obs))
-    )
+    def features(convolutions, obs):
+        """What the first linear layer reads, for observations with any leading axes."""
+        vector, seen = flatten_obs(space, obs)
+        parts = [vector]
+        for layer, image in zip(convolutions, seen, strict=True):
+            leading = image.shape[:-3]
+            flat = jnp.moveaxis(image, -1, -3).reshape(-1, image.shape[-1], *image.shape[-3:-1])
+            out = jax.lax.conv_general_dilated(flat, layer.weight, (1, 1), "VALID") + layer.bias
+            parts.append(activation(out).reshape(*leading, -1))
+        return jnp.concatenate(parts, axis=-1)
+
+    def apply(params, obs):
+        x = features(params["torso"].convolutions, obs)
+        for layer in params["torso"].layers:
+            x = activation(_apply_linear(layer, x))
+        return _apply_linear(params["head"][0], x)
+
+    return OwnNetwork(init, apply)
 
 
 def _checked(own: OwnNetwork, outputs: int, role: str) -> OwnNetwork:

@@ -18,7 +18,7 @@ from surefoot.parallel.rows import AXIS
 
 JOB_ID = "SUREFOOT_JOB_ID"
 """Environment variable that tells ranks of different jobs apart; by default SLURM's job id."""
-_LIBRARIES = ("jax", "jaxlib", "numpy", "equinox", "gymnasium", "gymnax", "brax", "mujoco")
+_LIBRARIES = ("jax", "jaxlib", "numpy", "gymnasium", "gymnax", "brax", "mujoco")
 
 
 def installation() -> dict[str, Any]:

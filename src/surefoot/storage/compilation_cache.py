@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-WORTH_KEEPING = 0.2
+WORTH_KEEPING = 0.05
 """Seconds of compilation from which on a program is kept."""
 
 
