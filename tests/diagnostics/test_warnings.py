@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.collapses.conditions import CONDITIONS, LOOKBACK, WARMUP
+from research.collapses.conditions import CONDITIONS, LOOKBACK, WARMUP
 from surefoot.diagnostics.catalogue import METRICS
 from surefoot.diagnostics.warnings import (
     ALARMS,

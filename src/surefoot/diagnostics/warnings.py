@@ -2,7 +2,7 @@
 
 Each looks at the newest rows alone, so that it costs nothing and can be asked of any run's
 `metrics.jsonl`. Which conditions are here, and their thresholds, come from the planted collapses
-of `benchmarks/collapses`; docs/lens.md has the table of what they caught and what they missed.
+of `research/collapses`; docs/lens.md has the table of what they caught and what they missed.
 """
 
 import math

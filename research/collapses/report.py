@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.collapses.cells import ENVS, Cell
-from benchmarks.collapses.conditions import CONDITIONS, scores_of
-from benchmarks.collapses.driver import load
-from benchmarks.collapses.labels import Curve, Label, label, smooth
-from benchmarks.collapses.thresholds import Judged, Scored, choose, fit, score, tally
+from research.collapses.cells import ENVS, Cell
+from research.collapses.conditions import CONDITIONS, scores_of
+from research.collapses.driver import load
+from research.collapses.labels import Curve, Label, label, smooth
+from research.collapses.thresholds import Judged, Scored, choose, fit, score, tally
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.formulas.intervals import mean_interval
 

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import surefoot as sf
-from benchmarks.collapses.cells import (
+from research.collapses.cells import (
     ENVS,
     TRAINING_ENVS,
     TRAINING_FAULTS,
     all_cells,
     varied,
 )
-from benchmarks.collapses.conditions import CONDITIONS, LOOKBACK, WARMUP, scores_of
-from benchmarks.collapses.driver import fingerprint, load
-from benchmarks.collapses.labels import USUAL, Curve, label, smooth
-from benchmarks.collapses.programs import (
+from research.collapses.conditions import CONDITIONS, LOOKBACK, WARMUP, scores_of
+from research.collapses.driver import fingerprint, load
+from research.collapses.labels import USUAL, Curve, label, smooth
+from research.collapses.programs import (
     Phase,
     phases_of,
     settings_of,
@@ -28,7 +28,7 @@ from benchmarks.collapses.programs import (
     train_chunks,
     without_numbers,
 )
-from benchmarks.collapses.thresholds import (
+from research.collapses.thresholds import (
     Judged,
     choose,
     first_flag,

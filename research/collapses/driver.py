@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.collapses.cells import Cell
+from research.collapses.cells import Cell
 
 SECONDS_PER_STEP = 2.0e-5
 """Of one core, for one environment step of one run, learned from and looked at; measured."""
@@ -49,7 +49,7 @@ def estimate(cells: Sequence[Cell]) -> float:
 
 def train_cell(cell: Cell, out: Path) -> float:
     """Train one cell and keep its metrics; the processor seconds that took."""
-    from benchmarks.collapses.programs import (
+    from research.collapses.programs import (
         phases_of,
         train_chunks,
     )  # imports jax: in workers only

@@ -1,17 +1,17 @@
-"""`python -m benchmarks.collapses`: train the suite, fit the warnings, write the tables."""
+"""`python -m research.collapses`: train the suite, fit the warnings, write the tables."""
 
 import argparse
 import re
 import sys
 from pathlib import Path
 
-from benchmarks.collapses.cells import VARIANTS, Cell, all_cells, quick_cells, varied
-from benchmarks.collapses.driver import estimate, train_cells
-from benchmarks.collapses.report import report_thresholds, report_variant
+from research.collapses.cells import VARIANTS, Cell, all_cells, quick_cells, varied
+from research.collapses.driver import estimate, train_cells
+from research.collapses.report import report_thresholds, report_variant
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.collapses", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m research.collapses", description=__doc__)
     parser.add_argument("what", choices=("list", "train", "score", "compare"))
     parser.add_argument("--out", type=Path, default=Path("runs/collapses"), help="metrics of runs")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="tables")
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 def _cells(only: str, variant: str, quick: bool) -> list[Cell]:
     cells = [c for c in (quick_cells() if quick else all_cells()) if re.search(only, c.name)]
     if variant == "guard":
-        # What a guard costs where nothing is wrong is asked of longer runs: benchmarks/remedies.
+        # What a guard costs where nothing is wrong is asked of longer runs: research/remedies.
         cells = [cell for cell in cells if cell.planted is not None]
     return [varied(cell, variant) for cell in cells]
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from benchmarks.collapses.cells import CHUNK, Cell, Tables
+from research.collapses.cells import CHUNK, Cell, Tables
 from surefoot.config.presets import preset, settle
 from surefoot.config.settings import Settings
 from surefoot.envs.jax_native import JaxEnv

@@ -1,6 +1,6 @@
 """What the guard costs and gains where nothing is wrong: learning tasks with and without.
 
-    python -m benchmarks.remedies [--seeds 10] [--only TASK] [--out docs/results/remedies.csv]
+    python -m research.remedies [--seeds 10] [--only TASK] [--out docs/results/remedies.csv]
 
 Every seed is trained with and without, and compared with itself: the mean return of training
 episodes over the whole run (how fast it learned) and over its last tenth (where it ended), and the

@@ -1,0 +1,1 @@
+"""Notebooks of measurements: what a default or a warning rests on."""
