@@ -198,7 +198,7 @@ def test_what_ends_an_environment_elsewhere_is_told(how, said):
         env.step(np.zeros(2, np.int64))
     env.close()
     if how is wordy:
-        assert "in wordy" in str(caught.value.__cause__)
+        assert "in wordy" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])

@@ -1,13 +1,10 @@
-"""Arrays through which environments get actions and return steps, in one process or several.
-
-Free of JAX: every process that steps environments imports this module.
-"""
+"""Arrays through which environments get actions and return steps, in one process or several."""
 
 import mmap
 import os
 import tempfile
 from collections.abc import Callable
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -33,10 +30,6 @@ class StepBuffers(NamedTuple):
         parts = (map_arrays(lambda leaf: leaf[first : first + count], part) for part in self)
         return StepBuffers(*parts)
 
-    def write_actions(self, actions: Any) -> None:
-        """Copy an action of every environment into the buffers."""
-        _copy_into(self.actions, actions)
-
 
 def make_buffers(of: tuple[spaces.Space, spaces.Space], num_envs: int) -> StepBuffers:
     """Buffers of `num_envs` rows for these observation and action spaces.
@@ -57,31 +50,26 @@ def map_arrays(function: Callable[[np.ndarray], Any], tree: Any) -> Any:
     return function(tree) if isinstance(tree, np.ndarray) else tree
 
 
-def _copy_into(target: Any, values: Any) -> None:
+def copy_into(target: Any, values: Any) -> None:
+    """Overwrite the arrays of a tree of dicts and tuples."""
     if isinstance(target, dict):
         for key, part in target.items():
-            _copy_into(part, values[key])
+            copy_into(part, values[key])
     elif isinstance(target, tuple):
         for part, value in zip(target, values, strict=True):
-            _copy_into(part, value)
+            copy_into(part, value)
     else:
         target[...] = values
 
 
 class SharedBuffers:
-    """Memory that several processes map.
+    """Memory that several processes map by its `descriptor`; what is mapped outlives `close()`.
 
-    It has no name in the file system that could be left behind: the last process that closes it
-    frees it.
+    It has no name in the file system that could be left behind: the last process frees it.
     """
 
     def __init__(self, descriptor: int | None = None):
-        self._file = _anonymous_file() if descriptor is None else os.fdopen(descriptor, "r+b")
-
-    @property
-    def descriptor(self) -> int:
-        """The file descriptor by which another process maps it."""
-        return self._file.fileno()
+        self.descriptor = _anonymous_file() if descriptor is None else descriptor
 
     def map(self, of: tuple[spaces.Space, spaces.Space], num_envs: int) -> StepBuffers:
         """The buffers in this memory, grown to the size they need."""
@@ -103,11 +91,12 @@ class SharedBuffers:
         return StepBuffers(*map_arrays(place, tuple(local)))
 
     def close(self) -> None:
-        """Close the file; what is mapped of it remains."""
-        self._file.close()
+        """Close the file."""
+        os.close(self.descriptor)
 
 
-def _anonymous_file() -> IO[bytes]:
+def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("surefoot"), "r+b")
-    return tempfile.TemporaryFile()
+        return os.memfd_create("surefoot")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

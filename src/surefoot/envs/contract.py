@@ -1,7 +1,4 @@
-"""What one environment must return, validated at every reset and step.
-
-Free of JAX: every process that steps environments imports this module.
-"""
+"""What one environment must return, validated at every reset and step."""
 
 import re
 import traceback
@@ -15,9 +12,6 @@ import numpy as np
 from gymnasium import spaces
 
 from surefoot.errors import EnvContractError
-
-INT32 = np.iinfo(np.int32)
-"""Range of an integer: JAX computes with 32 bits, and would wrap others around."""
 
 TRUTHS = frozenset((bool, np.bool_))
 NUMBERS = frozenset((float, int, np.float64, np.float32))
@@ -49,7 +43,7 @@ class ObsContract:
     def __init__(self, space: spaces.Space, num_rows: int | None = None):
         self._space, self._warned = space, False
         self._leading = () if num_rows is None else (num_rows,)
-        plain = isinstance(space, spaces.Box) and _integer_bounds(space) is None
+        plain = _dtype_suffices(space)
         self._plain = ((*self._leading, *(space.shape or ())), space.dtype) if plain else None
 
     def __call__(self, obs: Any) -> Any:
@@ -69,7 +63,7 @@ class ObsContract:
         if isinstance(space, spaces.Box):
             fits = type(obs) is np.ndarray and obs.dtype == space.dtype
             fits = fits and obs.shape == (*self._leading, *space.shape)
-            return obs if fits and _integer_bounds(space) is None else self._cast(space, obs, where)
+            return obs if fits and _dtype_suffices(space) else self._cast(space, obs, where)
         if isinstance(space, spaces.Discrete):
             fits = type(obs) in (int, np.int64) and 0 <= obs - space.start < space.n
             return obs if fits else self._cast(space, obs, where)
@@ -101,8 +95,8 @@ class ObsContract:
         if space.dtype.kind in "iu":
             if array.dtype.kind == "f":
                 self._refuse(array != np.floor(array), array, where, "not a whole number")
-            low, high = _integer_bounds(space) or _bounds_of_dtype(space.dtype)
-            self._refuse((array < low) | (array > high), array, where, f"outside {_range(space)}")
+            low, high, name = _integer_range(space)
+            self._refuse((array < low) | (array > high), array, where, f"outside {name}")
         if array.dtype == space.dtype:
             return array
         with np.errstate(all="ignore"):
@@ -130,28 +124,25 @@ def subscript(at: Sequence[int]) -> str:
     return f"[{', '.join(map(str, at))}]" if at else ""
 
 
-def _integer_bounds(space: Any) -> tuple[Any, Any] | None:
-    """Bounds of a space's integers; None if its dtype, in 32 bits, keeps them by itself."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start + space.n) - 1
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
-    if isinstance(space, spaces.MultiBinary):
-        return 0, 1
-    wide = space.dtype.kind in "iu" and space.dtype.itemsize * 8 > 31 + (space.dtype.kind == "i")
-    return (INT32.min, INT32.max) if wide else None
-
-
-def _bounds_of_dtype(dtype: np.dtype) -> tuple[int, int]:
-    own = np.iinfo(dtype)
-    return max(int(own.min), INT32.min), min(int(own.max), INT32.max)
-
-
-def _range(space: Any) -> str:
+def _dtype_suffices(space: Any) -> bool:
+    """Whether an array of the space's dtype is valid whatever its values."""
     if not isinstance(space, spaces.Box):
-        return str(space)
+        return False
+    return space.dtype.kind == "f" or np.can_cast(space.dtype, np.int32)
+
+
+def _integer_range(space: Any) -> tuple[Any, Any, str]:
+    """The lowest and highest integers of a space in 32 bits, and what to call that range."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.start), int(space.start + space.n) - 1, str(space)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1, str(space)
+    if isinstance(space, spaces.MultiBinary):
+        return 0, 1, str(space)
+    own, jax_int = np.iinfo(space.dtype), np.iinfo(np.int32)  # JAX would wrap others around
     narrow = space.dtype.itemsize < 4
-    return f"the range of {space.dtype}" if narrow else "32 bits, in which JAX computes"
+    name = f"the range of {space.dtype}" if narrow else "32 bits, in which JAX computes"
+    return max(own.min, jax_int.min), min(own.max, jax_int.max), name
 
 
 def old_interface(error: BaseException) -> str | None:

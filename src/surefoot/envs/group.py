@@ -1,9 +1,5 @@
-"""Environments that one process steps one after another, with same-step autoreset.
+"""Environments that one process steps one after another, with same-step autoreset."""
 
-Free of JAX: every process that steps environments imports this module.
-"""
-
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,28 +18,11 @@ from surefoot.envs.contract import (
 )
 from surefoot.envs.single import CopyObservations, close_envs
 from surefoot.envs.step_timeout import StepTimeoutError
-from surefoot.errors import EnvContractError, SurefootError
+from surefoot.errors import EnvContractError, EnvCrashError, SurefootError
 
 EnvInfos = dict[int, dict[str, Any]]
 """What steps and resets return beside arrays, by the number of the environment: `action_mask`;
 `final_obs` and the scalars of `final_info` at an episode's end; `restarted` and the new `seed`."""
-
-
-class EnvRaisedError(Exception):
-    """An exception of one environment, in this process or another.
-
-    Attributes:
-        index: the environment's number.
-        raised: the name of the exception's class.
-        trace: its traceback.
-    """
-
-    def __init__(self, index: int, raised: str, text: str, trace: str):
-        super().__init__(index, raised, text, trace)
-        self.index, self.raised, self.text, self.trace = index, raised, text, trace
-
-    def __str__(self) -> str:
-        return f"{self.raised}: {self.text}\n{self.trace}"
 
 
 def _attributed(error: BaseException, index: int) -> BaseException:
@@ -55,9 +34,8 @@ def _attributed(error: BaseException, index: int) -> BaseException:
     elif isinstance(error, Exception | SystemExit) and not isinstance(error, SurefootError):
         if hint := old_interface(error):
             return EnvContractError(hint, index=index)
-        text = " ".join(str(error).split())
-        trace = "".join(traceback.format_exception(error))
-        return EnvRaisedError(index, type(error).__name__, text, trace)
+        text = " ".join(str(error).split()) or "no message"
+        return EnvCrashError(f"raised {type(error).__name__}: {text}", index=index)
     return error
 
 
@@ -69,7 +47,7 @@ class EnvGroup:
 
     Raises:
         EnvContractError: for outputs that break the contract, with the environment's number.
-        EnvRaisedError: for an exception of an environment, `SystemExit` included.
+        EnvCrashError: for an exception of an environment, `SystemExit` included.
     """
 
     def __init__(
@@ -92,11 +70,10 @@ class EnvGroup:
         infos, observations, self._seeds = {}, [], seeds
         for i, env in enumerate(self.envs):
             try:
-                obs, info = env.reset(seed=seeds[i])
-                check_info(info, "reset")
-                observations.append(self._contract(obs))
+                obs, info = self._reset(env, seed=seeds[i])
             except BaseException as error:
                 raise _attributed(error, self._first + i) from error
+            observations.append(obs)
             if "action_mask" in info:
                 infos[self._first + i] = {"action_mask": info["action_mask"]}
         concatenate(self._obs_space, observations, self._buffers.obs)
@@ -112,7 +89,7 @@ class EnvGroup:
                 obs, info = self._step(i, action)
             except BaseException as error:
                 found = _attributed(error, self._first + i)
-                if self._make_again is None or not isinstance(found, EnvRaisedError):
+                if self._make_again is None or not isinstance(found, EnvCrashError):
                     raise found from error
                 obs, info = self._restart(i, found)
             if info:
@@ -132,14 +109,12 @@ class EnvGroup:
         buffers.terminated[i], buffers.truncated[i] = terminated, truncated
         if terminated or truncated:
             kept = {"final_obs": obs, "final_info": scalars(info)}
-            obs, info = env.reset()
-            check_info(info, "reset")
-            obs = self._contract(obs)
+            obs, info = self._reset(env)
         if "action_mask" in info:
             kept["action_mask"] = info["action_mask"]
         return obs, kept
 
-    def _restart(self, i: int, error: EnvRaisedError) -> tuple[Any, dict[str, Any]]:
+    def _restart(self, i: int, error: EnvCrashError) -> tuple[Any, dict[str, Any]]:
         """Replace an environment that raised by another, at the start of an episode."""
         assert self._make_again is not None
         close_envs([self.envs[i]])
@@ -150,22 +125,27 @@ class EnvGroup:
             self.envs[i] = CopyObservations(self._make_again())
             if self.envs[i].observation_space != self._obs_space:
                 raise EnvContractError("recreated, it has another observation space")
-            obs, info = self.envs[i].reset(seed=seed)
-            check_info(info, "reset")
-            obs = self._contract(obs)
+            obs, info = self._reset(self.envs[i], seed=seed)
         except BaseException as again:
             raise _attributed(again, self._first + i) from again
         self._buffers.rewards[i] = 0.0
         self._buffers.terminated[i] = self._buffers.truncated[i] = False
-        kept = {"restarted": f"{error.raised}: {error.text}", "seed": seed}
-        return obs, kept | {key: info[key] for key in ("action_mask",) if key in info}
+        kept = {"restarted": str(error), "seed": seed}
+        if "action_mask" in info:
+            kept["action_mask"] = info["action_mask"]
+        return obs, kept
+
+    def _reset(self, env: gymnasium.Env, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = env.reset(seed=seed)
+        check_info(info, "reset")
+        return self._contract(obs), info
 
 
 def scalars(info: dict[str, Any]) -> dict[str, float]:
     """The scalar entries of an info, as plain numbers that any process can unpickle."""
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
-    values = (
-        (key, value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value)
+    values = {
+        key: value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
         for key, value in info.items()
-    )
-    return {key: float(value) for key, value in values if isinstance(value, kinds)}
+    }
+    return {key: float(value) for key, value in values.items() if isinstance(value, kinds)}

@@ -1,11 +1,7 @@
-"""Gymnasium's environments: by id, by module and factory, as an instance or a function.
-
-Free of JAX: processes that step environments import this module with the functions that make them.
-"""
+"""The adaptor of Gymnasium: ids, factories of a module, instances, and vector environments."""
 
 import contextlib
 import copy
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,11 +19,11 @@ from surefoot.errors import ConfigError
 SELF_CONTAINED = tuple(
     f"gymnasium.envs.{part}" for part in ("mujoco", "classic_control", "box2d", "toy_text")
 )
-"""Modules of environments that share no state with the program: Gymnasium's own. Others may read
-a module's globals or NumPy's global generator, of which another process has its own."""
+"""Modules of environments that share no state with the program. Others may read globals or NumPy's
+global generator, of which another process has its own."""
 
 
-def find(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+def find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of a bare id, `module:id`, or `module:factory`.
 
     Raises:
@@ -55,14 +51,14 @@ def find(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     return EnvSource(env_id=env_id, make=make, self_contained=own)
 
 
-def from_object(env: Any) -> EnvSource:
+def wrap_gymnasium(env: Any) -> EnvSource:
     """The source of a ready vector environment, an instance or a function that makes one.
 
     Raises:
         ConfigError: for any other object.
     """
     if isinstance(env, VectorEnv):
-        return EnvSource(env_id=_name(env), make_vector=partial(_of_size, env), reopens=False)
+        return EnvSource(env_id=_name(env), make_vector=lambda _: env, reopens=False)
     if isinstance(env, gymnasium.Env):
         return EnvSource(env_id=_name(env), make=_copies_of(env))
     if callable(env):
@@ -95,38 +91,20 @@ def _missing_extra(env_id: str, error: Exception) -> ConfigError:
 
 
 def _registered(name: str, env_id: str, module: ModuleType | None) -> EnvSpec:
-    """The registration of an id.
-
-    Raises:
-        ConfigError: for an id that is not registered, with the nearest one.
-    """
+    """The registration of an id, or a `ConfigError` with the nearest one."""
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
         own = [key for key, value in vars(module).items() if callable(value)] if module else []
-        known = [*own, *gymnasium.registry]
-        folded = {key.lower(): key for key in known}
-        near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
-        hint = f"; did you mean {folded[near[0]]}?" if near else nearest(name, known)
-        what = f"unknown environment {env_id}{hint} (module:id imports your own module first)"
+        hint = nearest(name, [*own, *gymnasium.registry])
+        why = f"{hint} (module:id imports your own module first)"
         if module:
-            what = (
-                f"unknown environment {env_id}: module {module.__name__} has no function {name}, "
-                f"and registers no environment of that id{hint}"
-            )
-        raise ConfigError(what, name="UNKNOWN-ENV") from error
+            why = f": {module.__name__} has no function {name} and registers no such id{hint}"
+        raise ConfigError(f"unknown environment {env_id}{why}", name="UNKNOWN-ENV") from error
 
 
 def _name(env: Any) -> str:
     return env.spec.id if getattr(env, "spec", None) else type(env).__name__
-
-
-def _of_size(vector: VectorEnv, num_envs: int) -> VectorEnv:
-    if vector.num_envs != num_envs:
-        raise ConfigError(
-            f"{_name(vector)} has {vector.num_envs} environments, num_envs is {num_envs}"
-        )
-    return vector
 
 
 def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
@@ -144,9 +122,7 @@ def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
         try:
             return copy.deepcopy(env)
         except Exception as error:
-            raise ConfigError(
-                f"{_name(env)}: one instance cannot be copied for a second environment "
-                f"({error}); give a function that makes one"
-            ) from error
+            why = f"the instance cannot be copied ({error}); give a function that makes one"
+            raise ConfigError(f"{_name(env)}: {why}") from error
 
     return make

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from gymnasium import spaces
 from jaxtyping import PyTree
 
 from surefoot.config.settings import Train
 from surefoot.envs.action_log import ActionLog
-from surefoot.envs.bounds import Bounds, all_finite, find_not_finite
-from surefoot.envs.group import EnvInfos, EnvRaisedError
+from surefoot.envs.bounds import Bounds, check_finite
+from surefoot.envs.group import EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
 from surefoot.envs.single import crash_error
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
@@ -93,7 +92,6 @@ class HostEnv:
         self.num_envs, self.restarts = vector.num_envs, 0
         obs_space, action_space = vector.spaces
         self._bounds, self._log = Bounds(obs_space), ActionLog()
-        self._is_array = isinstance(obs_space, spaces.Box) and obs_space.dtype.kind == "f"
         self.spec = EnvSpec(
             env_id=env_id,
             observation_space=obs_space,
@@ -120,13 +118,9 @@ class HostEnv:
             EnvCrashError: if an environment raises or hangs.
             EnvContractError: for observations or masks that do not fit, or are not finite.
         """
-
-        def start():
-            obs, infos = self._reset(seeds)
-            return obs, self._mask(infos)
-
         self._log.start(seeds)
-        return self._guarded(start)
+        obs, infos = self._guarded(self._reset, seeds)
+        return obs, self._guarded(self._mask, infos)
 
     def step(self, actions: PyTree) -> HostStep:
         """Step every environment.
@@ -148,7 +142,7 @@ class HostEnv:
         self._timeout.close()
 
     def abandon(self) -> None:
-        """Close after an error before training; leave a vector environment of the user's open."""
+        """Close after an error before training, unless the vector environment is the user's."""
         if not self._given:
             self.close()
 
@@ -163,27 +157,22 @@ class HostEnv:
 
     def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call with the time-out; name environment, step, seed and action in every error."""
+        env_id = self.spec.env_id
         self._timeout.started = time.monotonic()
         try:
             return call(*arguments)
         except StepTimeoutError as error:
             text = f"{error.args[0] if error.args else 'it'} {self._timeout.message}"
-            raise self._located(EnvCrashError(text, name="ENV-HUNG")) from error
-        except EnvRaisedError as error:
-            text = f"raised {error.raised}: {error.text or 'no message'}"
-            raise self._located(EnvCrashError(text, index=error.index)) from error
-        except EnvContractError as error:
-            raise self._located(error) from error.__cause__
-        except EnvCrashError:
-            raise
+            raise self._log.locate(EnvCrashError(text, name="ENV-HUNG"), env_id) from error
+        except (EnvContractError, EnvCrashError) as error:
+            if isinstance(error, EnvCrashError) and error.index is None:
+                raise  # of a whole process
+            raise self._log.locate(error, env_id) from error.__cause__
         except Exception as error:
             doing = f"step {self._log.steps}" if self._log.steps else "reset"
-            raise crash_error(self.spec.env_id, doing, error) from error
+            raise crash_error(env_id, doing, error) from error
         finally:
             self._timeout.started = None
-
-    def _located(self, error: EnvContractError | EnvCrashError) -> EnvContractError | EnvCrashError:
-        return self._log.locate(error, self.spec.env_id)
 
     def _reset(self, seeds: list[int]) -> tuple[PyTree, EnvInfos]:
         obs, infos = self._vector.reset(seeds)
@@ -194,15 +183,15 @@ class HostEnv:
         step = self._vector.step(actions)
         restarted = self._restarted(step.infos)
         self._validate(step.obs)
-        if not all_finite(step.rewards):
-            _refuse_not_finite(step.rewards, "reward")
+        check_finite(step.rewards, "reward")
         truncated = step.truncated & ~step.terminated
         final_infos, final_obs = {}, {}
         for row, info in step.infos.items():
             if "final_info" in info:
                 final_infos[row] = info["final_info"]
                 if truncated[row]:
-                    final_obs[row] = _last_observation(info["final_obs"], row)
+                    final_obs[row] = jax.tree.map(np.array, info["final_obs"])
+                    check_finite(final_obs[row], "last observation", row)
         return HostStep(
             obs=step.obs,
             action_mask=self._mask(step.infos),
@@ -216,26 +205,20 @@ class HostEnv:
         )
 
     def _validate(self, obs: PyTree) -> None:
-        """Raise for observations that are not finite or, if strict, outside their space."""
-        if not (self._is_array and all_finite(obs)):
-            _refuse_not_finite(obs, "observation")
+        check_finite(obs, "observation")
         if self._limits.strict:
             found = self._bounds.outside(obs, leading=1)
             if found is not None:
                 raise EnvContractError(found.text, index=found.at[0])
 
     def _restarted(self, infos: EnvInfos) -> list[int]:
-        """Environments that raised in this step and were recreated.
-
-        Raises:
-            EnvCrashError: for more restarts than the limit.
-        """
+        """Environments that raised in this step and were recreated, within the limit."""
         rows = [row for row, info in infos.items() if "restarted" in info]
         for row in rows:
             self.restarts += 1
             if self.restarts > self._limits.restarts:
-                text = f"raised {infos[row]['restarted']}, after {self._limits.restarts} restarts"
-                raise self._located(EnvCrashError(text, index=row))
+                text = f"{infos[row]['restarted']}, after {self._limits.restarts} restarts"
+                raise EnvCrashError(text, index=row)
         for row in rows:
             self._log.restart(row, infos[row]["seed"])
         return rows
@@ -254,18 +237,3 @@ class HostEnv:
         for row, mask in given.items():
             write_mask(self.spec, masks, mask, row)
         return masks
-
-
-def _last_observation(obs: PyTree, index: int) -> PyTree:
-    """The true last observation of one environment, as arrays of its own."""
-    obs = jax.tree.map(np.array, obs)
-    wrong = find_not_finite(jax.tree.map(lambda leaf: leaf[None], obs), "last observation")
-    if wrong is not None:
-        raise EnvContractError(f"{wrong.where} is {wrong.value}", index=index)
-    return obs
-
-
-def _refuse_not_finite(values: PyTree, what: str) -> None:
-    wrong = find_not_finite(values, what)
-    if wrong is not None:
-        raise EnvContractError(f"{wrong.where} is {wrong.value}", index=wrong.row)

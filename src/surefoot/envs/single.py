@@ -1,7 +1,4 @@
-"""Single Gymnasium environments: made, compared, closed, and named when they fail.
-
-Free of JAX: every process that steps environments imports this module.
-"""
+"""Single Gymnasium environments: made, compared, closed, and named when they fail."""
 
 import contextlib
 import copy

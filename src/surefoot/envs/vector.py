@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from surefoot.envs.buffers import SharedBuffers
+from surefoot.envs.buffers import SharedBuffers, copy_into
 from surefoot.envs.channel import BUSY_SECONDS
 from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.processes import usable_cores
 from surefoot.envs.single import CopyObservations, EnvFactory, close_envs, time_limit
-from surefoot.envs.worker import Share, WorkerProcess, end_workers
+from surefoot.envs.worker import Share, WorkerProcess, by_value, end_workers
 
 
 class VectorStep(NamedTuple):
@@ -48,10 +48,9 @@ class SameStepVector:
         self.num_envs, self._valid = num_envs, np.ones(num_envs, bool)
         self._workers: list[WorkerProcess] = []
         envs: list[CopyObservations] = []
-        with contextlib.ExitStack() as stack, contextlib.ExitStack() as undo:
+        with contextlib.closing(SharedBuffers()) as shared, contextlib.ExitStack() as undo:
             undo.callback(close_envs, envs)
             undo.callback(end_workers, self._workers)
-            shared = stack.enter_context(contextlib.closing(SharedBuffers()))
             for rows in others:
                 share = Share(factory, rows, num_envs, restart)
                 self._workers.append(WorkerProcess(share, shared, busy_seconds=busy_seconds))
@@ -59,7 +58,7 @@ class SameStepVector:
             self.spaces = envs[0].observation_space, envs[0].action_space
             self._buffers = shared.map(self.spaces, num_envs)
             for worker in self._workers:
-                worker.attach(self.spaces)
+                worker.send(by_value(self.spaces))
             for worker in self._workers:
                 worker.receive()
             undo.pop_all()
@@ -69,16 +68,16 @@ class SameStepVector:
     def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
         """Start a new episode everywhere, with a seed for each environment."""
         for worker in self._workers:
-            worker.reset([seeds[row] for row in worker.rows])
+            worker.send([seeds[row] for row in worker.rows])
         infos = self._group.reset(seeds[: len(self._group.envs)])
         return self._buffers.obs, self._gather(infos)
 
     def step(self, actions: Any) -> VectorStep:
         """Step every environment, and start the next episode where one ended."""
         buffers = self._buffers
-        buffers.write_actions(actions)
+        copy_into(buffers.actions, actions)
         for worker in self._workers:
-            worker.step()
+            worker.send()
         infos = self._gather(self._group.step())
         return VectorStep(
             buffers.obs,
