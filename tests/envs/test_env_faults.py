@@ -14,8 +14,7 @@ import pytest
 from gymnasium import spaces
 
 import surefoot as sf
-from surefoot.envs.bounds import Bounds
-from surefoot.envs.contract import ObsContract
+from surefoot.envs.contract import Bounds, ObsContract
 from surefoot.envs.registry import find_env
 from surefoot.errors import EnvContractError, EnvCrashError
 from tests.support.broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike

@@ -7,14 +7,12 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from surefoot.envs.contract import ObsContract
-from surefoot.envs.group import EnvInfos, scalars
-from surefoot.envs.single import time_limit
-from surefoot.envs.vector import VectorStep
+from surefoot.envs.group import EnvInfos, VectorStep, scalars, time_limit
 from surefoot.errors import ConfigError, EnvContractError
 
 
 class ReadyVector:
-    """A vector environment with the interface of `SameStepVector`."""
+    """A vector environment with the interface of an `EnvGroup`."""
 
     def __init__(self, vector: VectorEnv, env_id: str, num_envs: int):
         self._vector: Any = vector  # the base class types neither lists of seeds nor masks

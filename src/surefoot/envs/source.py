@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import gymnasium
 from gymnasium.vector import VectorEnv
 
+from surefoot.envs.env_errors import crash_error
+from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.processes import requested_processes, saves_time
-from surefoot.envs.single import EnvFactory, crash_error
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
     from surefoot.envs.host import EnvLimits, HostEnv
     from surefoot.envs.jax_native import JaxEnv
     from surefoot.envs.ready_vector import ReadyVector
-    from surefoot.envs.vector import SameStepVector
+    from surefoot.envs.vector import ProcessVector
 
 OpenEnvs: TypeAlias = "JaxEnv | HostEnv"
 """Open environments. Both have `spec`, `close()` and `abandon()`, no-ops of a `JaxEnv`, and
@@ -92,20 +93,27 @@ class EnvSource:
 
     def _open_vector(
         self, num_envs: int, processes: int, restart: bool
-    ) -> "SameStepVector | ReadyVector":
-        from surefoot.envs.ready_vector import ReadyVector
-        from surefoot.envs.vector import SameStepVector
-
+    ) -> "EnvGroup | ProcessVector | ReadyVector":
         try:
-            if self.make_vector is not None:
-                return ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
-            assert self.make is not None
-            factory = EnvFactory(self.env_id, self.make)
-            return SameStepVector(factory, num_envs, processes=processes, restart=restart)
+            if self.make is not None:
+                factory = EnvFactory(self.env_id, self.make, restart)
+                return _open_group(factory, num_envs, processes)
+            from surefoot.envs.ready_vector import ReadyVector
+
+            assert self.make_vector is not None
+            return ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
         except SurefootError:
             raise
         except Exception as error:
             raise crash_error(self.env_id, "making it", error) from error
+
+
+def _open_group(factory: EnvFactory, num_envs: int, processes: int) -> "EnvGroup | ProcessVector":
+    if processes == 1:
+        return EnvGroup(factory, range(num_envs))
+    from surefoot.envs.vector import ProcessVector
+
+    return ProcessVector(factory, num_envs, processes)
 
 
 def jax_source(env: "JaxEnv") -> EnvSource:

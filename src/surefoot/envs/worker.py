@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from multiprocessing import spawn
 from typing import Any, NamedTuple
 
-import gymnasium
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from surefoot.envs.buffers import SharedBuffers
 from surefoot.envs.channel import Channel, ChannelClosedError
-from surefoot.envs.group import EnvGroup, EnvInfos
-from surefoot.envs.single import EnvFactory, check_spaces, close_envs, crash_error
+from surefoot.envs.env_errors import crash_error
+from surefoot.envs.group import EnvFactory, EnvGroup, EnvInfos, Spaces
+from surefoot.envs.shared_memory import SharedBuffers
 from surefoot.envs.step_timeout import StepTimeoutError
 from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
@@ -42,12 +41,11 @@ serve()
 
 
 class Share(NamedTuple):
-    """The environments of one process: `rows` of `num_envs`, and whether it restarts them."""
+    """The environments of one process: `rows` of `num_envs`."""
 
     factory: EnvFactory
     rows: range
     num_envs: int
-    restart: bool
 
 
 class WorkerProcess:
@@ -153,32 +151,27 @@ def serve() -> None:
     trainer = os.getppid()
     end = socket.socket(fileno=descriptors[0])
     channel = Channel(end, busy_seconds=busy_seconds, alive=lambda: os.getppid() == trainer)
-    envs: list[gymnasium.Env] = []
     try:
-        _serve(channel, SharedBuffers(descriptors[1]), envs)
+        _serve(channel, SharedBuffers(descriptors[1]))
     except ChannelClosedError:
         pass
     except BaseException as error:
         with contextlib.suppress(ChannelClosedError):
             channel.send(_sendable(error))
-    finally:
-        close_envs(envs)
 
 
-def _serve(channel: Channel, shared: SharedBuffers, envs: list[Any]) -> None:
+def _serve(channel: Channel, shared: SharedBuffers) -> None:
     """Make environments, and step or reset them at each turn until the channel closes."""
     share: Share = channel.receive().fn
-    first = share.rows[0]
-    envs += share.factory.make_all(len(share.rows), first)
-    expected = channel.receive().fn
-    check_spaces(share.factory.env_id, envs[0], expected, first)
-    make_again = share.factory.make if share.restart else None
-    group = EnvGroup(envs, shared.map(expected, share.num_envs), first, make_again)
-    infos: EnvInfos = {}
-    while True:
-        channel.send(infos or None)
-        seeds = channel.receive()
-        infos = group.step() if seeds is None else group.reset(seeds)
+    with contextlib.closing(EnvGroup(share.factory, share.rows)) as group:
+        expected: Spaces = channel.receive().fn
+        share.factory.check_spaces(group.envs[0], expected, share.rows[0])
+        actions, group.results = shared.map(expected, share.num_envs).rows(share.rows)
+        infos: EnvInfos = {}
+        while True:
+            channel.send(infos or None)
+            seeds = channel.receive()
+            infos = group.step(actions).infos if seeds is None else group.reset(seeds)[1]
 
 
 def _sendable(error: BaseException) -> Exception:
