@@ -161,7 +161,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """Whether a batch is certainly finite in float32; one product tells, in half a microsecond."""
+    """Whether a batch is certainly finite in float32; one product, half a microsecond."""
     flat = values if values.ndim == 1 else values.ravel()
     return flat.dot(flat) < FLOAT32_MAX
 

@@ -50,10 +50,8 @@ class EnvPoolVector(VectorEnv):
                 env_seed=list(seeds),
                 **threads | self._kwargs,
             )
-            _ = (
-                pool.observation_space,
-                pool.action_space,
-            )  # made, with that warning, when first read
+            # Their spaces are made, with that warning, when first read.
+            _ = pool.observation_space, pool.action_space
         return pool
 
     def reset(
@@ -108,7 +106,8 @@ def find_envpool(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     try:
         import envpool
     except ImportError as error:
-        raise ConfigError(f"{env_id}: pip install 'surefoot[envpool]'", name="EXTRA") from error
+        fix = "pip install 'surefoot[envpool]'"
+        raise ConfigError(f"{env_id} needs EnvPool: {fix}", name="EXTRA") from error
     known = envpool.list_all_envs()
     if name not in known:
         raise ConfigError(f"unknown environment {env_id}{nearest(name, known)}", name="UNKNOWN-ENV")

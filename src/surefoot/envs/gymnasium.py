@@ -30,25 +30,39 @@ def find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
         ConfigError: for an unknown module or id, with the nearest valid one.
     """
     module_name, _, name = env_id.rpartition(":")
-    module = None
-    if module_name:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not module_name.startswith(error.name):
-                raise
-            raise ConfigError(
-                f"{env_id}: no module {module_name} in the current directory or installed",
-                name="UNKNOWN-ENV",
-            ) from error
-        factory = getattr(module, name, None)
-        if callable(factory):
-            make: Any = partial(factory, **env_kwargs)
-            return EnvSource(env_id=env_id, make=make)
-    spec = _registered(name, env_id, module)
+    module = _import(module_name, env_id) if module_name else None
+    factory: Any = getattr(module, name, None)
+    if callable(factory):
+        make: Any = partial(factory, **env_kwargs)
+        return EnvSource(env_id=env_id, make=make)
+    try:
+        spec = gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise _unknown(name, env_id, module) from error
     own = isinstance(spec.entry_point, str) and spec.entry_point.startswith(SELF_CONTAINED)
     make = partial(_make, spec, env_id, dict(env_kwargs))
     return EnvSource(env_id=env_id, make=make, self_contained=own)
+
+
+def _import(module_name: str, env_id: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module_name.startswith(error.name):
+            raise
+        raise ConfigError(
+            f"{env_id}: no module {module_name} in the current directory or installed",
+            name="UNKNOWN-ENV",
+        ) from error
+
+
+def _unknown(name: str, env_id: str, module: ModuleType | None) -> ConfigError:
+    own = [key for key, value in vars(module).items() if callable(value)] if module else []
+    hint = nearest(name, [*own, *gymnasium.registry])
+    why = f"{hint} (module:id imports your own module first)"
+    if module:
+        why = f": {module.__name__} has no function {name} and registers no such id{hint}"
+    return ConfigError(f"unknown environment {env_id}{why}", name="UNKNOWN-ENV")
 
 
 def wrap_gymnasium(env: Any) -> EnvSource:
@@ -88,19 +102,6 @@ def _missing_extra(env_id: str, error: Exception) -> ConfigError:
     extra = next((e for e in ("mujoco", "box2d") if e in text), None)
     fix = f"pip install 'surefoot[{extra}]'" if extra else str(error).replace("\n", " ")
     return ConfigError(f"{env_id} needs a package that is not installed: {fix}", name="EXTRA")
-
-
-def _registered(name: str, env_id: str, module: ModuleType | None) -> EnvSpec:
-    """The registration of an id, or a `ConfigError` with the nearest one."""
-    try:
-        return gymnasium.spec(name)
-    except gymnasium.error.Error as error:
-        own = [key for key, value in vars(module).items() if callable(value)] if module else []
-        hint = nearest(name, [*own, *gymnasium.registry])
-        why = f"{hint} (module:id imports your own module first)"
-        if module:
-            why = f": {module.__name__} has no function {name} and registers no such id{hint}"
-        raise ConfigError(f"unknown environment {env_id}{why}", name="UNKNOWN-ENV") from error
 
 
 def _name(env: Any) -> str:

@@ -23,7 +23,9 @@ def find_gymnax(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     try:
         import gymnax
     except ImportError as error:
-        raise ConfigError(f"gymnax:{name}: pip install 'surefoot[gymnax]'", name="EXTRA") from error
+        raise ConfigError(
+            f"gymnax:{name} needs gymnax: pip install 'surefoot[gymnax]'", name="EXTRA"
+        ) from error
     if name not in gymnax.registered_envs:
         raise ConfigError(
             f"unknown environment gymnax:{name}{nearest(name, gymnax.registered_envs)}",
@@ -35,7 +37,7 @@ def find_gymnax(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
         jax.random.key(0),
     )
     if len(shape) != 6:
-        why = "gymnax before 1.0 does not tell time limits from ends"
+        why = "gymnax before 1.0 does not distinguish time limits from ends"
         raise ConfigError(f"{why}: pip install 'surefoot[gymnax]'", name="EXTRA")
     return jax_source(from_gymnax(env, params, f"gymnax:{name}"))
 

@@ -9,7 +9,6 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,8 @@ class ConnectedRanks(Ranks):
                 )
         chosen = [jax.local_devices(rank)[:devices] for rank in range(self.count)]
         self.placement = spread_over([device for some in chosen for device in some])
+        self._devices = list(self.placement.mesh.devices.flat)
+        self._check = replica_check(self.placement.mesh)
 
     def exchange(self, value: Any) -> list[Any]:
         """See `Ranks`."""
@@ -147,17 +148,11 @@ class ConnectedRanks(Ranks):
             self._announced = True
             self.exchange(message)
 
-    @cached_property
-    def _check(self) -> Any:
-        assert self.placement.mesh is not None
-        return replica_check(self.placement.mesh)
-
     def synchronize(self, replicated: PyTree, iteration: int, signal: int | None) -> int | None:
         """See `Ranks`."""
-        assert self.placement.mesh is not None
         with self.reporting_loss():
             signals, fingerprints = self._check(signal or 0, jax.tree.leaves(replicated)).T
-        for device, found in zip(self.placement.mesh.devices.flat, fingerprints, strict=True):
+        for device, found in zip(self._devices, fingerprints, strict=True):
             if found != fingerprints[0]:
                 raise ReplicaError(
                     f"the state of rank {device.process_index} no longer equals that of rank 0 at "

@@ -1,4 +1,4 @@
-"""Where the arrays of a run live: on one device, or block by block on several.
+"""Where the arrays of a run are: on one device, or block by block on several.
 
 Parameters, statistics and all else that every device needs are copied to each; arrays with an
 environment axis are split. Programs do not depend on the number of devices: this module places
@@ -25,9 +25,8 @@ State = TypeVar("State", bound=Any)
 
 
 class Placement:
-    """Where a run's arrays live; here JAX's default device, so that nothing is moved."""
+    """Where a run's arrays are; here on JAX's default device, so that nothing is moved."""
 
-    mesh: Mesh | None = None
     count: int = 1
     """Number of devices, including those of other processes."""
 
@@ -71,7 +70,6 @@ class MeshPlacement(Placement):
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """See `Placement`."""
-        assert self.mesh is not None
         return jax.set_mesh(self.mesh)
 
     def shardings(self, axes: PyTree) -> Any:
@@ -98,7 +96,6 @@ class MeshPlacement(Placement):
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
     def _along(self, axis: int | None) -> NamedSharding:
-        assert self.mesh is not None
         parts = () if axis is None else (*(None,) * axis, AXIS)
         return NamedSharding(self.mesh, PartitionSpec(*parts))
 
@@ -167,7 +164,7 @@ def place(settings: Settings, count: int) -> Placement:
     return spread_over(jax.local_devices()[:count])
 
 
-def spread_over(devices: list[Any]) -> Placement:
+def spread_over(devices: list[Any]) -> MeshPlacement:
     """Spread a run over these devices, in their order."""
     return MeshPlacement(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
 
