@@ -192,7 +192,7 @@ def host_env(vector: Any, env_id: str = "Scripted", seed: int = 0) -> Any:
     from surefoot.envs.host import HostEnv
     from surefoot.envs.ready_vector import ReadyVector
 
-    return HostEnv(ReadyVector(vector, env_id), env_id, seed=seed)
+    return HostEnv(ReadyVector(vector, env_id, vector.num_envs), env_id, seed=seed)
 
 
 def scripted_jax(action: str = "discrete") -> Any:

@@ -1,46 +1,22 @@
-"""What one environment must return, validated at every reset and step.
+"""What environments must return, validated at every reset and step."""
 
-Free of JAX: every process that steps environments imports this module.
-"""
-
-import re
-import traceback
+import functools
+import operator
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from surefoot.errors import EnvContractError
 
-INT32 = np.iinfo(np.int32)
-"""Range of an integer: JAX computes with 32 bits, and would wrap others around."""
-
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 TRUTHS = frozenset((bool, np.bool_))
 NUMBERS = frozenset((float, int, np.float64, np.float32))
 """Types of nearly all ends and rewards; others are validated more closely."""
 _TRUTHS = (bool, np.bool_, int, np.integer)
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
-_CALLERS = Path(__file__).parents[1], Path(gymnasium.__file__).parent
-_OLD_INTERFACE = (
-    (
-        r"^not enough values to unpack \(expected 5, got 4\)$",
-        "step returned 4 values, as Gym did before 0.26; return obs, reward, terminated, "
-        "truncated, info, where terminated is an end of the task and truncated a time limit",
-    ),
-    (
-        r"^(not enough|too many) values to unpack \(expected 2",
-        "reset returned no pair; since Gym 0.26 it returns (obs, info)",
-    ),
-    (
-        r"reset\(\) got an unexpected keyword argument '(seed|options)'",
-        "reset takes no seed; since Gym 0.26 it is reset(self, *, seed=None, options=None) and "
-        "begins with super().reset(seed=seed)",
-    ),
-)
 
 
 class ObsContract:
@@ -49,7 +25,7 @@ class ObsContract:
     def __init__(self, space: spaces.Space, num_rows: int | None = None):
         self._space, self._warned = space, False
         self._leading = () if num_rows is None else (num_rows,)
-        plain = isinstance(space, spaces.Box) and _integer_bounds(space) is None
+        plain = _dtype_suffices(space)
         self._plain = ((*self._leading, *(space.shape or ())), space.dtype) if plain else None
 
     def __call__(self, obs: Any) -> Any:
@@ -69,7 +45,7 @@ class ObsContract:
         if isinstance(space, spaces.Box):
             fits = type(obs) is np.ndarray and obs.dtype == space.dtype
             fits = fits and obs.shape == (*self._leading, *space.shape)
-            return obs if fits and _integer_bounds(space) is None else self._cast(space, obs, where)
+            return obs if fits and _dtype_suffices(space) else self._cast(space, obs, where)
         if isinstance(space, spaces.Discrete):
             fits = type(obs) in (int, np.int64) and 0 <= obs - space.start < space.n
             return obs if fits else self._cast(space, obs, where)
@@ -101,8 +77,8 @@ class ObsContract:
         if space.dtype.kind in "iu":
             if array.dtype.kind == "f":
                 self._refuse(array != np.floor(array), array, where, "not a whole number")
-            low, high = _integer_bounds(space) or _bounds_of_dtype(space.dtype)
-            self._refuse((array < low) | (array > high), array, where, f"outside {_range(space)}")
+            low, high, name = _integer_range(space)
+            self._refuse((array < low) | (array > high), array, where, f"outside {name}")
         if array.dtype == space.dtype:
             return array
         with np.errstate(all="ignore"):
@@ -130,42 +106,25 @@ def subscript(at: Sequence[int]) -> str:
     return f"[{', '.join(map(str, at))}]" if at else ""
 
 
-def _integer_bounds(space: Any) -> tuple[Any, Any] | None:
-    """Bounds of a space's integers; None if its dtype, in 32 bits, keeps them by itself."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start + space.n) - 1
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
-    if isinstance(space, spaces.MultiBinary):
-        return 0, 1
-    wide = space.dtype.kind in "iu" and space.dtype.itemsize * 8 > 31 + (space.dtype.kind == "i")
-    return (INT32.min, INT32.max) if wide else None
-
-
-def _bounds_of_dtype(dtype: np.dtype) -> tuple[int, int]:
-    own = np.iinfo(dtype)
-    return max(int(own.min), INT32.min), min(int(own.max), INT32.max)
-
-
-def _range(space: Any) -> str:
+def _dtype_suffices(space: Any) -> bool:
+    """Whether an array of the space's dtype is valid whatever its values."""
     if not isinstance(space, spaces.Box):
-        return str(space)
+        return False
+    return space.dtype.kind == "f" or np.can_cast(space.dtype, np.int32)
+
+
+def _integer_range(space: Any) -> tuple[Any, Any, str]:
+    """The lowest and highest integers of a space in 32 bits, and what to call that range."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.start), int(space.start + space.n) - 1, str(space)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1, str(space)
+    if isinstance(space, spaces.MultiBinary):
+        return 0, 1, str(space)
+    own, jax_int = np.iinfo(space.dtype), np.iinfo(np.int32)  # JAX would wrap others around
     narrow = space.dtype.itemsize < 4
-    return f"the range of {space.dtype}" if narrow else "32 bits, in which JAX computes"
-
-
-def old_interface(error: BaseException) -> str | None:
-    """What to change, for an exception that shows an environment for Gym before 0.26.
-
-    Such an exception is raised by the caller, Gymnasium's wrappers or this package, and not by the
-    environment's own code.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    innermost = Path(frames[-1].filename) if frames else Path()
-    if not any(innermost.is_relative_to(caller) for caller in _CALLERS):
-        return None
-    text = str(error)
-    return next((hint for pattern, hint in _OLD_INTERFACE if re.search(pattern, text)), None)
+    name = f"the range of {space.dtype}" if narrow else "32 bits, in which JAX computes"
+    return max(own.min, jax_int.min), min(own.max, jax_int.max), name
 
 
 def check_info(info: Any, doing: str) -> None:
@@ -199,3 +158,84 @@ def _is_scalar(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether a batch is certainly finite in float32; one product, half a microsecond."""
+    flat = values if values.ndim == 1 else values.ravel()
+    return flat.dot(flat) < FLOAT32_MAX
+
+
+def check_finite(values: Any, where: str, index: int | None = None) -> None:
+    """Raise an `EnvContractError` for the first number that is not finite in float32.
+
+    `values` are a tree of arrays with a row per environment, or those of environment `index`.
+    """
+    if isinstance(values, dict | tuple):
+        for key, part in values.items() if isinstance(values, dict) else enumerate(values):
+            check_finite(part, f"{where}[{key!r}]", index)
+    elif isinstance(values, np.ndarray) and values.dtype.kind == "f" and not all_finite(values):
+        wrong = np.argwhere(~(np.abs(values) <= FLOAT32_MAX)).tolist()
+        if wrong:
+            row, rest = (wrong[0][0], wrong[0][1:]) if index is None else (index, wrong[0])
+            value = values[tuple(wrong[0])]
+            raise EnvContractError(f"{where}{subscript(rest)} is {value}", index=row)
+
+
+class Outside(NamedTuple):
+    """Rows of a batch outside their space; index and description of the first."""
+
+    rows: np.ndarray
+    at: tuple[int, ...]
+    text: str
+
+
+class Bounds:
+    """The bounds of an observation space, if it has any."""
+
+    def __init__(self, space: spaces.Space):
+        self._parts = list(_bounded_parts(space, "observation", ()))
+
+    def outside(self, obs: Any, leading: int) -> Outside | None:
+        """What is outside the bounds in a batch whose rows have `leading` axes."""
+        found: Outside | None = None
+        for space, where, path in self._parts:
+            values = functools.reduce(operator.getitem, path, obs)
+            low, high = space.low, space.high
+            if values.dtype.kind == "f":  # rounded as the values are, which may lie on a bound
+                low, high = low.astype(values.dtype), high.astype(values.dtype)
+            wrong = (values < low) | (values > high)
+            if wrong.any():
+                part = _describe(wrong, values, space, where, leading)
+                found = found._replace(rows=found.rows | part.rows) if found else part
+        return found
+
+
+def _describe(
+    wrong: np.ndarray, values: np.ndarray, space: spaces.Box, where: str, leading: int
+) -> Outside:
+    place = tuple(np.argwhere(wrong)[0].tolist())
+    at, inner = place[:leading], place[leading:]
+    limits = f"{space.low[inner]:.6g} to {space.high[inner]:.6g}"
+    text = f"{where}{subscript(inner)} is {values[place]:.6g}, outside {limits}"
+    rows = np.any(wrong.reshape(*values.shape[:leading], -1), axis=-1)
+    return Outside(np.asarray(rows), at, text)
+
+
+def _bounded_parts(
+    space: Any, where: str, path: tuple[Any, ...]
+) -> Iterator[tuple[spaces.Box, str, tuple[Any, ...]]]:
+    """Boxes of a nested space with bounds that their dtype does not keep by itself.
+
+    Each comes with its name and the keys that lead to it.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        named = isinstance(space, spaces.Dict)
+        for key, part in space.spaces.items() if named else enumerate(space.spaces):
+            yield from _bounded_parts(part, f"{where}[{key!r}]", (*path, key))
+    elif isinstance(space, spaces.Box):
+        dtype: Any = space.dtype
+        own = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else None
+        low, high = own or (-np.inf, np.inf)
+        if np.any(space.low > low) or np.any(space.high < high):
+            yield space, where, path

@@ -1,4 +1,4 @@
-"""EnvPool's vector environments: stepped by threads of C++, and seeded only when they are made."""
+"""The adaptor of EnvPool: vector environments stepped by C++ threads."""
 
 import os
 import warnings
@@ -19,108 +19,100 @@ from surefoot.errors import ConfigError
 
 
 class EnvPoolVector(VectorEnv):
-    """Environments of one EnvPool id, which a reset makes anew.
+    """Environments of one EnvPool id, recreated by a seeded reset.
 
-    EnvPool takes its seeds at construction and passes over those of `reset`. A step after an
-    episode's end ignores its action and starts the next episode.
+    EnvPool takes seeds when it makes environments and ignores those of `reset`.
     """
 
     def __init__(self, name: str, num_envs: int, kwargs: Mapping[str, Any]):
-        self._name, self._kwargs = name, dict(kwargs)
+        self._name, self._kwargs, self._pool = name, dict(kwargs), None
         self.num_envs = num_envs
-        self._pool: Any = None
-        self._make(range(num_envs))
-        self.single_observation_space = self._pool.single_observation_space
-        self.single_action_space = self._pool.single_action_space
+        pool = self._make(range(num_envs))
+        self.single_observation_space = pool.single_observation_space
+        self.single_action_space = pool.single_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-        limit = self._pool.spec.config.max_episode_steps
-        self.spec = EnvSpec(id=name, max_episode_steps=limit)
+        self.spec = EnvSpec(id=name, max_episode_steps=pool.spec.config.max_episode_steps)
 
-    def _make(self, seeds: Sequence[int]) -> None:
+    def _make(self, seeds: Sequence[int]) -> Any:
         import envpool
 
         self.close_extras()
+        threads = _threads(self.num_envs, self._kwargs.get("num_threads", 0))
         with warnings.catch_warnings():
-            # Nobody can do anything about bounds that float32 cannot tell exactly.
+            # About bounds that float32 cannot hold exactly, which is nothing to act on.
             warnings.filterwarnings("ignore", ".*precision lowered by casting")
-            self._pool = envpool.make(
+            self._pool = pool = envpool.make(
                 self._name,
                 env_type="gymnasium",
                 num_envs=self.num_envs,
                 env_seed=list(seeds),
-                **_threads(self.num_envs, **self._kwargs) | self._kwargs,
+                **threads | self._kwargs,
             )
-            _ = self._pool.observation_space, self._pool.action_space  # made once, when first read
+            # Their spaces are made, with that warning, when first read.
+            _ = pool.observation_space, pool.action_space
+        return pool
 
     def reset(
-        self,
-        *,
-        seed: int | Sequence[int] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[PyTree, dict[str, Any]]:
-        """New environments with these seeds, each at the start of an episode."""
-        if seed is not None:
-            seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
-            self._make(seeds)
-        obs, infos = self._pool.reset()
+        """Start an episode in every environment."""
+        assert isinstance(seed, Sequence)
+        obs, infos = self._make(seed).reset()
         return obs, _with_presence(infos)
 
     def step(
         self, actions: PyTree
     ) -> tuple[PyTree, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step every environment; infos are told where an episode ends."""
+        """Step every environment; infos are returned where an episode ends."""
+        assert self._pool is not None
         obs, rewards, terminated, truncated, infos = self._pool.step(actions)
         ended = terminated.any() or truncated.any()
         return obs, rewards, terminated, truncated, _with_presence(infos) if ended else {}
 
     def close_extras(self, **_: Any) -> None:
-        """Let the threads of the environments go."""
+        """End the threads of the environments."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
 
 
-def _threads(num_envs: int, *, num_threads: int = 0, **_: Any) -> dict[str, int]:
-    """A thread a core; where they fill the machine, each keeps to its core.
+def _threads(num_envs: int, num_threads: int) -> dict[str, int]:
+    """One thread per core, each kept to its core if they fill the machine.
 
-    On two cores that took a tenth to a fifth off an iteration with MuJoCo. Pinned threads that
+    On two cores that saved a tenth to a fifth of an iteration with MuJoCo. Pinned threads that
     leave cores free would crowd the same ones in every run on the machine.
     """
     cores, usable = os.cpu_count() or 1, usable_cores()
     count = num_threads or min(num_envs, usable)
-    return {
-        "num_threads": count,
-        "thread_affinity_offset": 0 if count >= cores == usable else -1,
-    }
+    offset = 0 if count >= cores == usable else -1
+    return {"num_threads": count, "thread_affinity_offset": offset}
 
 
 def _with_presence(infos: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of an info as Gymnasium's vectors give them: each beside who has it, here all."""
+    """Numbers of an info in Gymnasium's form: each beside the environments that have it, all."""
     rows = {k: v for k, v in infos.items() if isinstance(v, np.ndarray) and v.ndim == 1}
     return rows | {f"_{key}": np.ones(len(row), bool) for key, row in rows.items()}
 
 
-def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+def find_envpool(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of an EnvPool id.
 
     Raises:
-        ConfigError: where EnvPool is missing, does not know the id or refuses its arguments.
+        ConfigError: if EnvPool is missing, or does not know the id or its arguments.
     """
     env_id = f"envpool:{name}"
     try:
         import envpool
-    except ImportError as fault:
-        raise ConfigError(
-            f"{env_id} needs a package that is not installed: pip install 'surefoot[envpool]'",
-            name="EXTRA",
-        ) from fault
+    except ImportError as error:
+        fix = "pip install 'surefoot[envpool]'"
+        raise ConfigError(f"{env_id} needs EnvPool: {fix}", name="EXTRA") from error
     known = envpool.list_all_envs()
     if name not in known:
         raise ConfigError(f"unknown environment {env_id}{nearest(name, known)}", name="UNKNOWN-ENV")
     try:
         envpool.make_spec(name, **env_kwargs)
-    except (TypeError, ValueError, AssertionError) as fault:
-        raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {fault}") from fault
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {error}") from error
     return EnvSource(env_id=env_id, make_vector=partial(EnvPoolVector, name, kwargs=env_kwargs))

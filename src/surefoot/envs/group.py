@@ -1,171 +1,234 @@
-"""Environments that one process steps one after another, with same-step autoreset.
+"""Environments that one process steps one after another, with same-step autoreset."""
 
-Free of JAX: every process that steps environments imports this module.
-"""
-
-import traceback
+import contextlib
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium.vector.utils import batch_space, concatenate, iterate
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from surefoot.envs.buffers import StepBuffers, map_arrays
-from surefoot.envs.contract import (
-    NUMBERS,
-    TRUTHS,
-    ObsContract,
-    check_info,
-    check_outcome,
-    old_interface,
-)
-from surefoot.envs.single import CopyObservations, close_envs
-from surefoot.envs.step_timeout import StepTimeoutError
-from surefoot.errors import EnvContractError, SurefootError
+from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
+from surefoot.envs.env_errors import attributed, crash_error
+from surefoot.errors import EnvContractError, EnvCrashError, SurefootError
 
+Spaces = tuple[spaces.Space, spaces.Space]
+"""Of one observation and one action."""
 EnvInfos = dict[int, dict[str, Any]]
 """What steps and resets return beside arrays, by the number of the environment: `action_mask`;
 `final_obs` and the scalars of `final_info` at an episode's end; `restarted` and the new `seed`."""
 
 
-class EnvRaisedError(Exception):
-    """An exception of one environment, in this process or another.
+class VectorStep(NamedTuple):
+    """One step of several environments, in arrays that the next step may overwrite.
 
-    Attributes:
-        index: the environment's number.
-        raised: the name of the exception's class.
-        trace: its traceback.
+    `obs` is an array, or dicts and tuples of arrays, as in its space. `valid` is False where the
+    action was ignored because the step was a reset. Ends are as the environments returned them.
     """
 
-    def __init__(self, index: int, raised: str, text: str, trace: str):
-        super().__init__(index, raised, text, trace)
-        self.index, self.raised, self.text, self.trace = index, raised, text, trace
+    obs: Any
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray
+    infos: EnvInfos
 
-    def __str__(self) -> str:
-        return f"{self.raised}: {self.text}\n{self.trace}"
+
+def allocate_step(space: spaces.Space, num_envs: int) -> VectorStep:
+    """Arrays for a step; of a space that no network reads, whatever Gymnasium makes of it."""
+    return VectorStep(
+        obs=create_empty_array(space, n=num_envs),
+        rewards=np.zeros(num_envs),
+        terminated=np.zeros(num_envs, bool),
+        truncated=np.zeros(num_envs, bool),
+        valid=np.ones(num_envs, bool),
+        infos={},
+    )
 
 
-def _attributed(error: BaseException, index: int) -> BaseException:
-    """The error to raise for one that environment `index` caused."""
-    if isinstance(error, StepTimeoutError):
-        error.args = (f"environment {index}",)
-    elif isinstance(error, EnvContractError):
-        error.index = index
-    elif isinstance(error, Exception | SystemExit) and not isinstance(error, SurefootError):
-        if hint := old_interface(error):
-            return EnvContractError(hint, index=index)
-        text = " ".join(str(error).split())
-        trace = "".join(traceback.format_exception(error))
-        return EnvRaisedError(index, type(error).__name__, text, trace)
-    return error
+class EnvFactory(NamedTuple):
+    """Makes environments of one id: `make` returns one more, independent of the others.
+
+    With `restart`, one that raises in a step is closed and replaced: the new one starts an episode,
+    with another seed, and its info says "restarted".
+    """
+
+    env_id: str
+    make: Callable[[], gymnasium.Env]
+    restart: bool = False
+
+    def make_all(self, rows: range) -> list[gymnasium.Env]:
+        """Environments of these numbers, which must have the same spaces.
+
+        Raises:
+            EnvContractError: for environments whose spaces differ.
+            EnvCrashError: if a constructor raises.
+        """
+        envs: list[gymnasium.Env] = []
+        try:
+            for number in rows:
+                env = self.make()
+                if not isinstance(env, gymnasium.Env):
+                    raise TypeError(f"a {type(env).__name__} is not a gymnasium.Env")
+                envs.append(env)
+                self.check_spaces(env, spaces_of(envs[0]), number)
+        except (Exception, SystemExit) as error:
+            close_envs(envs)
+            if isinstance(error, SurefootError):
+                raise
+            doing = f"making environment {rows[len(envs)]}"
+            raise crash_error(self.env_id, doing, error) from error
+        return envs
+
+    def check_spaces(self, env: gymnasium.Env, expected: Spaces, number: int) -> None:
+        """Raise an `EnvContractError` for an environment with other spaces than the first."""
+        if spaces_of(env) != expected:
+            raise EnvContractError(
+                f"{self.env_id}: environment {number} has spaces {spaces_of(env)}, "
+                f"environment 0 has {expected}; all must have the same"
+            )
 
 
 class EnvGroup:
-    """Some of a run's environments, the first of which has the number `first`.
+    """Environments of these `rows` among those of a run.
 
-    An environment that raises in a step is closed and replaced if there is a way to `make_again`:
-    the new one starts an episode, with another seed, and its info says "restarted".
+    Attributes:
+        spaces: of one observation and one action.
+        time_limit: of the environments, in steps, or None.
+        results: arrays that a step fills.
 
     Raises:
         EnvContractError: for outputs that break the contract, with the environment's number.
-        EnvRaisedError: for an exception of an environment, `SystemExit` included.
+        EnvCrashError: for an exception of an environment, `SystemExit` included.
     """
 
-    def __init__(
-        self,
-        envs: list[CopyObservations],
-        buffers: StepBuffers,
-        first: int,
-        make_again: Callable[[], gymnasium.Env] | None = None,
-    ):
-        self.envs, self._first, self._make_again = envs, first, make_again
-        self._buffers = buffers.rows(first, len(envs))
-        self._obs_space = envs[0].observation_space
-        self._action_spaces = batch_space(envs[0].action_space, len(envs))
-        self._contract = ObsContract(self._obs_space)
+    def __init__(self, factory: EnvFactory, rows: range):
+        self._factory, self._rows, self.num_envs = factory, rows, len(rows)
+        self.envs = factory.make_all(rows)
+        self.spaces, self.time_limit = spaces_of(self.envs[0]), time_limit(self.envs[0])
+        self.results = allocate_step(self.spaces[0], self.num_envs)
+        self._action_spaces = batch_space(self.spaces[1], self.num_envs)
+        self._contract = ObsContract(self.spaces[0])
         self._seeds: Sequence[int] = ()
         self._restarts = 0
 
-    def reset(self, seeds: Sequence[int]) -> EnvInfos:
-        """Start a new episode everywhere."""
+    def reset(self, seeds: Sequence[int]) -> tuple[Any, EnvInfos]:
+        """Start a new episode everywhere, with a seed for each environment."""
         infos, observations, self._seeds = {}, [], seeds
-        for i, env in enumerate(self.envs):
+        for number, env, seed in zip(self._rows, self.envs, seeds, strict=True):
             try:
-                obs, info = env.reset(seed=seeds[i])
-                check_info(info, "reset")
-                observations.append(self._contract(obs))
+                obs, info = self._reset(env, seed)
             except BaseException as error:
-                raise _attributed(error, self._first + i) from error
-            if "action_mask" in info:
-                infos[self._first + i] = {"action_mask": info["action_mask"]}
-        concatenate(self._obs_space, observations, self._buffers.obs)
-        return infos
+                raise attributed(error, number) from error
+            observations.append(obs)
+            if info:
+                infos[number] = info
+        concatenate(self.spaces[0], observations, self.results.obs)
+        return self.results.obs, infos
 
-    def step(self) -> EnvInfos:
-        """Take the actions in the buffers; start the next episode where one ends."""
+    def step(self, actions: Any) -> VectorStep:
+        """Step every environment, and start the next episode where one ended."""
         infos, observations = {}, []
-        # An environment may keep its action, and the buffers are overwritten.
-        actions = map_arrays(np.copy, self._buffers.actions)
+        actions = map_arrays(np.copy, actions)  # an environment may keep its own
         for i, action in enumerate(iterate(self._action_spaces, actions)):
             try:
                 obs, info = self._step(i, action)
             except BaseException as error:
-                found = _attributed(error, self._first + i)
-                if self._make_again is None or not isinstance(found, EnvRaisedError):
+                found = attributed(error, self._rows[i])
+                if not (self._factory.restart and isinstance(found, EnvCrashError)):
                     raise found from error
                 obs, info = self._restart(i, found)
             if info:
-                infos[self._first + i] = info
+                infos[self._rows[i]] = info
             observations.append(obs)
-        concatenate(self._obs_space, observations, self._buffers.obs)
-        return infos
+        concatenate(self.spaces[0], observations, self.results.obs)
+        return self.results._replace(infos=infos)
 
     def _step(self, i: int, action: Any) -> tuple[Any, dict[str, Any]]:
-        env, buffers, kept = self.envs[i], self._buffers, {}
+        env, results = self.envs[i], self.results
         obs, reward, terminated, truncated, info = env.step(action)
+        # One that reuses its array would overwrite its last observation, which is kept.
+        obs = obs.copy() if type(obs) is np.ndarray else copy.deepcopy(obs)
         plain = type(reward) in NUMBERS and type(terminated) in TRUTHS and type(truncated) in TRUTHS
         if not (plain and type(info) is dict):
             check_outcome(reward, terminated, truncated, info)
         obs = self._contract(obs)
-        buffers.rewards[i] = reward
-        buffers.terminated[i], buffers.truncated[i] = terminated, truncated
+        results.rewards[i] = reward
+        results.terminated[i], results.truncated[i] = terminated, truncated
         if terminated or truncated:
-            kept = {"final_obs": obs, "final_info": scalars(info)}
-            obs, info = env.reset()
-            check_info(info, "reset")
-            obs = self._contract(obs)
-        if "action_mask" in info:
-            kept["action_mask"] = info["action_mask"]
-        return obs, kept
+            end = {"final_obs": obs, "final_info": scalars(info)}
+            obs, info = self._reset(env)
+            return obs, end | info
+        return obs, _mask_of(info)
 
-    def _restart(self, i: int, error: EnvRaisedError) -> tuple[Any, dict[str, Any]]:
+    def _reset(self, env: gymnasium.Env, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = env.reset(seed=seed)
+        check_info(info, "reset")
+        return self._contract(obs), _mask_of(info)
+
+    def _restart(self, i: int, error: EnvCrashError) -> tuple[Any, dict[str, Any]]:
         """Replace an environment that raised by another, at the start of an episode."""
-        assert self._make_again is not None
         close_envs([self.envs[i]])
         self._restarts += 1
         words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)
         seed = int(words[0]) & 0x7FFFFFFF
         try:
-            self.envs[i] = CopyObservations(self._make_again())
-            if self.envs[i].observation_space != self._obs_space:
+            self.envs[i] = self._factory.make()
+            if self.envs[i].observation_space != self.spaces[0]:
                 raise EnvContractError("recreated, it has another observation space")
-            obs, info = self.envs[i].reset(seed=seed)
-            check_info(info, "reset")
-            obs = self._contract(obs)
+            obs, info = self._reset(self.envs[i], seed)
         except BaseException as again:
-            raise _attributed(again, self._first + i) from again
-        self._buffers.rewards[i] = 0.0
-        self._buffers.terminated[i] = self._buffers.truncated[i] = False
-        kept = {"restarted": f"{error.raised}: {error.text}", "seed": seed}
-        return obs, kept | {key: info[key] for key in ("action_mask",) if key in info}
+            raise attributed(again, self._rows[i]) from again
+        self.results.rewards[i] = 0.0
+        self.results.terminated[i] = self.results.truncated[i] = False
+        return obs, {"restarted": str(error), "seed": seed} | info
+
+    def close(self) -> None:
+        """Close the environments."""
+        close_envs(self.envs)
+
+
+def spaces_of(env: gymnasium.Env) -> Spaces:
+    """The spaces of an environment's observations and actions."""
+    return env.observation_space, env.action_space
+
+
+def time_limit(env: gymnasium.Env) -> int | None:
+    """Steps after which episodes are truncated, from a wrapper or the registration."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return env._max_episode_steps
+        env = env.env
+    return env.spec.max_episode_steps if env.spec else None
+
+
+def close_envs(envs: Sequence[gymnasium.Env]) -> None:
+    """Close environments; an error in one `close` does not stop the next."""
+    for env in envs:
+        with contextlib.suppress(Exception):
+            env.close()
+
+
+def map_arrays(function: Callable[[np.ndarray], Any], tree: Any) -> Any:
+    """A tree of dicts and tuples with its arrays mapped."""
+    if isinstance(tree, dict):
+        return {key: map_arrays(function, part) for key, part in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(map_arrays(function, part) for part in tree)
+    return function(tree) if isinstance(tree, np.ndarray) else tree
 
 
 def scalars(info: dict[str, Any]) -> dict[str, float]:
     """The scalar entries of an info, as plain numbers that any process can unpickle."""
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
-    values = (
-        (key, value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value)
+    values = {
+        key: value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
         for key, value in info.items()
-    )
-    return {key: float(value) for key, value in values if isinstance(value, kinds)}
+    }
+    return {key: float(value) for key, value in values.items() if isinstance(value, kinds)}
+
+
+def _mask_of(info: dict[str, Any]) -> dict[str, Any]:
+    return {"action_mask": info["action_mask"]} if "action_mask" in info else {}

@@ -1,11 +1,7 @@
-"""Gymnasium's environments: by id, by module and factory, as an instance or a function.
-
-Free of JAX: processes that step environments import this module with the functions that make them.
-"""
+"""The adaptor of Gymnasium: ids, factories of a module, instances, and vector environments."""
 
 import contextlib
 import copy
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,46 +19,60 @@ from surefoot.errors import ConfigError
 SELF_CONTAINED = tuple(
     f"gymnasium.envs.{part}" for part in ("mujoco", "classic_control", "box2d", "toy_text")
 )
-"""Modules of environments that share no state with the program: Gymnasium's own. Others may read
-a module's globals or NumPy's global generator, of which another process has its own."""
+"""Modules of environments that share no state with the program. Others may read globals or NumPy's
+global generator, of which another process has its own."""
 
 
-def find(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+def find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of a bare id, `module:id`, or `module:factory`.
 
     Raises:
         ConfigError: for an unknown module or id, with the nearest valid one.
     """
     module_name, _, name = env_id.rpartition(":")
-    module = None
-    if module_name:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not module_name.startswith(error.name):
-                raise
-            raise ConfigError(
-                f"{env_id}: no module {module_name} in the current directory or installed",
-                name="UNKNOWN-ENV",
-            ) from error
-        factory = getattr(module, name, None)
-        if callable(factory):
-            make: Any = partial(factory, **env_kwargs)
-            return EnvSource(env_id=env_id, make=make)
-    spec = _registered(name, env_id, module)
+    module = _import(module_name, env_id) if module_name else None
+    factory: Any = getattr(module, name, None)
+    if callable(factory):
+        make: Any = partial(factory, **env_kwargs)
+        return EnvSource(env_id=env_id, make=make)
+    try:
+        spec = gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise _unknown(name, env_id, module) from error
     own = isinstance(spec.entry_point, str) and spec.entry_point.startswith(SELF_CONTAINED)
     make = partial(_make, spec, env_id, dict(env_kwargs))
     return EnvSource(env_id=env_id, make=make, self_contained=own)
 
 
-def from_object(env: Any) -> EnvSource:
+def _import(module_name: str, env_id: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module_name.startswith(error.name):
+            raise
+        raise ConfigError(
+            f"{env_id}: no module {module_name} in the current directory or installed",
+            name="UNKNOWN-ENV",
+        ) from error
+
+
+def _unknown(name: str, env_id: str, module: ModuleType | None) -> ConfigError:
+    own = [key for key, value in vars(module).items() if callable(value)] if module else []
+    hint = nearest(name, [*own, *gymnasium.registry])
+    why = f"{hint} (module:id imports your own module first)"
+    if module:
+        why = f": {module.__name__} has no function {name} and registers no such id{hint}"
+    return ConfigError(f"unknown environment {env_id}{why}", name="UNKNOWN-ENV")
+
+
+def wrap_gymnasium(env: Any) -> EnvSource:
     """The source of a ready vector environment, an instance or a function that makes one.
 
     Raises:
         ConfigError: for any other object.
     """
     if isinstance(env, VectorEnv):
-        return EnvSource(env_id=_name(env), make_vector=partial(_of_size, env), reopens=False)
+        return EnvSource(env_id=_name(env), make_vector=lambda _: env, reopens=False)
     if isinstance(env, gymnasium.Env):
         return EnvSource(env_id=_name(env), make=_copies_of(env))
     if callable(env):
@@ -94,39 +104,8 @@ def _missing_extra(env_id: str, error: Exception) -> ConfigError:
     return ConfigError(f"{env_id} needs a package that is not installed: {fix}", name="EXTRA")
 
 
-def _registered(name: str, env_id: str, module: ModuleType | None) -> EnvSpec:
-    """The registration of an id.
-
-    Raises:
-        ConfigError: for an id that is not registered, with the nearest one.
-    """
-    try:
-        return gymnasium.spec(name)
-    except gymnasium.error.Error as error:
-        own = [key for key, value in vars(module).items() if callable(value)] if module else []
-        known = [*own, *gymnasium.registry]
-        folded = {key.lower(): key for key in known}
-        near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
-        hint = f"; did you mean {folded[near[0]]}?" if near else nearest(name, known)
-        what = f"unknown environment {env_id}{hint} (module:id imports your own module first)"
-        if module:
-            what = (
-                f"unknown environment {env_id}: module {module.__name__} has no function {name}, "
-                f"and registers no environment of that id{hint}"
-            )
-        raise ConfigError(what, name="UNKNOWN-ENV") from error
-
-
 def _name(env: Any) -> str:
     return env.spec.id if getattr(env, "spec", None) else type(env).__name__
-
-
-def _of_size(vector: VectorEnv, num_envs: int) -> VectorEnv:
-    if vector.num_envs != num_envs:
-        raise ConfigError(
-            f"{_name(vector)} has {vector.num_envs} environments, num_envs is {num_envs}"
-        )
-    return vector
 
 
 def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
@@ -144,9 +123,7 @@ def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
         try:
             return copy.deepcopy(env)
         except Exception as error:
-            raise ConfigError(
-                f"{_name(env)}: one instance cannot be copied for a second environment "
-                f"({error}); give a function that makes one"
-            ) from error
+            why = f"the instance cannot be copied ({error}); give a function that makes one"
+            raise ConfigError(f"{_name(env)}: {why}") from error
 
     return make

@@ -14,7 +14,7 @@ from surefoot.errors import ConfigError
 from surefoot.types import EnvSpec
 
 
-def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+def find_gymnax(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of a gymnax id.
 
     Raises:
@@ -37,10 +37,8 @@ def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
         jax.random.key(0),
     )
     if len(shape) != 6:
-        raise ConfigError(
-            "gymnax before 1.0 does not tell time limits from ends: pip install 'surefoot[gymnax]'",
-            name="EXTRA",
-        )
+        why = "gymnax before 1.0 does not distinguish time limits from ends"
+        raise ConfigError(f"{why}: pip install 'surefoot[gymnax]'", name="EXTRA")
     return jax_source(from_gymnax(env, params, f"gymnax:{name}"))
 
 
@@ -75,7 +73,7 @@ def from_gymnax(env: Any, params: Any, env_id: str) -> JaxEnv:
         return step_key, env.reset_env(reset_key, params)
 
     def step_drawn(drawn, state, action):
-        """The same as `env.step`, given the keys and the reset that it would make of its key."""
+        # The same as `env.step`, given the keys and the reset that it would make of its key.
         key, start = drawn
         final_obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
         truncated = env.is_truncated(state, params)

@@ -3,22 +3,20 @@
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from gymnasium import spaces
 from jaxtyping import PyTree
 
 from surefoot.config.settings import Train
 from surefoot.envs.action_log import ActionLog
-from surefoot.envs.bounds import Bounds, all_finite, find_not_finite
-from surefoot.envs.group import EnvInfos, EnvRaisedError
+from surefoot.envs.contract import Bounds, check_finite
+from surefoot.envs.env_errors import crash_error
+from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
-from surefoot.envs.single import crash_error
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
-from surefoot.envs.vector import SameStepVector
+from surefoot.envs.vector import ProcessVector
 from surefoot.errors import EnvContractError, EnvCrashError
 from surefoot.networks.masks import empty_masks, write_mask
 from surefoot.networks.spaces import own_dtype
@@ -81,7 +79,7 @@ class HostEnv:
 
     def __init__(
         self,
-        vector: SameStepVector | ReadyVector,
+        vector: EnvGroup | ProcessVector | ReadyVector,
         env_id: str,
         *,
         seed: int,
@@ -91,27 +89,24 @@ class HostEnv:
         """Wrap a vector; `given` is whether it is the user's own."""
         self._vector, self._given, self._limits = vector, given, limits or EnvLimits()
         self.num_envs, self.restarts = vector.num_envs, 0
-        obs_space, action_space = vector.spaces
-        self._bounds, self._log = Bounds(obs_space), ActionLog()
-        self._is_array = isinstance(obs_space, spaces.Box) and obs_space.dtype.kind == "f"
-        self.spec = EnvSpec(
-            env_id=env_id,
-            observation_space=obs_space,
-            action_space=action_space,
-            max_episode_steps=vector.time_limit,
-            masked=False,
-            jax_native=False,
-        )
+        self._env_id = env_id
+        self._bounds, self._log = Bounds(vector.spaces[0]), ActionLog()
+        self._timeout = StepTimeout(self._limits.timeout_s, env_id)
         seeds = [seed + index for index in range(self.num_envs)]
         self._log.start(seeds)
-        self._timeout = StepTimeout(self._limits.timeout_s, env_id)
         try:
             _, infos = self._guarded(self._reset, seeds)
         except BaseException:
             self._timeout.close()
             raise
-        masked = any("action_mask" in info for info in infos.values())
-        self.spec = replace(self.spec, masked=masked)
+        self.spec = EnvSpec(
+            env_id=env_id,
+            observation_space=vector.spaces[0],
+            action_space=vector.spaces[1],
+            max_episode_steps=vector.time_limit,
+            masked=any("action_mask" in info for info in infos.values()),
+            jax_native=False,
+        )
 
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; return the first observations and action masks.
@@ -120,13 +115,9 @@ class HostEnv:
             EnvCrashError: if an environment raises or hangs.
             EnvContractError: for observations or masks that do not fit, or are not finite.
         """
-
-        def start():
-            obs, infos = self._reset(seeds)
-            return obs, self._mask(infos)
-
         self._log.start(seeds)
-        return self._guarded(start)
+        obs, infos = self._guarded(self._reset, seeds)
+        return obs, self._guarded(self._mask, infos)
 
     def step(self, actions: PyTree) -> HostStep:
         """Step every environment.
@@ -148,7 +139,7 @@ class HostEnv:
         self._timeout.close()
 
     def abandon(self) -> None:
-        """Close after an error before training; leave a vector environment of the user's open."""
+        """Close after an error before training, unless the vector environment is the user's."""
         if not self._given:
             self.close()
 
@@ -166,24 +157,24 @@ class HostEnv:
         self._timeout.started = time.monotonic()
         try:
             return call(*arguments)
-        except StepTimeoutError as error:
-            text = f"{error.args[0] if error.args else 'it'} {self._timeout.message}"
-            raise self._located(EnvCrashError(text, name="ENV-HUNG")) from error
-        except EnvRaisedError as error:
-            text = f"raised {error.raised}: {error.text or 'no message'}"
-            raise self._located(EnvCrashError(text, index=error.index)) from error
-        except EnvContractError as error:
-            raise self._located(error) from error.__cause__
-        except EnvCrashError:
-            raise
-        except Exception as error:
-            doing = f"step {self._log.steps}" if self._log.steps else "reset"
-            raise crash_error(self.spec.env_id, doing, error) from error
+        except (Exception, StepTimeoutError) as error:
+            named = self._named(error)
+            if named is error:
+                raise
+            raise named from error
         finally:
             self._timeout.started = None
 
-    def _located(self, error: EnvContractError | EnvCrashError) -> EnvContractError | EnvCrashError:
-        return self._log.locate(error, self.spec.env_id)
+    def _named(self, error: BaseException) -> BaseException:
+        if isinstance(error, StepTimeoutError):
+            text = f"{error.args[0] if error.args else 'it'} {self._timeout.message}"
+            return self._log.locate(EnvCrashError(text, name="ENV-HUNG"), self._env_id)
+        if isinstance(error, EnvCrashError) and error.index is None:
+            return error  # of a whole process
+        if isinstance(error, EnvContractError | EnvCrashError):
+            return self._log.locate(error, self._env_id)
+        doing = f"step {self._log.steps}" if self._log.steps else "reset"
+        return crash_error(self._env_id, doing, error)
 
     def _reset(self, seeds: list[int]) -> tuple[PyTree, EnvInfos]:
         obs, infos = self._vector.reset(seeds)
@@ -192,22 +183,24 @@ class HostEnv:
 
     def _step(self, actions: PyTree) -> HostStep:
         step = self._vector.step(actions)
-        restarted = self._restarted(step.infos)
+        restarted = [row for row, info in step.infos.items() if "restarted" in info]
+        if restarted:
+            self._count_restarts(step.infos, restarted)
         self._validate(step.obs)
-        if not all_finite(step.rewards):
-            _refuse_not_finite(step.rewards, "reward")
+        check_finite(step.rewards, "reward")
         truncated = step.truncated & ~step.terminated
         final_infos, final_obs = {}, {}
         for row, info in step.infos.items():
             if "final_info" in info:
                 final_infos[row] = info["final_info"]
                 if truncated[row]:
-                    final_obs[row] = _last_observation(info["final_obs"], row)
+                    final_obs[row] = jax.tree.map(np.array, info["final_obs"])
+                    check_finite(final_obs[row], "last observation", row)
         return HostStep(
             obs=step.obs,
             action_mask=self._mask(step.infos),
-            rewards=step.rewards,
-            terminated=step.terminated,
+            rewards=np.copy(step.rewards),
+            terminated=np.copy(step.terminated),
             truncated=truncated,
             final_obs=final_obs,
             valid=step.valid,
@@ -216,56 +209,33 @@ class HostEnv:
         )
 
     def _validate(self, obs: PyTree) -> None:
-        """Raise for observations that are not finite or, if strict, outside their space."""
-        if not (self._is_array and all_finite(obs)):
-            _refuse_not_finite(obs, "observation")
+        check_finite(obs, "observation")
         if self._limits.strict:
             found = self._bounds.outside(obs, leading=1)
             if found is not None:
                 raise EnvContractError(found.text, index=found.at[0])
 
-    def _restarted(self, infos: EnvInfos) -> list[int]:
-        """Environments that raised in this step and were recreated.
-
-        Raises:
-            EnvCrashError: for more restarts than the limit.
-        """
-        rows = [row for row, info in infos.items() if "restarted" in info]
+    def _count_restarts(self, infos: EnvInfos, rows: list[int]) -> None:
+        """Count environments that raised and were recreated, within the limit."""
         for row in rows:
             self.restarts += 1
             if self.restarts > self._limits.restarts:
-                text = f"raised {infos[row]['restarted']}, after {self._limits.restarts} restarts"
-                raise self._located(EnvCrashError(text, index=row))
+                text = f"{infos[row]['restarted']}, after {self._limits.restarts} restarts"
+                raise EnvCrashError(text, index=row)
         for row in rows:
             self._log.restart(row, infos[row]["seed"])
-        return rows
 
     def _mask(self, infos: EnvInfos) -> PyTree | None:
         """Masks for the next actions; an environment that returns none allows everything."""
         given = {row: info["action_mask"] for row, info in infos.items() if "action_mask" in info}
-        if not self.spec.masked:
-            if given:
-                raise EnvContractError(
-                    "info['action_mask'] came with a step but not with the reset; return one in "
-                    "every info"
-                )
-            return None
-        masks = empty_masks(self.spec, self.num_envs)
-        for row, mask in given.items():
-            write_mask(self.spec, masks, mask, row)
-        return masks
-
-
-def _last_observation(obs: PyTree, index: int) -> PyTree:
-    """The true last observation of one environment, as arrays of its own."""
-    obs = jax.tree.map(np.array, obs)
-    wrong = find_not_finite(jax.tree.map(lambda leaf: leaf[None], obs), "last observation")
-    if wrong is not None:
-        raise EnvContractError(f"{wrong.where} is {wrong.value}", index=index)
-    return obs
-
-
-def _refuse_not_finite(values: PyTree, what: str) -> None:
-    wrong = find_not_finite(values, what)
-    if wrong is not None:
-        raise EnvContractError(f"{wrong.where} is {wrong.value}", index=wrong.row)
+        if self.spec.masked:
+            masks = empty_masks(self.spec, self.num_envs)
+            for row, mask in given.items():
+                write_mask(self.spec, masks, mask, row)
+            return masks
+        if given:
+            raise EnvContractError(
+                "info['action_mask'] came with a step but not with the reset; return one in every "
+                "info"
+            )
+        return None

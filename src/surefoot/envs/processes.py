@@ -18,7 +18,7 @@ START_SECONDS = 1.0
 HANDOVER_SECONDS = 100e-6
 """Cost per step of passing the turn to other processes and back."""
 TRIAL_SECONDS = 0.2
-"""Longest trial of an environment's steps."""
+"""Maximum length of a trial of an environment's steps."""
 
 
 def usable_cores() -> int:
@@ -30,41 +30,28 @@ def usable_cores() -> int:
     return cores or 1
 
 
-def count_processes(
-    vectorization: str,
-    make: Callable[[], gymnasium.Env],
-    *,
-    self_contained: bool,
-    num_envs: int,
-    steps: int,
-) -> int:
-    """Number of processes that step a run's environments, this one included.
-
-    "auto" takes one per core if that is safe (environments known to share no state with the
-    program, and this process is not itself one of several) and saves more time than it costs.
+def requested_processes(vectorization: str, num_envs: int) -> int:
+    """Processes that a setting asks for; for auto, one per core.
 
     Raises:
-        ConfigError: if processes are requested on a platform that is not POSIX.
+        ConfigError: if several are requested on a platform that is not POSIX.
     """
-    if os.name != "posix":
-        if vectorization in ("cores", "async"):
-            raise ConfigError(
-                f"vectorization {vectorization} needs a POSIX system; use vectorization sync"
-            )
+    if os.name != "posix" and vectorization in ("cores", "async"):
+        raise ConfigError(f"vectorization {vectorization} needs a POSIX system; use sync")
+    if os.name != "posix" or vectorization == "sync":
         return 1
-    if vectorization == "sync":
-        return 1
-    if vectorization == "async":
-        return num_envs
-    processes = min(usable_cores(), num_envs)
-    if vectorization == "cores":
-        return processes
-    is_main = multiprocessing.parent_process() is None
-    if processes == 1 or not self_contained or not is_main:
-        return 1
-    here = math.ceil(num_envs / processes)
-    saved = (num_envs - here) * step_seconds(make) - HANDOVER_SECONDS
-    return processes if saved * steps / num_envs > START_SECONDS else 1
+    return num_envs if vectorization == "async" else min(usable_cores(), num_envs)
+
+
+def saves_time(
+    make: Callable[[], gymnasium.Env], processes: int, *, num_envs: int, steps: int
+) -> bool:
+    """Whether several processes save more time than they cost; no if this is one of several."""
+    if processes == 1 or multiprocessing.parent_process() is not None:
+        return False
+    elsewhere = num_envs - math.ceil(num_envs / processes)
+    saved = elsewhere * step_seconds(make) - HANDOVER_SECONDS
+    return saved * steps / num_envs > START_SECONDS
 
 
 def step_seconds(make: Callable[[], gymnasium.Env]) -> float:

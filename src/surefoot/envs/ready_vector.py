@@ -7,19 +7,21 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from surefoot.envs.contract import ObsContract
-from surefoot.envs.group import EnvInfos, scalars
-from surefoot.envs.single import time_limit
-from surefoot.envs.vector import VectorStep
-from surefoot.errors import EnvContractError
+from surefoot.envs.group import EnvInfos, VectorStep, scalars, time_limit
+from surefoot.errors import ConfigError, EnvContractError
 
 
 class ReadyVector:
-    """A vector environment with the interface of `SameStepVector`."""
+    """A vector environment with the interface of an `EnvGroup`."""
 
-    def __init__(self, vector: VectorEnv, env_id: str):
+    def __init__(self, vector: VectorEnv, env_id: str, num_envs: int):
         self._vector: Any = vector  # the base class types neither lists of seeds nor masks
         self._mode = _autoreset_mode(vector, env_id)
-        self.num_envs = vector.num_envs
+        if vector.num_envs != num_envs:
+            raise ConfigError(
+                f"{env_id} has {vector.num_envs} environments, num_envs is {num_envs}"
+            )
+        self.num_envs = num_envs
         self.spaces = vector.single_observation_space, vector.single_action_space
         self._contract = ObsContract(self.spaces[0], self.num_envs)
         self._resetting = np.zeros(self.num_envs, bool)

@@ -4,17 +4,17 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from surefoot.envs import gymnasium
+from surefoot.envs.gymnasium import find_gymnasium, wrap_gymnasium
 from surefoot.envs.source import EnvSource, jax_source
 from surefoot.errors import ConfigError
 
 ADAPTORS = {
-    "envpool": "surefoot.envs.envpool",
-    "gymnax": "surefoot.envs.gymnax",
-    "tabular": "surefoot.envs.tabular",
+    "envpool": "surefoot.envs.envpool:find_envpool",
+    "gymnax": "surefoot.envs.gymnax:find_gymnax",
+    "tabular": "surefoot.envs.tabular:find_tabular",
 }
-"""Module of each prefix, imported when it is used; `find(name, env_kwargs)` returns the source.
-None of them may import a module of the user's, unless the name itself has a colon."""
+"""By prefix of an id, module and function: `find(name, env_kwargs) -> EnvSource`. It may import a
+module of the user's only if the name itself has a colon."""
 PLANNED = ("brax",)
 
 
@@ -38,10 +38,11 @@ def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
         if name and prefix in PLANNED:
             raise ConfigError(f"{env}: {prefix} environments are not supported yet")
         if name and prefix in ADAPTORS:
-            return importlib.import_module(ADAPTORS[prefix]).find(name, env_kwargs)
-        return gymnasium.find(env, env_kwargs)
+            module, _, function = ADAPTORS[prefix].partition(":")
+            return getattr(importlib.import_module(module), function)(name, env_kwargs)
+        return find_gymnasium(env, env_kwargs)
     if env_kwargs:
         raise ConfigError("env_kwargs go with an id; give an instance or a factory its own")
     from surefoot.envs.jax_native import JaxEnv
 
-    return jax_source(env) if isinstance(env, JaxEnv) else gymnasium.from_object(env)
+    return jax_source(env) if isinstance(env, JaxEnv) else wrap_gymnasium(env)

@@ -1,8 +1,4 @@
-"""Environment sources: one interface to open environments, whatever library they are from.
-
-An adaptor returns an `EnvSource`. The rest of surefoot never asks which library a source is from,
-but what it can do. Free of JAX until environments open.
-"""
+"""Environment sources: one interface to open environments, whatever library they are from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +7,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from surefoot.envs.processes import count_processes
-from surefoot.envs.single import EnvFactory, crash_error
+from surefoot.envs.env_errors import crash_error
+from surefoot.envs.group import EnvFactory, EnvGroup
+from surefoot.envs.processes import requested_processes, saves_time
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
     from surefoot.envs.host import EnvLimits, HostEnv
     from surefoot.envs.jax_native import JaxEnv
     from surefoot.envs.ready_vector import ReadyVector
-    from surefoot.envs.vector import SameStepVector
+    from surefoot.envs.vector import ProcessVector
 
 OpenEnvs: TypeAlias = "JaxEnv | HostEnv"
 """Open environments. Both have `spec`, `close()` and `abandon()`, no-ops of a `JaxEnv`, and
@@ -35,10 +32,9 @@ class EnvSource:
         jax_env: the JAX-native environment, which the training program vmaps.
         make: makes one more single environment, independent of the others.
         make_vector: `make_vector(num_envs)`, with processes or threads of its own.
-        self_contained: single environments known to share no state with the program, so that
+        self_contained: whether single environments share no state with the program, so that
             another process makes the very same ones.
-        reopens: whether more can be opened beside those in use, e.g. for evaluation; False for a
-            vector environment of the user's.
+        reopens: whether more can be opened beside those in use; not of the user's own vector.
     """
 
     env_id: str
@@ -49,16 +45,18 @@ class EnvSource:
     reopens: bool = True
 
     def num_processes(self, vectorization: str, *, num_envs: int, steps: int) -> int:
-        """Number of processes to open a run's environments in, this one included."""
+        """Processes to open a run's environments in, this one included.
+
+        "auto" takes several if that is safe and saves time.
+        """
         if self.make is None:
             return 1
-        return count_processes(
-            vectorization,
-            self.make,
-            self_contained=self.self_contained,
-            num_envs=num_envs,
-            steps=steps,
-        )
+        processes = requested_processes(vectorization, num_envs)
+        if vectorization == "auto" and not (
+            self.self_contained and saves_time(self.make, processes, num_envs=num_envs, steps=steps)
+        ):
+            return 1
+        return processes
 
     def open(
         self,
@@ -71,8 +69,7 @@ class EnvSource:
         """Open environments, each at the start of an episode.
 
         Raises:
-            ConfigError: for environments that cannot be opened so many times, or in other
-                processes, or recreated.
+            ConfigError: if so many cannot be opened, or not in other processes, or not recreated.
             EnvContractError: for environments whose spaces differ, or whose reset is invalid.
             EnvCrashError: if a constructor or a reset raises.
         """
@@ -96,20 +93,27 @@ class EnvSource:
 
     def _open_vector(
         self, num_envs: int, processes: int, restart: bool
-    ) -> "SameStepVector | ReadyVector":
-        from surefoot.envs.ready_vector import ReadyVector
-        from surefoot.envs.vector import SameStepVector
-
+    ) -> "EnvGroup | ProcessVector | ReadyVector":
         try:
-            if self.make_vector is not None:
-                return ReadyVector(self.make_vector(num_envs), self.env_id)
-            assert self.make is not None
-            factory = EnvFactory(self.env_id, self.make)
-            return SameStepVector(factory, num_envs, processes=processes, restart=restart)
+            if self.make is not None:
+                factory = EnvFactory(self.env_id, self.make, restart)
+                return _open_group(factory, num_envs, processes)
+            from surefoot.envs.ready_vector import ReadyVector
+
+            assert self.make_vector is not None
+            return ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
         except SurefootError:
             raise
         except Exception as error:
             raise crash_error(self.env_id, "making it", error) from error
+
+
+def _open_group(factory: EnvFactory, num_envs: int, processes: int) -> "EnvGroup | ProcessVector":
+    if processes == 1:
+        return EnvGroup(factory, range(num_envs))
+    from surefoot.envs.vector import ProcessVector
+
+    return ProcessVector(factory, num_envs, processes)
 
 
 def jax_source(env: "JaxEnv") -> EnvSource:
@@ -118,11 +122,7 @@ def jax_source(env: "JaxEnv") -> EnvSource:
 
 
 def as_host(env: OpenEnvs) -> "HostEnv":
-    """Open environments as those that Python steps.
-
-    Raises:
-        ConfigError: for a JAX-native environment.
-    """
+    """Open environments that Python steps; raise a `ConfigError` for a JAX-native one."""
 
     def refuse(env: "JaxEnv") -> "HostEnv":
         raise ConfigError(f"{env.spec.env_id} is JAX-native: it is not stepped from Python")

@@ -33,7 +33,7 @@ class StepTimeout:
         self.started: float | None = None
         self._closed = threading.Event()
         in_main = threading.current_thread() is threading.main_thread()
-        # Another handler than the default one belongs to somebody else, who needs the signal.
+        # A handler other than the default is the program's own, which needs the signal.
         free = hasattr(signal, "SIGALRM") and signal.getsignal(signal.SIGALRM) in (
             signal.SIG_DFL,
             _interrupt,

@@ -15,7 +15,7 @@ from surefoot.exact.registry import find_mdp
 from surefoot.types import EnvSpec
 
 
-def find(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+def find_tabular(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of `tabular:NAME`."""
     return jax_source(tabular_env(find_mdp(name, env_kwargs), f"tabular:{name}"))
 

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from multiprocessing import spawn
 from typing import Any, NamedTuple
 
-import gymnasium
-from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from surefoot.envs.buffers import SharedBuffers
 from surefoot.envs.channel import Channel, ChannelClosedError
-from surefoot.envs.group import EnvGroup, EnvInfos, EnvRaisedError
-from surefoot.envs.single import EnvFactory, check_spaces, close_envs, crash_error
+from surefoot.envs.env_errors import crash_error
+from surefoot.envs.group import EnvFactory, EnvGroup, EnvInfos, Spaces
+from surefoot.envs.shared_memory import SharedBuffers
 from surefoot.envs.step_timeout import StepTimeoutError
 from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
@@ -37,18 +35,17 @@ import signal, sys
 for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
     signal.signal(getattr(signal, name), lambda *_: None)
 sys.path[:] = sys.argv[4:]
-from {__name__} import main
-main()
+from {__name__} import serve
+serve()
 """
 
 
 class Share(NamedTuple):
-    """The environments of one process: `rows` of `num_envs`, and whether it restarts them."""
+    """The environments of one process: `rows` of `num_envs`."""
 
     factory: EnvFactory
     rows: range
     num_envs: int
-    restart: bool
 
 
 class WorkerProcess:
@@ -59,6 +56,7 @@ class WorkerProcess:
 
     def __init__(self, share: Share, shared: SharedBuffers, *, busy_seconds: float):
         self.rows, self._env_id = share.rows, share.factory.env_id
+        self._process_of = f"the process of environments {self.rows[0]} to {self.rows[-1]}"
         ours, theirs = socket.socketpair()
         with theirs:
             descriptors = theirs.fileno(), shared.descriptor
@@ -73,26 +71,19 @@ class WorkerProcess:
             ours, busy_seconds=busy_seconds, alive=lambda: self._process.poll() is None
         )
         try:
-            self._send(_by_value(share))
+            self.send(by_value(share))
         except Exception as error:
-            self.hang_up()
-            self.end(time.monotonic())
+            end_workers([self])
             raise ConfigError(
                 f"{self._env_id}: cannot be made in another process ({error}); use --vectorization "
                 "sync"
             ) from error
 
-    def attach(self, expected: tuple[spaces.Space, spaces.Space]) -> None:
-        """Map the buffers there; its environments must have these spaces."""
-        self._send(_by_value(expected))
-
-    def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes there."""
-        self._send(list(seeds))
-
-    def step(self) -> None:
-        """Start a step there."""
-        self._send()
+    def send(self, message: Any = None) -> None:
+        """Pass the turn: once with `by_value(spaces)`, then with seeds to reset or None to step."""
+        # A process that is gone may have sent the reason: `receive` reads and raises that.
+        with contextlib.suppress(ChannelClosedError):
+            self._channel.send(message)
 
     def receive(self) -> EnvInfos:
         """Wait for the end of a step, and return the infos of its environments."""
@@ -101,27 +92,18 @@ class WorkerProcess:
         except ChannelClosedError as error:
             raise self._lost() from error
         except StepTimeoutError as error:
-            error.args = (f"the process of {self._environments}",)
+            error.args = (self._process_of,)
             raise
         if isinstance(answer, Exception):
             raise answer
         return answer or {}
-
-    def _send(self, message: Any = None) -> None:
-        # A process that is gone may have sent the reason: `receive` reads and raises that.
-        with contextlib.suppress(ChannelClosedError):
-            self._channel.send(message)
-
-    @property
-    def _environments(self) -> str:
-        return f"environments {self.rows[0]} to {self.rows[-1]}"
 
     def _lost(self) -> EnvCrashError:
         how = "closed its channel"
         with contextlib.suppress(subprocess.TimeoutExpired):
             how = _describe_exit(self._process.wait(GRACE_SECONDS))
         return EnvCrashError(
-            f"{self._env_id}: the process of {self._environments} (pid {self._process.pid}) {how}; "
+            f"{self._env_id}: {self._process_of} (pid {self._process.pid}) {how}; "
             "--vectorization sync uses no such process"
         )
 
@@ -147,7 +129,7 @@ def end_workers(workers: Sequence[WorkerProcess]) -> None:
         worker.end(deadline)
 
 
-def _by_value(value: Any) -> Any:
+def by_value(value: Any) -> Any:
     """A value pickled with the classes of modules that only this process has."""
     wrap: Any = CloudpickleWrapper  # declared for functions that make environments
     return wrap(value)
@@ -161,7 +143,7 @@ def _describe_exit(status: int) -> str:
     return f"was killed by {name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
 
 
-def main() -> None:
+def serve() -> None:
     """Serve the trainer that started this process."""
     descriptors, busy_seconds = [int(word) for word in sys.argv[1:3]], float(sys.argv[3])
     for descriptor in descriptors:
@@ -169,38 +151,33 @@ def main() -> None:
     trainer = os.getppid()
     end = socket.socket(fileno=descriptors[0])
     channel = Channel(end, busy_seconds=busy_seconds, alive=lambda: os.getppid() == trainer)
-    envs: list[gymnasium.Env] = []
     try:
-        _serve(channel, SharedBuffers(descriptors[1]), envs)
+        _serve(channel, SharedBuffers(descriptors[1]))
     except ChannelClosedError:
         pass
     except BaseException as error:
         with contextlib.suppress(ChannelClosedError):
             channel.send(_sendable(error))
-    finally:
-        close_envs(envs)
 
 
-def _serve(channel: Channel, shared: SharedBuffers, envs: list[Any]) -> None:
+def _serve(channel: Channel, shared: SharedBuffers) -> None:
     """Make environments, and step or reset them at each turn until the channel closes."""
     share: Share = channel.receive().fn
-    first = share.rows[0]
-    envs += share.factory.make_all(len(share.rows), first)
-    expected = channel.receive().fn
-    check_spaces(share.factory.env_id, envs[0], expected, first)
-    make_again = share.factory.make if share.restart else None
-    group = EnvGroup(envs, shared.map(expected, share.num_envs), first, make_again)
-    infos: EnvInfos = {}
-    while True:
-        channel.send(infos or None)
-        seeds = channel.receive()
-        infos = group.step() if seeds is None else group.reset(seeds)
+    with contextlib.closing(EnvGroup(share.factory, share.rows)) as group:
+        expected: Spaces = channel.receive().fn
+        share.factory.check_spaces(group.envs[0], expected, share.rows[0])
+        actions, group.results = shared.map(expected, share.num_envs).rows(share.rows)
+        infos: EnvInfos = {}
+        while True:
+            channel.send(infos or None)
+            seeds = channel.receive()
+            infos = group.step(actions).infos if seeds is None else group.reset(seeds)[1]
 
 
 def _sendable(error: BaseException) -> Exception:
     """An error that another process can unpickle, which may lack the modules of this one."""
-    if isinstance(error, SurefootError | EnvRaisedError):
-        return error
-    sent = crash_error("environments of another process", "making or stepping them", error)
+    sent = error
+    if not isinstance(sent, SurefootError):
+        sent = crash_error("environments of another process", "making or stepping them", error)
     sent.add_note(traceback.format_exc())
     return sent

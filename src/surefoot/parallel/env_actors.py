@@ -49,7 +49,7 @@ class EnvWorkers(NamedTuple):
 
 
 class EnvActors:
-    """Collector whose environments live in Ray actors.
+    """Collector of environments in Ray actors.
 
     Attributes:
         figures: metrics of the environments and actors: environments restarted, fragments that
@@ -165,7 +165,7 @@ class _EnvActor:
                 self._collector = self._open_share(self._first, self._count)
             if reset is not None:
                 self._collector.reset(reset)
-            # Moved to JAX once: with NumPy arrays every step would convert the policy anew.
+            # Moved to JAX once: with NumPy arrays every step would convert the policy again.
             policy, obs_stats = jax.device_put(acting)
             fragment = self._collector.gather(policy, obs_stats, iteration)
         except SurefootError as error:

@@ -59,9 +59,9 @@ def attempt(work: Callable[[Any], Any], item: Any) -> Outcome:
 
 def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) -> None:
     os.setpgrp()
-    # Several processes on one accelerator: none may take most of its memory beforehand.
+    # Several processes on one accelerator: none may reserve its memory beforehand.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # As everywhere but in Gymnasium, which shows its own in each process anew.
+    # Gymnasium would show its own again in each process.
     warnings.simplefilter("ignore", DeprecationWarning)
     end_with_parent()
     try:

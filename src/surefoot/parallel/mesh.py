@@ -1,4 +1,4 @@
-"""Where the arrays of a run live: on one device, or block by block on several.
+"""Where the arrays of a run are: on one device, or block by block on several.
 
 Parameters, statistics and all else that every device needs are copied to each; arrays with an
 environment axis are split. Programs do not depend on the number of devices: this module places
@@ -7,7 +7,7 @@ their inputs, and `surefoot.parallel.rows` keeps rows on their device.
 
 import contextlib
 import os
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +24,15 @@ State = TypeVar("State", bound=Any)
 """A NamedTuple of arrays."""
 
 
-class Placement(NamedTuple):
-    """Devices of a run as a mesh with one axis, or None for JAX's default device alone."""
+class Placement:
+    """Where a run's arrays are; here on JAX's default device, so that nothing is moved."""
 
-    mesh: Mesh | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of devices, including those of other processes."""
-        return 1 if self.mesh is None else self.mesh.size
+    count: int = 1
+    """Number of devices, including those of other processes."""
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Context manager in which programs are compiled for these devices."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        return contextlib.nullcontext()
 
     def shardings(self, axes: PyTree) -> Any:
         """Shardings of arrays, to be given to `jax.jit`; None where there is one device.
@@ -45,44 +41,63 @@ class Placement(NamedTuple):
             axes: a prefix of their tree: True for arrays that are split along their first axis, of
                 environments, False for arrays that every device has.
         """
-        if self.mesh is None:
-            return None
-        return jax.tree.map(lambda split: self._along(0 if split else None), axes)
 
     def put_state(self, state: State, axes: PyTree) -> State:
         """Move a state to the devices; `axes` as in `shardings`."""
-        if self.mesh is None:
-            return state
-        return jax.tree.map(lambda to, part: _put(part, to), self.shardings(axes), state)
+        return state
 
     def put_rollout(self, rollout: Rollout, episodes: Episodes) -> tuple[Rollout, Episodes]:
         """Move a rollout that this process collected to the devices of its environments."""
-        if self.mesh is None:
-            return rollout, episodes
+        return rollout, episodes
+
+    def whole(self, tree: PyTree) -> PyTree:
+        """Copy all parts to one device of this process; every process must call it."""
+        return tree
+
+    def here(self, tree: PyTree) -> PyTree:
+        """This process's copy of arrays that are the same on all devices."""
+        return tree
+
+
+ONE = Placement()
+
+
+class MeshPlacement(Placement):
+    """Arrays spread over the devices of a mesh with one axis."""
+
+    def __init__(self, mesh: Mesh):
+        self.mesh, self.count = mesh, mesh.size
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """See `Placement`."""
+        return jax.set_mesh(self.mesh)
+
+    def shardings(self, axes: PyTree) -> Any:
+        """See `Placement`."""
+        return jax.tree.map(lambda split: self._along(0 if split else None), axes)
+
+    def put_state(self, state: State, axes: PyTree) -> State:
+        """See `Placement`."""
+        return jax.tree.map(lambda to, part: _put(part, to), self.shardings(axes), state)
+
+    def put_rollout(self, rollout: Rollout, episodes: Episodes) -> tuple[Rollout, Episodes]:
+        """See `Placement`."""
         final, rows = self._along(0), self._along(1)
         fields = dict.fromkeys(Rollout._fields, rows) | {"final_obs": final, "final_rows": final}
         placed = {name: _put(getattr(rollout, name), fields[name]) for name in fields}
         return Rollout(**placed), _put(episodes, rows)
 
     def whole(self, tree: PyTree) -> PyTree:
-        """Copy all parts to one device of this process; every process must call it."""
-        if self.mesh is None:
-            return tree
+        """See `Placement`."""
         return self.here(jax.jit(_identity, out_shardings=self._along(None))(tree))
 
     def here(self, tree: PyTree) -> PyTree:
-        """This process's copy of arrays that are the same on all devices."""
-        if self.mesh is None:
-            return tree
+        """See `Placement`."""
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
     def _along(self, axis: int | None) -> NamedSharding:
-        assert self.mesh is not None
         parts = () if axis is None else (*(None,) * axis, AXIS)
         return NamedSharding(self.mesh, PartitionSpec(*parts))
-
-
-ONE = Placement()
 
 
 def _identity(tree: PyTree) -> PyTree:
@@ -114,37 +129,44 @@ def divide_cpu(count: int) -> None:
     if count < 1:
         raise ConfigError(f"devices must be at least 1, got {count}")
     config: Any = jax.config
-    # JAX ignores it on accelerators and refuses it once it has started.
-    with contextlib.suppress(RuntimeError):
-        if config.jax_num_cpu_devices < count <= _cores():
+    if 1 < count <= _cores() and config.jax_num_cpu_devices < count:
+        # JAX ignores it on accelerators and refuses it once it has started.
+        with contextlib.suppress(RuntimeError):
             config.update("jax_num_cpu_devices", count)
 
 
 def claim_devices(count: int) -> None:
     """Split a CPU, and raise a ConfigError if this process has fewer devices."""
     divide_cpu(count)
-    available = 1 if count == 1 else jax.local_device_count()
-    if available >= count:
-        return
-    found = f"{available} {jax.local_devices()[0].platform.upper()} device{'s' * (available > 1)}"
-    if jax.default_backend() == "cpu":
-        found = f"a CPU of {_cores()} cores"
-        if count <= _cores():
-            found += ", and JAX has been used before, with fewer devices: ask for them first"
-    raise ConfigError(
-        f"devices {count}: this machine has {found}; ask for fewer (--devices N)", name="DEVICES"
-    )
+    if count > 1 and jax.local_device_count() < count:
+        raise ConfigError(
+            f"devices {count}: this machine has {_available(count)}; ask for fewer (--devices N)",
+            name="DEVICES",
+        )
+
+
+def _available(count: int) -> str:
+    devices = jax.local_devices()
+    if jax.default_backend() != "cpu":
+        kind = devices[0].platform.upper()
+        return f"{len(devices)} {kind} device{'s' * (len(devices) > 1)}"
+    found = f"a CPU of {_cores()} cores"
+    if count > _cores():
+        return found
+    return f"{found}, and JAX has been used before, with fewer devices: ask for them first"
 
 
 def place(settings: Settings, count: int) -> Placement:
     """Spread a run over that many devices of this process."""
+    if count == 1:
+        return ONE
     check_blocks(settings, count)
-    return ONE if count == 1 else spread_over(jax.local_devices()[:count])
+    return spread_over(jax.local_devices()[:count])
 
 
-def spread_over(devices: list[Any]) -> Placement:
+def spread_over(devices: list[Any]) -> MeshPlacement:
     """Spread a run over these devices, in their order."""
-    return Placement(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
+    return MeshPlacement(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
 
 
 def check_blocks(settings: Settings, count: int) -> None:

@@ -1,233 +1,59 @@
-"""The ranks of one run, each a process: how they start alike, agree, and end.
-
-JAX's distributed runtime carries the values. All ranks run the same loop over the same program, and
-all decisions depend on sums over all ranks, so that they cannot diverge; only rank 0 writes.
-"""
+"""The ranks of one run, each a process. This one alone is the default; see `connected_ranks`."""
 
 import contextlib
-import json
-import os
-import socket
-from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
-from surefoot.errors import (
-    ConfigError,
-    ReplicaError,
-    StorageError,
-    SurefootError,
-    WorkerLostError,
-    fault_of,
-)
-from surefoot.parallel import jax_private
-from surefoot.parallel.heartbeat import Heartbeat
-from surefoot.parallel.mesh import ONE, Placement, spread_over
-from surefoot.parallel.replicas import flatten_keys, installation, replica_check
-
-ANSWER_S = 60
-"""Seconds within which every rank must send a value that the others wait for."""
+from surefoot.parallel.mesh import ONE, Placement
 
 
 class Ranks:
-    """This process among those of its run; alone, most methods are no-ops.
+    """This process among those of its run; here alone, so that most methods do nothing.
 
     Attributes:
-        rank: number of this process.
+        rank: number of this process; only rank 0 writes.
         count: number of processes.
         placement: devices of all processes.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1):
-        self.rank, self.count = rank, count
-        self.placement = ONE
-        self._exchanges = 0
-        self._is_opening = self._announced = False
-        if count > 1:
-            self._client = jax_private.key_value_client()
-            self._heartbeat = Heartbeat(self._client, rank, count)
-
-    @classmethod
-    def connected(cls, devices: int) -> "Ranks":
-        """The processes that `jax.distributed` has connected, with that many devices each."""
-        ranks = cls(jax.process_index(), jax.process_count())
-        ranks.placement = ranks._place(devices)
-        return ranks
-
-    def _place(self, devices: int) -> Placement:
-        """Place the run on that many devices of every rank, in the order of ranks."""
-        for rank, available in enumerate(self.exchange(jax.local_device_count())):
-            if available < devices:
-                raise ConfigError(
-                    f"devices {devices}: rank {rank} of {self.count} has {available}; ask for "
-                    "fewer (--devices N)",
-                    name="DEVICES",
-                )
-        chosen = [jax.local_devices(rank)[:devices] for rank in range(self.count)]
-        flat = [device for some in chosen for device in some]
-        return spread_over(flat) if len(flat) > 1 else ONE
+    rank: int = 0
+    count: int = 1
+    placement: Placement = ONE
 
     def exchange(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks; WorkerLostError after a minute without."""
-        if self.count == 1:
-            return [value]
-        self._exchanges += 1
-        key = f"surefoot/{self._exchanges}"
-        self._client.key_value_set(f"{key}/{self.rank}", json.dumps(value))
-        with self.reporting_loss():
-            return [
-                json.loads(self._client.blocking_key_value_get(f"{key}/{rank}", ANSWER_S * 1000))
-                for rank in range(self.count)
-            ]
+        return [value]
 
-    def _compare(self, settings: dict[str, Any]) -> None:
-        """Refuse to start where a rank would compute something else."""
-        everywhere = self.exchange(flatten_keys({"settings": settings} | installation()))
-        first = everywhere[0]
-        for rank, other in enumerate(everywhere):
-            differences = [
-                f"{key} {json.dumps(other.get(key))}, not {json.dumps(first[key])}"
-                for key in first
-                if other.get(key) != first[key]
-            ]
-            if differences:
-                raise ConfigError(
-                    f"rank {rank} of {self.count} differs from rank 0: "
-                    f"{'; '.join(differences[:3])}; start all ranks with one command and one "
-                    "installation",
-                    name="RANKS",
-                )
-
-    def _check_shared(self, path: Path) -> None:
-        """Check that all ranks see the directory of the run, before rank 0 writes there."""
-        file = path.parent / f".{path.name}.ranks"
-        word, error = os.urandom(8).hex(), None
-        try:
-            if self.rank == 0:
-                try:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(word, encoding="ascii")
-                except OSError as failure:
-                    error = failure.strerror or str(failure)
-            word, error = self.exchange([word, error])[0]
-            if error is not None:
-                raise StorageError(f"rank 0 cannot write {file}: {error}")
-            sees = file.is_file() and file.read_text(encoding="ascii") == word
-            answers = self.exchange([sees, socket.gethostname()])
-        finally:
-            if self.rank == 0:
-                file.unlink(missing_ok=True)
-        for rank, (sees, host) in enumerate(answers):
-            if not sees:
-                raise ConfigError(
-                    f"rank {rank} (on {host}) does not see {path.absolute()}: --out must be on a "
-                    "file system that all ranks share",
-                    name="RANKS",
-                )
-
-    @contextlib.contextmanager
-    def opening(self, settings: dict[str, Any], path: Path | None) -> Iterator[dict[str, Any]]:
+    def opening(
+        self, settings: dict[str, Any], path: Path | None
+    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
         """Context manager in which this rank opens the run: rank 0 first, then the others.
 
-        An error that keeps a rank from `start` is raised on all ranks. Nested uses are no-ops.
-
-        Yields:
-            To ranks other than 0, the `iteration` of the run, or that it is `finished`.
+        It yields, to ranks other than 0, the `iteration` of the run, or that it is `finished`. An
+        error that keeps a rank from `start` is raised on all ranks. Nested uses do nothing.
         """
-        if self.count == 1 or self._is_opening:
-            yield {}
-            return
-        assert path is not None
-        self._is_opening = True
-        self._compare(settings)
-        self._check_shared(path)
-        message = {}
-        if self.rank:
-            message = self.exchange(None)[0]
-            _raise_error(message, 0)
-        try:
-            yield message
-        except SurefootError as error:
-            self._announce({"error": [error.code, error.name, str(error)]})
-            raise
-        if not self._announced:
-            if self.rank == 0:
-                self._announce({"finished": True})
-            self.leave()
+        return contextlib.nullcontext({})
 
     def start(self, iteration: int) -> None:
         """Wait until all ranks have opened the run; raise the error of one that could not."""
-        if self.rank == 0:
-            self._announce({"iteration": iteration})
-        self._announced = True
-        for rank, message in enumerate(self.exchange({})):
-            _raise_error(message, rank)
-
-    def _announce(self, message: dict[str, Any]) -> None:
-        """Send how the run opened here, once."""
-        if not self._announced:
-            self._announced = True
-            self.exchange(message)
-
-    @cached_property
-    def _check(self) -> Any:
-        assert self.placement.mesh is not None
-        return replica_check(self.placement.mesh)
 
     def synchronize(self, replicated: PyTree, iteration: int, signal: int | None) -> int | None:
         """Return a signal that any rank has received; every rank calls it after each chunk.
 
         Raises:
-            ReplicaError: where a rank's `replicated` arrays differ from rank 0's.
-            WorkerLostError: where a rank is lost.
+            ReplicaError: if a rank's `replicated` arrays differ from rank 0's.
+            WorkerLostError: if a rank is lost.
         """
-        mesh = self.placement.mesh
-        if mesh is None:
-            return signal
-        with self.reporting_loss():
-            signals, fingerprints = self._check(signal or 0, jax.tree.leaves(replicated)).T
-        for device, found in zip(mesh.devices.flat, fingerprints, strict=True):
-            if found != fingerprints[0]:
-                raise ReplicaError(
-                    f"the state of rank {device.process_index} no longer equals that of rank 0 at "
-                    f"iteration {iteration}: its memory, device or network made an error; continue "
-                    "from the last checkpoint without that machine"
-                )
-        return int(signals.max()) or None
+        return signal
 
-    @contextlib.contextmanager
-    def reporting_loss(self) -> Iterator[None]:
+    def reporting_loss(self) -> contextlib.AbstractContextManager[None]:
         """Context manager of a computation with the others: a lost rank is a WorkerLostError."""
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if self.count == 1:
-                raise
-            raise WorkerLostError(
-                f"rank {self.rank} of {self.count} lost another rank: "
-                f"{str(error).splitlines()[0][:200]}; run the same command to continue from the "
-                "last checkpoint"
-            ) from error
+        return contextlib.nullcontext()
 
     def leave(self) -> None:
         """Wait for the others and disconnect."""
-        if self.count == 1:
-            return
-        self.exchange("leaving")
-        self._heartbeat.stop()
-        with self.reporting_loss():
-            jax_private.shut_down()
 
 
 ALONE = Ranks()
-
-
-def _raise_error(message: dict[str, Any], rank: int) -> None:
-    """Raise the error in another rank's message, if any."""
-    if "error" in message:
-        code, name, text = message["error"]
-        raise fault_of(code, name, f"rank {rank}: {text}")

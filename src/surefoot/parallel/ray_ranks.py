@@ -220,7 +220,7 @@ class _Rank:
 def _follow_rows(file: Path, env_steps: int) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows that rank 0 has appended since the last time, each once.
 
-    Rows up to `env_steps` are skipped, also where a rank that resumes writes the file anew.
+    Rows up to `env_steps` are skipped, also if a rank that resumes rewrites the file.
     """
     offset = inode = 0
     while True:

@@ -8,10 +8,11 @@ import threading
 import jax
 
 from surefoot.errors import ConfigError, WorkerLostError
+from surefoot.parallel.connected_ranks import ConnectedRanks
 from surefoot.parallel.heartbeat import TIMEOUT_S, abort_rank
 from surefoot.parallel.jax_private import use_cpu_collectives_at
 from surefoot.parallel.mesh import divide_cpu
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import ALONE, Ranks
 
 CONNECT_S = 60
 """Seconds within which all processes must have connected."""
@@ -69,7 +70,7 @@ def join_cluster(devices: int = 1) -> Ranks:
         ) from error
     finally:
         timer.cancel()
-    return Ranks.connected(devices)
+    return ALONE if jax.process_count() == 1 else ConnectedRanks(devices)
 
 
 def _bind_address(address: str) -> str | None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, UInt32
 from surefoot.parallel.rows import AXIS
 
 JOB_ID = "SUREFOOT_JOB_ID"
-"""Environment variable that tells ranks of different jobs apart; by default SLURM's job id."""
+"""Environment variable that distinguishes ranks of different jobs; by default SLURM's job id."""
 _LIBRARIES = ("jax", "jaxlib", "numpy", "gymnasium", "gymnax", "brax", "mujoco")
 
 

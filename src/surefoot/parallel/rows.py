@@ -1,4 +1,4 @@
-"""Rows in blocks of environments, which may live on different devices.
+"""Rows in blocks of environments, which may be on different devices.
 
 The environments of a run form equal blocks of neighbours (`Train.blocks`). The rows of a batch
 stand block by block, and every random choice of rows is made within each block. Where a mesh with

@@ -1,0 +1,66 @@
+"""Which error to raise for what an environment raises."""
+
+import re
+import traceback
+from pathlib import Path
+
+import gymnasium
+
+from surefoot.envs.step_timeout import StepTimeoutError
+from surefoot.errors import EnvContractError, EnvCrashError, SurefootError
+
+_CALLERS = Path(__file__).parents[1], Path(gymnasium.__file__).parent
+_OLD_INTERFACE = (
+    (
+        r"^not enough values to unpack \(expected 5, got 4\)$",
+        "step returned 4 values, as Gym did before 0.26; return obs, reward, terminated, "
+        "truncated, info, where terminated is an end of the task and truncated a time limit",
+    ),
+    (
+        r"^(not enough|too many) values to unpack \(expected 2",
+        "reset returned no pair; since Gym 0.26 it returns (obs, info)",
+    ),
+    (
+        r"reset\(\) got an unexpected keyword argument '(seed|options)'",
+        "reset takes no seed; since Gym 0.26 it is reset(self, *, seed=None, options=None) and "
+        "begins with super().reset(seed=seed)",
+    ),
+)
+
+
+def attributed(error: BaseException, index: int) -> BaseException:
+    """The error to raise for one that environment `index` caused."""
+    if isinstance(error, StepTimeoutError):
+        error.args = (f"environment {index}",)
+    elif isinstance(error, EnvContractError):
+        error.index = index
+    elif isinstance(error, Exception | SystemExit) and not isinstance(error, SurefootError):
+        if hint := _old_interface(error):
+            return EnvContractError(hint, index=index)
+        return EnvCrashError(_describe(error), index=index)
+    return error
+
+
+def crash_error(env_id: str, doing: str, error: BaseException) -> EnvCrashError:
+    """The error to raise for an exception that no single environment can be blamed for."""
+    return EnvCrashError(
+        f"{env_id}: {doing} {_describe(error)}; run it alone with the same seed to see it"
+    )
+
+
+def _describe(error: BaseException) -> str:
+    return f"raised {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+
+
+def _old_interface(error: BaseException) -> str | None:
+    """What to change, for an exception that shows an environment for Gym before 0.26.
+
+    Such an exception is raised by the caller, Gymnasium's wrappers or this package, and not by the
+    environment's own code.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    innermost = Path(frames[-1].filename) if frames else Path()
+    if not any(innermost.is_relative_to(caller) for caller in _CALLERS):
+        return None
+    text = str(error)
+    return next((hint for pattern, hint in _OLD_INTERFACE if re.search(pattern, text)), None)
