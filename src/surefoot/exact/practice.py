@@ -33,23 +33,17 @@ def policy_fn(family: Family) -> Callable[[Any, Any], Any]:
     return lambda theta, inputs: Categorical(theta[inputs.obs])
 
 
-def exact_batch(old: SolvedPolicy) -> Batch:
-    """Every state that is not terminal with every action, weighted by d(s) pi(a|s)."""
-    weights = old.weights[:, None] * old.policy
-    return _batch(old, np.arange(old.policy.size), weights.reshape(-1))
+def table_batch(old: SolvedPolicy, *, rows: int | None = None, seed: int = 0) -> Batch:
+    """Every state and action weighted by d(s) pi(a|s), or `rows` drawn from that distribution.
 
-
-def sampled_batch(old: SolvedPolicy, *, rows: int, seed: int) -> Batch:
-    """Rows drawn from d(s) pi(a|s): sampled states and actions, exact advantages."""
+    Terminal states are left out. Advantages are exact in both.
+    """
     weights = (old.weights[:, None] * old.policy).reshape(-1)
-    if weights.sum() == 0:
-        return exact_batch(old)
-    drawn = np.random.default_rng(seed).choice(weights.size, size=rows, p=weights / weights.sum())
-    return _batch(old, drawn, np.ones(rows))
-
-
-def _batch(old: SolvedPolicy, flat: np.ndarray, weights: np.ndarray) -> Batch:
-    """Rows of flat (state, action) indices."""
+    flat = np.arange(weights.size)
+    if rows is not None and weights.sum() > 0:
+        rng = np.random.default_rng(seed)
+        flat = rng.choice(weights.size, size=rows, p=weights / weights.sum())
+        weights = np.ones(rows)
     states, actions = np.divmod(flat, old.mdp.num_actions)
     log_probs = np.log(np.maximum(old.policy[states, actions], 1e-300))
     return Batch(
@@ -96,9 +90,7 @@ def training_update(
                     config, policy_fn(start.family), float(num_updates)
                 )
                 program, state = jax.jit(rule.update), rule.init(theta)
-            batch = exact_batch(old)
-            if rows is not None:
-                batch = sampled_batch(old, rows=rows, seed=seed + updates)
+            batch = table_batch(old, rows=rows, seed=seed + updates)
             key = jax.random.fold_in(jax.random.key(seed), updates)
             theta, state, _ = program(state, theta, batch, key)
             updates += 1
