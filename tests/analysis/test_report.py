@@ -18,11 +18,11 @@ import surefoot.analysis.report
 from surefoot.analysis.plots.grouping import largest, means, newest, starts_of
 from surefoot.analysis.report import report
 from surefoot.analysis.report.appendix import newest_probe
-from surefoot.analysis.report.distance import distance_section
-from surefoot.analysis.report.gains import _discount
 from surefoot.analysis.report.learning import learning_section
+from surefoot.analysis.report.promises import _discount
 from surefoot.analysis.report.returns import summarize_returns
 from surefoot.analysis.report.section import Facts, line
+from surefoot.analysis.report.steps import distance_section
 from surefoot.analysis.report.table import Table, table_of
 from surefoot.analysis.report.totals import half_of_sums, totals
 from surefoot.analysis.text import figure

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,13 @@ class Finding(NamedTuple):
 
     numbers: Mapping[str, float]
     picture: LinePicture | UpdatePicture | None = None
+
+
+def finding(
+    picture: LinePicture | UpdatePicture | None = None, /, **numbers: SupportsFloat
+) -> Finding:
+    """A finding with these numbers as floats."""
+    return Finding({name: float(number) for name, number in numbers.items()}, picture)
 
 
 class RandomPair(NamedTuple):
