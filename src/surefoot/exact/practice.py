@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from surefoot.errors import ConfigError
 from surefoot.exact.families import Family, LinearSoftmax, StartingPoint
@@ -106,9 +105,8 @@ def update_costs() -> dict[str, float]:
     """
     sizes, rows = (17, 64, 64, 6), 2048
     layers = [(jnp.ones((a, b)) / a, jnp.zeros(b)) for a, b in itertools.pairwise(sizes)]
-    theta, unravel = ravel_pytree((layers, jnp.zeros(sizes[-1])))
-    value_layers = [*layers[:-1], (jnp.ones((sizes[-2], 1)) / sizes[-2], jnp.zeros(1))]
-    critic_theta, unravel_critic = ravel_pytree(value_layers)
+    actor = layers, jnp.zeros(sizes[-1])
+    critic = [*layers[:-1], (jnp.ones((sizes[-2], 1)) / sizes[-2], jnp.zeros(1))]
     inputs, actions = Inputs(jnp.ones((rows, sizes[0])), None), jnp.ones((rows, sizes[-1]))
 
     def network(layers, x):
@@ -122,32 +120,31 @@ def update_costs() -> dict[str, float]:
         mean = network(layers, inputs.obs)
         return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
 
-    def forward(theta):
-        return policy(unravel(theta), inputs).mean
+    def forward(params):
+        return policy(params, inputs).mean
 
-    def loss(theta):
-        return jnp.mean(policy(unravel(theta), inputs).log_prob(actions))
+    def loss(params):
+        return jnp.mean(policy(params, inputs).log_prob(actions))
 
-    def critic_loss(theta):
-        return jnp.mean((network(unravel_critic(theta), inputs.obs) - 1.0) ** 2)
+    def critic_loss(params):
+        return jnp.mean((network(params, inputs.obs) - 1.0) ** 2)
 
-    def product(theta, vector):
-        linear = fisher_vector_product(policy, unravel(theta), inputs, jnp.ones(rows))
-        return ravel_pytree(linear(unravel(vector)))[0]
+    def product(params, vector):
+        return fisher_vector_product(policy, params, inputs, jnp.ones(rows))(vector)
 
-    def rescale(theta, vector):
-        return jax.jvp(forward, (theta,), (vector,))
+    def rescale(params, vector):
+        return jax.jvp(forward, (params,), (vector,))
 
     def flops(function, *arguments):
         cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
         return float(cost["flops"])
 
-    one = flops(forward, theta)
+    one = flops(forward, actor)
     return {
-        "gradient": flops(jax.grad(loss), theta) / one,
+        "gradient": flops(jax.grad(loss), actor) / one,
         "linearise": 1.0,
         # The compiler counts the linearisation, itself a forward pass, with the product.
-        "product": flops(product, theta, theta) / one - 1.0,
-        "rescale": flops(rescale, theta, theta) / one,
-        "critic_gradient": flops(jax.grad(critic_loss), critic_theta) / one,
+        "product": flops(product, actor, actor) / one - 1.0,
+        "rescale": flops(rescale, actor, actor) / one,
+        "critic_gradient": flops(jax.grad(critic_loss), critic) / one,
     }
