@@ -1,4 +1,4 @@
-"""Finite MDPs, their validation, and the families that the essay is tried on."""
+"""Finite MDPs, their validation, and the families that test the essay."""
 
 from typing import NamedTuple
 

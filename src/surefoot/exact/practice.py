@@ -61,7 +61,7 @@ def table_batch(old: SolvedPolicy, *, rows: int | None = None, seed: int = 0) ->
 def training_update(
     config: Any, *, rows: int | None = None, seed: int = 0, num_updates: int = 1
 ) -> ExactRule:
-    """A training rule in the place of an exact one, in float64; it reads no `StepSizes`.
+    """A training rule as an exact one, in float64; `StepSizes` are ignored.
 
     The rule's own state (Adam's moments, its count of updates) is kept from one call to the next.
 

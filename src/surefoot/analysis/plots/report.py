@@ -31,16 +31,15 @@ Dash = str | tuple[float, tuple[float, ...]]
 class PanelSeries(NamedTuple):
     """One figure over steps: a line, or separate points where `points`.
 
-    `low` and `high` are a band around a line, and error bars of points. `mark` is for a line of one
-    point.
+    `band` has the lower and upper ends of a band around a line, or of the error bars of points.
+    `mark` is for a line of one point.
     """
 
     label: str
     steps: Num[np.ndarray, " point"]
     values: Float[np.ndarray, " point"]
     color: str
-    low: Float[np.ndarray, " point"] | None = None
-    high: Float[np.ndarray, " point"] | None = None
+    band: tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]] | None = None
     dash: Dash = "solid"
     points: bool = False
     mark: str = "o"
@@ -133,16 +132,15 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def _draw_series(axes: Axes, series: PanelSeries) -> None:
-    steps, values, low, high = series.steps, series.values, series.low, series.high
+    steps, values, band = series.steps, series.values, series.band
     style: dict[str, Any] = {"color": series.color, "label": series.label, "linestyle": series.dash}
-    banded = low is not None and high is not None
     if series.points:
-        bars = np.maximum([values - low, high - values], 0.0) if banded else None
+        bars = None if band is None else np.maximum([values - band[0], band[1] - values], 0.0)
         style |= {"linewidth": 1.2, "marker": "o", "markersize": 4, "capsize": 2}
         axes.errorbar(steps, values, yerr=bars, **style)
         return
-    if banded:
-        axes.fill_between(steps, low, high, color=series.color, alpha=0.18, linewidth=0)
+    if band is not None:
+        axes.fill_between(steps, *band, color=series.color, alpha=0.18, linewidth=0)
     if series.mark == "*":
         style |= {"markersize": 12, "markeredgecolor": "#000000", "zorder": 4}
     marker = series.mark if len(steps) == 1 else None

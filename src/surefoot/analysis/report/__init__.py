@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 
 from surefoot.analysis.report.appendix import newest_probe, probe_section, settings_section
 from surefoot.analysis.report.critic import critic_section
-from surefoot.analysis.report.learning import describe_end, learning_section
+from surefoot.analysis.report.learning import (
+    ReturnSummary,
+    describe_end,
+    learning_section,
+    summarize_returns,
+)
 from surefoot.analysis.report.page import render_page
 from surefoot.analysis.report.promises import lies_section, promise_section
-from surefoot.analysis.report.returns import ReturnSummary, summarize_returns
 from surefoot.analysis.report.section import Facts, Section
 from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of

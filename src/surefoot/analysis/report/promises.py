@@ -82,8 +82,8 @@ def _curves(found: Totals) -> list[PanelSeries]:
     realised = PanelSeries("realised", at, newest(found.realised, starts), Color.GOT)
     if found.realised_half is not None:
         half = newest(found.realised_half, starts)
-        low, high = realised.values - half, realised.values + half
-        realised = realised._replace(label="realised, with interval", low=low, high=high)
+        band = realised.values - half, realised.values + half
+        realised = realised._replace(label="realised, with interval", band=band)
     return [*series, realised]
 
 
