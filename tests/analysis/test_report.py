@@ -18,11 +18,10 @@ import surefoot.analysis.report
 from surefoot.analysis.plots.grouping import largest, means, newest, starts_of
 from surefoot.analysis.report import report
 from surefoot.analysis.report.appendix import newest_probe
-from surefoot.analysis.report.distance import distance_section
-from surefoot.analysis.report.gains import _discount
-from surefoot.analysis.report.learning import learning_section
-from surefoot.analysis.report.returns import summarize_returns
+from surefoot.analysis.report.learning import learning_section, summarize_returns
+from surefoot.analysis.report.promises import _discount
 from surefoot.analysis.report.section import Facts, line
+from surefoot.analysis.report.steps import distance_section
 from surefoot.analysis.report.table import Table, table_of
 from surefoot.analysis.report.totals import half_of_sums, totals
 from surefoot.analysis.text import figure
@@ -305,8 +304,8 @@ def test_figures_of_a_long_run_keep_the_worst_state_and_the_extreme_episodes(tmp
     assert worst.values.max() == max(row["policy/kl_worst_state"] for row in rows)
     (panel,) = learning_section(facts, summarize_returns(facts.table, 20)).panels
     training = panel.series[0]
-    assert training.low.min() == min(row["episode/return_min"] for row in rows)
-    assert training.high.max() == max(row["episode/return_max"] for row in rows)
+    assert training.band[0].min() == min(row["episode/return_min"] for row in rows)
+    assert training.band[1].max() == max(row["episode/return_max"] for row in rows)
     assert all(len(each.steps) <= 200 for each in panel.series)
 
 

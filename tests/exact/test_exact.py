@@ -40,7 +40,7 @@ from surefoot.exact import (
     update_path,
     updated,
 )
-from surefoot.exact.practice import exact_batch, policy_fn, training_update
+from surefoot.exact.practice import policy_fn, table_batch, training_update
 from surefoot.formulas.clipping import clipped_gains
 from surefoot.formulas.conjugate_gradient import fisher_vector_product
 from surefoot.formulas.distributions import Categorical
@@ -423,7 +423,7 @@ def test_the_formulas_and_the_exact_quantities_agree_on_an_exact_batch(x64, shar
     mdp, family, theta = start.mdp, start.family, start.theta
     old = start.old
     other = theta + 0.3 * np.random.default_rng(1).normal(size=theta.shape)
-    new, batch, fn = family.policy(other), exact_batch(old), policy_fn(family)
+    new, batch, fn = family.policy(other), table_batch(old), policy_fn(family)
     before, after = fn(jnp.asarray(theta), batch.inputs), fn(jnp.asarray(other), batch.inputs)
     assert isinstance(before, Categorical)
     log_probs = after.log_prob(batch.actions)

@@ -189,7 +189,7 @@ def _paragraphs(text: str) -> str:
 
 
 def _board(mdp: exact.MDP, low: float, high: float) -> dict[str, Any]:
-    """What a picture to be dragged shows at every p from `low` to `high`."""
+    """Values of an interactive picture at every p from `low` to `high`."""
     start = exact.starting_point(mdp)
     path = exact.update_path(start, exact_trpo, exact.StepSizes())
     ends = {"trpo": path.new, "ppo": exact.updated(start, "ppo")}

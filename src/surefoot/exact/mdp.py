@@ -1,4 +1,4 @@
-"""Finite MDPs, their validation, and the families that the essay is tried on."""
+"""Finite MDPs, their validation, and the families that test the essay."""
 
 from typing import NamedTuple
 
@@ -61,14 +61,8 @@ def make_mdp(
 ) -> MDP:
     """Validate tables and make an MDP; rows of terminal states become self-loops without reward.
 
-    Args:
-        transitions: P(s' | s, a), of shape [state, action, state].
-        rewards: of shape [state, action], or [state, action, state] (then averaged).
-        gamma: discount per step, in [0, 1).
-        start: distribution of the first state; state 0 by default.
-        terminal: which states end an episode; none by default.
-        max_steps: the environment's time limit.
-        name: its name in tables, pictures and errors.
+    Arguments are those of `MDP`. `rewards` may also be of shape [state, action, state], and are
+    then averaged. By default episodes start in state 0 and no state is terminal.
 
     Raises:
         ConfigError: an invalid table; names the first bad row, its sum, and the remedy.
@@ -78,16 +72,14 @@ def make_mdp(
         raise _wrong(name, f"transitions have shape {P.shape}", "give [state, action, state]")
     num_states, num_actions, _ = P.shape
     ends = np.zeros(num_states, bool) if terminal is None else np.array(terminal, bool)
-    if ends.shape != (num_states,):
-        raise _wrong(name, f"terminal has shape {ends.shape}", f"give ({num_states},)")
+    _check_shape(name, "terminal has", ends, (num_states,))
     if ends.all():
         raise _wrong(name, "every state is terminal", "leave at least one that is not")
     P[ends], P[ends, :, ends] = 0.0, 1.0
     _check_rows(name, "transitions", P, "scale each row P(. | state, action) to sum to 1")
     if r.shape == P.shape:
         r = np.sum(P * r, axis=2)
-    if r.shape != (num_states, num_actions):
-        raise _wrong(name, f"rewards have shape {r.shape}", f"give ({num_states}, {num_actions})")
+    _check_shape(name, "rewards have", r, (num_states, num_actions))
     r[ends] = 0.0
     if not np.isfinite(r).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(r))[0])
@@ -95,8 +87,7 @@ def make_mdp(
     if not 0.0 <= gamma < 1.0:
         raise _wrong(name, f"gamma is {gamma}", "give a discount in [0, 1), such as 0.99")
     mu = np.eye(num_states)[0] if start is None else np.array(start, np.float64)
-    if mu.shape != (num_states,):
-        raise _wrong(name, f"start has shape {mu.shape}", f"give ({num_states},)")
+    _check_shape(name, "start has", mu, (num_states,))
     _check_rows(name, "start", mu, "scale it to sum to 1")
     return MDP(P, r, float(gamma), mu, ends, max_steps, name)
 
@@ -107,10 +98,13 @@ def check_policy(mdp: MDP, policy: Float[np.ndarray, "..."]) -> None:
     Raises:
         ConfigError: a wrong shape, or a row that is not a distribution.
     """
-    wanted = (mdp.num_states, mdp.num_actions)
-    if policy.shape != wanted:
-        raise _wrong(mdp.name, f"the policy has shape {policy.shape}", f"give {wanted}")
+    _check_shape(mdp.name, "the policy has", policy, (mdp.num_states, mdp.num_actions))
     _check_rows(mdp.name, "policy", policy, "scale each row pi(. | state) to sum to 1")
+
+
+def _check_shape(name: str, what: str, array: np.ndarray, wanted: tuple[int, ...]) -> None:
+    if array.shape != wanted:
+        raise _wrong(name, f"{what} shape {array.shape}", f"give {wanted}")
 
 
 def _check_rows(name: str, what: str, rows: Float[np.ndarray, "..."], remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""What pictures of exact quantities show, as plain data; `analysis.plots` draws them."""
+"""Contents of pictures of exact quantities, as plain data; `analysis.plots` draws them."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from surefoot.errors import ConfigError
 from surefoot.exact.families import Family, LinearSoftmax, StartingPoint
@@ -33,23 +32,17 @@ def policy_fn(family: Family) -> Callable[[Any, Any], Any]:
     return lambda theta, inputs: Categorical(theta[inputs.obs])
 
 
-def exact_batch(old: SolvedPolicy) -> Batch:
-    """Every state that is not terminal with every action, weighted by d(s) pi(a|s)."""
-    weights = old.weights[:, None] * old.policy
-    return _batch(old, np.arange(old.policy.size), weights.reshape(-1))
+def table_batch(old: SolvedPolicy, *, rows: int | None = None, seed: int = 0) -> Batch:
+    """Every state and action weighted by d(s) pi(a|s), or `rows` drawn from that distribution.
 
-
-def sampled_batch(old: SolvedPolicy, *, rows: int, seed: int) -> Batch:
-    """Rows drawn from d(s) pi(a|s): sampled states and actions, exact advantages."""
+    Terminal states are left out. Advantages are exact in both.
+    """
     weights = (old.weights[:, None] * old.policy).reshape(-1)
-    if weights.sum() == 0:
-        return exact_batch(old)
-    drawn = np.random.default_rng(seed).choice(weights.size, size=rows, p=weights / weights.sum())
-    return _batch(old, drawn, np.ones(rows))
-
-
-def _batch(old: SolvedPolicy, flat: np.ndarray, weights: np.ndarray) -> Batch:
-    """Rows of flat (state, action) indices."""
+    flat = np.arange(weights.size)
+    if rows is not None and weights.sum() > 0:
+        rng = np.random.default_rng(seed)
+        flat = rng.choice(weights.size, size=rows, p=weights / weights.sum())
+        weights = np.ones(rows)
     states, actions = np.divmod(flat, old.mdp.num_actions)
     log_probs = np.log(np.maximum(old.policy[states, actions], 1e-300))
     return Batch(
@@ -68,7 +61,7 @@ def _batch(old: SolvedPolicy, flat: np.ndarray, weights: np.ndarray) -> Batch:
 def training_update(
     config: Any, *, rows: int | None = None, seed: int = 0, num_updates: int = 1
 ) -> ExactRule:
-    """A training rule in the place of an exact one, in float64; it reads no `StepSizes`.
+    """A training rule as an exact one, in float64; `StepSizes` are ignored.
 
     The rule's own state (Adam's moments, its count of updates) is kept from one call to the next.
 
@@ -96,9 +89,7 @@ def training_update(
                     config, policy_fn(start.family), float(num_updates)
                 )
                 program, state = jax.jit(rule.update), rule.init(theta)
-            batch = exact_batch(old)
-            if rows is not None:
-                batch = sampled_batch(old, rows=rows, seed=seed + updates)
+            batch = table_batch(old, rows=rows, seed=seed + updates)
             key = jax.random.fold_in(jax.random.key(seed), updates)
             theta, state, _ = program(state, theta, batch, key)
             updates += 1
@@ -114,9 +105,8 @@ def update_costs() -> dict[str, float]:
     """
     sizes, rows = (17, 64, 64, 6), 2048
     layers = [(jnp.ones((a, b)) / a, jnp.zeros(b)) for a, b in itertools.pairwise(sizes)]
-    theta, unravel = ravel_pytree((layers, jnp.zeros(sizes[-1])))
-    value_layers = [*layers[:-1], (jnp.ones((sizes[-2], 1)) / sizes[-2], jnp.zeros(1))]
-    critic_theta, unravel_critic = ravel_pytree(value_layers)
+    actor = layers, jnp.zeros(sizes[-1])
+    critic = [*layers[:-1], (jnp.ones((sizes[-2], 1)) / sizes[-2], jnp.zeros(1))]
     inputs, actions = Inputs(jnp.ones((rows, sizes[0])), None), jnp.ones((rows, sizes[-1]))
 
     def network(layers, x):
@@ -130,32 +120,31 @@ def update_costs() -> dict[str, float]:
         mean = network(layers, inputs.obs)
         return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
 
-    def forward(theta):
-        return policy(unravel(theta), inputs).mean
+    def forward(params):
+        return policy(params, inputs).mean
 
-    def loss(theta):
-        return jnp.mean(policy(unravel(theta), inputs).log_prob(actions))
+    def loss(params):
+        return jnp.mean(policy(params, inputs).log_prob(actions))
 
-    def critic_loss(theta):
-        return jnp.mean((network(unravel_critic(theta), inputs.obs) - 1.0) ** 2)
+    def critic_loss(params):
+        return jnp.mean((network(params, inputs.obs) - 1.0) ** 2)
 
-    def product(theta, vector):
-        linear = fisher_vector_product(policy, unravel(theta), inputs, jnp.ones(rows))
-        return ravel_pytree(linear(unravel(vector)))[0]
+    def product(params, vector):
+        return fisher_vector_product(policy, params, inputs, jnp.ones(rows))(vector)
 
-    def rescale(theta, vector):
-        return jax.jvp(forward, (theta,), (vector,))
+    def rescale(params, vector):
+        return jax.jvp(forward, (params,), (vector,))
 
     def flops(function, *arguments):
         cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
         return float(cost["flops"])
 
-    one = flops(forward, theta)
+    one = flops(forward, actor)
     return {
-        "gradient": flops(jax.grad(loss), theta) / one,
+        "gradient": flops(jax.grad(loss), actor) / one,
         "linearise": 1.0,
         # The compiler counts the linearisation, itself a forward pass, with the product.
-        "product": flops(product, theta, theta) / one - 1.0,
-        "rescale": flops(rescale, theta, theta) / one,
-        "critic_gradient": flops(jax.grad(critic_loss), critic_theta) / one,
+        "product": flops(product, actor, actor) / one - 1.0,
+        "rescale": flops(rescale, actor, actor) / one,
+        "critic_gradient": flops(jax.grad(critic_loss), critic) / one,
     }

@@ -125,18 +125,17 @@ def _from_table(
         for outcome in outcomes
         if outcome[0] > 0
     ]
-    onwards: dict[int, set[int]] = {}
+    num_states = len(table)
+    onwards = np.zeros((num_states, num_states), bool)
     for state, _, _, to, _, done in rows:
-        if not done:
-            onwards.setdefault(state, set()).add(to)
+        onwards[state, to] |= not done
     # Every state that an episode can be in without having ended.
-    passed, found = set(), {int(state) for state in np.flatnonzero(start)}
-    while found:
-        passed |= found
-        found = set().union(*(onwards.get(state, set()) for state in found)) - passed
-    reached = {to for state, _, _, to, _, done in rows if done}
-    ends = reached - passed
-    num_states, extra = len(table), bool(reached - ends)
+    passed = start > 0
+    while (more := passed | passed @ onwards).sum() > passed.sum():
+        passed = more
+    reached = {to for *_, to, _, done in rows if done}
+    ends = {to for to in reached if not passed[to]}
+    extra = bool(reached - ends)
     size, actions = num_states + extra, len(table[0])
     P, rewards = np.zeros((size, actions, size)), np.zeros((size, actions))
     for state, action, probability, to, reward, done in rows:

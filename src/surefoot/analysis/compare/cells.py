@@ -22,7 +22,7 @@ from surefoot.errors import ConfigError, SurefootError
 from surefoot.parallel.jobs import Outcome, attempt, describe_error
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.api import Job, keep_in_directory, resume, train_job
+from surefoot.training.api import Job, keep_in_directory, train_or_resume
 from surefoot.training.callback import Callback
 from surefoot.training.run import Run, begin, load
 from surefoot.training.trainer import Resources, train_together
@@ -127,27 +127,18 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
         else:
             rows = directory.trim(run.iteration, run.env_steps)
         return replace(run, rows=rows, learner=template.learner)
-    _clear(directory)
+    if (directory.path / "config.json").exists():
+        # It was killed before its first checkpoint.
+        directory.clear()
     state = init(cell.settings.train.seed)
     run = replace(template, settings=cell.settings, state=state, rows=[])
     return keep_in_directory(run, cell.job)
 
 
-def _clear(directory: RunDirectory) -> None:
-    """Clear a run of the same settings that was killed before its first checkpoint."""
-    if (directory.path / "config.json").exists():
-        directory.clear()
-
-
 def _train_alone(cell: Cell) -> float:
     """Train or continue one cell, and score it; the seconds that took."""
-    started, directory = time.monotonic(), RunDirectory(cell.path)
-    if directory.checkpoints():
-        run = resume(cell.path, env=cell.env, network=cell.own)
-    else:
-        _clear(directory)
-        run = train_job(cell.job, Resources(Parallel()), Callback())
-    score_run(run, cell.episodes)
+    started = time.monotonic()
+    score_run(train_or_resume(cell.job, Resources(Parallel()), Callback()), cell.episodes)
     return time.monotonic() - started
 
 
@@ -169,7 +160,7 @@ def score_run(run: Run, episodes: int) -> dict[str, Any]:
     result = run.evaluate(episodes)
     kept = ("return_mean", "return_std", "length_mean", "episodes", "returns")
     score = {key: result[key] for key in kept} | {"env_steps": run.env_steps}
-    with contextlib.suppress(SurefootError):  # somebody else's run may be read-only
+    with contextlib.suppress(SurefootError):  # another user's run may be read-only
         run.directory.write(SCORE_FILE, json.dumps(score, indent=1, allow_nan=False))
     return score
 

@@ -27,9 +27,9 @@ class SharedSettings(NamedTuple):
 
     Attributes:
         steps: environment steps of each cell.
-        train: settings of the runs, taken as they stand.
-        network: so too, or your own networks.
-        critic: so too.
+        train: settings of the runs, used as given.
+        network: likewise, or your own networks.
+        critic: likewise.
         changes: fields of these groups to change, by group.
         preset: gives all rules what it shares among them; `tuned` gives each rule what `auto`
             gives it alone, critic included.

@@ -205,14 +205,13 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
                 curve = comparison.curves[env, score.rule, score.seed]
                 curves[score.rule].append(Series(curve.env_steps, curve.returns))
         path = out / f"curves-{folder_name(env)}.png"
-        optimum = comparison.optima.get(env)
         plot_curves(
             curves,
             path,
             title=env,
             ylabel=CURVE_LABEL,
             fewest_for_band=ENOUGH_SEEDS,
-            optimum=optimum,
+            optimum=comparison.optima.get(env),
         )
         written.append(path)
     return written

@@ -45,7 +45,6 @@ def plot_curves(
     Raises:
         StorageError: where the file cannot be written.
     """
-    figure, axes = blank()
     full = {
         label: [series for series in runs if len(series.steps)]
         for label, runs in series_by_label.items()
@@ -54,16 +53,15 @@ def plot_curves(
     longest = max((len(series.steps) for runs in full.values() for series in runs), default=0)
     size = group_size(longest, MAX_CURVE_POINTS)
     styles = styles_of(list(full))
+    seeds = f"n = {next(iter(counts))} seeds" if len(counts) == 1 and counts != {1} else ""
+    heading = ", ".join(part for part in (title, seeds) if part)
+    figure, axes = blank(heading, xlabel="environment steps", ylabel=ylabel)
     for label, runs in full.items():
         name = label if len(counts) == 1 else f"{label} (n = {len(runs)})"
         if runs:
             grouped = [_in_groups(series, size) for series in runs]
             _draw_label(axes, name, grouped, styles[label], fewest_for_band)
-    seeds = f"n = {next(iter(counts))} seeds" if len(counts) == 1 and counts != {1} else ""
-    axes.set_title(", ".join(part for part in (title, seeds) if part), loc="left", fontsize=13)
-    axes.set(xlabel="environment steps", ylabel=ylabel)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25)
     figure.supxlabel(_key(counts, size, fewest_for_band), fontsize=9, color="#555555")
     if optimum is not None:
         draw_optimum(axes, optimum)

@@ -21,7 +21,7 @@ def plot_update(picture: UpdatePicture, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = blank()
+    figure, axes = blank(picture.title, xlabel=picture.xlabel, ylabel="discounted return")
     x, along, edge = picture.x, picture.along, picture.edge
     if edge is not None:
         axes.axvspan(x[0], edge, color=TRUST, alpha=0.1, linewidth=0)
@@ -43,10 +43,7 @@ def plot_update(picture: UpdatePicture, path: Path) -> None:
     if edge is not None and edge < x[-1]:
         text = " edge of trust: half the promise is kept"
         axes.text(edge, low - 0.5 * pad, text, color=TRUST, fontsize=9, va="bottom")
-    axes.set(xlabel=picture.xlabel, ylabel="discounted return")
-    axes.set_title(picture.title, loc="left", fontsize=13, pad=12)
     kl_axis(axes, x, along.kl)
-    axes.grid(alpha=0.2)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
 
@@ -92,18 +89,15 @@ def plot_lines(picture: LinePicture, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = blank()
+    figure, axes = blank(picture.title, xlabel=picture.xlabel, ylabel=picture.ylabel)
     for line in picture.lines:
         axes.plot(line.x, line.y, color=line.color, linewidth=2.2, label=line.label)
     for x, y in picture.dots:
         axes.plot(x, y, "o", color=RETURN, markersize=7)
     if picture.log:
         axes.set(xscale="log", yscale="log")
-    axes.set(xlabel=picture.xlabel, ylabel=picture.ylabel)
     if picture.ylim:
         axes.set_ylim(*picture.ylim)
-    axes.set_title(picture.title, loc="left", fontsize=13)
-    axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     save(figure, path)
 
@@ -116,15 +110,11 @@ def plot_exact_curves(
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = blank()
+    figure, axes = blank(title, xlabel="updates", ylabel="discounted return")
     draw_optimum(axes, optimum)
-    longest = max(len(curve.etas) for curve in curves) - 1
     styles = styles_of([curve.rule for curve in curves])
     for curve in curves:
         axes.plot(curve.etas, label=curve.rule, linewidth=2.2, **styles[curve.rule])
-    axes.set(xlabel="updates", ylabel="discounted return")
-    axes.set_xlim(0, longest)
-    axes.set_title(title, loc="left", fontsize=13)
-    axes.grid(alpha=0.25)
+    axes.set_xlim(0, max(len(curve.etas) for curve in curves) - 1)
     figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     save(figure, path)

@@ -5,7 +5,7 @@ All figures of a page share their left and right edges, so that steps line up do
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -31,16 +31,15 @@ Dash = str | tuple[float, tuple[float, ...]]
 class PanelSeries(NamedTuple):
     """One figure over steps: a line, or separate points where `points`.
 
-    `low` and `high` are a band around a line, and error bars of points. `mark` is for a line of one
-    point.
+    `band` has the lower and upper ends of a band around a line, or of the error bars of points.
+    `mark` is for a line of one point.
     """
 
     label: str
     steps: Num[np.ndarray, " point"]
     values: Float[np.ndarray, " point"]
     color: str
-    low: Float[np.ndarray, " point"] | None = None
-    high: Float[np.ndarray, " point"] | None = None
+    band: tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]] | None = None
     dash: Dash = "solid"
     points: bool = False
     mark: str = "o"
@@ -113,7 +112,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.log:
         axes.set_yscale("log")
     for series in panel.series:
-        (_draw_points if series.points else _draw_line)(axes, series)
+        _draw_series(axes, series)
     for value, text in panel.levels:
         axes.axhline(value, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         where = axes.get_yaxis_transform()
@@ -132,41 +131,20 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _draw_line(axes: Axes, series: PanelSeries) -> None:
-    steps, color, star = series.steps, series.color, series.mark == "*"
-    if series.low is not None and series.high is not None:
-        axes.fill_between(steps, series.low, series.high, color=color, alpha=0.18, linewidth=0)
-    axes.plot(
-        steps,
-        series.values,
-        color=color,
-        label=series.label,
-        linestyle=series.dash,
-        linewidth=1.8,
-        marker=series.mark if len(steps) == 1 else None,
-        markersize=12 if star else 6,
-        markeredgecolor="#000000" if star else color,
-        zorder=4 if star else 2,
-    )
-
-
-def _draw_points(axes: Axes, series: PanelSeries) -> None:
-    bars = None
-    if series.low is not None and series.high is not None:
-        ends = np.stack([series.values - series.low, series.high - series.values])
-        bars = np.maximum(ends, 0.0)
-    axes.errorbar(
-        series.steps,
-        series.values,
-        yerr=bars,
-        color=series.color,
-        label=series.label,
-        linestyle=series.dash,
-        linewidth=1.2,
-        marker="o",
-        markersize=4,
-        capsize=2,
-    )
+def _draw_series(axes: Axes, series: PanelSeries) -> None:
+    steps, values, band = series.steps, series.values, series.band
+    style: dict[str, Any] = {"color": series.color, "label": series.label, "linestyle": series.dash}
+    if series.points:
+        bars = None if band is None else np.maximum([values - band[0], band[1] - values], 0.0)
+        style |= {"linewidth": 1.2, "marker": "o", "markersize": 4, "capsize": 2}
+        axes.errorbar(steps, values, yerr=bars, **style)
+        return
+    if band is not None:
+        axes.fill_between(steps, *band, color=series.color, alpha=0.18, linewidth=0)
+    if series.mark == "*":
+        style |= {"markersize": 12, "markeredgecolor": "#000000", "zorder": 4}
+    marker = series.mark if len(steps) == 1 else None
+    axes.plot(steps, values, linewidth=1.8, marker=marker, **style)
 
 
 def _share_steps(axes: Axes, last_step: float, *, last: bool) -> None:

@@ -22,11 +22,13 @@ WIDTH, HEIGHT, DPI = 8.0, 4.8, 100
 """A figure is 800 by 480 pixels."""
 
 
-def blank() -> tuple[Figure, Axes]:
+def blank(title: str, *, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """An empty figure with one pair of axes."""
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, loc="left", fontsize=13)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
     return figure, axes
 
 

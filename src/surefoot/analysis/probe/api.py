@@ -19,12 +19,11 @@ from surefoot.analysis.probe.policies import (
     callable_functions,
     network_functions,
 )
-from surefoot.analysis.probe.rerun import Rerun
 from surefoot.analysis.probe.result import Probe
 from surefoot.analysis.probe.rows import rows_of
 from surefoot.analysis.probe.settings import ProbeSettings
 from surefoot.analysis.probe.sweep import play_first_pairs, sweep
-from surefoot.analysis.probe.updates import FOLDERS, find_update
+from surefoot.analysis.probe.updates import FOLDERS, Rerun, find_update
 from surefoot.config.settings import OwnNetworks, Train
 from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env

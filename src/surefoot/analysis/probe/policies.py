@@ -1,4 +1,4 @@
-"""What a probe asks of policies: actions, comparisons on states and actions, a frozen critic."""
+"""The probe's interface to policies: actions, comparisons on rows, a frozen critic."""
 
 from collections.abc import Callable
 from functools import partial
@@ -54,7 +54,7 @@ class PolicyFunctions(NamedTuple):
 
 
 class ProbedPolicy(Protocol):
-    """A policy from any library: it samples actions, and knows how likely they were.
+    """A policy from any library: it samples actions and returns their log-probabilities.
 
     For Gymnasium environments both methods get NumPy arrays: `sample(obs, rng)` a batch of
     observations and a NumPy generator, `log_prob(obs, actions)` two batches. For JAX-native ones

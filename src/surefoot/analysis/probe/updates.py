@@ -1,16 +1,161 @@
-"""Find an update of a run: its two policies and its batch, from the checkpoints around it."""
+"""Find an update of a run: its two policies and its batch, from the checkpoints around it.
 
+Iterations are repeated with the programs that the run was trained with. The one module of the probe
+that knows the state of the training loop.
+"""
+
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from surefoot.analysis.probe.rerun import PolicyUpdate, Rerun
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surefoot.analysis.probe.players import Trajectories
+from surefoot.analysis.probe.rows import Experience, episode_ages
+from surefoot.envs.host import HostEnv
+from surefoot.envs.source import OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.storage.checkpoint import LARGEST_JSON, read_file, strict_json
+from surefoot.storage.checkpoint import (
+    LARGEST_JSON,
+    read_checkpoint,
+    read_file,
+    restore_arrays,
+    strict_json,
+)
 from surefoot.storage.run_directory import RunDirectory
+from surefoot.training.batch import state_values
 from surefoot.training.callback import Callback
+from surefoot.training.loop import versions
+from surefoot.training.plan import chunk_length, make_plan
+from surefoot.training.rollout_host import HostCollector
+from surefoot.training.run import Run
+from surefoot.training.state import LoopState, without_open_episodes
+from surefoot.training.steppers import HostStepper, as_arrays, chunk_of
+from surefoot.types import Params, Rollout
 
 FOLDERS = ("checkpoints", "kept", "best")
 """Where a run directory has checkpoints."""
+
+
+class PolicyUpdate(NamedTuple):
+    """One update of a run: the policies before and after it, and what was frozen meanwhile.
+
+    `critic` are the parameters before the update, `obs_stats` normalise observations, and
+    `return_scale` is environment reward units per unit of the critic. `batch` is what the update
+    learned from, if that is reproducible; `source` says where all this comes from.
+    """
+
+    iteration: int
+    old: Params
+    new: Params
+    critic: Params
+    obs_stats: Any
+    return_scale: float
+    batch: Experience | None
+    source: str
+
+
+class Rerun:
+    """Repeats iterations of one run in its opened environments."""
+
+    def __init__(self, run: Run, opened: OpenEnvs):
+        self._settings, self._opened, self._learner = run.settings, opened, run.learner
+        self._init = jax.jit(partial(run.learner.init, run.settings.train.seed))
+        self.jax_native, self.batch_size = run.learner.spec.jax_native, run.settings.batch_size
+
+    def restore(self, path: Path | None) -> LoopState:
+        """The state of a checkpoint, or the first one."""
+        if path is None:
+            return self._init()
+        arrays = read_checkpoint(path).arrays
+        return restore_arrays(jax.eval_shape(self._init), arrays, str(path))
+
+    def last_update(self, state: LoopState) -> PolicyUpdate:
+        """The update that led to a state; a `ConfigError` if it was refused."""
+        before, iteration = state.lens, int(state.learn.iteration)
+        if not bool(before.ready):
+            raise CheckpointError(f"the checkpoint of iteration {iteration} holds no update")
+        old, new = before.params["policy"], state.learn.params["policy"]
+        if _same_bits(old, new):
+            raise ConfigError(
+                f"update {iteration} changed nothing: its step was refused, so there is nothing to "
+                "probe",
+                name="NO-STEP",
+            )
+        scale = float(before.return_scale)
+        return PolicyUpdate(iteration, old, new, before.params, before.obs_stats, scale, None, "")
+
+    def repeat(self, start: Path | None, count: int, end: Path | None) -> PolicyUpdate:
+        """The update after `count` iterations from a checkpoint, compared to the one at its end."""
+        before = self.restore(start)
+        state, rollout, ages = self._opened.visit(
+            jax=lambda _: self._repeat_jax(before, count),
+            host=lambda env: self._repeat_host(env, before, count),
+        )
+        update = self.last_update(state)
+        source = "its batch was collected again and the update repeated"
+        if end and _same_bits(state.learn.params, self.restore(end).learn.params):
+            source += ", equal to the stored one bit for bit"
+        elif end:
+            source += (
+                "; bits differ from the stored one: another machine, other versions, or seeds "
+                "trained together?"
+            )
+        elif start and read_checkpoint(start).versions != versions():
+            source += "; bits may differ: the run was made with other versions"
+        return update._replace(batch=self._experience(update, rollout, ages), source=source)
+
+    def _experience(self, update: PolicyUpdate, rollout: Rollout, ages: Any) -> Experience:
+        learner = self._learner
+        values_of = jax.jit(partial(state_values, learner.actor, rows=learner.parts.rows))
+        values = values_of(update.critic, update.obs_stats, rollout)
+        here, after = (update.return_scale * np.asarray(each, np.float64) for each in values)
+        rows: Any = jax.tree.map(np.asarray, rollout)
+        obs = jax.tree.map(lambda leaf: leaf[:-1], rows.obs)
+        steps = Trajectories(obs, rows.action_mask, rows.actions, rows.rewards)
+        return Experience(steps, here, after, rows.terminated, rows.truncated, rows.valid, ages)
+
+    def _repeat_jax(self, state: LoopState, count: int) -> tuple[LoopState, Rollout, Any]:
+        learner, before = self._learner, state
+        # The compiled chunk of training, one iteration at a time: so bits are those of training.
+        program = jax.jit(chunk_of(learner, chunk_length(self._settings)))
+        for _ in range(count + 1):
+            before = state
+            state, _ = program(state, jnp.int32(1), as_arrays(learner.traced))
+        assert before.env is not None
+        rollout = jax.device_get(jax.jit(learner.collect)(before)[1])
+        return state, rollout, np.asarray(before.env.lengths)
+
+    def _repeat_host(
+        self, env: HostEnv, state: LoopState, count: int
+    ) -> tuple[LoopState, Rollout, Any]:
+        """All iterations in turn: a rollout starts where the one before ended, within episodes."""
+        settings = self._settings
+        collector = HostCollector(env, self._learner.actor, settings)
+        stepper = HostStepper(collector, self._learner, settings, lambda what: None)
+        # The run may have started new episodes after each scheduled checkpoint.
+        every = make_plan(settings, self._learner.spec).checkpoint_every
+        resets = bool(settings.train.reset_at_checkpoints)
+        rollout: Any = None
+        ages: Any = None
+        for index in range(count + 1):
+            iteration = int(state.learn.iteration)
+            if index == 0 or (resets and iteration % every == 0):
+                state = without_open_episodes(state)
+                stepper.reset(iteration)
+                ages = np.zeros(env.num_envs, np.int64)
+            else:
+                ended = np.asarray(rollout.terminated | rollout.truncated)
+                *_, ages = episode_ages(ended, np.asarray(rollout.valid), ages)
+            state, _ = stepper.advance(state)
+            rollout = stepper.last_rollout(state)
+        return state, rollout, ages
+
+
+def _same_bits(first: Any, second: Any) -> bool:
+    return bool(jax.tree.all(jax.tree.map(np.array_equal, first, second)))
 
 
 class StoredCheckpoint(NamedTuple):

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 
 from surefoot.analysis.report.appendix import newest_probe, probe_section, settings_section
 from surefoot.analysis.report.critic import critic_section
-from surefoot.analysis.report.distance import distance_section, guard_section
-from surefoot.analysis.report.gains import promise_section
-from surefoot.analysis.report.learning import describe_end, learning_section
-from surefoot.analysis.report.lies import lies_section
+from surefoot.analysis.report.learning import (
+    ReturnSummary,
+    describe_end,
+    learning_section,
+    summarize_returns,
+)
 from surefoot.analysis.report.page import render_page
-from surefoot.analysis.report.returns import ReturnSummary, summarize_returns
+from surefoot.analysis.report.promises import lies_section, promise_section
 from surefoot.analysis.report.section import Facts, Section
-from surefoot.analysis.report.solver import solver_section
+from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of
 from surefoot.analysis.report.totals import totals
 from surefoot.analysis.report.warnings import raised_warnings, warnings_section

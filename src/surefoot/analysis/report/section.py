@@ -32,7 +32,7 @@ class Color:
 
 
 class Facts(NamedTuple):
-    """Everything a report is made from; the environment is never opened."""
+    """Input of a report; the environment is never opened."""
 
     path: Path
     settings: Settings
@@ -136,7 +136,7 @@ def line(
     made = PanelSeries(label, steps, drawn, color, dash=dash, points=points)
     if band:
         low, high = (_band(table.column(bound)[here], starts) for bound in band)
-        made = made._replace(low=low, high=high)
+        made = made._replace(band=(low, high))
     return [made]
 
 

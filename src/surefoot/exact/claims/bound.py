@@ -4,7 +4,7 @@ import numpy as np
 
 from surefoot import exact
 from surefoot.exact.bounds import mixture_bound, mixture_step
-from surefoot.exact.claims.cases import Finding, random_pairs
+from surefoot.exact.claims.cases import Finding, finding, random_pairs
 from surefoot.exact.picture import LinePicture, PlottedLine
 from surefoot.exact.updates import greedy_policy
 
@@ -20,14 +20,12 @@ def lower_bound() -> Finding:
             if gamma == 0.99 and abs(gap) > 1e-8:
                 ratios.append([bounds[name] / abs(gap) for name in ("B6", "B2", "B11")])
     schulman, cpo, entropic = np.median(ratios, axis=0)
-    return Finding(
-        {
-            "violations": float(violations),
-            "looseness_schulman": float(schulman),
-            "looseness_cpo": float(cpo),
-            "looseness_entropic": float(entropic),
-        }
-        | _mixtures()
+    return finding(
+        violations=violations,
+        looseness_schulman=schulman,
+        looseness_cpo=cpo,
+        looseness_entropic=entropic,
+        **_mixtures(),
     )
 
 
@@ -45,7 +43,7 @@ def _mixtures() -> dict[str, float]:
             shares.append(share)
             ratios.append(realised / guaranteed)
     return {
-        "mixture_violations": float(violations),
+        "mixture_violations": violations,
         "mixture_share": float(np.median(shares)),
         "mixture_looseness": float(np.median(ratios)),
     }
@@ -65,7 +63,7 @@ def certified_reach() -> Finding:
     numbers = {}
     for name, gain in gains.items():
         best = int(np.argmax(gain))
-        numbers |= {f"{name}_gain": float(gain[best]), f"{name}_kl": float(along.kl[best])}
+        numbers |= {f"{name}_gain": gain[best], f"{name}_kl": along.kl[best]}
     drawn = (
         ("η, the real gain", gains["real"], "#000000"),
         ("guaranteed: B6, Schulman 2015", gains["schulman"], "#0072B2"),
@@ -78,7 +76,7 @@ def certified_reach() -> Finding:
         lines=[PlottedLine(n, along.kl[gain > 0], gain[gain > 0], c) for n, gain, c in drawn],
         log=True,
     )
-    return Finding(numbers, picture)
+    return finding(picture, **numbers)
 
 
 def visitation_follows_kl() -> Finding:
@@ -90,13 +88,11 @@ def visitation_follows_kl() -> Finding:
         violations += shift > lemma + 1e-9
         closest = max(closest, shift / lemma)
     horizon, kl = 100.0, 0.01
-    return Finding(
-        {
-            "sharp": float(np.sqrt(0.99 * horizon * kl / 2)),
-            "usual": float(0.99 * horizon * np.sqrt(kl / 2)),
-            "violations": float(violations),
-            "closest": float(closest),
-        }
+    return finding(
+        sharp=np.sqrt(0.99 * horizon * kl / 2),
+        usual=0.99 * horizon * np.sqrt(kl / 2),
+        violations=violations,
+        closest=closest,
     )
 
 

@@ -1,9 +1,9 @@
-"""What the claims share: their result, and the environments that they are tried on."""
+"""Shared by the claims: their result, and the environments that test them."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 from jaxtyping import Float
@@ -13,15 +13,22 @@ from surefoot.exact.picture import LinePicture, UpdatePicture
 
 
 class Finding(NamedTuple):
-    """What a claim's trial found; `analysis/essay.md` says what the numbers mean.
+    """Result of testing a claim; `analysis/essay.md` explains the numbers.
 
     Attributes:
         numbers: by name, as the essay's text refers to them.
-        picture: what to draw, where a picture helps.
+        picture: the picture, where one helps.
     """
 
     numbers: Mapping[str, float]
     picture: LinePicture | UpdatePicture | None = None
+
+
+def finding(
+    picture: LinePicture | UpdatePicture | None = None, /, **numbers: SupportsFloat
+) -> Finding:
+    """A finding with these numbers as floats."""
+    return Finding({name: float(number) for name, number in numbers.items()}, picture)
 
 
 class RandomPair(NamedTuple):
@@ -74,7 +81,7 @@ def going_right(mdp: exact.MDP, p: float) -> Float[np.ndarray, "state action"]:
 
 
 def corridor_family() -> Iterator[exact.StartingPoint]:
-    """Corridors of many lengths, costs, discounts and starts whose old policy earns something.
+    """Corridors of many lengths, costs and discounts with old policies of positive return.
 
     The grid is fixed, so that no case was selected to make a point.
     """
@@ -90,7 +97,7 @@ def corridor_family() -> Iterator[exact.StartingPoint]:
 class Falls(NamedTuple):
     """Outcome of one exact update on each of `count` corridors.
 
-    `share` is the share of them whose return fell, `median_kl` the median of the mean KL.
+    `share` is the share of them that lost return, `median_kl` the median of the mean KL.
     """
 
     count: int

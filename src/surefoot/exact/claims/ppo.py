@@ -6,7 +6,7 @@ import numpy as np
 
 from surefoot import exact
 from surefoot.config.settings import PPO
-from surefoot.exact.claims.cases import Finding, corridor_falls
+from surefoot.exact.claims.cases import Finding, corridor_falls, finding
 from surefoot.exact.picture import LinePicture, PlottedLine, update_picture
 from surefoot.exact.practice import training_update
 from surefoot.exact.updates import exact_ppo
@@ -41,8 +41,8 @@ def clip_bounds_no_ratio() -> Finding:
         dots=[(float(nearest[0.01][0, 1]), value)],
         ylim=(0.0095, 0.0165),
     )
-    ratios = {f"ratio_{q}": float(policy[0, 1] / q) for q, policy in nearest.items()}
-    return Finding(ratios | {"value_nearest": value, "value_certain": value_certain}, picture)
+    ratios = {f"ratio_{q}": policy[0, 1] / q for q, policy in nearest.items()}
+    return finding(picture, **ratios, value_nearest=value, value_certain=value_certain)
 
 
 def small_steps_do_not_help() -> Finding:
@@ -63,11 +63,11 @@ def small_steps_do_not_help() -> Finding:
         new = family.policy(theta)
         ratios = new / start.old.policy
         numbers |= {
-            f"ratio_first{suffix}": float(ratios[0, 1]),
-            f"ratio_second{suffix}": float(ratios[1, 1]),
-            f"kl{suffix}": float(exact.kl_per_state(start.old.policy, new)[0]),
+            f"ratio_first{suffix}": ratios[0, 1],
+            f"ratio_second{suffix}": ratios[1, 1],
+            f"kl{suffix}": exact.kl_per_state(start.old.policy, new)[0],
         }
-    return Finding(numbers)
+    return finding(**numbers)
 
 
 def cliff() -> Finding:
@@ -81,21 +81,19 @@ def cliff() -> Finding:
     reached = {}
     for name, config in (("usual_p", usual), ("training_p", longer)):
         theta = training_update(config)(start, exact.StepSizes())
-        reached[name] = float(start.family.policy(theta)[0, 1])
-    return Finding(
-        {
-            "ppo_promised": old.surrogate(ppo.policy),
-            "ppo_got": ppo.eta,
-            "ppo_kl": kl,
-            "ppo_p": float(ppo.policy[0, 1]),
-            "trpo_promised": old.surrogate(trpo.policy),
-            "trpo_got": trpo.eta,
-            "old": old.eta,
-            "trpo_at_ppos_kl": exact.updated(start, "trpo", exact.StepSizes(max_kl=kl)).eta,
-            "ppo_tight": exact.updated(start, "ppo", exact.StepSizes(clip_eps=0.05)).eta,
-        }
-        | reached,
+        reached[name] = start.family.policy(theta)[0, 1]
+    return finding(
         update_picture(path, rule="ppo", shared=True),
+        ppo_promised=old.surrogate(ppo.policy),
+        ppo_got=ppo.eta,
+        ppo_kl=kl,
+        ppo_p=ppo.policy[0, 1],
+        trpo_promised=old.surrogate(trpo.policy),
+        trpo_got=trpo.eta,
+        old=old.eta,
+        trpo_at_ppos_kl=exact.updated(start, "trpo", exact.StepSizes(max_kl=kl)).eta,
+        ppo_tight=exact.updated(start, "ppo", exact.StepSizes(clip_eps=0.05)).eta,
+        **reached,
     )
 
 
@@ -108,13 +106,11 @@ def needs_no_guarantee() -> Finding:
         family = exact.LinearSoftmax(rng.normal(size=(6, 3, 2)))
         start = exact.StartingPoint(mdp, family, rng.normal(size=2))
         fell += exact.updated(start, "ppo").eta < start.old.eta - 1e-9
-    return Finding(
-        {
-            "corridors": float(corridors.count),
-            "corridor_fell": corridors.share,
-            "random_fell": fell / count,
-            "random_fell_count": float(fell),
-        }
+    return finding(
+        corridors=corridors.count,
+        corridor_fell=corridors.share,
+        random_fell=fell / count,
+        random_fell_count=fell,
     )
 
 

@@ -11,6 +11,7 @@ from surefoot.exact.claims.cases import (
     Finding,
     certified_steps,
     corridor_falls,
+    finding,
     going_right,
     random_pairs,
 )
@@ -28,20 +29,18 @@ def ball_guarantees() -> Finding:
     after = exact.updated(exact.starting_point(example.mdp), "trpo", exact.StepSizes(max_kl=0.01))
     pairs = random_pairs(200, gamma=0.99, seed=5)
     certain, kept = certified_steps((old, _tilted(old, 1e-3)) for old, _ in pairs)
-    return Finding(
-        {
-            "corridors": float(trpo.count),
-            "trpo_fell": trpo.share,
-            "ppo_fell": ppo.share,
-            "ppo_median_kl": ppo.median_kl,
-            "example_promised": example.surrogate(after.policy),
-            "example_old": example.eta,
-            "example_got": after.eta,
-            "example_allowed": degradation_bound(example, after.policy, max_kl=0.01),
-            "certain": float(certain),
-            "kept": float(kept),
-            "tilted_fell": float(tilted_fell),
-        }
+    return finding(
+        corridors=trpo.count,
+        trpo_fell=trpo.share,
+        ppo_fell=ppo.share,
+        ppo_median_kl=ppo.median_kl,
+        example_promised=example.surrogate(after.policy),
+        example_old=example.eta,
+        example_got=after.eta,
+        example_allowed=degradation_bound(example, after.policy, max_kl=0.01),
+        certain=certain,
+        kept=kept,
+        tilted_fell=tilted_fell,
     )
 
 
@@ -68,14 +67,12 @@ def outside_the_region() -> Finding:
         for pair in random_pairs(2000, gamma=0.9, seed=6)
         if pair.old.kl(pair.new.policy) > 1.0
     ]
-    return Finding(
-        {
-            "reach": old.kl(going_right(old.mdp, float(edge))),
-            "sign_known": float(np.mean(far)),
-            "far_pairs": float(len(far)),
-        }
-        | {f"kept_{p}": float(share) for p, share in zip(points, kept, strict=True)}
-        | {f"kl_{p}": float(kl) for p, kl in zip(points, along.kl, strict=True)}
+    return finding(
+        reach=old.kl(going_right(old.mdp, float(edge))),
+        sign_known=np.mean(far),
+        far_pairs=len(far),
+        **{f"kept_{p}": share for p, share in zip(points, kept, strict=True)},
+        **{f"kl_{p}": kl for p, kl in zip(points, along.kl, strict=True)},
     )
 
 
@@ -83,24 +80,19 @@ def pinsker() -> Finding:
     """TV^2 <= KL/2."""
     shares = []
     for old, new in random_pairs(300, gamma=0.5, seed=7):
-        kl, tv = (
-            exact.kl_per_state(old.policy, new.policy),
-            exact.tv_per_state(old.policy, new.policy),
-        )
-        shares.append(tv**2 / np.maximum(kl / 2, 1e-300))
+        halves = exact.kl_per_state(old.policy, new.policy) / 2
+        shares.append(exact.tv_per_state(old.policy, new.policy) ** 2 / np.maximum(halves, 1e-300))
     far = np.array([[0.999, 0.001]]), np.array([[0.001, 0.999]])
-    kl, tv = float(exact.kl_per_state(*far)[0]), float(exact.tv_per_state(*far)[0])
+    kl = exact.kl_per_state(*far)[0]
     start = exact.starting_point(exact.corridor())
     bounds = exact.gap_bounds(start.old, exact.updated(start, "trpo"))
-    return Finding(
-        {
-            "tightest": float(np.max(shares)),
-            "violations": float(np.sum(np.array(shares) > 1 + 1e-9)),
-            "far_kl": kl,
-            "far_tv": tv,
-            "pinsker_at_far": float(np.sqrt(kl / 2)),
-            "c_ratio": bounds["B6"] / bounds["B7"],
-        }
+    return finding(
+        tightest=np.max(shares),
+        violations=np.sum(np.array(shares) > 1 + 1e-9),
+        far_kl=kl,
+        far_tv=exact.tv_per_state(*far)[0],
+        pinsker_at_far=np.sqrt(kl / 2),
+        c_ratio=bounds["B6"] / bounds["B7"],
     )
 
 
@@ -109,8 +101,8 @@ def mean_for_max() -> Finding:
     start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
     new = exact.updated(start, "trpo", exact.StepSizes(max_kl=0.01))
     mean = start.old.kl(new.policy)
-    worst = float(exact.kl_per_state(start.old.policy, new.policy)[~start.mdp.terminal].max())
-    return Finding({"mean": mean, "worst": worst, "worst_times": worst / mean})
+    worst = exact.kl_per_state(start.old.policy, new.policy)[~start.mdp.terminal].max()
+    return finding(mean=mean, worst=worst, worst_times=worst / mean)
 
 
 CLAIMS = (ball_guarantees, outside_the_region, pinsker, mean_for_max)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from surefoot import exact
-from surefoot.exact.claims.cases import Finding, going_right, random_pairs
+from surefoot.exact.claims.cases import Finding, finding, going_right, random_pairs
 from surefoot.exact.families import one_parameter, policy_gradient
 from surefoot.exact.picture import LinePicture, PlottedLine
 from surefoot.exact.solution import gap_forms
@@ -15,14 +15,12 @@ def data_moves() -> Finding:
     start = exact.starting_point(exact.corridor())
     new = exact.updated(start, "ppo")
     before, after = ((1 - start.mdp.gamma) * s.visits[-1] for s in (start.old, new))
-    return Finding(
-        {
-            "edge_share_before": before,
-            "edge_share_after": after,
-            "edge_times": after / before,
-            "p_new": float(new.policy[0, 1]),
-            "visitation_tv": exact.visitation_tv(start.old, new),
-        }
+    return finding(
+        edge_share_before=before,
+        edge_share_after=after,
+        edge_times=after / before,
+        p_new=new.policy[0, 1],
+        visitation_tv=exact.visitation_tv(start.old, new),
     )
 
 
@@ -42,10 +40,9 @@ def landscape_is_fixed() -> Finding:
         ],
         dots=[(p, old.eta) for p, old in zip(points, olds, strict=True)],
     )
-    seen = {
-        f"L_from_{p}": old.surrogate(olds[-1].policy) for p, old in zip(points, olds, strict=True)
-    }
-    return Finding(seen | {"eta": olds[-1].eta}, picture)
+    last = olds[-1]
+    seen = {f"L_from_{p}": old.surrogate(last.policy) for p, old in zip(points, olds, strict=True)}
+    return finding(picture, **seen, eta=last.eta)
 
 
 def instability_has_three_causes() -> Finding:
@@ -59,20 +56,18 @@ def instability_has_three_causes() -> Finding:
         repeats=100,
         max_kl=0.02,
     )
-    return Finding(
-        {
-            "eta_old": start.old.eta,
-            "kl": start.old.kl(new.policy),
-            "promised": start.old.surrogate(new.policy),
-            "got": new.eta,
-            "kl_rescaled": start.old.kl(scaled.policy),
-            "got_rescaled": scaled.eta,
-            "promised_in_sample": sample,
-            "promised_by_all_data": everywhere,
-            "realised": realised,
-            "lost_to_noise": 1 - everywhere / sample,
-            "lost_to_visits": 1 - realised / everywhere,
-        }
+    return finding(
+        eta_old=start.old.eta,
+        kl=start.old.kl(new.policy),
+        promised=start.old.surrogate(new.policy),
+        got=new.eta,
+        kl_rescaled=start.old.kl(scaled.policy),
+        got_rescaled=scaled.eta,
+        promised_in_sample=sample,
+        promised_by_all_data=everywhere,
+        realised=realised,
+        lost_to_noise=1 - everywhere / sample,
+        lost_to_visits=1 - realised / everywhere,
     )
 
 
@@ -119,7 +114,7 @@ def performance_difference() -> Finding:
         normalised = (1 - old.mdp.gamma) * gain
         if abs(normalised) > 1e-3:
             factor.append((new.eta - old.eta) / normalised)
-    return Finding({"largest_error": worst, "factor_if_normalised": float(np.median(factor))})
+    return finding(largest_error=worst, factor_if_normalised=np.median(factor))
 
 
 def the_lie() -> Finding:
@@ -138,7 +133,7 @@ def the_lie() -> Finding:
             exact.solve(old.mdp, family.policy(logits + s * h * direction)).eta for s in (1, -1)
         )
         worst_slope = max(worst_slope, abs((up - down) / (2 * h) - slope))
-    return Finding({"largest_disagreement": worst_gap, "largest_slope_error": worst_slope})
+    return finding(largest_disagreement=worst_gap, largest_slope_error=worst_slope)
 
 
 def tangent_plane() -> Finding:
@@ -151,7 +146,7 @@ def tangent_plane() -> Finding:
 
     along = exact.walk(old, [start.family.policy(start.theta + step) for step in steps])
     gaps = np.abs(along.surrogate - along.eta)
-    slope = float(np.polyfit(np.log(steps[:9]), np.log(gaps[:9]), 1)[0])
+    slope = np.polyfit(np.log(steps[:9]), np.log(gaps[:9]), 1)[0]
     near, far = going_right(old.mdp, 0.05), going_right(old.mdp, 0.9)
     bends = [
         abs(
@@ -172,8 +167,8 @@ def tangent_plane() -> Finding:
         ],
         log=True,
     )
-    numbers = {"slope": slope, "affine_error": max(bends), "curvature": curvature}
-    return Finding(numbers | {"bend": abs(curvature)}, picture)
+    bend = abs(curvature)
+    return finding(picture, slope=slope, affine_error=max(bends), curvature=curvature, bend=bend)
 
 
 def how_far() -> Finding:
@@ -183,15 +178,13 @@ def how_far() -> Finding:
     assert half is not None
     assert broken is not None
     gaps = np.array([p.promised - p.realised for p in random_pairs(400, gamma=0.9, seed=2)])
-    return Finding(
-        {
-            "edge_of_trust_kl": path.kl(half),
-            "break_even_kl": path.kl(broken),
-            "best_kl": path.kl(best),
-            "best_eta": path.old.eta + path.realised(best),
-            "over_promised": float(np.mean(gaps > 1e-12)),
-            "under_promised": float(np.mean(gaps < -1e-12)),
-        }
+    return finding(
+        edge_of_trust_kl=path.kl(half),
+        break_even_kl=path.kl(broken),
+        best_kl=path.kl(best),
+        best_eta=path.old.eta + path.realised(best),
+        over_promised=np.mean(gaps > 1e-12),
+        under_promised=np.mean(gaps < -1e-12),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from surefoot import exact
-from surefoot.exact.claims.cases import Finding, certified_steps, random_pairs
+from surefoot.exact.claims.cases import Finding, certified_steps, finding, random_pairs
 from surefoot.exact.claims.surrogate import rescaled
 from surefoot.exact.families import policy_gradient
 from surefoot.exact.practice import update_costs
@@ -18,10 +18,10 @@ GAMMAS = (0.9, 0.97, 0.99)
 def objective_drops_factors() -> Finding:
     """E over rho_old drops a factor, and practice the discount."""
     lake = exact.starting_point(exact.find_mdp("FrozenLake8x8-v1", {}, gamma=0.9)).old
-    return Finding(
-        {f"cosine_{gamma}": _median_cosine(gamma, stay=0.0) for gamma in GAMMAS}
-        | {f"slow_cosine_{gamma}": _median_cosine(gamma, stay=0.95) for gamma in GAMMAS}
-        | {"lake": _practice_cosine(lake)}
+    return finding(
+        **{f"cosine_{gamma}": _median_cosine(gamma, stay=0.0) for gamma in GAMMAS},
+        **{f"slow_cosine_{gamma}": _median_cosine(gamma, stay=0.95) for gamma in GAMMAS},
+        lake=_practice_cosine(lake),
     )
 
 
@@ -59,26 +59,17 @@ def step_is_natural() -> Finding:
     # In these weights the Euclidean length of a step is its length under F.
     root = np.sqrt(old.weights[:, None] * old.policy)
     radii = np.geomspace(1e-6, 1.0, 7)
-    cosines = []
+    numbers: dict[str, float] = {}
     for radius in radii:
         new = exact.updated(start, "trpo", exact.StepSizes(max_kl=float(radius)))
         step = exact.logits_of(new.policy) - exact.logits_of(old.policy)
         step -= np.sum(old.policy * step, axis=1, keepdims=True)
-        cosines.append(_cosine(root * step, root * x))
+        numbers[f"cosine_{radius:.0e}"] = _cosine(root * step, root * x)
     hill = exact.starting_point(exact.ridge())
-    differences = {
-        f"{rule}_depends": abs(
-            float(
-                (exact.updated(hill, rule).policy - exact.updated(rescaled(hill), rule).policy)[
-                    0, 1
-                ]
-            )
-        )
-        for rule in ("vpg", "npg")
-    }
-    return Finding(
-        {f"cosine_{r:.0e}": cosine for r, cosine in zip(radii, cosines, strict=True)} | differences
-    )
+    for rule in ("vpg", "npg"):
+        one, other = (exact.updated(each, rule).policy[0, 1] for each in (hill, rescaled(hill)))
+        numbers[f"{rule}_depends"] = abs(one - other)
+    return finding(**numbers)
 
 
 def fisher_measures() -> Finding:
@@ -96,14 +87,12 @@ def fisher_measures() -> Finding:
         model = a**2 * quadratic
         errors.append([abs(forward - model), abs(reverse - model), abs(forward - reverse)])
     slopes = np.polyfit(np.log(lengths), np.log(errors), 1)[0]
-    return Finding(
-        {
-            "slope_forward": float(slopes[0]),
-            "slope_reverse": float(slopes[1]),
-            "slope_between": float(slopes[2]),
-            "visits_moved_first": _moved_visits(0),
-            "visits_moved_edge": _moved_visits(3),
-        }
+    return finding(
+        slope_forward=slopes[0],
+        slope_reverse=slopes[1],
+        slope_between=slopes[2],
+        visits_moved_first=_moved_visits(0),
+        visits_moved_edge=_moved_visits(3),
     )
 
 
@@ -123,13 +112,11 @@ def parameters_mislead() -> Finding:
     low, high = (exact.TabularSoftmax().policy(np.array([[logit, 0.0]])) for logit in (20.0, 60.0))
     steep = exact.LinearSoftmax(np.array([[[0.0], [1000.0]]]))
     before, after = (steep.policy(np.array([x])) for x in (-0.003, 0.003))
-    return Finding(
-        {
-            "small_kl": float(exact.kl_per_state(low, high)[0]),
-            "large_kl": float(exact.kl_per_state(before, after)[0]),
-            "p_before": float(before[0, 1]),
-            "p_after": float(after[0, 1]),
-        }
+    return finding(
+        small_kl=exact.kl_per_state(low, high)[0],
+        large_kl=exact.kl_per_state(before, after)[0],
+        p_before=before[0, 1],
+        p_after=after[0, 1],
     )
 
 
@@ -138,19 +125,19 @@ def price() -> Finding:
     cost = update_costs()
     # A gradient, a rescaling to the radius, and two trials of the line search.
     fixed = cost["gradient"] + cost["rescale"] + 2
-    totals = {
-        "ppo": 10 * cost["gradient"],
-        "trpo_textbook": fixed + cost["linearise"] + 10 * cost["product"],
-        "trpo": fixed + 0.25 * (cost["linearise"] + 5 * cost["product"]),
-        "critic": 10 * cost["critic_gradient"],
-    }
-    return Finding(cost | totals)
+    return finding(
+        **cost,
+        ppo=10 * cost["gradient"],
+        trpo_textbook=fixed + cost["linearise"] + 10 * cost["product"],
+        trpo=fixed + 0.25 * (cost["linearise"] + 5 * cost["product"]),
+        critic=10 * cost["critic_gradient"],
+    )
 
 
 def exact_optimisation() -> Finding:
     """The guarantee does not need exact optimisation."""
     certain, kept = certified_steps(_random_steps())
-    return Finding({"certain": float(certain), "kept": float(kept)})
+    return finding(certain=certain, kept=kept)
 
 
 def _random_steps() -> Iterator[tuple[exact.SolvedPolicy, exact.SolvedPolicy]]:
