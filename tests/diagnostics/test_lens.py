@@ -342,7 +342,7 @@ def test_states_that_change_with_time_show_in_the_null_too():
     assert found.null > 0.9
 
 
-def test_states_without_a_second_group_cannot_be_told_apart_on_held_out_ones():
+def test_states_without_a_second_group_cannot_be_separation_on_held_out_ones():
     rows = jnp.zeros((8, 1, 1))
     one_episode = rollout_with(np.zeros((8, 1)))
     states = sample_states(rows, one_episode, jax.random.key(0), AllRows())

@@ -10,8 +10,8 @@ from surefoot.diagnostics.warnings import (
     LOOK_BACK,
     SMOOTH,
     WARM_UP,
-    Loss,
-    Watchman,
+    LossOfReturn,
+    WarningMonitor,
     explain_alarm,
 )
 
@@ -64,11 +64,11 @@ def test_a_warning_names_its_evidence_and_its_remedy(name):
 @pytest.mark.parametrize("name", ALARMS)
 def test_a_warning_is_raised_at_its_bound_and_not_during_the_warm_up(name):
     quiet = {key: 1e-3 for key in METRICS if "/" in key}
-    watchman = Watchman()
+    watchman = WarningMonitor()
     for i in range(WARM_UP):
         loud = {key: 1e3 for key in METRICS if "/" in key}
         assert watchman.see({"iteration": i + 1, **loud}) == []
-    watchman = Watchman({"iteration": i + 1, **quiet} for i in range(LOOK_BACK))
+    watchman = WarningMonitor({"iteration": i + 1, **quiet} for i in range(LOOK_BACK))
     alarm = ALARMS[name]
     assert name not in watchman.see({"iteration": LOOK_BACK + 1, **quiet})
     held = alarm._replace(score=lambda rows: alarm.bound)
@@ -79,7 +79,7 @@ def test_a_warning_is_raised_at_its_bound_and_not_during_the_warm_up(name):
 
 
 def lost_at(returns):
-    loss, found = Loss(), []
+    loss, found = LossOfReturn(), []
     for i, value in enumerate(returns):
         loss.see(value)
         if loss.is_lost:

@@ -689,7 +689,7 @@ def test_an_id_or_a_factory_is_found_in_a_module_of_ones_own(own_module, name):
     assert env.action_space == ACTION_SPACES["box"]
 
 
-def test_a_module_that_is_not_there_is_told_apart_from_one_that_lacks_something(own_module):
+def test_a_module_that_is_not_there_is_separation_from_one_that_lacks_something(own_module):
     with pytest.raises(ConfigError, match="no module nowhere in the current directory"):
         find_env("nowhere:Env-v0", {})
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):

@@ -1,6 +1,6 @@
 """Every setting, as frozen dataclasses with real defaults. Nothing here imports JAX.
 
-A group of settings that a caller gives is taken as it stands; one that is not given comes from the
+A group of settings that a caller gives is used unchanged; one that is not given comes from the
 preset of the environment (`surefoot.config.presets`).
 """
 

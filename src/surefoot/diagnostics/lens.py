@@ -24,8 +24,8 @@ from surefoot.formulas.surrogate import weighted_mean
 from surefoot.rules.rows import Rows
 from surefoot.types import Batch, Inputs, Params
 
-MOST_NOISE_GROUPS = 16
-"""Most groups whose gradients are computed one after another."""
+MAX_NOISE_GROUPS = 16
+"""Maximum number of groups, whose gradients are computed one after another."""
 
 
 class LensState(NamedTuple):
@@ -155,5 +155,5 @@ def noise_metrics(
 
 def _noise_groups(in_block: int) -> int:
     """Groups of equally many environments: as many as allowed, or each alone where none fit."""
-    fitting = [n for n in range(2, MOST_NOISE_GROUPS + 1) if in_block % n == 0]
+    fitting = [n for n in range(2, MAX_NOISE_GROUPS + 1) if in_block % n == 0]
     return max(fitting, default=in_block)

@@ -1,4 +1,4 @@
-"""How far the visited states moved: a classifier that tells the old policy's from the new one's.
+"""How far the visited states moved: a classifier separates the old policy's from the new one's.
 
 Twice its balanced accuracy less 1, on groups that it was not fitted to, is at most the total
 variation between the two state distributions, whatever the classifier; a histogram of the same
@@ -18,11 +18,11 @@ from surefoot.rules.rows import Rows
 from surefoot.types import Rollout
 
 NUM_STATES = 512
-"""States of one rollout that are kept to be told from the next one's, whatever its size."""
+"""States of each rollout that are kept, to be compared with the next one's."""
 WIDTH = 64
 """Random features of the classifier, beside the state's own where they are no more than these."""
 RIDGE = 1e-2
-MOST_ITERATIONS = 40
+MAX_ITERATIONS = 40
 """Of the classifier's fit; stopping early is a ridge of its own."""
 
 
@@ -75,12 +75,12 @@ class Shift(NamedTuple):
 
 
 def visitation_shift(old: States, new: States, key: Key[Array, ""]) -> Shift:
-    """How well the states of two successive rollouts are told apart, on groups held out.
+    """How well a classifier separates the states of two successive rollouts, on held-out groups.
 
-    Either may come out below 0: where nothing moved for good, groups that went one way are judged
-    by groups that went the other. `null` tells
-    the old rollout's earlier half from its later one: where it is large too, states move with the
-    time in the episode, and not because of the update.
+    Either figure may be negative: where nothing moved for good, groups that went one way are
+    judged by groups that went the other. `null` separates the old rollout's earlier half from its
+    later one: where it is large too, states move with the time in the episode, and not because of
+    the update.
 
     Source: Ben-David et al. 2010, "A theory of learning from different domains", lemma 2, for
     the classifier as a lower bound on a distance of distributions.
@@ -88,10 +88,10 @@ def visitation_shift(old: States, new: States, key: Key[Array, ""]) -> Shift:
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, new)
     is_new = jnp.arange(len(both.groups)) >= len(old.groups)
     random = jax.random.normal(key, (both.features.shape[1], WIDTH))
-    return Shift(_told_apart(both, is_new, random), _told_apart(old, old.late, random))
+    return Shift(_separation(both, is_new, random), _separation(old, old.late, random))
 
 
-def _told_apart(
+def _separation(
     states: States, label: Bool[Array, " state"], random: Float[Array, "feature width"]
 ) -> Float[Array, ""]:
     """2 x balanced accuracy - 1 on held-out groups, mean of fitting on even and on odd ones."""
@@ -118,7 +118,7 @@ def _held_out(
     fitted = conjugate_gradient(
         lambda v: x.T @ (balance * (x @ v)) + RIDGE * v,
         x.T @ (balance * target),
-        max_iters=MOST_ITERATIONS,
+        max_iters=MAX_ITERATIONS,
         tolerance=0.01,
     )
     right = ((x @ fitted.x > 0) == label).astype(x.dtype)

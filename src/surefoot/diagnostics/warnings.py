@@ -16,12 +16,12 @@ LOOK_BACK = 20
 """Rows that a condition may look at."""
 FEWEST_EARLIER = 5
 WARM_UP = 5
-"""Rows of a run in which nothing is raised: first updates are large by right."""
+"""Rows at the start of a run in which nothing is raised: first updates are large anyway."""
 SMOOTH = 5
-"""Rows over which a return is averaged before it is called a loss."""
+"""Rows over which the return is averaged before a fall counts."""
 LOST_SHARE = 0.25
 CLEAR = 6.0
-"""Standard errors that a gain or a fall must exceed: a run has many rows to be lucky in."""
+"""Standard errors that a gain or a fall must exceed: in many rows, some fall by chance."""
 RETURN = "episode/return_mean"
 
 
@@ -29,7 +29,7 @@ class Alarm(NamedTuple):
     """One warning: raised where its score of the newest rows reaches its bound.
 
     `level` is red (a collapse is likely) or amber (look at it). `score(rows)` reads at most
-    `LOOK_BACK` rows and is None where it cannot be told; `shows` names the metric that it rests
+    `LOOK_BACK` rows and is None where it is unknown; `shows` names the metric that it rests
     on, and `evidence` says it in words.
     """
 
@@ -46,8 +46,8 @@ class Alarm(NamedTuple):
         found = self.score(rows) if len(rows) > 0 else None
         return found is not None and found >= self.bound
 
-    def told(self) -> dict[str, Any]:
-        """What there is to say of it, for programs."""
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the score, for programs."""
         return {name: value for name, value in self._asdict().items() if name != "score"}
 
 
@@ -157,8 +157,8 @@ ALARMS: dict[str, Alarm] = {
 """Every warning that a run can raise, by name; docs/lens.md has those that were dropped."""
 
 
-class Loss:
-    """Tells when a quarter of what a run had gained is lost again, noise aside.
+class LossOfReturn:
+    """Detects that a run lost a quarter of what it had gained, beyond noise.
 
     The return is averaged over `SMOOTH` rows in which episodes ended. Its noise is judged by how
     successive rows differ: a gain or a fall within `CLEAR` standard errors is none.
@@ -186,8 +186,8 @@ class Loss:
         self.is_lost = gained > clear and fallen > max(clear, LOST_SHARE * gained)
 
 
-class Watchman:
-    """Looks at every row of a run once, in order, and says what it warns of.
+class WarningMonitor:
+    """Sees every row of a run once, in order, and raises warnings.
 
     Attributes:
         newly_red: whether the newest row raised a red warning that the one before did not.
@@ -196,7 +196,7 @@ class Watchman:
 
     def __init__(self, rows: Iterable[Row] = ()):
         self._rows: deque[Row] = deque(maxlen=LOOK_BACK)
-        self._loss = Loss()
+        self._loss = LossOfReturn()
         self._red: set[str] = set()
         self.newly_red = self.newly_lost = False
         for row in rows:

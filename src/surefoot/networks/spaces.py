@@ -196,15 +196,15 @@ def full_mask(space: spaces.Space, leading: tuple[int, ...]) -> PyTree:
     return jnp.ones((*leading, size), bool) if size else None
 
 
-def obs_features(space: spaces.Space, obs: PyTree, *, most: int) -> Any:
-    """An observation as one vector, images flattened; of more than `most` numbers, some of them.
+def obs_features(space: spaces.Space, obs: PyTree, *, max_features: int) -> Any:
+    """An observation as one vector, images flattened, of at most `max_features` numbers.
 
-    Which ones is drawn once for all by the count, so that two rollouts give the same.
+    Where there are more, some are drawn: the same for every observation of that size.
     """
     flat, images = flatten_obs(space, obs)
     leading = flat.shape[:-1]
     whole = jnp.concatenate([flat, *(image.reshape(*leading, -1) for image in images)], axis=-1)
     size = whole.shape[-1]
-    if size <= most:
+    if size <= max_features:
         return whole
-    return whole[..., np.sort(np.random.default_rng(0).permutation(size)[:most])]
+    return whole[..., np.sort(np.random.default_rng(0).permutation(size)[:max_features])]

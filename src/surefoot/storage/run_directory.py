@@ -153,11 +153,11 @@ class RunDirectory:
         for left in (*self.path.glob(".tmp-*"), *folders):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
         unlock(self.path)
-        with contextlib.suppress(OSError):  # somebody else's files are there
+        with contextlib.suppress(OSError):  # other files are in it
             self.path.rmdir()
 
     def clear(self) -> None:
-        """The same, where nobody is writing.
+        """`forget` the run, while no other process writes to it.
 
         Raises:
             StorageError: where another process is.

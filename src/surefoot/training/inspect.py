@@ -113,6 +113,6 @@ def look(
 
 def _some_states(parts: Parts, state: LearnState, rollout: Rollout) -> States:
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
-    features = obs_features(parts.spec.observation_space, obs, most=MAX_FEATURES)
+    features = obs_features(parts.spec.observation_space, obs, max_features=MAX_FEATURES)
     key = run_key(state.seed, state.iteration, Purpose.STATES)
     return sample_states(features, rollout, key, parts.rows)

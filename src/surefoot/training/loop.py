@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from surefoot.diagnostics.warnings import Watchman
+from surefoot.diagnostics.warnings import WarningMonitor
 from surefoot.errors import (
     EnvContractError,
     EnvCrashError,
@@ -28,7 +28,7 @@ from surefoot.training.state import LoopState, replicated, without_open_episodes
 from surefoot.training.steppers import Stepper
 
 MAX_IN_TROUBLE = 20
-"""Updates in trouble that are kept for probes; those of `probe_every` come on top."""
+"""Updates kept for probes because they were in trouble, beside those of `probe_every`."""
 EVERY_ONE = 10**9
 """More checkpoints than any run keeps."""
 
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 class _Point(NamedTuple):
-    """A state that the run has been in."""
+    """A state of the run."""
 
     state: LoopState
     env_steps: int
@@ -70,7 +70,7 @@ class Loop:
         self._best = max(
             (row.get("eval/return_mean", -math.inf) for row in run.rows), default=-math.inf
         )
-        self._watchman, self._in_trouble = Watchman(run.rows), 0
+        self._monitor, self._in_trouble = WarningMonitor(run.rows), 0
         self._before, self._asked_to_stop = self._point(), False
         self._stored = run.env_steps  # where the newest checkpoint is, known to all ranks alike
         self._evaluator = None
@@ -94,7 +94,7 @@ class Loop:
         self._store()
 
     def close(self, error: BaseException | None) -> None:
-        """Close the evaluation, and store where the run stands.
+        """Close the evaluation, and store the state.
 
         Not after updates that were refused: the last good checkpoint is that before them.
         """
@@ -126,8 +126,8 @@ class Loop:
         """Write and show rows; whether a callback asks to stop."""
         run, stop, in_trouble = self.run, False, False
         for row in rows:
-            raised = self._watchman.see(row)
-            in_trouble |= self._watchman.newly_red or self._watchman.newly_lost
+            raised = self._monitor.see(row)
+            in_trouble |= self._monitor.newly_red or self._monitor.newly_lost
             if raised:
                 row["warnings"] = " ".join(raised)
             if run.directory:
@@ -154,7 +154,7 @@ class Loop:
         )
 
     def _point(self) -> _Point:
-        """Where the run stands; a host run is exact only right after a scheduled reset."""
+        """The run's state; a host run is exact only right after a scheduled reset."""
         run = self.run
         reset = self._resets and run.iteration % self._plan.checkpoint_every == 0
         exact = self._always_exact or reset or run.iteration == 0

@@ -1,4 +1,4 @@
-"""What fits into memory: one run, and how many at once; and what is said where it does not."""
+"""What fits into memory: one run, or how many at once; and errors with advice."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ def memory_of(program: Any) -> int:
 
 
 def memory_left() -> int | None:
-    """Bytes a program may take: nine tenths of what its device has left; None where none tells."""
+    """Bytes a program may take: 90 % of what its device has left; None if that is unknown."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
@@ -34,7 +34,7 @@ def memory_left() -> int | None:
 
 
 def check_size(shapes: Any, what: str) -> None:
-    """Refuse what is larger than all memory that is left, before any of it is made.
+    """Refuse arrays that are larger than the memory left, before they are allocated.
 
     Raises:
         ConfigError: with both sizes.
@@ -54,7 +54,7 @@ def return_memory() -> None:
 
     glibc keeps what XLA frees behind a compilation: half a gigabyte, as much as a run needs.
     """
-    # Elsewhere there is no such function, or no library under no name.
+    # Other systems have no such function.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -84,9 +84,9 @@ def reporting_memory(settings: Settings) -> Iterator[None]:
 
 
 def fitting(program: Any, seeds: int, *, jobs: int = 1) -> int:
-    """Of the seeds that a compiled program trains, how many fit at a time; fewer are told of.
+    """How many of the seeds that a compiled program trains fit at a time; prints it if not all.
 
-    The room is shared by so many jobs.
+    The memory is shared by `jobs` processes.
     """
     left, needed = memory_left(), memory_of(program)
     if seeds == 1 or left is None or needed <= left // jobs:

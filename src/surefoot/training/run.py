@@ -1,4 +1,4 @@
-"""What a run is once it has begun: its settings, its learned state, its metrics, its directory."""
+"""A run: its settings, state, metrics and directory; and how it is begun, opened and evaluated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from surefoot.training.learner import Learner
 from surefoot.training.memory import check_size
 from surefoot.training.state import LoopState, without_open_episodes
 
-MOST_EVALUATION_ENVS = 10
+MAX_EVALUATION_ENVS = 10
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Run:
         settings: every setting.
         source: opens more environments like those it trained in.
         learner: the run's pure functions.
-        state: where it stands.
+        state: its current state.
         rows: one row of metrics per iteration.
         directory: where it is kept, or None.
         env_steps: valid environment steps so far.
@@ -126,7 +126,7 @@ class Evaluator:
                 "them; give a function that makes one environment"
             )
         self._env = source.open(
-            min(episodes, MOST_EVALUATION_ENVS),
+            min(episodes, MAX_EVALUATION_ENVS),
             seed=settings.train.seed,
             limits=EnvLimits.from_settings(settings.train),
         )

@@ -180,7 +180,7 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
         normalised = (False,) * len(normalised)
     num_envs = settings.train.num_envs
     obs_stats = start_obs_stats(example_obs(space), normalised)
-    features = obs_features(space, example_obs(space), most=MAX_FEATURES)
+    features = obs_features(space, example_obs(space), max_features=MAX_FEATURES)
     start = run_key(seed, 0, Purpose.RESET)
     learn = LearnState(
         seed=seed,

@@ -11,7 +11,7 @@ from surefoot.analysis.plots.report import Panel, PanelSeries
 from surefoot.analysis.report.section import Color, Facts, Section, ends_of, line, section
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure
-from surefoot.diagnostics.warnings import Loss
+from surefoot.diagnostics.warnings import LossOfReturn
 from surefoot.formulas.intervals import Interval, t_interval
 
 LOST_A_QUARTER = 0.25
@@ -94,7 +94,7 @@ def has_fallen(table: Table, found: ReturnSummary) -> bool:
     """Whether the end is below the best beyond noise: its interval, or how rows differ."""
     if found.evaluated:
         return found.interval is None or found.interval[1] < found.best
-    loss = Loss()
+    loss = LossOfReturn()
     for value in table.known("episode/return_mean"):
         loss.see(float(value))
     return loss.is_lost

@@ -39,7 +39,7 @@ def explain_command(options: argparse.Namespace) -> int:
 
     if options.name is None:
         if options.json:
-            alarms = {name: alarm.told() for name, alarm in ALARMS.items()}
+            alarms = {name: alarm.to_dict() for name, alarm in ALARMS.items()}
             emit({name: metric._asdict() for name, metric in METRICS.items()} | alarms)
         else:
             lines = [f"{name:28s} {metric.what}" for name, metric in METRICS.items()]
