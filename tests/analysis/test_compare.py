@@ -450,6 +450,7 @@ def test_a_cell_that_fails_is_named_and_the_others_stand(out, capsys):
     assert "the hinge is gone" in table(result)
 
 
+@pytest.mark.thorough
 def test_a_cell_trained_in_a_process_of_its_own_is_the_same_cell(trained, tmp_path):
     told = []
     how = {"seeds": 1, "out": tmp_path, "workers": Workers(jobs=2), "progress": told.append, **TINY}
@@ -636,6 +637,7 @@ def test_seeds_of_a_compiled_environment_are_trained_together_and_are_ordinary_r
         assert run.evaluate(3)["return_mean"] == result.scores[seed].final
 
 
+@pytest.mark.thorough
 def test_seeds_shared_out_among_devices_are_the_same_runs(together, tmp_path):
     """Three seeds on two devices: one of them is there twice."""
     how = TINY_NATIVE | {"progress": silent, "workers": Workers(devices=2)}
@@ -656,6 +658,7 @@ def test_devices_that_would_stand_idle_are_refused(tmp_path):
         compare([ENV], RULES[:1], seeds=2, **how)
 
 
+@pytest.mark.thorough
 def test_seeds_together_go_on_from_where_each_stands(together, tmp_path):
     out = shutil.copytree(together[2], tmp_path / "out")
     spoilt = {
@@ -682,6 +685,7 @@ def test_seeds_together_go_on_from_where_each_stands(together, tmp_path):
     assert len(RunDirectory(seed_path(out, 3)).rows()) == 3
 
 
+@pytest.mark.thorough
 def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, monkeypatch):
     advance = loop.Loop.advance
 
@@ -701,6 +705,7 @@ def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, monke
     assert len(RunDirectory(seed_path(out, 1)).rows()) == 2
 
 
+@pytest.mark.thorough
 def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
     together, tmp_path, monkeypatch
 ):
@@ -747,6 +752,7 @@ def test_jobs_side_by_side_share_the_memory(monkeypatch, capsys):
     assert capsys.readouterr().err.count("at a time") == 1
 
 
+@pytest.mark.thorough
 def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, monkeypatch):
     advance = loop.Loop.advance
 
@@ -769,6 +775,7 @@ def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, mon
     assert [s.final for s in result.scores] == [s.final for s in together[0].scores]
 
 
+@pytest.mark.thorough
 def test_seeds_that_do_not_fit_together_are_trained_in_turns(
     together, tmp_path, monkeypatch, capsys
 ):

@@ -38,6 +38,7 @@ def numbers(text):
     return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_every_number_of_the_page_is_what_the_code_computes(written, tmp_path):
     (tmp_path / "essay").mkdir()

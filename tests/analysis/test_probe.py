@@ -160,6 +160,7 @@ every_rule_and_kind = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thorough
 @every_rule_and_kind
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_critic_finds_the_value_of(rule, kind, world):

@@ -123,6 +123,7 @@ def coverage(case, found, *, repeats, pairs):
     return {name: float(np.mean(each)) for name, each in held.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("critic", ["exact", "wrong"])
 def test_every_interval_covers_the_exact_value_at_its_rate(critic):
     case = Case(5, 0.5, 0.8)
@@ -189,6 +190,7 @@ def test_the_edge_of_trust_in_the_corridor_is_within_a_fifth_of_the_exact_kl():
     assert sum(close) >= 10
 
 
+@pytest.mark.thorough
 def test_a_probe_sees_ppo_walk_off_the_corridors_edge():
     _, found = corridor_probe(budget=600_000, seed=1)
     assert abs(found.steps / found.budget - 1.0) < 0.05
@@ -569,6 +571,7 @@ def test_a_checkpoint_of_another_network_is_refused(jax_run, tmp_path):
         sf.probe_run(copy)
 
 
+@pytest.mark.thorough
 def test_a_refused_update_has_nothing_to_probe(tmp_path):
     assert sf.TRPO().max_backtracks == 10
     path = tmp_path / "run"

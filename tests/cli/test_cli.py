@@ -212,7 +212,7 @@ def test_a_module_without_the_name_is_answered_with_what_it_has(capsys, empty_di
     (empty_directory / "half_module.py").write_text("def make_it():\n    pass\n")
     code, line = error_of(capsys, "train", "half_module:mak_it")
     assert code == 2
-    assert "module half_module has no function mak_it" in line
+    assert "half_module has no function mak_it" in line
     assert "did you mean make_it?" in line
 
 

@@ -51,6 +51,7 @@ def test_a_batch_that_its_minibatches_do_not_divide(command):
     refused(command("train", "CartPole-v1", "ppo", "--num-minibatches", "30"), "16 and 32")
 
 
+@pytest.mark.thorough
 @case(4)
 @pytest.mark.parametrize("rule", ["ppo", "trpo"])
 def test_a_batch_of_one(command, rule):

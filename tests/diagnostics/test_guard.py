@@ -203,6 +203,7 @@ SMALL = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "joint", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["separate", "joint"]
 )
@@ -224,6 +225,7 @@ def test_a_run_with_a_guard_stays_inside_what_the_same_run_leaves(joint):
     assert all("lens/crossfit_promise" in row for row in rows[True])
 
 
+@pytest.mark.thorough
 def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_learn():
     train = sf.Train(num_envs=4, num_steps=8, guard=True)
     learner = learner_of(scripted_jax(), sf.VPG(final_fraction=1.0), train)
@@ -238,6 +240,7 @@ def test_a_guard_without_hope_leaves_the_policy_bit_for_bit_and_lets_the_critic_
         assert (metrics["policy/kl_mean"] == 0) == bool(refused)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 def test_a_critic_goes_back_with_the_policy_where_they_share_a_torso(shared):
     rule = sf.PPO(learning_rate=1.0, num_minibatches=2, num_epochs=2)

@@ -147,6 +147,7 @@ def draw_rows(old, key, groups):
     return table_batch(states, actions, advantages, groups)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", [Layout(16, 1), Layout(16, 16)], ids=["together", "apart"])
 def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(pair, layout):
     mdp, old, _ = pair
@@ -311,6 +312,7 @@ def states_of(law, key, rows=512, groups=8):
     return sample_states(jax.nn.one_hot(states, len(law)), rollout, key, AllRows())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("distance", [0.0, 0.2, 0.6, 1.0])
 def test_the_shift_of_visits_is_below_the_exact_one_and_near_it_where_it_is_large(distance):
     law = np.full(10, 0.1)

@@ -149,6 +149,7 @@ def test_step_never_returns(train, where, how):
     assert processes() == []
 
 
+@pytest.mark.thorough
 @case(12)
 def test_step_never_returns_from_native_code():
     words = ["train", of("HangsDeep"), "vpg", "--steps", "256", *SMALL, "--out", "run"]
@@ -229,6 +230,7 @@ def test_float64_beyond_float32(train):
     broken(train(of("TooLarge")), "TooLarge", 3, said)
 
 
+@pytest.mark.thorough
 @case(19)
 @pytest.mark.parametrize(
     ("kind", "said"),
@@ -339,6 +341,7 @@ def test_an_environment_that_rewrites_the_array_it_gave(train):
     assert same_bits(*kept)
 
 
+@pytest.mark.thorough
 @case(26)
 def test_an_episode_that_never_ends():
     """What remains is a row of metrics an update, and the action log up to its bound."""

@@ -97,6 +97,7 @@ HOWS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rule", "how"), HOWS, ids=str)
 def test_one_iteration_on_two_devices_is_that_on_one(rule, how):
     (one, figures), (two, others) = iterated(rule, ONE, **how), iterated(rule, TWO, **how)
@@ -119,6 +120,7 @@ DRAWN = ("visitation", "kl_p99", "kl_worst_share", "kl_median", "log_ratio")
 """In names of figures that are taken of some rows: others in other blocks."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", [rule if rule == "trpo" else slow(rule) for rule in WHOLE])
 def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
     """A gradient that were summed over blocks, not averaged, would differ.
@@ -156,6 +158,7 @@ def test_what_reads_all_rows_does_not_depend_on_the_blocks(rule):
             assert float(value) == pytest.approx(other, rel=2e-3, abs=1e-5, nan_ok=True), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", ["trpo", *map(slow, ("vpg", "npg", "ppo-kl", "ppo"))])
 def test_ten_updates_on_the_same_batches_stay_together_in_double_precision(rule, x64):
     learner = learner_of.__wrapped__(rule)
@@ -212,6 +215,7 @@ def sf_vector():
     return scripted_vector(AutoresetMode.NEXT_STEP, 4)
 
 
+@pytest.mark.thorough
 def test_a_run_continues_on_another_number_of_devices(tmp_path):
     how = {
         "train": sf.Train(num_envs=4, num_steps=16, dispatch=1, blocks=2, checkpoint_every=64),

@@ -132,6 +132,7 @@ def test_two_processes_are_two_devices_to_the_bit(undisturbed):
     assert json.loads(played.stdout)["episodes"] == 1
 
 
+@pytest.mark.thorough
 def test_a_finished_run_stays_finished(undisturbed):
     shutil.copytree(undisturbed[2], "run")
     with two(*LONG, resume=True) as ranks:
@@ -151,6 +152,7 @@ def test_every_rule_is_the_same_in_two_processes(rule):
     equal(arrays("devices"), arrays())
 
 
+@pytest.mark.thorough
 @case(74)
 def test_a_killed_rank_ends_the_other_and_the_same_command_continues(undisturbed):
     kill_and_continue(undisturbed, 1)
@@ -190,6 +192,7 @@ def test_a_stuck_rank_ends_the_other(stuck):
     assert re.search(rf"has had no heartbeat from .*rank {stuck},? for 20 s", output(1 - stuck))
 
 
+@pytest.mark.thorough
 @case(78)
 @pytest.mark.parametrize("receiver", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all_at_one_step(receiver):
@@ -200,7 +203,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(receiver):
     steps = [re.search(r"SIGTERM at iteration (\d+)", output(rank))[1] for rank in (0, 1)]
     assert steps[0] == steps[1]
     assert arrays()[0] == f"step-{64 * int(steps[0]):09d}"
-    assert "--resume auto goes on" in output(0)
+    assert "--resume auto continues" in output(0)
 
 
 BROKEN = """
@@ -230,6 +233,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.thorough
 @case(80)
 def test_one_bit_that_differs_ends_the_run_after_that_chunk():
     Path("broken.py").write_text(BROKEN)
@@ -255,6 +259,7 @@ def test_a_fingerprint_depends_on_every_bit_and_its_place(dtype):
     assert of([1, 0, 1, 1], [0, 1]) == whole
 
 
+@pytest.mark.thorough
 @case(81)
 @pytest.mark.parametrize(
     ("each", "text"),
@@ -272,6 +277,7 @@ def test_ranks_that_would_compute_something_else_do_not_start(each, text):
     assert not Path("run").exists()
 
 
+@pytest.mark.thorough
 @case(81)
 def test_ranks_with_other_settings_do_not_start():
     with two(*LONG, own=(["--gamma", "0.99"], ["--gamma", "0.9"])) as ranks:
@@ -279,6 +285,7 @@ def test_ranks_with_other_settings_do_not_start():
     assert "settings.train.gamma 0.9, not 0.99" in output(0)
 
 
+@pytest.mark.thorough
 def test_an_error_of_rank_0_ends_the_others_too():
     Path("run").mkdir()
     Path("run/notes.txt").write_text("of mine")
@@ -288,6 +295,7 @@ def test_an_error_of_rank_0_ends_the_others_too():
     assert os.listdir("run") == ["notes.txt"]
 
 
+@pytest.mark.thorough
 def test_a_directory_must_be_shared_by_all_ranks(tmp_path):
     there = tmp_path / "there"
     there.mkdir()

@@ -53,6 +53,7 @@ def pid(rank):
     return int(re.findall(rf"^rank {rank}: process (\d+) on ", log, re.MULTILINE)[-1])
 
 
+@pytest.mark.thorough
 @case(74)
 def test_a_killed_rank_is_restarted_with_the_others(undisturbed):  # noqa: F811
     process = on_ray(*LONG, "--workers", "2", "--json")

@@ -125,6 +125,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.thorough
 @case(46)
 def test_a_disk_that_is_full_after_some_saves(command):
     """A file may not grow beyond what is left: the system itself refuses the write."""

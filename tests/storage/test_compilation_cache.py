@@ -34,6 +34,7 @@ def test_a_script_that_trains_keeps_its_programs(tmp_path):
     assert any("jit_run" in name for name in kept(tmp_path))
 
 
+@pytest.mark.thorough
 def test_a_script_that_wants_no_cache_has_none(tmp_path):
     assert kept(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == []
 

@@ -68,6 +68,7 @@ def test_one_action(command, rule):
     assert same_bits(run.state.learn.params["policy"], started(run)["policy"])
 
 
+@pytest.mark.thorough
 @case(33)
 @pytest.mark.parametrize("kind", ["ManyActions", "LongActions"])
 def test_100_000_actions_or_1_000_numbers_an_action(train, kind):
@@ -156,6 +157,7 @@ def test_counters_beyond_31_and_53_bits(train):
         assert sf.load("run", env=Sound).env_steps == steps
 
 
+@pytest.mark.thorough
 @case(43)
 def test_jax_enable_x64():
     small = ["--num-envs", "2", "--num-steps", "16", "--hidden", "8", "--preset", "none"]

@@ -116,6 +116,7 @@ def some_updates(name, learner):
     return state, rows
 
 
+@pytest.mark.thorough
 @every_rule
 def test_a_final_fraction_of_1_keeps_the_step_size_or_radius_that_was_given(name):
     setting, figure = SCHEDULED[name]

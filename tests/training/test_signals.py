@@ -225,6 +225,7 @@ def test_standard_streams_that_are_closed_from_the_start():
 
 
 def test_a_step_timeout_lets_steps_in_time_pass_and_ends_when_closed():
+    before = set(threading.enumerate())
     timeout = StepTimeout(0.4, "it")
     for _ in range(30):
         timeout.started = time.monotonic()
@@ -233,7 +234,7 @@ def test_a_step_timeout_lets_steps_in_time_pass_and_ends_when_closed():
     time.sleep(0.5)
     timeout.close()
     deadline = time.monotonic() + 5
-    while any(t.name == "surefoot-timeout" for t in threading.enumerate()):
+    while set(threading.enumerate()) - before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert timeout.message == "did not respond within 0.4 s (env_timeout_s)"

@@ -527,6 +527,7 @@ def brief_arguments():
     return {**arguments("host"), "rule": VPG(), "critic": Critic(num_epochs=1, num_minibatches=1)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("obs", "action"), [("dict", "dict"), ("tuple", "tuple")])
 def test_nested_spaces_train_end_to_end(obs, action, tmp_path):
     given = {**brief_arguments(), "env_kwargs": {"obs": obs, "action": action}}
@@ -656,6 +657,7 @@ def test_many_seeds_need_an_environment_that_compiles():
         sf.train_many(make_scripted, seeds=[0])
 
 
+@pytest.mark.thorough
 def test_seeds_that_do_not_fit_together_go_in_turns_and_say_so(many, monkeypatch, capsys):
     given = arguments("jax")
     # Room for two of the three: the last turn is half empty.
