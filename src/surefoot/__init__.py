@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         Critic,
         Network,
         OwnNetwork,
+        OwnNetworks,
+        Parallel,
         Train,
     )
     from surefoot.envs.jax_native import JaxEnv, JaxStep

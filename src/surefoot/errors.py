@@ -1,4 +1,4 @@
-"""The faults that surefoot names: each has a name for people and an exit code for programs.
+"""The errors that surefoot raises: each has a name for people and an exit code for programs.
 
 A failure is one line, `surefoot: error[NAME]: what, where, what to do`. Code 1 is kept for a
 bug in surefoot itself; everything a user can mend has one of the classes below.
@@ -127,7 +127,7 @@ class WorkerLostError(SurefootError):
         super().__init__(message, name=name)
 
 
-def fault_of(code: int, name: str, message: str) -> SurefootError:
+def error_of_code(code: int, name: str, message: str) -> SurefootError:
     """An error of another process, reported here."""
     if name == "REPLICAS":
         return ReplicaError(message)  # beside updates that are not finite, whose code it has

@@ -27,7 +27,7 @@ from tests.support.cases import case
 pytestmark = pytest.mark.usefixtures("empty_directory")
 
 FILES = ("arrays.safetensors", "state.json", "manifest.json")
-OTHERS = ("config.json", "metrics.jsonl", "fault.json", "fault.safetensors")
+OTHERS = ("config.json", "metrics.jsonl", "env-error.json", "env-error.safetensors")
 WORDS = [
     *(b"null", b"true", b"-1", b"1e999", b"NaN", b"Infinity", b"9" * 400, b'""', b"{}", b"[]"),
     *(

@@ -416,10 +416,10 @@ def test_a_crash_keeps_what_was_done_and_one_before_the_first_update_its_story_a
     with pytest.raises(EnvCrashError, match="the motor is hot"):
         train(**failing(at=2), seed=3, out=tmp_path / "early")
     left = {path.name for path in (tmp_path / "early").iterdir()}
-    assert left == {"config.json", "fault.json", "fault.safetensors", "lock"}
+    assert left == {"config.json", "env-error.json", "env-error.safetensors", "lock"}
     run = train(**arguments("host"), seed=3, out=tmp_path / "early", callback=stop_at(1))
     assert run.iteration == 1
-    assert not (tmp_path / "early" / "fault.json").exists()
+    assert not (tmp_path / "early" / "env-error.json").exists()
 
 
 def test_a_crash_of_an_evaluation_leaves_no_checkpoint_ahead_of_its_rows(tmp_path):

@@ -56,7 +56,7 @@ SECTIONS = {"train": (Train, ""), "network": (Network, ""), "critic": (Critic, "
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `ConfigError`s and so end as one line."""
+    """An argument parser whose errors are `ConfigError`s, shown as one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing a usage text."""

@@ -100,13 +100,12 @@ def owner_of(group: Any) -> str:
     return getattr(kind, "name", kind.__name__.lower())
 
 
-def changed(group: Group, table: Mapping[str, Any], *, others: Iterable[str] = ()) -> Group:
+def changed(group: Group, table: Mapping[str, Any]) -> Group:
     """A group of settings with the fields of a parsed table changed.
 
     Args:
         group: the settings.
         table: new values by name, as parsed from a file or given by a caller.
-        others: names of settings that exist elsewhere, as `name: where`, for the error message.
 
     Raises:
         ConfigError: for an unknown name, with the nearest valid one, or a value not allowed.

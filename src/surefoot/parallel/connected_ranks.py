@@ -21,7 +21,7 @@ from surefoot.errors import (
     StorageError,
     SurefootError,
     WorkerLostError,
-    fault_of,
+    error_of_code,
 )
 from surefoot.parallel import jax_private
 from surefoot.parallel.heartbeat import Heartbeat
@@ -185,4 +185,4 @@ def _raise_error(message: dict[str, Any], rank: int) -> None:
     """Raise the error in another rank's message, if any."""
     if "error" in message:
         code, name, text = message["error"]
-        raise fault_of(code, name, f"rank {rank}: {text}")
+        raise error_of_code(code, name, f"rank {rank}: {text}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from surefoot.errors import ConfigError, ReplicaError, SurefootError, WorkerLostError, fault_of
+from surefoot.errors import ConfigError, ReplicaError, SurefootError, WorkerLostError, error_of_code
 from surefoot.types import Params
 
 MAX_STALE = 100
@@ -179,7 +179,7 @@ class _EnvActor:
 
 
 def _as_error(code: int, name: str, text: str, number: int | None, history: Any) -> SurefootError:
-    error: Any = fault_of(code, name, text)
+    error: Any = error_of_code(code, name, text)
     if number is not None:
         error.index, error.history = number, history
     return error

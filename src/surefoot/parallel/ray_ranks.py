@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config.settings import Parallel
-from surefoot.errors import ConfigError, StoppedBySignal, SurefootError, WorkerLostError, fault_of
+from surefoot.errors import (
+    ConfigError,
+    StoppedBySignal,
+    SurefootError,
+    WorkerLostError,
+    error_of_code,
+)
 from surefoot.parallel.rendezvous import COORDINATES, LOOPBACK
 from surefoot.parallel.signals import CatchSignals
 
@@ -157,7 +163,7 @@ class RayRanks(NamedTuple):
         """Whether all ranks have finished; raise what ended them for good."""
         for end in ends:
             if end.code not in (0, WorkerLostError.code) and not end.signal:
-                raise fault_of(end.code, end.name, f"{end.text}; {self._see_logs()}")
+                raise error_of_code(end.code, end.name, f"{end.text}; {self._see_logs()}")
         if all(end.code == 0 for end in ends):
             return True
         signal = signal or max(end.signal for end in ends)

@@ -31,7 +31,7 @@ _PARTS = ("arrays.safetensors", "state.json")
 class Checkpoint(NamedTuple):
     """One stored point of a run: its arrays by name, and its counters.
 
-    `exact` says whether going on from here equals never having stopped.
+    `exact` says whether continuing from here equals never having stopped.
     """
 
     arrays: dict[str, np.ndarray]

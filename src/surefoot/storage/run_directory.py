@@ -29,7 +29,7 @@ from surefoot.storage.checkpoint import (
 from surefoot.storage.lock import lock, unlock
 
 NOT_FINITE = "not-finite.json"
-ENV_ERROR_FILES = ("fault.json", "fault.safetensors")
+ENV_ERROR_FILES = ("env-error.json", "env-error.safetensors")
 
 
 class RunDirectory:
@@ -52,7 +52,7 @@ class RunDirectory:
             used = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if used:
             raise ConfigError(
-                f"{path} is used already; choose another --out, or go on with "
+                f"{path} is used already; choose another --out, or continue with "
                 f"`surefoot resume {path}`",
                 name="OUT-USED",
             )
@@ -125,7 +125,7 @@ class RunDirectory:
                     aside = later.with_name(f"left-{later.name}")
                     shutil.rmtree(aside, ignore_errors=True)
                     later.rename(aside)
-        for name in ENV_ERROR_FILES:  # of a course that is gone on from
+        for name in ENV_ERROR_FILES:  # of the run that continues
             (self.path / name).unlink(missing_ok=True)
         inner = (left for left in self.path.glob("*/.tmp-*") if not left.parent.is_symlink())
         for left in (*self.path.glob(".tmp-*"), *inner):

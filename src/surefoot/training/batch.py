@@ -1,4 +1,4 @@
-"""A rollout as rows to learn from: scaled rewards, values, advantages; and what it tells."""
+"""A rollout as rows to learn from: scaled rewards, values, advantages; and its metrics."""
 
 from typing import Any
 

@@ -52,7 +52,7 @@ class Fragment(NamedTuple):
 
 
 def assemble(fragments: list[Fragment], train: Train) -> HostRollout:
-    """Fragments of all environments, in their order, as one rollout; the slowest tells the time."""
+    """Fragments of all environments, in order, as one rollout; its time is the slowest's."""
     rows = fragments[0].rows
     if len(fragments) > 1:
         several = [each.rows._replace(final_rows=None) for each in fragments]
@@ -77,7 +77,7 @@ class Collector(Protocol):
 
     @property
     def figures(self) -> dict[str, int]:
-        """What a row of metrics tells of the environments themselves."""
+        """Metrics of the environments themselves."""
         ...
 
     def reset(self, iteration: int) -> None:
@@ -154,7 +154,7 @@ class HostCollector:
 
     @property
     def figures(self) -> dict[str, int]:
-        """What a row tells of the environments themselves."""
+        """Metrics of the environments themselves."""
         return {"env/restarts": self._env.restarts}
 
     def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:

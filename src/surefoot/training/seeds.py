@@ -1,6 +1,6 @@
 """Random numbers of a run: every key depends on the seed, the iteration and a purpose alone.
 
-So nothing but the iteration has to be stored to go on, and no key depends on a device or process.
+Only the iteration has to be stored to continue, and no key depends on a device or process.
 """
 
 import math

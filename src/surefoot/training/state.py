@@ -26,7 +26,7 @@ from surefoot.training.seeds import Purpose, run_key
 from surefoot.types import EnvSpec, Params, UpdateRule
 
 MAX_FEATURES = 256
-"""Numbers of an observation by which the lens tells states apart."""
+"""Maximum length of the vector by which the lens compares states."""
 
 
 class LearnState(NamedTuple):

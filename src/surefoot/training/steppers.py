@@ -1,13 +1,12 @@
 """How a run moves on by one chunk of iterations, on the host or inside one program."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 
 from surefoot.config.settings import Settings
 from surefoot.parallel.mesh import ONE, Placement
@@ -18,8 +17,6 @@ from surefoot.training.rollout_host import Collector
 from surefoot.training.state import STATE_AXES, LoopState
 from surefoot.types import Params, Rollout
 
-SEEDS = "seed"
-"""The axis of a mesh that whole runs are shared out along."""
 Notice = Callable[[str], None]
 """Called with the name of a program before it is built, which takes seconds."""
 
@@ -181,9 +178,9 @@ class JaxStepper:
         placement: Placement = ONE,
     ):
         self._settings, self._placement = settings, placement
-        self._chunk, self._traced = chunk_length(settings), as_arrays(learner.traced)
+        self._traced = as_arrays(learner.traced)
         self._run = Compiled(
-            chunk_of(learner, self._chunk),
+            chunk_of(learner, chunk_length(settings)),
             "the whole iteration",
             compiling,
             placement,
@@ -208,133 +205,54 @@ class JaxStepper:
 
     def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
-        compiled, started = self._run.seconds + self._look.seconds, time.monotonic()
+        started = time.monotonic()
         iteration = int(state.learn.iteration)
-        count = min(self._chunk, self._settings.num_iterations - iteration)
-        state, looked = self._placement.put_state(state, STATE_AXES), {}
-        if looks_at(self._settings, iteration, count):
-            lens, looked = self._look(state, self._traced)
-            state = state._replace(lens=lens)
-        state, metrics = self._run(state, np.int32(count), self._traced)
-        looked, metrics = jax.device_get((looked, metrics))
-        compiling = self._run.seconds + self._look.seconds - compiled
-        seconds = (time.monotonic() - started - compiling) / count
-        return state, _rows(metrics, looked, count, seconds, compiling)
+        state = self._placement.put_state(state, STATE_AXES)
+        done = advance_chunk(self._run, self._look, self._settings, state, self._traced, iteration)
+        seconds = time.monotonic() - started - done.compiling
+        return done.state, rows_of(done, seconds / done.count, done.compiling)
 
 
-class SeedBatch:
-    """Runs that differ in their seeds alone, in one program, each with a stepper of its own.
+class Chunk(NamedTuple):
+    """What one call of a JAX-native program gave: `count` iterations of metrics, on the host.
 
-    The runs advance together: the first stepper asked for a chunk advances all of them. Whole runs
-    are shared out among the `devices`, which need nothing from each other.
+    `looked` are the expensive diagnostics, of the first iteration; `compiling` is in seconds.
     """
 
-    def __init__(
-        self,
-        learner: Learner,
-        settings: Settings,
-        states: Sequence[LoopState],
-        compiling: Notice,
-        devices: int = 1,
-    ):
-        self._settings, self._chunk = settings, chunk_length(settings)
-        self._traced = as_arrays(learner.traced)
-        run = jax.vmap(chunk_of(learner, self._chunk), in_axes=(0, None, None))
-        look = jax.vmap(learner.collect_and_look, in_axes=(0, None))
-        if devices > 1:
-            mesh = Mesh(np.asarray(jax.local_devices()[:devices]), (SEEDS,))
-            each, all_ = PartitionSpec(SEEDS), PartitionSpec()
-            run = jax.shard_map(
-                run,
-                mesh=mesh,
-                check_vma=False,
-                in_specs=(each, all_, all_),
-                out_specs=each,
-            )
-            look = jax.shard_map(
-                look, mesh=mesh, check_vma=False, in_specs=(each, all_), out_specs=each
-            )
-        what = f"{len(states)} seeds"
-        self._run = Compiled(run, f"the whole iteration of {what}", compiling)
-        self._look = Compiled(look, f"the diagnostics of {what}", compiling)
-        self._collect = learner.collect
-        # Where they do not come out even, the last run is there more than once.
-        spare = -len(states) % devices
-        several = [*states, *[states[-1]] * spare]
-        self._states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-        self._take = jax.jit(lambda states, i: jax.tree.map(lambda leaf: leaf[i], states))
-        self._iteration, self._rows = int(states[0].learn.iteration), [[]] * len(states)
-        self._compiled = 0.0  # seconds in the rows so far; `program` may compile before the first
-        self.steppers = [_Seat(self, i) for i in range(len(states))]
-
-    @property
-    def program(self) -> Any:
-        """The compiled program of a chunk."""
-        return self._run.program(self._states, jnp.int32(0), self._traced)
-
-    def chunk_of(self, position: int, iteration: int) -> tuple[LoopState, list[dict[str, Any]]]:
-        """One run's state and rows after the chunk that starts at an iteration."""
-        if iteration == self._iteration:
-            self._advance()
-        return self._take(self._states, position), self._rows[position]
-
-    def rollout(self, state: LoopState) -> Rollout:
-        """A rollout of one of the runs."""
-        return jax.jit(self._collect)(state)[1]
-
-    def _advance(self) -> None:
-        runs, iteration = len(self._rows), self._iteration
-        count = min(self._chunk, self._settings.num_iterations - iteration)
-        compiled, started = self._run.seconds + self._look.seconds, time.monotonic()
-        looked: dict[str, Any] = {}
-        if looks_at(self._settings, iteration, count):
-            lens, looked = self._look(self._states, self._traced)
-            self._states = self._states._replace(lens=lens)
-        self._states, metrics = self._run(self._states, jnp.int32(count), self._traced)
-        looked, metrics = jax.device_get((looked, metrics))
-        in_all = self._run.seconds + self._look.seconds
-        # Of the time that all take together, each has its share.
-        seconds = (time.monotonic() - started - in_all + compiled) / (count * runs)
-        compiling, self._compiled = in_all - self._compiled, in_all
-
-        def of(table: dict[str, Any], run: int) -> dict[str, Any]:
-            return {name: values[run] for name, values in table.items()}
-
-        self._rows = [
-            _rows(of(metrics, run), of(looked, run), count, seconds, compiling / runs)
-            for run in range(runs)
-        ]
-        self._iteration += count
+    state: LoopState
+    metrics: dict[str, Any]
+    looked: dict[str, Any]
+    count: int
+    compiling: float
 
 
-class _Seat:
-    """One run among several in a program."""
+def advance_chunk(
+    run: Compiled,
+    look: Compiled,
+    settings: Settings,
+    state: LoopState,
+    traced: Any,
+    iteration: int,
+) -> Chunk:
+    """Run the program of a chunk, after the diagnostics where they are due."""
+    compiled, looked = run.seconds + look.seconds, {}
+    count = min(chunk_length(settings), settings.num_iterations - iteration)
+    if looks_at(settings, iteration, count):
+        lens, looked = look(state, traced)
+        state = state._replace(lens=lens)
+    state, metrics = run(state, np.int32(count), traced)
+    looked, metrics = jax.device_get((looked, metrics))
+    return Chunk(state, metrics, looked, count, run.seconds + look.seconds - compiled)
 
-    def __init__(self, batch: SeedBatch, position: int):
-        self._batch, self._position = batch, position
 
-    def reset(self, iteration: int) -> None:
-        """Nothing: the environments' states are part of the loop's."""
-
-    def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
-        """The state after the chunk, which the other runs go through as well."""
-        return self._batch.chunk_of(self._position, int(state.learn.iteration))
-
-    def last_rollout(self, state: LoopState) -> Rollout:
-        """The one that comes next."""
-        return self._batch.rollout(state)
-
-
-def _rows(
-    metrics: dict[str, Any], looked: dict[str, Any], count: int, seconds: float, compiling: float
-) -> list[dict[str, Any]]:
-    """The rows of a chunk's first iterations; `looked` are figures of the first."""
+def rows_of(chunk: Chunk, seconds: float, compiling: float) -> list[dict[str, Any]]:
+    """A row of metrics for each iteration of a chunk, each of which took so many seconds."""
     rows = [
-        {name: values[i] for name, values in metrics.items()}
+        {name: values[i] for name, values in chunk.metrics.items()}
         | {"time/iteration": seconds, "time/compile": 0.0}
-        for i in range(count)
+        for i in range(chunk.count)
     ]
-    rows[0] |= looked | {"time/compile": compiling}
+    rows[0] |= chunk.looked | {"time/compile": compiling}
     return rows
 
 

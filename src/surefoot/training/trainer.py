@@ -25,7 +25,8 @@ from surefoot.training.plan import make_plan
 from surefoot.training.replay import record_error
 from surefoot.training.rollout_host import Collector, HostCollector, assemble
 from surefoot.training.run import Run
-from surefoot.training.steppers import HostStepper, JaxStepper, SeedBatch, Stepper
+from surefoot.training.seed_batch import SeedBatch
+from surefoot.training.steppers import HostStepper, JaxStepper, Stepper
 
 
 class Resources(NamedTuple):
