@@ -15,7 +15,7 @@ from surefoot.config.settings import TRPO, Critic, Network, Train
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, ReplicaError, WorkerLostError
 from surefoot.networks.actor_critic import build
-from surefoot.parallel.env_actors import EnvActors, EnvWorkers
+from surefoot.parallel.ray_actors import EnvActors, EnvWorkers
 from surefoot.training.env_share import open_share
 from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector, assemble
