@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from surefoot.networks.policy import Policy
     from surefoot.training.api import resume, train
     from surefoot.training.callback import Callback
-    from surefoot.training.many import make_train, train_many
-    from surefoot.training.replay import replay
+    from surefoot.training.many_seeds import make_train, train_many
+    from surefoot.training.replay_error import replay
     from surefoot.training.run import Run, load
 
 _HOMES = {
@@ -52,8 +52,8 @@ _HOMES = {
     "config.presets": ("preset",),
     "training.api": ("train", "resume"),
     "training.callback": ("Callback",),
-    "training.many": ("train_many", "make_train"),
-    "training.replay": ("replay",),
+    "training.many_seeds": ("train_many", "make_train"),
+    "training.replay_error": ("replay",),
     "exporting.export": ("export",),
     "training.run": ("Run", "load"),
     "networks.policy": ("Policy",),

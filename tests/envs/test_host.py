@@ -20,9 +20,9 @@ from surefoot.networks.actor_critic import build
 from surefoot.training.batch import make_batch, state_values
 from surefoot.training.evaluate import evaluate
 from surefoot.training.learner import Learner
+from surefoot.training.random_keys import Purpose, env_seeds, run_key
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import EnvLoop, collect_jax
-from surefoot.training.seeds import Purpose, env_seeds, run_key
 from tests.support.cases import case
 from tests.support.scripted import (
     ACTION_SPACES,

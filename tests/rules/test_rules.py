@@ -12,14 +12,9 @@ from jax.flatten_util import ravel_pytree
 from surefoot.config.settings import RULES
 from surefoot.formulas.conjugate_gradient import fisher_vector_product, quadratic_form
 from surefoot.formulas.distributions import Categorical
+from surefoot.formulas.line_search import ACCEPTED, NO_GRADIENT, NOT_FINITE, TOO_FAR
 from surefoot.formulas.surrogate import standardize, surrogate
-from surefoot.formulas.trust_region import (
-    ACCEPTED,
-    NO_GRADIENT,
-    NOT_FINITE,
-    TOO_FAR,
-    mean_kl,
-)
+from surefoot.formulas.trust_region import mean_kl
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.minibatch_adam import MinibatchAdam
 from tests.support.cases import case

@@ -19,7 +19,7 @@ import surefoot as sf
 from surefoot.config.presets import read_settings, settle
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import Checkpoint
-from surefoot.storage.env_error import EnvErrorRecord, read_env_error, write_env_error
+from surefoot.storage.env_error_record import EnvErrorRecord, read_env_error, write_env_error
 from surefoot.storage.lock import unlock
 from surefoot.storage.run_directory import RunDirectory
 from tests.support.cases import case

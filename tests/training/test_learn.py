@@ -15,9 +15,9 @@ from surefoot.formulas.distributions import Categorical, kl
 from surefoot.rules.rows import AllRows
 from surefoot.training.batch import state_values
 from surefoot.training.learn import read_rollout
+from surefoot.training.random_keys import drawn_block
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import collect_jax, start_jax_envs
-from surefoot.training.seeds import drawn_block
 from surefoot.training.state import without_open_episodes
 from surefoot.training.steppers import as_arrays
 from surefoot.types import Batch, Inputs
@@ -384,7 +384,7 @@ def noise_of(given, rollout):
 
 def test_a_large_rollout_draws_its_noise_in_blocks_and_none_of_it_twice(monkeypatch):
     given = lesson("trpo", "box")
-    monkeypatch.setattr("surefoot.training.seeds.DRAWN_BYTES", 1)
+    monkeypatch.setattr("surefoot.training.random_keys.DRAWN_BYTES", 1)
     env = host_env(scripted_vector(AutoresetMode.SAME_STEP, NUM_ENVS, action="box"), "S", seed=0)
     collector = HostCollector(env, given.learner.actor, given.settings)
     collector.reset(0)
@@ -401,7 +401,7 @@ def test_a_jax_native_rollout_uses_no_noise_and_no_key_twice(monkeypatch, limit,
         return twin.step(key, state, action)._replace(reward=chance)
 
     env = twin._replace(step=step, draw=lambda key: (key, jax.random.uniform(key)))
-    monkeypatch.setattr("surefoot.training.seeds.DRAWN_BYTES", limit)
+    monkeypatch.setattr("surefoot.training.random_keys.DRAWN_BYTES", limit)
     noise = given.learner.actor.network.noise(jax.random.key(0), (1, NUM_ENVS))
     assert drawn_block(noise, NUM_STEPS) == block
     action_key, step_key, reset_key = jax.random.split(jax.random.key(0), 3)

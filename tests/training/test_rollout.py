@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from surefoot.training.seeds import Purpose, env_seeds, run_key
+from surefoot.training.random_keys import Purpose, env_seeds, run_key
 
 pytestmark = pytest.mark.core
 

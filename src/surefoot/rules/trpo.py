@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from surefoot.config.settings import TRPO
-from surefoot.formulas.trust_region import ACCEPTED, NO_GRADIENT, backtrack, mean_kl
+from surefoot.formulas.line_search import ACCEPTED, NO_GRADIENT, backtrack
+from surefoot.formulas.trust_region import mean_kl
 from surefoot.rules.base import PolicyFn, decayed, reference
 from surefoot.rules.natural_step import natural_step, natural_step_metrics, objective
 from surefoot.rules.rows import AllRows, Rows

@@ -13,7 +13,7 @@ from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.source import OpenEnvs
 from surefoot.networks.policy import Actor
 from surefoot.networks.spaces import as_jax_dtype
-from surefoot.training.seeds import Purpose, env_seeds, run_key
+from surefoot.training.random_keys import Purpose, env_seeds, run_key
 from surefoot.types import Params
 
 LONGEST_EPISODE = 100_000

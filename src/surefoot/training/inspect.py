@@ -19,7 +19,7 @@ from surefoot.training.batch import (
     td_sums,
 )
 from surefoot.training.learn import Learned, read_rollout
-from surefoot.training.seeds import Purpose, run_key
+from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.state import MAX_FEATURES, LearnState, Parts
 from surefoot.types import Episodes, Rollout
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from surefoot.formulas.running_stats import merge_obs_stats
 from surefoot.rules.critic import fit_critic
 from surefoot.training.batch import Metrics, Values, make_batch, scale_rewards, state_values
-from surefoot.training.seeds import Purpose, run_key
+from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.state import LearnState, Parts
 from surefoot.types import Batch, Rollout
 

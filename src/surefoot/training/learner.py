@@ -13,8 +13,8 @@ from surefoot.networks.policy import Actor
 from surefoot.training.batch import Metrics
 from surefoot.training.inspect import inspect, look
 from surefoot.training.learn import learn
+from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.rollout_jax import EnvLoop, collect_jax
-from surefoot.training.seeds import Purpose, run_key
 from surefoot.training.state import LoopState, Parts, make_parts, start_loop, traced_numbers
 from surefoot.types import EnvSpec, Episodes, Rollout
 

@@ -22,7 +22,7 @@ from surefoot.storage.checkpoint import Checkpoint, name_arrays
 from surefoot.storage.run_directory import finite_row
 from surefoot.training.callback import Callback, Row
 from surefoot.training.plan import Plan
-from surefoot.training.replay import record_batch
+from surefoot.training.replay_error import record_batch
 from surefoot.training.run import Evaluator, Run
 from surefoot.training.state import LoopState, replicated, without_open_episodes
 from surefoot.training.steppers import Stepper

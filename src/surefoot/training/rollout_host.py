@@ -13,7 +13,7 @@ from surefoot.config.settings import Settings, Train
 from surefoot.envs.host import HostEnv, HostStep
 from surefoot.networks.policy import Actor
 from surefoot.networks.spaces import as_jax_dtype, widened_obs
-from surefoot.training.seeds import Purpose, drawn_block, env_seeds, run_key
+from surefoot.training.random_keys import Purpose, drawn_block, env_seeds, run_key
 from surefoot.types import Episodes, Params, Rollout
 
 

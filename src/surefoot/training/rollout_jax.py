@@ -11,7 +11,7 @@ from surefoot.config.settings import Settings
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.networks.policy import Actor
 from surefoot.rules.rows import Rows
-from surefoot.training.seeds import drawn_block
+from surefoot.training.random_keys import drawn_block
 from surefoot.types import Episodes, Params, Rollout
 
 

@@ -21,8 +21,8 @@ from surefoot.rules import UPDATE_RULES
 from surefoot.rules.critic import critic_losses, start_critic
 from surefoot.rules.rows import Rows
 from surefoot.training.batch import horizon_of
+from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.rollout_jax import EnvLoop, start_jax_envs
-from surefoot.training.seeds import Purpose, run_key
 from surefoot.types import EnvSpec, Params, UpdateRule
 
 MAX_FEATURES = 256

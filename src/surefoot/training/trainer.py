@@ -22,7 +22,7 @@ from surefoot.training.env_share import open_share
 from surefoot.training.loop import Loop, run_loops
 from surefoot.training.memory import fitting, reporting_memory
 from surefoot.training.plan import make_plan
-from surefoot.training.replay import record_error
+from surefoot.training.replay_error import record_error
 from surefoot.training.rollout_host import Collector, HostCollector, assemble
 from surefoot.training.run import Run
 from surefoot.training.seed_batch import SeedBatch

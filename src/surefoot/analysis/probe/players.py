@@ -22,7 +22,7 @@ from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.networks.masks import empty_masks
 from surefoot.networks.spaces import as_jax_dtype, own_dtype
-from surefoot.training.seeds import Purpose, env_seeds, run_key
+from surefoot.training.random_keys import Purpose, env_seeds, run_key
 from surefoot.types import EnvSpec
 
 MIN_EPISODES, MAX_EPISODES = 16, 512

@@ -14,7 +14,7 @@ from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import likelihood_ratio
 from surefoot.networks.policy import Actor
 from surefoot.networks.spaces import by_part
-from surefoot.training.seeds import Purpose, run_key
+from surefoot.training.random_keys import Purpose, run_key
 from surefoot.types import EnvSpec, Params
 
 GROUP = 32

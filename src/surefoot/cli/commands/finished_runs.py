@@ -90,7 +90,7 @@ def export_command(options: argparse.Namespace) -> int:
 def replay_command(options: argparse.Namespace) -> int:
     """Replay the environment error that ended a run."""
     from surefoot.cli.progress import say
-    from surefoot.training.replay import replay
+    from surefoot.training.replay_error import replay
 
     show = (lambda text: None) if options.json else say
     error = replay(options.path, env=options.env, show=show)

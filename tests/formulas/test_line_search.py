@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 
 from surefoot.formulas.distributions import Categorical
-from surefoot.formulas.trust_region import (
-    ACCEPTED,
-    NO_GAIN,
-    NOT_FINITE,
-    TOO_FAR,
-    backtrack,
-    boundary_scale,
-    mean_kl,
-    worst_kl,
-)
+from surefoot.formulas.line_search import ACCEPTED, NO_GAIN, NOT_FINITE, TOO_FAR, backtrack
+from surefoot.formulas.trust_region import boundary_scale, mean_kl, worst_kl
 
 MAX_KL = 0.01
 

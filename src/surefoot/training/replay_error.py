@@ -23,7 +23,7 @@ from surefoot.errors import (
     SurefootError,
 )
 from surefoot.storage.checkpoint import name_arrays, restore_arrays
-from surefoot.storage.env_error import EnvErrorRecord, read_env_error, write_env_error
+from surefoot.storage.env_error_record import EnvErrorRecord, read_env_error, write_env_error
 from surefoot.storage.run_directory import NOT_FINITE, RunDirectory
 from surefoot.training.run import Run, named_source
 from surefoot.types import Rollout
