@@ -1,4 +1,4 @@
-"""The trust region: how far a policy is from the old one, and how long a step to its boundary is."""
+"""The trust region: how far a policy is from the old one, and the length of a step to its edge."""
 
 from typing import Any
 
