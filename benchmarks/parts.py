@@ -50,7 +50,7 @@ class Bench:
             jax=lambda _: None,
         )
         assert collector is not None, f"{env_id} is not stepped by Python"
-        self.collector = collector
+        self.collector, self.close = collector, env.close
         self.collector.reset(0)
         self.rollout = self.collect().rollout
         self.batch = self.values()()[0]

@@ -15,6 +15,7 @@ from benchmarks.peers.tasks import DUELS, Duel
 TINY = Duel("tiny", "rejax", "CartPole-v1", "gymnax:CartPole-v1", "ppo", 4, 16, 1, 32, 10, 10, 1.5)
 
 
+@pytest.mark.thorough
 def test_surefoots_side_trains_as_many_iterations_as_a_round_asks_for():
     side = duels.Side(sys.executable, "with_surefoot.py", TINY)
     try:
@@ -74,6 +75,7 @@ def test_every_duel_gives_both_sides_whole_minibatches():
         assert not duel.ours.startswith("gymnax:") or duel.rounds % 10 == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", ["CartPole-v1", "tabular:corridor"])
 def test_an_iteration_without_the_lens_is_timed(task):
     side = lens_cost._Side(task, "ppo", "without")
@@ -96,4 +98,5 @@ def test_every_part_of_an_iteration_is_a_program_of_its_own():
         for name in ("values", "judgement", "diagnosis", "update", "critic")
     }
     times = parts.seconds_of(programs, 2)
+    bench.close()
     assert all(len(each) == 2 and min(each) > 0 for each in times.values())

@@ -608,6 +608,7 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
+@pytest.mark.thorough
 def test_seeds_of_a_compiled_environment_are_trained_together_and_are_ordinary_runs(together):
     result, told, out = together
     assert "the seeds of a JAX-native environment are trained as one program" in told[0]

@@ -427,6 +427,7 @@ def files_of(path):
     }
 
 
+@pytest.mark.thorough
 def test_a_jax_native_update_is_made_again_to_the_bit_and_nothing_but_probe_is_written(
     jax_run, capsys
 ):
@@ -453,6 +454,7 @@ def test_a_jax_native_update_is_made_again_to_the_bit_and_nothing_but_probe_is_w
     assert (jax_run / "probe" / "update-000003.png").stat().st_size > 10_000
 
 
+@pytest.mark.thorough
 def test_the_newest_update_of_a_finished_run_is_one_that_it_made(jax_run):
     found = sf.probe_run(jax_run, budget=1500)
     assert found.iteration == 4
@@ -538,6 +540,7 @@ def test_from_a_checkpoint_in_the_middle_of_episodes_an_update_like_it_is_made(h
     assert "a similar update" in found.source
 
 
+@pytest.mark.thorough
 def test_runs_that_cannot_be_probed_say_why_in_a_line(host_run, jax_run, tmp_path, capsys):
     empty = tmp_path / "empty"
     shutil.copytree(jax_run, empty)

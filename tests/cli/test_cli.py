@@ -188,6 +188,7 @@ def test_a_module_of_ones_own_trains_and_must_be_named_again(capsys, empty_direc
     assert json.loads(capsys.readouterr().out)["length_mean"] == 7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_says_how_to_resume_and_exits_with_its_code(number, code, empty_directory):
     command = [sys.executable, "-m", "surefoot", "train", "CartPole-v1", "--steps", "1e7"]
@@ -288,6 +289,7 @@ def test_help_needs_no_jax(empty_directory):
     assert b"--max-kl" in done.stdout
 
 
+@pytest.mark.thorough
 def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_run_is_saved_all_the_same(
     empty_directory,
 ):

@@ -139,6 +139,7 @@ def test_the_third_constructor_raises(train):
         sf.train(ThirdOf(), sf.VPG(), steps=64, train=sf.Train(num_envs=4))
 
 
+@pytest.mark.thorough
 @case(12)
 @HERE_AND_ELSEWHERE
 def test_step_never_returns(train, where, how):
@@ -387,6 +388,7 @@ def test_environments_of_unlike_spaces():
         sf.train(ThirdUnlike(), sf.VPG(), steps=64, train=sf.Train(num_envs=4))
 
 
+@pytest.mark.thorough
 @case(30)
 def test_an_environment_that_prints():
     words = ["train", of("Prints"), "vpg", "--steps", "64", *SMALL, "--out", "run", "--json"]

@@ -296,6 +296,7 @@ print("return", run.rows[-1]["episode/return_mean"])
 """
 
 
+@pytest.mark.thorough
 def test_a_plain_script_with_an_environment_of_its_own_needs_no_guard(tmp_path):
     """As multiprocessing's own start would: it runs the script again in each process."""
     script = tmp_path / "train.py"
@@ -555,6 +556,7 @@ def test_a_vector_whose_first_reset_fails_is_closed_again():
         opened(2, 2, EnvSource(env_id="Resetless", make=Resetless))
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_is_spread_and_one_that_is_only_played_is_not(tmp_path, monkeypatch):
     started = []
 

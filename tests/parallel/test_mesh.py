@@ -315,6 +315,7 @@ def most_numbers(results):
     return max(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes_of(results))
 
 
+@pytest.mark.thorough
 def test_devices_from_the_shell(tmp_path):
     words = ["train", "gymnax:CartPole-v1", "ppo", "--devices", "2", "--steps", "4096", "--json"]
     words += ["--num-envs", "4", "--num-steps", "128", "--num-epochs", "1"]

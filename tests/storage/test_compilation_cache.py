@@ -30,6 +30,7 @@ def kept(tmp_path, **variables):
     return sorted(path.name for path in tmp_path.glob("surefoot/programs/*"))
 
 
+@pytest.mark.thorough
 def test_a_script_that_trains_keeps_its_programs(tmp_path):
     assert any("jit_run" in name for name in kept(tmp_path))
 

@@ -126,6 +126,7 @@ def test_a_final_fraction_of_1_keeps_the_step_size_or_radius_that_was_given(name
         assert row[figure] == np.float32(getattr(rule, setting))
 
 
+@pytest.mark.thorough
 @every_rule
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_a_step_size_or_radius_falls_linearly_to_its_final_fraction(name, fraction):

@@ -71,6 +71,7 @@ def gone(pids, within):
     return False
 
 
+@pytest.mark.thorough
 @case(66)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_sigterm_or_sigusr1(command, number):
@@ -99,6 +100,7 @@ def test_sigint_once():
     assert gone(workers, 5)
 
 
+@pytest.mark.thorough
 @case(67)
 def test_sigint_twice():
     with running(*TWO) as process:
@@ -113,6 +115,7 @@ def test_sigint_twice():
     assert gone(workers, 10)
 
 
+@pytest.mark.thorough
 @case(68)
 def test_the_trainer_is_killed():
     shared = set(os.listdir("/dev/shm"))
@@ -137,6 +140,7 @@ def test_standard_output_closes():
     assert last_good(env=SOUND).iteration > 0
 
 
+@pytest.mark.thorough
 @case(70)
 def test_memory_runs_out():
     code = (
@@ -180,6 +184,7 @@ def test_a_thousand_vectors_opened_and_closed(processes):
     opens_and_closes(1000 // processes**3, processes)
 
 
+@pytest.mark.thorough
 @case(72)
 def test_some_vectors_opened_and_closed():
     opens_and_closes(50, 1)
@@ -217,6 +222,7 @@ def test_the_clock_jumps(monkeypatch):
         assert 0 < row["time/steps_per_second"] < 1e6
 
 
+@pytest.mark.thorough
 def test_standard_streams_that_are_closed_from_the_start():
     words = [sys.executable, "-m", "surefoot", "train", SOUND, "vpg", "--steps", "64", *SMALL]
     line = " ".join([*words, *TWO, "--out", "run", "<&-", ">&-", "2>&-"])

@@ -139,6 +139,7 @@ def test_every_schedule_and_every_kind_of_metric_is_in_the_rows(whole, world):
     assert stored_rows(whole(world).directory.path) == rows
 
 
+@pytest.mark.thorough
 @both_worlds
 def test_the_statistics_that_acted_are_the_ones_that_learn(whole, world):
     rows = whole(world).rows
