@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,37 +44,43 @@ def diagnose(
     old, new, batch = jax.lax.optimization_barrier(
         (policy_fn(old_params, batch.inputs), policy_fn(new_params, batch.inputs), batch)
     )
-    rows, counted = kl(old, new), batch.weights > 0
-    log_ratio = new.log_prob(batch.actions) - old.log_prob(batch.actions)
-    kl_p99, worst_share = _worst_hundredth(rows, counted)
-    shares = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
-    quantiles = _quantiles(rows, log_ratio, batch.advantages, counted)
-    means = _means(old, new, batch, rows, horizon)
-    return means | _extremes(old, new, batch, rows) | shares | quantiles
+    log_probs, old_log_probs = new.log_prob(batch.actions), old.log_prob(batch.actions)
+    exact = exact_total_variation(old, new)
+    ratio, kls = likelihood_ratio(log_probs, old_log_probs), kl(old, new)
+    rows = _Rows(log_probs, old_log_probs, ratio, kls, exact)
+    counted = batch.weights > 0
+    kl_p99, worst_share = _worst_hundredth(kls, counted)
+    found = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
+    found |= _quantiles(kls, log_probs - old_log_probs, batch.advantages, counted)
+    return _means(old, new, batch, rows, horizon) | _extremes(batch, rows) | found
+
+
+class _Rows(NamedTuple):
+    """Figures of each row; `total_variation` is None where it has no closed form."""
+
+    log_probs: Float[Array, " batch"]
+    old_log_probs: Float[Array, " batch"]
+    ratio: Float[Array, " batch"]
+    kl: Float[Array, " batch"]
+    total_variation: Float[Array, " batch"] | None
 
 
 def _means(
-    old: Any,
-    new: Any,
-    batch: Batch,
-    kls: Float[Array, " batch"],
-    horizon: float | Float[Array, ""],
+    old: Any, new: Any, batch: Batch, rows: _Rows, horizon: float | Float[Array, ""]
 ) -> dict[str, Float[Array, ""]]:
     """What is averaged over the rows."""
-    advantages = batch.advantages
-    log_probs, old_log_probs = new.log_prob(batch.actions), old.log_prob(batch.actions)
-    ratio = likelihood_ratio(log_probs, old_log_probs)
-    exact = exact_total_variation(old, new)
+    ratio, advantages, exact = rows.ratio, batch.advantages, rows.total_variation
     # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
         (advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
     )
     bounded = jnp.minimum(ratio, MAX_RATIO)
+    promised = promised_gains(rows.log_probs, rows.old_log_probs, advantages)
     means = _reduce_together(
         lambda table: weighted_mean(table, batch.weights),
         {
-            "surrogate/promised_gain": promised_gains(log_probs, old_log_probs, advantages),
-            "policy/kl_mean": kls,
+            "surrogate/promised_gain": promised,
+            "policy/kl_mean": rows.kl,
             "policy/kl_reverse_mean": kl(new, old),
             "policy/tv_mean": 0.5 * jnp.abs(ratio - 1.0) if exact is None else exact,
             "policy/clip_fraction": jnp.abs(ratio - 1.0) > CLIP_REFERENCE,
@@ -90,21 +96,17 @@ def _means(
     return means
 
 
-def _extremes(
-    old: Any, new: Any, batch: Batch, kls: Float[Array, " batch"]
-) -> dict[str, Float[Array, ""]]:
+def _extremes(batch: Batch, rows: _Rows) -> dict[str, Float[Array, ""]]:
     """What is largest among the rows that count, or smallest."""
-    old_log_probs = old.log_prob(batch.actions)
-    ratio = likelihood_ratio(new.log_prob(batch.actions), old_log_probs)
-    exact = exact_total_variation(old, new)
+    exact = rows.total_variation
     found = _reduce_together(
         lambda table: jnp.max(jnp.where(batch.weights > 0, table, -jnp.inf), axis=-1),
         {
-            "policy/kl_worst_state": kls,
-            "policy/tv_worst_state": total_variation_bound(kls) if exact is None else exact,
-            "policy/ratio_max": ratio,
-            "policy/ratio_min": -ratio,
-            "policy/staleness": jnp.abs(batch.old_log_probs - old_log_probs),
+            "policy/kl_worst_state": rows.kl,
+            "policy/tv_worst_state": total_variation_bound(rows.kl) if exact is None else exact,
+            "policy/ratio_max": rows.ratio,
+            "policy/ratio_min": -rows.ratio,
+            "policy/staleness": jnp.abs(batch.old_log_probs - rows.old_log_probs),
         },
     )
     found["policy/ratio_min"] *= -1.0
