@@ -19,7 +19,7 @@ from surefoot.training.steppers import (
     advance_chunk,
     as_arrays,
     chunk_of,
-    rows_of,
+    chunk_rows,
 )
 from surefoot.types import Rollout
 
@@ -101,7 +101,7 @@ class SeedBatch:
 
         self._states = done.state
         self._rows = [
-            rows_of(
+            chunk_rows(
                 done._replace(metrics=of(done.metrics, run), looked=of(done.looked, run)),
                 seconds,
                 compiling / runs,

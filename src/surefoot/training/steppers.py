@@ -210,7 +210,7 @@ class JaxStepper:
         state = self._placement.put_state(state, STATE_AXES)
         done = advance_chunk(self._run, self._look, self._settings, state, self._traced, iteration)
         seconds = time.monotonic() - started - done.compiling
-        return done.state, rows_of(done, seconds / done.count, done.compiling)
+        return done.state, chunk_rows(done, seconds / done.count, done.compiling)
 
 
 class Chunk(NamedTuple):
@@ -245,7 +245,7 @@ def advance_chunk(
     return Chunk(state, metrics, looked, count, run.seconds + look.seconds - compiled)
 
 
-def rows_of(chunk: Chunk, seconds: float, compiling: float) -> list[dict[str, Any]]:
+def chunk_rows(chunk: Chunk, seconds: float, compiling: float) -> list[dict[str, Any]]:
     """A row of metrics for each iteration of a chunk, each of which took so many seconds."""
     rows = [
         {name: values[i] for name, values in chunk.metrics.items()}
