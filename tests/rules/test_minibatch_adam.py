@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from surefoot.rules.minibatch_adam import MinibatchAdam
 
+optax = pytest.importorskip("optax")
 
-@pytest.mark.core
+
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.3, 0.6])
 def test_a_descent_takes_the_steps_of_adam_on_clipped_gradients(max_grad_norm):
     """One minibatch an epoch: every step has the whole gradient, whatever the shuffle."""
