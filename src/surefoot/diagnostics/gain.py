@@ -150,6 +150,7 @@ def filter_gain(
     return state._replace(
         level=level + weight[0] * surprise,
         u=state.u + weight[1] * surprise,
+        # Rounding makes the product slightly asymmetric, and that would add up over updates.
         covariance=0.5 * (updated + updated.T),
         observed=observed,
     )
@@ -160,4 +161,5 @@ def filtered_ratio(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Ratio of realised to promised at a mean KL, and its standard deviation."""
     root = jnp.sqrt(kl)
+    # Rounding may leave a variance just below zero.
     return 1.0 - state.u * root, jnp.sqrt(jnp.maximum(state.covariance[1, 1], 0.0)) * root

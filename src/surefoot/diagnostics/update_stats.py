@@ -74,6 +74,7 @@ def _means(
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
         (advantages < 0) & (ratio > 1.0 + CLIP_REFERENCE)
     )
+    # The square of a huge ratio overflows, and inf / inf would make the effective share NaN.
     bounded = jnp.minimum(ratio, MAX_RATIO)
     promised = promised_gains(rows.log_probs, rows.old_log_probs, advantages)
     means = _reduce_together(
@@ -105,6 +106,7 @@ def _extremes(batch: Batch, rows: _Rows) -> dict[str, Float[Array, ""]]:
             "policy/kl_worst_state": rows.kl,
             "policy/tv_worst_state": total_variation_bound(rows.kl) if exact is None else exact,
             "policy/ratio_max": rows.ratio,
+            # Negated, so that one maximum serves for all columns.
             "policy/ratio_min": -rows.ratio,
             "policy/staleness": jnp.abs(batch.old_log_probs - rows.old_log_probs),
         },
@@ -173,6 +175,7 @@ def _worst_hundredth(
     kls: Float[Array, " batch"], counted: Bool[Array, " batch"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The least KL among the worst 1 % of the states that count, and their share of all KL."""
+    # Shapes are static: there must be room for a hundredth of all rows, even if few count.
     falling, _ = jax.lax.top_k(jnp.where(counted, kls, -jnp.inf), -(-len(kls) // 100))
     count = jnp.ceil(0.01 * jnp.sum(counted)).astype(jnp.int32)
     worst = jnp.sum(jnp.where(jnp.arange(len(falling)) < count, falling, 0.0))

@@ -182,6 +182,7 @@ class LossOfReturn:
         self._first = mean if math.isnan(self._first) else self._first
         self._best = max(self._best, mean)
         gained, fallen = self._best - self._first, self._best - mean
+        # The difference of two independent values has twice the variance of one, hence the 2.
         clear = CLEAR * math.sqrt(self._squares / (2.0 * self._pairs) / SMOOTH)
         self.is_lost = gained > clear and fallen > max(clear, LOST_SHARE * gained)
 

@@ -93,6 +93,7 @@ def _orthogonal(
 
 
 def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+    # PyTorch's default for linear layers and convolutions.
     limit = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
@@ -148,6 +149,8 @@ def _network(
         parts = [vector]
         for layer, image in zip(convolutions, seen, strict=True):
             leading = image.shape[:-3]
+            # A convolution takes one leading axis and channels first; observations have any number
+            # of axes.
             flat = jnp.moveaxis(image, -1, -3).reshape(-1, image.shape[-1], *image.shape[-3:-1])
             out = jax.lax.conv_general_dilated(flat, layer.weight, (1, 1), "VALID") + layer.bias
             parts.append(activation(out).reshape(*leading, -1))
@@ -167,6 +170,7 @@ def _checked(own: OwnNetwork, outputs: int, role: str) -> OwnNetwork:
 
     def apply(params, obs):
         out = own.apply(params, obs)
+        # A critic of one's own may leave out the last axis, which has length 1.
         if outputs == 1 and out.shape and out.shape[-1] != 1:
             out = out[..., None]
         if not out.shape or out.shape[-1] != outputs:

@@ -47,6 +47,7 @@ def make_head(space: spaces.Space, *, tanh: bool) -> Head:
             count,
             0,
             lambda out, std, mask: Categorical(mask_logits(out, mask)),
+            # The Gumbel-max trick: the argmax of logits plus this noise is a sample.
             lambda key, leading: jax.random.gumbel(key, (*leading, count)),
         )
     if isinstance(space, spaces.MultiDiscrete):
@@ -85,6 +86,7 @@ def _multi_discrete_head(space: spaces.MultiDiscrete) -> Head:
 
     def distribution(out, std, mask):
         masked = mask_logits(out, mask)
+        # Padded to the widest choice, so that one array holds all; a masked logit is never drawn.
         rows = [
             jnp.pad(
                 masked[..., start : start + size],
@@ -105,6 +107,7 @@ def _multi_discrete_head(space: spaces.MultiDiscrete) -> Head:
 
 def _product_head(space: spaces.Dict | spaces.Tuple, *, tanh: bool) -> Head:
     named = isinstance(space, spaces.Dict)
+    # In the order of a tree's leaves: JAX sorts the keys of a dict.
     parts = sorted(space.spaces.items()) if named else enumerate(space.spaces)
     heads = {key: make_head(part, tanh=tanh) for key, part in parts}
 
@@ -127,6 +130,7 @@ def _product_head(space: spaces.Dict | spaces.Tuple, *, tanh: bool) -> Head:
         )
 
     def noise(key, leading):
+        # By position: a key can be folded with a number, not with a name.
         order = {name: position for position, name in enumerate(heads)}
         return collect(
             lambda name, head, i, j: head.noise(jax.random.fold_in(key, order[name]), leading)

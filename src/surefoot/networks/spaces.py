@@ -83,9 +83,11 @@ def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
             for position, (size, start) in enumerate(zip(sizes, starts, strict=True)):
                 flat.append(jax.nn.one_hot(values[..., position] - int(start), int(size)))
         elif is_image(leaf_space):
+            # The default float, which is wider where JAX's x64 mode is on.
             images.append(leaf.astype(jnp.zeros(()).dtype))
         else:
             flat.append(leaf.reshape(*leading, -1).astype(jnp.zeros(()).dtype))
+    # `concatenate` refuses an empty list, and images alone still need a vector beside them.
     if not flat:
         flat.append(jnp.zeros((*leading, 0)))
     return jnp.concatenate(flat, axis=-1), images
@@ -157,6 +159,7 @@ def _sent(space: spaces.Space, action: Any, *, affine: bool, tanh: bool) -> Any:
     if (affine or tanh) and has_range(space):
         shaped = low + (jnp.clip(shaped, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
     if jnp.issubdtype(space.dtype, jnp.integer):
+        # A cast alone would cut towards zero.
         shaped = jnp.round(shaped)
     return jnp.clip(shaped, low, high).astype(low.dtype)
 

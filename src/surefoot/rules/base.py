@@ -87,6 +87,7 @@ def descending(
             losses,
             params,
             state["adam"],
+            # Minibatches take rows of every leaf, and the scale of returns has none.
             (data._replace(return_scale=None), old),
             key,
             learning_rate=learning_rate,

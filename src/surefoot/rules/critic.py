@@ -59,6 +59,7 @@ def fit_critic(
         lambda params, rows: (losses(params, rows), rows.weights),
         params,
         state["adam"],
+        # Minibatches take rows of every leaf, and the scale of returns has none.
         batch._replace(return_scale=None),
         key,
         learning_rate=learning_rate,

@@ -114,6 +114,7 @@ class MinibatchAdam(NamedTuple):
             (new, new_state), traces = jax.lax.scan(step, (flat, state), parts)
             if stop is None:
                 return (new, new_state, stopped), (*traces, jnp.array(True))
+            # A scan has a fixed length: epochs after the stop are computed and thrown away.
             flat, state = jax.tree.map(
                 lambda old, new: jnp.where(stopped, old, new), (flat, state), (new, new_state)
             )
@@ -123,6 +124,7 @@ class MinibatchAdam(NamedTuple):
         (flat, state, _), (means, norms, ran) = jax.lax.scan(
             epoch, (start, state, jnp.array(False)), keys
         )
+        # Never zero by zero: the first epoch always counts.
         share = ran / jnp.sum(ran)
         descent = Descent(jnp.mean(means, 1) @ share, jnp.mean(norms, 1) @ share, jnp.sum(ran))
         return unravel(flat), state, descent

@@ -47,6 +47,7 @@ def ppo_kl(
         kl_coef = adapt_kl_coef(
             state["kl_coef"], mean_kl(old, new, batch.weights), target_kl=config.target_kl
         )
+        # The weight that this update used, not the one for the next.
         info |= {"update/kl_coef": state["kl_coef"]}
         return new_params, {**new_state, "kl_coef": kl_coef}, info
 
@@ -69,6 +70,7 @@ def ppo(
         ratio = likelihood_ratio(new.log_prob(rows.actions), rows.old_log_probs)
         return clipped_gains(ratio, rows.advantages, clip_eps=config.clip_eps)
 
+    # The factor 1.5 is that of Spinning Up and Stable-Baselines3.
     stop_kl = None if is_off(config.target_kl) else 1.5 * config.target_kl
     return descending(
         config,

@@ -122,6 +122,7 @@ class AllRows:
     ) -> Int[Array, "minibatch row"]:
         """See `Rows`."""
         size, count = minibatch_size(num_rows, count)
+        # A single minibatch has the same mean in any order, so that nothing is sorted for it.
         order = random_order(key, (1, num_rows)) if count > 1 else jnp.arange(num_rows)[None]
         return order[0, : count * size].reshape(count, size)
 

@@ -51,6 +51,7 @@ def trpo(
             backtrack_coeff=config.backtrack_coeff,
             max_backtracks=config.max_backtracks,
         )
+        # Not by a fraction of 0: that times a step that is not finite would be NaN.
         new_params = jax.tree.map(
             lambda new, old: jnp.where(step.accepted, new, old), at(step.fraction), params
         )

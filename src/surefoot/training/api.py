@@ -275,6 +275,7 @@ def _resume(
     """Continue a run, with `settings` in the place of its own if they are given."""
     directory = RunDirectory(Path(path))
     config = directory.config  # raises if it is no run at all
+    # Before a checkpoint is chosen: another process may still be writing newer ones.
     lock(directory.path)
     try:
         elsewhere = resources.env_workers is not None
@@ -290,11 +291,13 @@ def _resume(
         with contextlib.ExitStack() as undo:
             undo.callback(envs.close)
             if settings is not None:
+                # Only now is it known that the stored arrays fit the new settings.
                 directory.write("config.json", dump(config | settings.to_dict()))
             if run.finished:
                 return run
             placement = resources.place(run.settings)
             _warn_of_changes(config, directory, placement.count)
+            # Rows behind the checkpoint are of iterations that are about to be done again.
             run = replace(run, rows=directory.trim(run.iteration, run.env_steps))
             undo.pop_all()  # from here on the trainer closes them
         return Trainer(run, envs, callback, placement, resources).train()
@@ -358,6 +361,7 @@ def _check_settings(directory: RunDirectory, settings: Settings, override: Seque
     refused = [
         f"{name} is {shown(there)} there and {shown(here)} here"
         for name, (there, here) in found.items()
+        # The dot keeps `steps` from matching `num_steps`.
         if not any(f".{name}".endswith(f".{key}") for key in override)
     ]
     if refused:

@@ -84,6 +84,7 @@ class Loop:
 
     def advance(self) -> None:
         """Train one chunk; evaluate, log and store where due."""
+        # Only after an update is it known to be in trouble, and a probe needs the state before it.
         self._before = self._point()
         rows = self.run.advance(*self._stepper.advance(self.run.state))
         try:
@@ -131,7 +132,10 @@ class Loop:
             if raised:
                 row["warnings"] = " ".join(raised)
             if run.directory:
+                # Before anything below can raise, so that the file shows the row that ended the
+                # run.
                 run.directory.append(row)
+            # In this order, so that the callback sees every row even after it has asked to stop.
             stop = bool(self._callback.on_row(run, row)) or stop
             if row["update/refusals"] >= run.settings.train.max_refusals:
                 self._give_up(row)
@@ -144,6 +148,7 @@ class Loop:
         """End a run whose updates are not finite."""
         limit, kept = self.run.settings.train.max_refusals, ""
         if self.run.directory or self.ranks.count > 1:
+            # All ranks take part in gathering it, also those without a directory.
             rollout = self._stepper.last_rollout(self.run.state)
             if self.run.directory:
                 kept = record_batch(self.run, rollout, row)
@@ -163,6 +168,8 @@ class Loop:
     def _store(self) -> None:
         """Write a checkpoint where one is scheduled."""
         run, due = self.run, self._is_due(self._plan.checkpoint_every)
+        # Before it is stored: a checkpoint is exact only if it holds what the run itself goes on
+        # with.
         if due and self._resets:
             run.set_state(without_open_episodes(run.state))
         if due:

@@ -26,6 +26,8 @@ def memory_left() -> int | None:
     if stats and "bytes_limit" in stats:
         return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
     try:
+        # MemAvailable and not MemFree, because the kernel gives up its caches when asked for
+        # memory.
         lines = Path("/proc/meminfo").read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):

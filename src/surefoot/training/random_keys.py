@@ -15,6 +15,7 @@ from jaxtyping import Array, Key, PyTree
 class Purpose(IntEnum):
     """What a key is for; part of every key of a run."""
 
+    # The numbers are part of every key: another one would change the results of all runs.
     INIT = 0
     RESET = 1
     ACTION = 2

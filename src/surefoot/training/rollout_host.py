@@ -55,12 +55,14 @@ def assemble(fragments: list[Fragment], train: Train) -> HostRollout:
     """Fragments of all environments, in order, as one rollout; its time is the slowest's."""
     rows = fragments[0].rows
     if len(fragments) > 1:
+        # A fragment's `final_rows` has no axis of environments to be joined along.
         several = [each.rows._replace(final_rows=None) for each in fragments]
         rows = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *several)
     final = [end for each in fragments for end in each.final]
     like = jax.tree.map(lambda row: row[0], rows.obs)
     final_obs, final_rows = _pad_final(final, like, train)
     ended = [end for each in fragments for end in each.ended]
+    # Fragments are collected at the same time: the slowest decides how long a rollout takes.
     slowest = max(fragments, key=lambda each: each.env_seconds + each.policy_seconds)
     return HostRollout(
         rows._replace(final_obs=final_obs, final_rows=final_rows),
@@ -107,6 +109,8 @@ class HostCollector:
         self._mine = slice(first, first + env.num_envs)
 
         def noise(key: Any, steps: int) -> PyTree:
+            # Drawn for the whole run and cut, so that no number depends on how environments are
+            # shared out.
             drawn = actor.network.noise(key, (steps, envs))
             return jax.tree.map(lambda leaf: leaf[:, self._mine], drawn)
 
@@ -179,12 +183,16 @@ class HostCollector:
         for t in range(steps):
             if t % self._block == 0:
                 drawn = self._draw(jax.random.fold_in(key, t))
+                # To the host once a block: indexing a JAX array at every step would be a dispatch
+                # each.
                 noise = [np.asarray(leaf) for leaf in jax.tree.leaves(drawn)]
             seen = [row[t] for row in obs_rows]
             now = [leaf[t % self._block] for leaf in noise]
             action, sent = self._act(leaves, obs_stats, seen, self._mask, now)
             _write(action_rows, t, action)
             _write(mask_rows, t, self._mask)
+            # This waits for the device, before the environments' clock starts: the wait is the
+            # policy's.
             sent = jax.tree.unflatten(sent_tree, [np.asarray(leaf) for leaf in sent])
             before = time.monotonic()
             step = self._env.step(sent)
@@ -199,6 +207,7 @@ class HostCollector:
             for index, obs in step.final_obs.items():
                 final.append((t, self._first + index, jax.tree.map(as_jax_dtype, obs)))
             infos.extend(step.final_infos.values())
+        # A copy, because a view would keep the whole rollout in memory.
         self._obs = jax.tree.map(lambda row: row[steps].copy(), rows.obs)
         log_probs = self._log_probs(policy, obs_stats, rows.obs, rows.action_mask, rows.actions)
         outside = self._count_outside(rows.obs)
@@ -227,11 +236,15 @@ class HostCollector:
         """Nothing of an episode whose environment raised at a step counts, or is learned from."""
         done = rows.terminated[:t, index] | rows.truncated[:t, index]
         begun = int(np.flatnonzero(done)[-1]) + 1 if np.any(done) else 0
+        # These are the host's arrays, of which `asarray` makes no copy: the rollout itself is
+        # changed.
         valid, ended = np.asarray(rows.valid), np.asarray(rows.terminated)
+        # Terminated, so that no advantage crosses into the episode that follows.
         valid[begun : t + 1, index], ended[t, index] = False, True
         self._returns[index], self._lengths[index] = 0.0, 0
 
     def _count_outside(self, obs: PyTree) -> int:
+        # But for a reset, row 0 is the last row of the rollout before, where it was counted.
         count, first = self._env.count_outside(jax.tree.map(lambda leaf: leaf[1:], obs))
         if count and not self._told_outside:
             self._told_outside = True
@@ -278,6 +291,7 @@ def _empty_rollout(steps: int, envs: int, obs: PyTree, action: PyTree, mask: PyT
     """Empty arrays for a rollout, shaped like one step's."""
 
     def rows_of(count: int, tree: PyTree) -> PyTree:
+        # Not zeros: every row is written before it is read.
         return jax.tree.map(lambda leaf: np.empty((count, *leaf.shape), leaf.dtype), tree)
 
     return Rollout(

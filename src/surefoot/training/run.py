@@ -195,6 +195,7 @@ def begin(
     try:
         network = build(opened.spec, settings.network, own.policy, own.critic)
         learner = Learner(settings, opened.spec, network, source.jax_env)
+        # Traced first: shapes are known before any memory is taken.
         start = jax.jit(learner.init).trace(np.int32(train.seed))
         check_size(start.out_info, f"{settings.env}'s run")
         state = start.lower().compile()(np.int32(train.seed))

@@ -124,6 +124,8 @@ class HostStepper:
             lens, looked = self._look(state, rollout, self._traced)
             state = state._replace(lens=lens)
         state, metrics = self._learn(state, rollout, episodes, self._traced)
+        # One transfer for all figures; it waits for the update, so that the clock below includes
+        # it.
         metrics = jax.device_get(looked | metrics)
         compiling = self._learn.seconds + self._look.seconds - compiled
         now = time.monotonic()
@@ -264,6 +266,7 @@ def chunk_of(learner: Learner, chunk: int) -> Callable[..., tuple[LoopState, dic
 
     def run(state, count, traced):
         shapes = jax.eval_shape(learner.iterate, state, traced)[1]
+        # Both branches of a cond must have the same shapes; these rows are never read.
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def step(state, index):

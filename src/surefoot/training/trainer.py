@@ -103,6 +103,7 @@ class Trainer(NamedTuple):
         """
         run, ranks = self.run, self.resources.ranks
         with contextlib.ExitStack() as closing:
+            # An ExitStack closes in reverse: the lock goes last, when nothing writes any more.
             closing.callback(_unlock, run)
             closing.callback(self.envs.close)
             collector = self._env_actors(closing)
