@@ -67,6 +67,7 @@ def gradient_noise(
 
     zero = jnp.zeros(())
     start = (jnp.zeros_like(flat), zero, jnp.int32(0), zero)
+    # One after another: the gradients of all groups at once would take that many times the memory.
     (total, squares, used, weights), _ = jax.lax.scan(add, start, jnp.arange(count))
     per_row = 1.0 / jnp.where(weights > 0, weights, 1.0)
     return _noise_of(squares * per_row, jnp.sum((total * per_row) ** 2), weights, used)

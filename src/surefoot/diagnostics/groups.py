@@ -64,6 +64,7 @@ def sum_by_group(
 ) -> GroupSums:
     """Weighted sums of each group's rows; a row of weight 0 adds nothing, whatever its value."""
     flat = weights.reshape(-1).astype(values.dtype)
+    # Chosen before it is weighted, because NaN times a weight of 0 is NaN.
     rows = jnp.where(flat > 0, values.reshape(-1), 0.0) * flat
     index = groups.reshape(-1)
     return GroupSums(
@@ -121,5 +122,6 @@ def combine(
     part_a, part_b = weight_a**2 * a.variance, weight_b**2 * b.variance
     variance = part_a + part_b
     spread = part_a**2 / a.freedom + part_b**2 / b.freedom
+    # The inner choice keeps the branch that is not taken from dividing by zero.
     freedom = jnp.where(spread > 0, variance**2 / jnp.where(spread > 0, spread, 1.0), a.freedom)
     return Estimate(weight_a * a.mean + weight_b * b.mean, variance, freedom)

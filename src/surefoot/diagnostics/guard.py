@@ -87,6 +87,7 @@ def _remember(
 ) -> tuple[Float[Array, " update"], Int[Array, ""]]:
     """The last promises with one more, and how many in a row are known."""
     found = jnp.isfinite(newest)
+    # An unknown promise resets the count, so that the 0 in its place is never averaged.
     promises = jnp.concatenate([promises[1:], jnp.where(found, newest, 0.0)[None]])
     return promises, jnp.where(found, known + 1, 0)
 
@@ -125,10 +126,12 @@ def fraction_inside(
 
     def outside(carry: Any) -> Bool[Array, ""]:
         _, found, trials = carry
+        # Not `found > 1`, which would let a NaN pass as inside.
         return ~(found <= 1.0) & (trials < MAX_TRIALS)
 
     def backtrack(carry: Any) -> Any:
         fraction, found, trials = carry
+        # KL is taken for quadratic in the step; 0.98 leaves room for that model's error.
         by_model = jnp.where(jnp.isfinite(found), 0.98 / jnp.sqrt(found), BACKTRACK)
         factor = jnp.where(trials == 0, jnp.clip(by_model, 1e-4, 0.98), BACKTRACK)
         return fraction * factor, excess(fraction * factor), trials + 1

@@ -130,6 +130,7 @@ def noise_metrics(
     rows: Rows,
 ) -> dict[str, Array]:
     """How much of the batch's gradient is noise."""
+    # Over the whole batch: a mean of each group's own would hide how the groups differ.
     centred = batch.advantages - weighted_mean(batch.advantages, batch.weights)
     batch = batch._replace(advantages=centred)
     width = layout.envs_in_part

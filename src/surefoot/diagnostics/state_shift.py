@@ -143,7 +143,9 @@ def _expand(
     mean = jax.vmap(weighted_mean, (1, None))(features, weights)
     centred = features - mean
     spread = jnp.sqrt(jax.vmap(weighted_mean, (1, None))(centred**2, weights))
+    # A feature that hardly varied in the fitted rows may be huge in the judged ones.
     scaled = jnp.clip(centred / jnp.where(spread > 1e-6, spread, 1.0), -5.0, 5.0)
+    # Over the root of their number, so that the waves' arguments do not grow with the features.
     waves = jnp.sin(scaled @ random / jnp.sqrt(jnp.asarray(random.shape[0], random.dtype)))
     own = [scaled] if features.shape[1] <= WIDTH else []
     return jnp.concatenate([*own, waves, jnp.ones((len(features), 1))], axis=1)

@@ -46,9 +46,11 @@ def scale_rewards(
     rows: Rows,
 ) -> tuple[Float[Array, "time env"], RunningStats, Float[Array, " env"], Float[Array, ""]]:
     """Rewards over the running std of the discounted return, this rollout's rewards included."""
+    # A row that is not valid may hold a NaN, which would stay in the running statistics.
     rewards = jnp.where(rollout.valid, rollout.rewards, 0.0)
     ended = rollout.terminated | rollout.truncated
     totals, so_far = discounted_returns(rewards, so_far, ended, gamma=settings.train.gamma)
+    # Of the return and not of the reward: its scale is that of what the critic predicts.
     totals, valid = rows.flatten((totals, rollout.valid))
     stats = merge_stats(stats, totals, valid.astype(totals.dtype))
     if not settings.train.return_norm:
@@ -186,6 +188,7 @@ def fresh_explained_variance(
     The returns are the rewards themselves, to the end of the episode or of the rollout; V stands
     only for what comes after a rollout's end or a time limit.
     """
+    # At lambda 1 the values between cancel and the rewards alone remain.
     monte_carlo = _advantages(settings, rollout, rewards, values, 1.0)
     here, monte_carlo, valid = rows.flatten((values[0], monte_carlo, rollout.valid))
     return explained_variance(here, here + monte_carlo, valid.astype(monte_carlo.dtype))

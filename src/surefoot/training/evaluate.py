@@ -63,6 +63,7 @@ def _evaluate_host(
     draw = jax.jit(lambda key: actor.network.noise(key, (env.num_envs,)))
     obs, mask = env.reset(env_seeds(seed, 0, env.num_envs, Purpose.EVALUATION))
     key = run_key(seed, 0, Purpose.EVALUATION)
+    # Fixed shares: taking the first episodes to end would favour short ones.
     share = np.full(env.num_envs, episodes // env.num_envs)
     share[: episodes % env.num_envs] += 1
     totals, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
@@ -140,6 +141,7 @@ def _play(
         keys = jax.random.split(jax.random.fold_in(step_key, t), episodes)
         step = jax.vmap(env.step)(jax.vmap(env.draw)(keys), state, sent)
         returns = returns + jnp.where(running, step.reward, 0.0)
+        # Environments that are done go on stepping, and only running ones are counted.
         lengths = lengths + running
         running = running & ~(step.terminated | step.truncated)
         return t + 1, step.state, step.obs, running, returns, lengths

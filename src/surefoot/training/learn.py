@@ -54,6 +54,7 @@ def learn(parts: Parts, state: LearnState, rollout: Rollout) -> tuple[LearnState
     # The rewards count too: an infinite one is clipped to an ordinary one.
     new, old = (params, rule, critic), (state.params, state.rule, state.critic)
     finite = _all_finite((new, jnp.where(rollout.valid, rollout.rewards, 0.0)))
+    # By selection and not by a product, in which NaN times zero would stay NaN.
     params, rule, critic = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
     return_stats, returns_so_far = totals
@@ -62,6 +63,7 @@ def learn(parts: Parts, state: LearnState, rollout: Rollout) -> tuple[LearnState
         params=params,
         rule=rule,
         critic=critic,
+        # Only for the next rollout: this update must read what the acting policy read.
         obs_stats=merge_obs_stats(state.obs_stats, *rows.flatten((obs, rollout.valid))),
         return_stats=return_stats,
         returns_so_far=returns_so_far,

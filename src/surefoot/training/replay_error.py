@@ -78,6 +78,7 @@ def _statistics(tree: Any) -> dict[str, Any]:
     finite = values[np.isfinite(values)]
     found: dict[str, Any] = {"count": len(values), "not_finite": len(values) - len(finite)}
     if len(finite):
+        # Of the finite values alone, because the file is JSON without NaN or infinity.
         found |= {"smallest": finite.min(), "mean": finite.mean(), "largest": finite.max()}
     return found
 
@@ -107,11 +108,13 @@ def replay(
             f"{path}: {source.env_id} cannot be stepped alone; give a function that makes one "
             "environment"
         )
+    # A restart would hide the very error that is looked for.
     limits = EnvLimits.from_settings(settings.train)._replace(restarts=0)
     steps = len(next(iter(record.actions.values()), ()))
     show(f"environment {record.index} of {source.env_id}: reset(seed={record.seed})")
     show(f"repeating {steps} steps")
     error, done = _repeat(source, record, steps, limits)
+    # The same error at an earlier step is another one.
     if error is not None and (error.name, done) == (record.name, steps):
         return error
     instead = f"another error: {error}" if error else "no error"

@@ -93,6 +93,7 @@ def collect_jax(
 def _as_rollout(taken: Any, last_obs: PyTree, rows: Rows) -> Rollout:
     """The steps that were taken, stacked, as a rollout."""
     obs, actions, masks, log_probs, step, *_ = taken
+    # A terminal state has no value, so that termination wins where both are set.
     truncated = step.truncated & ~step.terminated
     gather = rows.per_part(_gather_final)
     final_rows, final_obs = gather(*rows.flatten((truncated, step.final_obs)))
@@ -115,5 +116,6 @@ def _gather_final(
 ) -> tuple[Int[Array, " row"], PyTree]:
     """The truncated rows of a block, numbered, in front of indices past its end; what they saw."""
     size = len(truncated)
+    # Shapes are static: there is room for every row to be truncated.
     (rows,) = jnp.nonzero(truncated, size=size, fill_value=size)
     return rows, jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), final_obs)

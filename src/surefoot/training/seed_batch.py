@@ -96,6 +96,7 @@ class SeedBatch:
         in_all = self._run.seconds + self._look.seconds
         compiling, self._compiled = in_all - self._compiled, in_all
 
+        # Out of arrays that the host already has: no dispatch for each figure of each run.
         def of(table: dict[str, Any], run: int) -> dict[str, Any]:
             return {name: values[run] for name, values in table.items()}
 
