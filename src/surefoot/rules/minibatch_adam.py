@@ -124,7 +124,7 @@ class MinibatchAdam(NamedTuple):
         (flat, state, _), (means, norms, ran) = jax.lax.scan(
             epoch, (start, state, jnp.array(False)), keys
         )
-        # Never zero by zero: the first epoch always counts.
+        # The sum is never zero, because the first epoch always counts.
         share = ran / jnp.sum(ran)
         descent = Descent(jnp.mean(means, 1) @ share, jnp.mean(norms, 1) @ share, jnp.sum(ran))
         return unravel(flat), state, descent
