@@ -360,6 +360,9 @@ def test_own_networks_take_the_places_of_both():
         policy = network.policy(params["policy"], Inputs(obs, None))
         np.testing.assert_allclose(policy.logits, obs @ jnp.ones((5, 3)), rtol=1e-6)
         assert network.value(params, Inputs(obs, None)).shape == (4,)
+        for leading in ((3, 1), (1,), (1, 1), (3, 2)):  # one environment, one row
+            several = Inputs(observations(VECTOR, leading), None)
+            assert network.value(params, several).shape == leading
 
 
 def test_an_own_network_of_another_output_size_is_refused_with_both_sizes():

@@ -165,13 +165,15 @@ def _network(
     return OwnNetwork(init, apply)
 
 
-def _checked(own: OwnNetwork, outputs: int, role: str) -> OwnNetwork:
+def _checked(own: OwnNetwork, outputs: int, role: str, space: spaces.Space) -> OwnNetwork:
     """A user's network whose outputs are refused where they are of another shape."""
 
     def apply(params, obs):
         out = own.apply(params, obs)
-        # A critic of one's own may leave out the last axis, which has length 1.
-        if outputs == 1 and out.shape and out.shape[-1] != 1:
+        # A critic of one's own may leave out the last axis, which has length 1. Its shape alone
+        # does not tell: with one environment, the axis of environments has length 1 too.
+        rows = jax.tree.leaves(obs)[0].ndim - jax.tree.leaves(example_obs(space))[0].ndim
+        if outputs == 1 and out.ndim == rows:
             out = out[..., None]
         if not out.shape or out.shape[-1] != outputs:
             shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
@@ -217,12 +219,12 @@ def build(
     widths = list(config.hidden)
     critic_widths = widths if shared else list(config.critic_hidden or widths)
     policy_net = (
-        _checked(own_policy, head.size, "policy")
+        _checked(own_policy, head.size, "policy", space)
         if own_policy
         else _network(space, widths, head.size, config, head_gain=config.head_scale)
     )
     critic_net = (
-        _checked(own_critic, 1, "critic")
+        _checked(own_critic, 1, "critic", space)
         if own_critic
         else _network(space, critic_widths, 1, config, head_gain=1.0)
     )
