@@ -60,6 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing a usage text."""
+        # argparse passes its errors on as text alone.
         choice = re.search(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             where, word, choices = choice.groups()
@@ -76,6 +77,7 @@ def whole(text: str) -> int:
     try:
         number = float(text)
         if number.is_integer():
+            # Digits are not read through a float, which is exact up to 2^53 only.
             return int(text) if text.lstrip("+-").isdigit() else int(number)
     except (ValueError, OverflowError):
         pass
@@ -99,6 +101,7 @@ def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[
     many = str(kind).startswith("tuple")
     item = str if "str" in str(kind) or kind is str else number if kind is float else whole
     metavar = {str: "NAME", number: "X", whole: "N"}[item]
+    # No default for argparse: a flag that is not given leaves the value of the preset.
     group.add_argument(
         f"--{flag}",
         dest=dest,
@@ -186,6 +189,7 @@ def refuse_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
     """
     if not extra:
         return
+    # argparse has no public list of the flags.
     flags = [s for action in parser._actions for s in action.option_strings if s.startswith("--")]
     word = extra[0]
     if not word.startswith("-"):

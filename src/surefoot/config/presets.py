@@ -193,6 +193,7 @@ def preset(
     rule_name = known_rule(rule if isinstance(rule, str) else rule.name)
     tables = _tables(name, env, rule_name, shared_only=shared_only)
     of_rule = limits_of(RULES[rule_name])
+    # The table of "plain" is for all rules, each of which has some of its settings.
     table = {key: value for key, value in tables.get("rule", {}).items() if key in of_rule}
     return Groups(
         RULES[rule_name](**table),

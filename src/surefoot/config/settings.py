@@ -464,6 +464,7 @@ def check_together(settings: Settings) -> None:
     counts = {"num_minibatches": getattr(rule, "num_minibatches", 1)}
     if not critic.joint:
         counts["critic num_minibatches"] = critic.num_minibatches
+    # A minibatch has equal shares of all blocks, so minibatches must divide one block.
     rows = settings.batch_size // train.blocks
     for name, count in counts.items():
         if rows % count:

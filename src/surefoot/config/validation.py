@@ -15,6 +15,7 @@ Group = TypeVar("Group")
 
 
 def _exact(bound: float) -> str:
+    # `g` keeps six digits, too few for a bound such as 2^31 - 1.
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
@@ -119,6 +120,7 @@ def changed(group: Group, table: Mapping[str, Any]) -> Group:
 
 def with_arrays(group: Group, arrays: Mapping[str, Any]) -> Group:
     """A copy whose fields of these names are arrays, traced ones among them, and not checked."""
+    # Not `replace`, which would check the values: a traced array cannot be compared.
     made = copy.copy(group)
     for name, array in arrays.items():
         object.__setattr__(made, name, array)
@@ -164,6 +166,7 @@ def coerce(value: Any, template: Any, where: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if template is bool and isinstance(value, bool):
         return value
+    # `float` raises an OverflowError for an integer so large.
     if number and abs(value) > sys.float_info.max:
         value = math.inf if value > 0 else -math.inf
     if template is int and number and float(value).is_integer():

@@ -52,6 +52,7 @@ class ActionLog:
             self._packed.append(block)
             self._bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(block))
         else:
+            # Dropped whole: actions without those before them reproduce nothing.
             self._packed = []
         self._recent = []
 
@@ -67,6 +68,7 @@ class ActionLog:
     def history(self, index: int) -> EnvHistory | None:
         """The history of one environment; None if the log was dropped."""
         steps = self.steps
+        # An error of a reset needs no actions, so it has a history even if the log was dropped.
         if steps == self._since[index]:
             return EnvHistory(index, self.seeds[index], ())
         if self._recent:

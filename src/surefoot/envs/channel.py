@@ -34,6 +34,7 @@ class Channel:
     def __init__(self, end: socket.socket, *, busy_seconds: float, alive: Callable[[], bool]):
         end.setblocking(True)  # whatever default timeout the user's program has set
         self._socket, self._busy_seconds, self._alive = end, busy_seconds, alive
+        # A descriptor of its own, since the socket and the connection each close theirs.
         self._connection = Connection(os.dup(end.fileno()))
         self._sleeping_waits = 0
         self._poll = select.poll()
@@ -80,8 +81,10 @@ class Channel:
                 try:
                     return self._socket.recv(1, socket.MSG_DONTWAIT)
                 except BlockingIOError:
+                    # As fast as a plain loop on idle cores, and far less in the way on busy ones.
                     os.sched_yield()
             self._sleeping_waits = SLEEPING_WAITS
+        # The end of the socket is not enough: a fork of the other process may hold it open.
         while not self._poll.poll(1000):
             if not self._alive():
                 return b""

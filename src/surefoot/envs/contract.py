@@ -76,14 +76,17 @@ class ObsContract:
             raise EnvContractError(f"{where} has shape {array.shape}, its space has {shape}")
         if space.dtype.kind in "iu":
             if array.dtype.kind == "f":
+                # NaN differs from its own floor; infinities fail the range below.
                 self._refuse(array != np.floor(array), array, where, "not a whole number")
             low, high, name = _integer_range(space)
             self._refuse((array < low) | (array > high), array, where, f"outside {name}")
         if array.dtype == space.dtype:
             return array
+        # An overflow is refused below, with its place, which a warning of NumPy lacks.
         with np.errstate(all="ignore"):
             cast = array.astype(space.dtype)
         if cast.dtype.kind == "f":
+            # Values that were not finite before are left to `check_finite`.
             lost = np.isfinite(array) & ~np.isfinite(cast)
             self._refuse(lost, array, where, f"outside the range of {cast.dtype}")
             loses = array.dtype.kind == "f" and array.dtype.itemsize > cast.dtype.itemsize
@@ -163,6 +166,8 @@ def _is_scalar(value: Any) -> bool:
 def all_finite(values: np.ndarray) -> bool:
     """Whether a batch is certainly finite in float32; one product, half a microsecond."""
     flat = values if values.ndim == 1 else values.ravel()
+    # NaN and infinity survive a sum of squares. Large finite values may exceed the bound as well:
+    # they are then looked at one by one.
     return flat.dot(flat) < FLOAT32_MAX
 
 
@@ -175,6 +180,7 @@ def check_finite(values: Any, where: str, index: int | None = None) -> None:
         for key, part in values.items() if isinstance(values, dict) else enumerate(values):
             check_finite(part, f"{where}[{key!r}]", index)
     elif isinstance(values, np.ndarray) and values.dtype.kind == "f" and not all_finite(values):
+        # Negated, so that NaN, for which no comparison holds, is found too.
         wrong = np.argwhere(~(np.abs(values) <= FLOAT32_MAX)).tolist()
         if wrong:
             row, rest = (wrong[0][0], wrong[0][1:]) if index is None else (index, wrong[0])

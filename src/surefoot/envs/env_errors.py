@@ -34,6 +34,7 @@ def attributed(error: BaseException, index: int) -> BaseException:
         error.args = (f"environment {index}",)
     elif isinstance(error, EnvContractError):
         error.index = index
+    # SystemExit would end the run without a word; KeyboardInterrupt is the user's and passes.
     elif isinstance(error, Exception | SystemExit) and not isinstance(error, SurefootError):
         if hint := _old_interface(error):
             return EnvContractError(hint, index=index)

@@ -27,6 +27,7 @@ class EnvPoolVector(VectorEnv):
     def __init__(self, name: str, num_envs: int, kwargs: Mapping[str, Any]):
         self._name, self._kwargs, self._pool = name, dict(kwargs), None
         self.num_envs = num_envs
+        # Only to read the spaces: the first seeded reset makes another one.
         pool = self._make(range(num_envs))
         self.single_observation_space = pool.single_observation_space
         self.single_action_space = pool.single_action_space
@@ -38,6 +39,7 @@ class EnvPoolVector(VectorEnv):
     def _make(self, seeds: Sequence[int]) -> Any:
         import envpool
 
+        # The threads of the old pool would compete with those of the new one.
         self.close_extras()
         threads = _threads(self.num_envs, self._kwargs.get("num_threads", 0))
         with warnings.catch_warnings():

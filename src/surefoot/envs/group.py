@@ -120,11 +120,13 @@ class EnvGroup:
         for number, env, seed in zip(self._rows, self.envs, seeds, strict=True):
             try:
                 obs, info = self._reset(env, seed)
+            # An environment that calls `sys.exit`, or hangs, is named as well.
             except BaseException as error:
                 raise attributed(error, number) from error
             observations.append(obs)
             if info:
                 infos[number] = info
+        # Into the same arrays each time: other processes may map them.
         concatenate(self.spaces[0], observations, self.results.obs)
         return self.results.obs, infos
 
@@ -172,6 +174,8 @@ class EnvGroup:
         """Replace an environment that raised by another, at the start of an episode."""
         close_envs([self.envs[i]])
         self._restarts += 1
+        # Not the old seed, which may lead to the same error again; not a random one, so that a run
+        # can be repeated.
         words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)
         seed = int(words[0]) & 0x7FFFFFFF
         try:
@@ -181,6 +185,7 @@ class EnvGroup:
             obs, info = self._reset(self.envs[i], seed)
         except BaseException as again:
             raise attributed(again, self._rows[i]) from again
+        # An automatic reset that raises comes after the results of its step were written.
         self.results.rewards[i] = 0.0
         self.results.terminated[i] = self.results.truncated[i] = False
         return obs, {"restarted": str(error), "seed": seed} | info
@@ -231,4 +236,5 @@ def scalars(info: dict[str, Any]) -> dict[str, float]:
 
 
 def _mask_of(info: dict[str, Any]) -> dict[str, Any]:
+    # Nothing else is read before an episode ends, and all of it would have to be pickled.
     return {"action_mask": info["action_mask"]} if "action_mask" in info else {}

@@ -48,6 +48,7 @@ def _import(module_name: str, env_id: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        # The module exists and lacks a package of its own, which this error names.
         if error.name is not None and not module_name.startswith(error.name):
             raise
         raise ConfigError(
@@ -92,6 +93,7 @@ def _make(spec: EnvSpec, env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.E
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise _missing_extra(env_id, error) from error
     except TypeError as error:
+        # Without arguments of the user's it is an error in the environment's own code.
         if not env_kwargs:
             raise
         raise ConfigError(f"{env_id}: env_kwargs {env_kwargs}: {error}") from error

@@ -32,6 +32,7 @@ def find_gymnax(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
             name="UNKNOWN-ENV",
         )
     env, params = gymnax.make(name, **env_kwargs)
+    # The number of values that a step returns shows the version; only traced, at no cost.
     shape = jax.eval_shape(
         lambda key: env.step(key, env.reset(key, params)[1], env.action_space(params).sample(key)),
         jax.random.key(0),
@@ -61,6 +62,7 @@ def from_gymnax(env: Any, params: Any, env_id: str) -> JaxEnv:
 
     def step(key, state, action):
         obs, state, reward, terminated, truncated, info = env.step(key, state, action, params)
+        # A true end at the time limit is an end: no value follows it.
         truncated, final_obs = truncated & ~terminated, info["final_observation"]
         return JaxStep(state, obs, reward, terminated, truncated, final_obs)
 

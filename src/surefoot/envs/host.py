@@ -128,6 +128,7 @@ class HostEnv:
                 that allows nothing.
         """
         actions = own_dtype(self.spec.action_space, actions)
+        # Before the step, so that the history of an error includes the action that caused it.
         self._log.add(actions)
         return self._guarded(self._step, actions)
 
@@ -157,6 +158,7 @@ class HostEnv:
         self._timeout.started = time.monotonic()
         try:
             return call(*arguments)
+        # Not every BaseException: Ctrl-C is no error of an environment.
         except (Exception, StepTimeoutError) as error:
             named = self._named(error)
             if named is error:
@@ -199,6 +201,7 @@ class HostEnv:
         return HostStep(
             obs=step.obs,
             action_mask=self._mask(step.infos),
+            # The next step overwrites the arrays of this one.
             rewards=np.copy(step.rewards),
             terminated=np.copy(step.terminated),
             truncated=truncated,

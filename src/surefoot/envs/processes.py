@@ -24,6 +24,7 @@ TRIAL_SECONDS = 0.2
 def usable_cores() -> int:
     """Cores that this process may use, given its CPU affinity and its cgroup's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # A container's quota does not show in the affinity. "max", for none, is no number.
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(cores or 1, int(quota) // int(period)))
@@ -47,8 +48,10 @@ def saves_time(
     make: Callable[[], gymnasium.Env], processes: int, *, num_envs: int, steps: int
 ) -> bool:
     """Whether several processes save more time than they cost; no if this is one of several."""
+    # A child process shares the cores with its siblings, so it takes no more of them.
     if processes == 1 or multiprocessing.parent_process() is not None:
         return False
+    # A step waits for the largest share; the time of all other environments is saved.
     elsewhere = num_envs - math.ceil(num_envs / processes)
     saved = elsewhere * step_seconds(make) - HANDOVER_SECONDS
     return saved * steps / num_envs > START_SECONDS
@@ -58,6 +61,7 @@ def step_seconds(make: Callable[[], gymnasium.Env]) -> float:
     """Median time of a step, from a short trial of one environment; 0 if the trial fails."""
     times: list[float] = []
     try:
+        # A throw-away one: the environments of the run must not have been stepped before.
         with contextlib.closing(make()) as env:
             env.reset(seed=0)
             env.action_space.seed(0)

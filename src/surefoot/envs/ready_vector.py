@@ -58,6 +58,7 @@ class ReadyVector:
             found[row] = found.get(row, {}) | {"final_obs": final_obs, "final_info": final_info}
         if self._mode is AutoresetMode.NEXT_STEP:
             self._resetting = done
+        # After the last observations were copied: the reset may write into the same arrays.
         if self._mode is AutoresetMode.DISABLED and done.any():
             obs, infos = self._vector.reset(options={"reset_mask": done})
             obs = self._contract(obs)

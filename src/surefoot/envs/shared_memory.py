@@ -42,9 +42,11 @@ class SharedBuffers:
         def measure(leaf: np.ndarray) -> None:
             nonlocal size
             offsets.append(size)
+            # At least one byte, since an empty file cannot be mapped.
             size += -(-max(leaf.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
 
         map_arrays(measure, local)
+        # All processes compute the same size, so it does not matter which of them is first.
         os.ftruncate(self.descriptor, size)
         memory, starts = mmap.mmap(self.descriptor, size), iter(offsets)
 
@@ -76,5 +78,6 @@ def copy_into(target: Any, values: Any) -> None:
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("surefoot")
+    # Without memfd, as on macOS, a deleted file also lives as long as its descriptors.
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -75,6 +75,7 @@ class EnvSource:
         """
         if self.jax_env is not None:
             return self.jax_env
+        # Imported late: every process that steps environments imports this module without JAX.
         from surefoot.envs.host import HostEnv
 
         restart = limits is not None and limits.restarts > 0
@@ -87,6 +88,7 @@ class EnvSource:
         try:
             return HostEnv(vector, self.env_id, seed=seed, limits=limits, given=given)
         except BaseException:
+            # The user's own vector stays open, to be used again.
             if self.reopens:
                 vector.close()
             raise

@@ -32,6 +32,7 @@ class StepTimeout:
         self.seconds, self._env_id = seconds, env_id
         self.started: float | None = None
         self._closed = threading.Event()
+        # Python sets and runs signal handlers in the main thread only.
         in_main = threading.current_thread() is threading.main_thread()
         # A handler other than the default is the program's own, which needs the signal.
         free = hasattr(signal, "SIGALRM") and signal.getsignal(signal.SIGALRM) in (
@@ -50,11 +51,14 @@ class StepTimeout:
         return f"did not respond within {self.seconds:g} s (env_timeout_s)"
 
     def _watch(self) -> None:
+        # A step exceeds its limit by at most a quarter of it, or by a second.
         while not self._closed.wait(min(1.0, self.seconds / 4)):
             started = self.started
             if started is None or time.monotonic() - started < self.seconds:
                 continue
+            # Before the signal: the handler raises only if this very step still runs.
             _overdue[self] = started
+            # To the thread, not the process, so that its system call is interrupted.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
             until = time.monotonic() + INTERRUPT_SECONDS
             while self.started == started and time.monotonic() < until:

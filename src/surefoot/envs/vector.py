@@ -20,6 +20,7 @@ class ProcessVector:
 
     def __init__(self, factory: EnvFactory, num_envs: int, processes: int):
         own, *others = _split(num_envs, processes)
+        # With fewer cores than processes, a busy wait would keep another one from its step.
         busy_seconds = BUSY_SECONDS if processes <= usable_cores() else 0.0
         self.num_envs, self._workers = num_envs, []
         with contextlib.closing(SharedBuffers()) as shared, contextlib.ExitStack() as undo:
@@ -27,6 +28,7 @@ class ProcessVector:
             for rows in others:
                 share = Share(factory, rows, num_envs)
                 self._workers.append(WorkerProcess(share, shared, busy_seconds=busy_seconds))
+            # After the others have started, so that all make their environments at the same time.
             self._group = group = EnvGroup(factory, own)
             undo.callback(group.close)
             self.spaces, self.time_limit = group.spaces, group.time_limit

@@ -58,8 +58,10 @@ class WorkerProcess:
         self.rows, self._env_id = share.rows, share.factory.env_id
         self._process_of = f"the process of environments {self.rows[0]} to {self.rows[-1]}"
         ours, theirs = socket.socketpair()
+        # Closed here after the start: else the death of the process would not end the socket.
         with theirs:
             descriptors = theirs.fileno(), shared.descriptor
+            # Assertions of environments are on, or off, in all processes alike.
             flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
             arguments = *map(str, descriptors), str(busy_seconds), *sys.path
             self._process = subprocess.Popen(
@@ -99,6 +101,7 @@ class WorkerProcess:
         return answer or {}
 
     def _lost(self) -> EnvCrashError:
+        # The socket ends a moment before the process does.
         how = "closed its channel"
         with contextlib.suppress(subprocess.TimeoutExpired):
             how = _describe_exit(self._process.wait(GRACE_SECONDS))
@@ -124,6 +127,7 @@ def end_workers(workers: Sequence[WorkerProcess]) -> None:
     """End processes, all at once."""
     for worker in workers:
         worker.hang_up()
+    # One deadline for all, so that many that hang take no longer than one.
     deadline = time.monotonic() + GRACE_SECONDS
     for worker in workers:
         worker.end(deadline)
@@ -148,11 +152,13 @@ def serve() -> None:
     descriptors, busy_seconds = [int(word) for word in sys.argv[1:3]], float(sys.argv[3])
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)  # by programs that environments start
+    # An orphan gets another parent, which shows the death of this one.
     trainer = os.getppid()
     end = socket.socket(fileno=descriptors[0])
     channel = Channel(end, busy_seconds=busy_seconds, alive=lambda: os.getppid() == trainer)
     try:
         _serve(channel, SharedBuffers(descriptors[1]))
+    # How the work ends: the trainer has hung up, or is gone.
     except ChannelClosedError:
         pass
     except BaseException as error:
@@ -179,5 +185,6 @@ def _sendable(error: BaseException) -> Exception:
     sent = error
     if not isinstance(sent, SurefootError):
         sent = crash_error("environments of another process", "making or stepping them", error)
+    # A traceback cannot be pickled, and text can.
     sent.add_note(traceback.format_exc())
     return sent

@@ -58,6 +58,8 @@ def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     mean_tv, mean_kl = (float((old.visits[seen] / H) @ rows[seen]) for rows in (tv, kl))
     # Total variation is the same from either side, so the smaller KL will do.
     max_kl = float(min(kl.max(), reverse_kl.max()))
+    # Coupled walks are together after t steps with probability at least (1 - alpha)^t; summed over
+    # all t with the discount, this is what remains below the line.
     coupled = 1.0 - gamma * (1.0 - alpha)
     path_kl = gamma * H * mean_kl
     visit_tv = min(np.sqrt(path_kl / 2), np.sqrt(-np.expm1(-path_kl)), gamma * H * mean_tv)
@@ -109,6 +111,7 @@ def _entropic_loss(old: SolvedPolicy, lift: Float[np.ndarray, " state"], cost: f
         losses = horizon / rates * (cost + terms)
         least = int(np.argmin(losses))
         found = min(found, float(losses[least]))
+        # A fourteenth of the width is two points of the grid to either side.
         middle, width = float(np.log(rates[least] * scale)), width / 14.0
     return found
 

@@ -67,6 +67,7 @@ def make_mdp(
     Raises:
         ConfigError: an invalid table; names the first bad row, its sum, and the remedy.
     """
+    # Copies: rows of terminal states are overwritten below.
     P, r = np.array(transitions, np.float64), np.array(rewards, np.float64)
     if P.ndim != 3 or P.shape[0] != P.shape[2] or 0 in P.shape:
         raise _wrong(name, f"transitions have shape {P.shape}", "give [state, action, state]")
@@ -75,6 +76,7 @@ def make_mdp(
     _check_shape(name, "terminal has", ends, (num_states,))
     if ends.all():
         raise _wrong(name, "every state is terminal", "leave at least one that is not")
+    # Before rows are checked: whatever a table says of terminal states is replaced.
     P[ends], P[ends, :, ends] = 0.0, 1.0
     _check_rows(name, "transitions", P, "scale each row P(. | state, action) to sum to 1")
     if r.shape == P.shape:
@@ -108,6 +110,7 @@ def _check_shape(name: str, what: str, array: np.ndarray, wanted: tuple[int, ...
 
 
 def _check_rows(name: str, what: str, rows: Float[np.ndarray, "..."], remedy: str) -> None:
+    # Negated, here and below, so that NaN counts as wrong.
     bad = ~(rows >= 0.0)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -156,6 +159,7 @@ def corridor(*, m: int = 4, B: float = 200.0, gamma: float = 0.95, stay: bool = 
 
 
 def _check_cost(name: str, B: float) -> None:
+    # Not `B < 0`: NaN must be refused too.
     if not B >= 0:
         raise _wrong(name, f"B is {B}", "give a cost of at least 0")
 

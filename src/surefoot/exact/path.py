@@ -88,6 +88,7 @@ class UpdatePath:
 
         The first crossing counts: the return may rise again later, which no surrogate foresees.
         """
+        # Every point is a dense solve, whose cost grows with the cube of the number of states.
         points = 240 if self.old.mdp.num_states <= 200 else 48
         fractions = np.geomspace(1e-6, self.end, points)
         promised = np.array([self.promised(a) for a in fractions])
@@ -112,6 +113,7 @@ class UpdatePath:
         found: Any = optimize.minimize_scalar(
             lambda a: -self.realised(a), bounds=around, method="bounded", options={"xatol": 1e-10}
         )
+        # Where the return has several tops the search may end below the best point of the grid.
         best = float(found.x) if -found.fun >= realised[top] else float(fractions[top])
         if realised[top] <= 0.0:
             best = 0.0

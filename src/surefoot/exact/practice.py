@@ -44,6 +44,8 @@ def table_batch(old: SolvedPolicy, *, rows: int | None = None, seed: int = 0) ->
         flat = rng.choice(weights.size, size=rows, p=weights / weights.sum())
         weights = np.ones(rows)
     states, actions = np.divmod(flat, old.mdp.num_actions)
+    # A row of an action ruled out weighs 0, but minus infinity less itself would make its ratio
+    # NaN.
     log_probs = np.log(np.maximum(old.policy[states, actions], 1e-300))
     return Batch(
         inputs=Inputs(jnp.asarray(states), None),
@@ -77,6 +79,7 @@ def training_update(
 
     def update(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
         nonlocal program, state, updates
+        # In float64 a difference from the exact rule is the training rule's own, not rounding.
         with jax.enable_x64(True):
             old, theta = start.old, jnp.asarray(start.theta)
             parts, count = getattr(config, "num_minibatches", 1), rows or old.policy.size

@@ -33,6 +33,7 @@ def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = N
     if name in BUILT_IN:
         return BUILT_IN[name](**_known(name, BUILT_IN[name], given))
     if family == "random":
+        # Without a colon there is no seed, and that is allowed; a colon needs one after it.
         if bool(colon) != seed.isdigit():
             raise ConfigError(f"{name}: the seed must be a number, as in random:3", name="MDP")
         return random_mdp(int(seed or 0), **_known(name, random_mdp, given))
@@ -45,6 +46,7 @@ def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = N
 
 def _known(name: str, family: Callable[..., MDP], given: dict[str, Any]) -> dict[str, Any]:
     """Check that the family takes every argument."""
+    # Without a default is only the seed of `random`, which is part of the name.
     known = [
         key
         for key, kind in inspect.signature(family).parameters.items()
@@ -59,6 +61,7 @@ def _known(name: str, family: Callable[..., MDP], given: dict[str, Any]) -> dict
 def _from_file(path: Path, gamma: float | None) -> MDP:
     """An MDP from the arrays `transitions`, `rewards` and optional `gamma`, `start`, `terminal`."""
     try:
+        # No pickles: a table from elsewhere must not be able to run code.
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except OSError as error:
@@ -118,6 +121,7 @@ def _from_table(
 
     Terminations in any other state lead to one extra terminal state.
     """
+    # An outcome of probability 0 must not make its state count as reached.
     rows = [
         (state, action, *outcome)
         for state, choices in table.items()
@@ -141,6 +145,7 @@ def _from_table(
     for state, action, probability, to, reward, done in rows:
         P[state, action, num_states if done and to not in ends else to] += probability
         rewards[state, action] += probability * reward
+    # Without an extra state no index is `num_states`, so it may always be listed.
     terminal = np.isin(np.arange(size), [*ends, num_states])
     first = np.append(start, 0.0) if extra else start
     return make_mdp(

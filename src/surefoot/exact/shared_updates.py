@@ -56,6 +56,7 @@ def constrained_parameters(start: StartingPoint, natural: np.ndarray, max_kl: fl
             options={"ftol": 1e-15, "maxiter": 500},
         )
         if np.isfinite(end.x).all():
+            # SLSQP satisfies its constraint only to a tolerance, and may end outside the radius.
             found.append(shortened(size * end.x))
     return theta + max(found, key=lambda step: gain(step)[0])
 
@@ -99,12 +100,15 @@ def clipped_parameters(
     ratio = policy / old.policy
     value = objective(ratio)
     while length > MIN_LOGIT_STEP:
+        # A step changes no difference of logits by more than `length`, and a ratio by that share of
+        # itself: twice as far no kink is missed.
         at_kink = (np.abs(ratio - edges) <= 2 * length * ratio) & (rows != 0)
         free = np.where(rows > 0, ratio < edges, ratio > edges) & ~at_kink
         slope = family.vjp(policy, np.where(free, rows, 0.0))
         if at_kink.any():
             slope = _along_kinks(slope, policy, features, np.where(at_kink, rows, 0.0))
         logits = features @ slope
+        # A shift of all logits of a state changes nothing, so their spread is the size of a step.
         push = float((logits.max(axis=1) - logits.min(axis=1)).max())
         trial = theta + (length / push if push > 0 else 0.0) * slope
         trial_policy = family.policy(trial)

@@ -102,6 +102,7 @@ def solve(mdp: MDP, policy: Policy) -> SolvedPolicy:
     largest = np.abs(advantages).max(axis=1, keepdims=True)
     rounding = 1e-13 * (1.0 + np.abs(q_values).max())
     advantages = np.where(mdp.terminal[:, None] | (largest <= rounding), 0.0, advantages)
+    # Rounding can take the visits of a state that is never reached below 0.
     visits = np.maximum(np.linalg.solve(system.T, mdp.start), 0.0)
     eta = float(mdp.start @ values)
     return SolvedPolicy(mdp, policy, values, q_values, advantages, visits, eta)

@@ -46,6 +46,7 @@ def penalized_policy(old: SolvedPolicy, kl_coef: float) -> Policy:
     gaps = np.where(policy > 0, best - old.advantages, np.inf)
     low = np.log(kl_coef * np.where(gaps == 0, policy, 0.0).max(axis=1, keepdims=True))
     high = np.full_like(low, np.log(kl_coef))
+    # As many halvings as bring any such interval down to the rounding of float64.
     for _ in range(60):
         middle = 0.5 * (low + high)
         over = np.sum(kl_coef * policy / (np.exp(middle) + gaps), axis=1, keepdims=True) > 1.0

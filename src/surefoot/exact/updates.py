@@ -75,6 +75,7 @@ def natural_gradient(family: Family, old: SolvedPolicy) -> tuple[np.ndarray, flo
         x = np.where(weights[:, None] > 0, old.advantages, 0.0) * visited
         return x, float(weights @ np.sum(old.policy * x**2, axis=1))
     F, g = fisher_matrix(family, old), policy_gradient(family, old)
+    # F is singular where parameters are redundant: of all solutions this takes the shortest.
     x = np.linalg.pinv(F, rcond=1e-12, hermitian=True) @ g
     return x, float(x @ F @ x)
 

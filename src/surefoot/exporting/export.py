@@ -40,6 +40,7 @@ def export(run: Run, path: str | Path) -> NumpyPolicy:
     _compare(run, made)
     about = np.frombuffer(json.dumps(made.about).encode(), np.uint8)
     arrays: dict[str, Any] = {"about": about, **made.arrays}
+    # In memory first: given a path, `savez` appends .npz, and a kill would leave half a file.
     file = io.BytesIO()
     np.savez(file, **arrays)
     with storage(Path(path), "writing"):
@@ -67,6 +68,7 @@ def _describe(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays[f"{kind}{j}.weight"] = np.asarray(module.weight)
             arrays[f"{kind}{j}.bias"] = np.asarray(module.bias)
     if "log_std" in policy.params:
+        # The training policy clips it at each use; clipped here, it needs no bounds in the file.
         arrays["log_std"] = np.clip(np.asarray(policy.params["log_std"]), *LOG_STD_BOUNDS)
     scaled = tanh or settings.train.action_scale == "affine"
     about = {
@@ -90,6 +92,7 @@ def _space(
     """A space as plain values; the bounds of actions go to the arrays."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named = isinstance(space, spaces.Dict)
+        # Sorted by key, the order in which JAX flattens a dictionary.
         inner = sorted(space.spaces.items()) if named else enumerate(space.spaces)
         parts = [[key, _space(part, f"{name}.{key}", arrays, scaled=scaled)] for key, part in inner]
         return {"kind": "Dict" if named else "Tuple", "parts": parts}
@@ -136,6 +139,7 @@ def _compare(run: Run, made: NumpyPolicy) -> None:
         if theirs.dtype != ours.dtype or theirs.shape != ours.shape:
             same = np.zeros(COMPARED, bool)
         elif ours.dtype.kind == "f":
+            # Sums in another order differ in the last digits of float32.
             same = np.isclose(theirs, ours, rtol=1e-4, atol=1e-4)
         else:
             same = theirs == ours

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 FORMAT = 1
+# As in training, from where it cannot be imported: this file stands alone.
 MASKED_LOGIT = -1e9
 
 
@@ -102,10 +103,13 @@ class NumpyPolicy:
         if name == "relu":
             return np.maximum(x, 0)
         if name == "swish":
+            # exp overflows in float32 from 89 on.
             return x / (1 + np.exp(-np.clip(x, -80, 80)))
         if name == "elu":
+            # `where` computes both sides, and the unused one must not overflow.
             return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
         # gelu, in its tanh form
+        # A float64 scalar of NumPy would widen the result.
         inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
         return x * (1 + np.tanh(inner)) / 2
 
@@ -135,6 +139,7 @@ class NumpyPolicy:
             chosen = np.stack([np.argmax(column, axis=1) for column in columns], axis=1)
             return (chosen + space["starts"]).reshape(shape).astype(dtype), rest, stds
         if kind == "MultiBinary":
+            # A logit plus logistic noise is positive with the probability sigmoid(logit).
             noise = 0.0 if rng is None else rng.logistic(size=now.shape)
             return (now + noise > 0).reshape(shape).astype(dtype), rest, stds
         if rng is not None:
@@ -161,6 +166,7 @@ def _one_hot(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _gumbel(rng: np.random.Generator | None, like: np.ndarray) -> Any:
+    # The argmax of logits plus Gumbel noise is a sample of their softmax.
     return 0.0 if rng is None else rng.gumbel(size=like.shape)
 
 

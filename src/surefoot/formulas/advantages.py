@@ -50,6 +50,7 @@ def td_errors(
         terminated: the MDP ended with this transition.
         gamma: discount per step, in [0, 1].
     """
+    # Not a product with `~terminated`: a value that is not finite would survive it.
     return rewards + gamma * jnp.where(terminated, 0.0, next_values) - values
 
 
@@ -91,6 +92,7 @@ def generalized_advantage_estimation(
         advantage = error + decay * advantage
         return advantage, advantage
 
+    # It starts from 0: the last row's own error already holds the value of its successor.
     _, advantages = jax.lax.scan(
         backwards, jnp.zeros_like(errors[0]), (errors, decay), reverse=True
     )

@@ -24,9 +24,12 @@ def fisher_vector_product(
 
     Source: Schulman et al. 2015, arXiv:1502.05477, appendix C.1.
     """
+    # The transpose comes from the same linearisation, so that no product repeats a forward pass to
+    # find J.
     old, push = jax.linearize(lambda p: policy_fn(p, inputs), params)
     pull = jax.linear_transpose(push, params)
     total = jnp.sum(weights)
+    # A batch in which no row counts must give products of 0, not NaN.
     share = weights / jnp.where(total > 0, total, 1.0)
 
     def product(vector: Params) -> Params:
@@ -87,7 +90,10 @@ def conjugate_gradient(
         x, r, p, r_norm2, iteration, _ = carry
         ap = product(p)
         curvature = p @ ap
+        # False for NaN too: the x reached so far then stays.
         curved = curvature > 0
+        # A while_loop has no break: a step of 0 keeps x, and the flag ends the loop at the next
+        # check.
         alpha = jnp.where(curved, r_norm2 / jnp.where(curved, curvature, 1.0), 0.0)
         x, r = x + alpha * p, r - alpha * ap
         new_norm2 = r @ r

@@ -67,6 +67,7 @@ class Categorical(NamedTuple):
     def entropy(self) -> Float[Array, "*batch"]:
         """Entropy over the allowed choices."""
         log_probs = jax.nn.log_softmax(self.logits)
+        # Finite for forbidden choices, since their logit is: 0 times minus infinity would be NaN.
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
     def kl_to(self, new: "Categorical") -> Float[Array, "*batch"]:
@@ -127,6 +128,7 @@ class Bernoulli(NamedTuple):
 
     def log_prob(self, action: Any) -> Float[Array, "*batch"]:
         """Sum over the bits."""
+        # Not log p and log(1 - p): they reach minus infinity as soon as p rounds to 0 or 1.
         signed = jnp.where(action > 0, self.logits, -self.logits)
         return jnp.sum(jax.nn.log_sigmoid(signed), axis=-1)
 
@@ -172,6 +174,7 @@ class DiagGaussian(NamedTuple):
 
     def kl_to(self, new: "DiagGaussian") -> Float[Array, "*batch"]:
         """KL(self || new), exact."""
+        # In differences of logarithms, equal policies are at exactly 0.
         growth = new.log_std - self.log_std
         shift = (self.mean - new.mean) * jnp.exp(-new.log_std)
         return jnp.sum(growth + 0.5 * (jnp.exp(-2 * growth) + shift**2 - 1), axis=-1)
@@ -182,6 +185,7 @@ class DiagGaussian(NamedTuple):
 
 
 _NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+# NumPy's weights sum to sqrt(2 pi); a mean under the standard normal needs a sum of 1.
 _NODE_WEIGHTS = _NODE_WEIGHTS / _NODE_WEIGHTS.sum()
 
 
@@ -300,6 +304,7 @@ def exact_total_variation(old: Any, new: Any) -> Float[Array, "*batch"] | None:
     if isinstance(old, Categorical):
         difference = jax.nn.softmax(old.logits) - jax.nn.softmax(new.logits)
         return 0.5 * jnp.sum(jnp.abs(difference), axis=-1)
+    # Of several bits it is a sum over all 2^n outcomes, which does not split into one per bit.
     if isinstance(old, Bernoulli) and old.logits.shape[-1] == 1:
         difference = jax.nn.sigmoid(old.logits) - jax.nn.sigmoid(new.logits)
         return jnp.abs(difference)[..., 0]
@@ -308,5 +313,7 @@ def exact_total_variation(old: Any, new: Any) -> Float[Array, "*batch"] | None:
 
 def total_variation_bound(kl_rows: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Upper bound on total variation from KL: the smaller of Pinsker's and Bretagnolle-Huber's."""
+    # Rounding can take the KL of nearly equal policies below 0, and its root would be NaN.
     rows = jnp.maximum(kl_rows, 0.0)
+    # Pinsker's passes 1 at a KL of 2 nats; Bretagnolle-Huber's never does.
     return jnp.minimum(jnp.sqrt(rows / 2), jnp.sqrt(-jnp.expm1(-rows)))

@@ -64,7 +64,9 @@ def _crossing(
     if len(means) < 3 or not np.all(halves > 0.0):
         return default
     fit = np.polynomial.Polynomial.fit
+    # `fit` takes 1 / error as weights, and the error of mean / fraction is half / fraction.
     line = fit(fractions, means / fractions, min(len(means) - 2, 2), w=fractions / halves)
+    # A parabola that does not reach 0 has a pair of complex roots.
     roots = [float(root.real) for root in line.roots() if abs(root.imag) < 1e-9]
     inside = [root for root in roots if fractions[0] <= root <= fractions[-1]]
     return min(inside, key=lambda root: abs(root - default), default=default)

@@ -57,6 +57,7 @@ def t_quantile(freedom: Freedom) -> Any:
     for coefficient in _TAIL:
         tail = tail / whole + coefficient
     known = xp.asarray(_QUANTILES)[xp.minimum(whole, len(_QUANTILES)) - 1]
+    # The index makes a scalar of an array without axes; NumPy would otherwise return the array.
     return xp.where(whole <= len(_QUANTILES), known, tail)[()]
 
 

@@ -44,6 +44,8 @@ def backtrack(
     """
 
     def outcome_of(gain, kl_mean):
+        # Needed apart: every comparison with NaN is false, so it would pass for a step without
+        # gain.
         finite = jnp.isfinite(gain) & jnp.isfinite(kl_mean)
         refusal = jnp.where(kl_mean > max_kl, TOO_FAR, NO_GAIN)
         good = (gain > 0) & (kl_mean <= max_kl)

@@ -35,6 +35,7 @@ def double_sample(
     if freedom < MIN_FREEDOM or many <= few:
         return sample_mean(values)
     centred = known[:few] - known[:few].mean(axis=0)
+    # A figure that does not vary makes this singular: a pseudo-inverse leaves it out.
     inverse = np.linalg.pinv(centred.T @ centred)
     slope = inverse @ centred.T @ (values - values.mean())
     shift = known.mean(axis=0) - known[:few].mean(axis=0)
@@ -42,9 +43,12 @@ def double_sample(
     # (HC3: as if the sample had been left out), not from a common one.
     residuals = values - values.mean() - centred @ slope
     leverage = 1 / few + np.sum(centred @ inverse * centred, axis=1)
+    # A sample that the fit passes through has leverage 1: it would be 0 / 0.
     residuals /= np.maximum(1.0 - leverage, 1 / few)
+    # The corrected mean is linear in the values, and these are their coefficients.
     share = 1 / few + centred @ inverse @ shift
     variance = float(np.sum((share * residuals) ** 2))
+    # The mean over all samples that it is corrected to is an estimate too.
     scatter = np.atleast_2d(np.cov(known.T, ddof=1))
     variance += float(slope @ scatter @ slope) / many
     return t_interval(float(values.mean() + slope @ shift), variance**0.5, freedom)
@@ -71,6 +75,7 @@ def ratio_interval(
     a = d * d - square * spread[1, 1]
     b = n * d - square * spread[0, 1]
     c = n * n - square * spread[0, 0]
+    # With a > 0 the ratio itself solves the inequality, so only rounding takes this below 0.
     root = max(b * b - a * c, 0.0) ** 0.5
     return Interval(n / d, float((b - root) / a), float((b + root) / a))
 

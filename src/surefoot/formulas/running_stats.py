@@ -31,6 +31,7 @@ def merge_stats(
     finite = jnp.all(jnp.isfinite(values).reshape(values.shape[0], -1), axis=1)
     weights = jnp.where(finite, weights, 0.0)
     column = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
+    # Replaced as well as weighed: NaN times a weight of 0 is NaN.
     values = jnp.where(column > 0, values, 0.0)
     added = jnp.sum(weights)
     mean = jnp.sum(values * column, axis=0) / jnp.where(added > 0, added, 1.0)
@@ -66,6 +67,7 @@ def merge_obs_stats(
     stats: tuple[RunningStats | None, ...], obs: PyTree, valid: Bool[Array, " batch"]
 ) -> tuple[RunningStats | None, ...]:
     """Take in the observations of valid rows."""
+    # JAX's default float, which is float64 where that is enabled.
     weights = valid.astype(jnp.zeros(()).dtype)
     return tuple(
         None if s is None else merge_stats(s, leaf, weights)

@@ -45,6 +45,7 @@ def sampled_bounds(
     visits = min(visits, gamma * horizon * float(share @ half_moved))
     span = max(float(lift.max()), 0.0) - min(float(lift.min()), 0.0)
     found = {
+        # B6 needs total variation, the same from either side: the smaller KL will do.
         "B6": gain - 4 * float(size.max()) * gamma * horizon**2 * min(worst_kl),
         "B10": gain - horizon * span * visits,
         "B11": -_entropic_loss(lift, share, gamma * horizon * worst_kl[1], horizon),
@@ -65,6 +66,7 @@ def _entropic_loss(
     rest = max(1.0 - float(share.sum()), 0.0) + 1e-300
     losses = []
     for rate in np.geomspace(1e-4, 30.0, 16) / scale:
+        # The rest of the mass is in states of ended episodes, where the lift is 0.
         moment: Any = special.logsumexp(np.append(-rate * lift, 0.0), b=np.append(share, rest))
         losses.append(horizon / rate * (cost + moment))
     return float(min(losses))

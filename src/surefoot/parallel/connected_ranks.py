@@ -42,6 +42,7 @@ class ConnectedRanks(Ranks):
         self._is_opening = self._announced = False
         self._client = jax_private.key_value_client()
         self._heartbeat = Heartbeat(self._client, self.rank, self.count)
+        # Every rank checks all counts, so that all end with the same error.
         for rank, available in enumerate(self.exchange(jax.local_device_count())):
             if available < devices:
                 raise ConfigError(
@@ -57,6 +58,7 @@ class ConnectedRanks(Ranks):
     def exchange(self, value: Any) -> list[Any]:
         """See `Ranks`."""
         self._exchanges += 1
+        # Matched by number: all ranks must make the same exchanges in the same order.
         key = f"surefoot/{self._exchanges}"
         self._client.key_value_set(f"{key}/{self.rank}", json.dumps(value))
         with self.reporting_loss():
@@ -86,6 +88,7 @@ class ConnectedRanks(Ranks):
     def _check_shared(self, path: Path) -> None:
         """Check that all ranks see the directory of the run, before rank 0 writes there."""
         file = path.parent / f".{path.name}.ranks"
+        # A new word each time: a file that another job has left must not count.
         word, error = os.urandom(8).hex(), None
         try:
             if self.rank == 0:
@@ -94,6 +97,7 @@ class ConnectedRanks(Ranks):
                     file.write_text(word, encoding="ascii")
                 except OSError as failure:
                     error = failure.strerror or str(failure)
+            # An error is sent like the word, since the others wait for one of them.
             word, error = self.exchange([word, error])[0]
             if error is not None:
                 raise StorageError(f"rank 0 cannot write {file}: {error}")
@@ -123,6 +127,7 @@ class ConnectedRanks(Ranks):
         message = {}
         if self.rank:
             message = self.exchange(None)[0]
+            # Outside the `try`: rank 0 waits for no answer to its own error.
             _raise_error(message, 0)
         try:
             yield message
@@ -139,6 +144,7 @@ class ConnectedRanks(Ranks):
         if self.rank == 0:
             self._announce({"iteration": iteration})
         self._announced = True
+        # In this same exchange a rank that could not open the run sends its error.
         for rank, message in enumerate(self.exchange({})):
             _raise_error(message, rank)
 
@@ -159,6 +165,7 @@ class ConnectedRanks(Ranks):
                     f"iteration {iteration}: its memory, device or network made an error; continue "
                     "from the last checkpoint without that machine"
                 )
+        # All ranks see the same table, so they stop at the same iteration.
         return int(signals.max()) or None
 
     @contextlib.contextmanager
@@ -175,6 +182,7 @@ class ConnectedRanks(Ranks):
 
     def leave(self) -> None:
         """See `Ranks`."""
+        # A rank that disconnected while others compute would count as lost.
         self.exchange("leaving")
         self._heartbeat.stop()
         with self.reporting_loss():

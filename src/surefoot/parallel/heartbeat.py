@@ -28,6 +28,7 @@ class Heartbeat:
         self._client, self._rank, self._count = client, rank, count
         self._stopped = threading.Event()
         self._last_seen = dict.fromkeys(range(count), time.monotonic())
+        # Two threads, since a call to a coordinator that hangs may never return.
         for work in (self._send_and_receive, self._watch):
             threading.Thread(target=work, daemon=True).start()
 
@@ -40,11 +41,13 @@ class Heartbeat:
         sent = 0
         while not self._stopped.wait(TIMEOUT_S / 10):
             sent += 1
+            # If the store is out of reach, `_watch` notices that no heartbeat arrives.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 own_key = f"{_KEY}/{self._rank}"
                 self._client.key_value_set(own_key, str(sent), allow_overwrite=True)
                 for key, counter in self._client.key_value_dir_get(_KEY):
                     rank = int(key.rpartition("/")[2])
+                    # Counters and this rank's own clock: clocks of machines differ.
                     if counters.get(rank) != counter:
                         counters[rank] = counter
                         self._last_seen[rank] = time.monotonic()
@@ -57,6 +60,7 @@ class Heartbeat:
                 self._last_seen = dict.fromkeys(self._last_seen, now)
             checked = now
             silent = [rank for rank, seen in self._last_seen.items() if now - seen > TIMEOUT_S]
+            # Checked again: `stop` may have been called since the wait.
             if silent and not self._stopped.is_set():
                 other = "the coordinator, rank 0," if 0 in silent else f"rank {min(silent)}"
                 abort_rank(

@@ -58,6 +58,7 @@ def attempt(work: Callable[[Any], Any], item: Any) -> Outcome:
 
 
 def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) -> None:
+    # A terminal sends Ctrl-C to the whole group of the parent.
     os.setpgrp()
     # Several processes on one accelerator: none may reserve its memory beforehand.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -68,6 +69,7 @@ def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) 
         outcome = attempt(work, item)
     except StoppedBySignal as stop:
         outcome = Outcome(None, f"{stop}; the same command continues it")
+    # A parent that is gone reads no outcome.
     with contextlib.suppress(OSError):
         writing.send(outcome)
 
@@ -120,6 +122,7 @@ def _in_processes(
                 position, item = waiting.pop(0)
                 reading, writing = context.Pipe(duplex=False)
                 process = context.Process(target=_in_own_process, args=(work, item, writing))
+                # Before the start: a signal that interrupts it must find the process here.
                 running[reading] = position, process
                 process.start()
                 writing.close()  # the other end is the child's alone, so that its death is an EOF
@@ -137,6 +140,7 @@ def _in_processes(
                 done(position, outcome)
     finally:
         alive = [process for _, process in running.values() if process.is_alive()]
+        # All are asked before any is awaited: each writes its checkpoint first.
         for process in alive:
             process.terminate()
         for process in alive:

@@ -89,6 +89,7 @@ class MeshPlacement(Placement):
 
     def whole(self, tree: PyTree) -> PyTree:
         """See `Placement`."""
+        # A program, since `device_put` does not reach the devices of other processes.
         return self.here(jax.jit(_identity, out_shardings=self._along(None))(tree))
 
     def here(self, tree: PyTree) -> PyTree:
@@ -112,6 +113,7 @@ def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf  # an output of the program before: in place already
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # NumPy, which the callback below slices, has no dtype of keys.
             words = put(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
         array = np.asarray(leaf)

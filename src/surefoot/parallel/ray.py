@@ -39,6 +39,7 @@ def connected(address: str | None, cores: int) -> Iterator[Any]:
         text = " ".join(str(error).split())[:300]
         raise ConfigError(f"Ray at {address or 'this machine'}: {text}") from error
     try:
+        # One that arrived while Ray started goes to the handlers of the caller.
         if signals.caught is not None:
             signal.raise_signal(signals.caught)
         yield ray
@@ -48,6 +49,7 @@ def connected(address: str | None, cores: int) -> Iterator[Any]:
 
 def _import_ray(address: str | None) -> Any:
     """Import Ray, which reads its environment variables at that moment."""
+    # By default Ray sends statistics of its use over the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:

@@ -78,6 +78,7 @@ class EnvActors:
 
     def _start(self, number: int) -> Any:
         on_cpu = {"env_vars": {"JAX_PLATFORMS": "cpu"}}  # accelerators are for the update
+        # `_replace` restarts an actor and counts it; Ray would do so unnoticed.
         actor = self._actor_class.options(num_cpus=1, max_restarts=0, runtime_env=on_cpu)
         return actor.remote(self._open_share, number * self._share, self._share)
 
@@ -91,6 +92,7 @@ class EnvActors:
 
     def collect(self, policy: Params, obs_stats: Any, iteration: int) -> Any:
         """Collect one rollout; raise an environment's error, or a WorkerLostError."""
+        # Stored once: as an argument it would be stored again for each actor.
         acting = self._ray.put(jax.device_get((policy, obs_stats)))
         fragments: dict[int, Any] = {}
         pending = {self._request(n, acting, iteration): n for n in range(len(self._actors))}
@@ -103,6 +105,7 @@ class EnvActors:
             else:
                 fragments[number] = fragment
         self._to_reset.clear()
+        # Sorted, so that a batch does not depend on which actor was faster.
         return self._assemble([fragments[n] for n in sorted(fragments)])
 
     def _request(self, number: int, acting: Any, iteration: int) -> Any:
@@ -161,6 +164,7 @@ class _EnvActor:
     def gather(self, acting: tuple[Params, Any], iteration: int, reset: int | None) -> Any:
         """Collect a fragment; return it, new restarts of environments, and the error, if any."""
         try:
+            # Not in `__init__`, where an error would look like the death of the actor.
             if self._collector is None:
                 self._collector = self._open_share(self._first, self._count)
             if reset is not None:

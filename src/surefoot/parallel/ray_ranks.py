@@ -61,6 +61,7 @@ class RayRanks(NamedTuple):
     @property
     def logs(self) -> Path:
         """Folder of `rank-N.log`, where each rank prints."""
+        # Not inside: a directory that holds any file counts as used.
         return self.directory.with_name(self.directory.name + ".ranks")
 
     def run(
@@ -79,6 +80,7 @@ class RayRanks(NamedTuple):
         resource = self._resource()
         self.logs.mkdir(parents=True, exist_ok=True)
         stop = self.logs / "stop"
+        # One that an earlier command has left would stop the new ranks at once.
         stop.unlink(missing_ok=True)
         rows = _follow_rows(self.directory / "metrics.jsonl", env_steps)
         lost = ""
@@ -161,6 +163,7 @@ class RayRanks(NamedTuple):
 
     def _finished(self, ends: list[_End], signal: int | None) -> bool:
         """Whether all ranks have finished; raise what ended them for good."""
+        # First a rank's own error, which has made the others lose that rank.
         for end in ends:
             if end.code not in (0, WorkerLostError.code) and not end.signal:
                 raise error_of_code(end.code, end.name, f"{end.text}; {self._see_logs()}")
@@ -197,6 +200,7 @@ class _Rank:
         with contextlib.suppress(OSError):  # other machines may lack the driver's folder
             os.chdir(folder)
         with open(self._logs / f"rank-{self._rank}.log", "ab") as log:
+            # By number, so that native code and child processes print there too.
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         print(f"rank {self._rank}: process {os.getpid()} on {socket.gethostname()}", flush=True)
@@ -232,10 +236,12 @@ def _follow_rows(file: Path, env_steps: int) -> Iterator[list[dict[str, Any]]]:
     while True:
         new: list[dict[str, Any]] = []
         with contextlib.suppress(FileNotFoundError), open(file, "rb") as rows:
+            # A rank that resumes writes a new file in the place of the old one.
             if os.fstat(rows.fileno()).st_ino != inode:
                 inode, offset = os.fstat(rows.fileno()).st_ino, 0
             rows.seek(offset)
             for line in rows:
+                # Rank 0 is still writing this row; the next call reads it whole.
                 if not line.endswith(b"\n"):
                     break
                 offset += len(line)

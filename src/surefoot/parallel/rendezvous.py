@@ -56,6 +56,7 @@ def join_cluster(devices: int = 1) -> Ranks:
             rank,
             local_device_ids=_own_gpus(devices),
             coordinator_bind_address=bind_address,
+            # Longer than the limits of our own, which end a rank with an error line.
             initialization_timeout=2 * CONNECT_S,
             heartbeat_timeout_seconds=3 * TIMEOUT_S,
             shutdown_timeout_seconds=CONNECT_S,

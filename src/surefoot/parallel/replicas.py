@@ -72,6 +72,7 @@ def replica_check(mesh: Mesh) -> Callable[[int, list[Array]], np.ndarray]:
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def check(signal: int, leaves: list[Array]) -> np.ndarray:
+        # Each process fills in the entries of its own devices, with its own signal.
         here = np.full(mesh.size, signal, np.uint32)
         signals = jax.make_array_from_callback(here.shape, sharding, lambda part: here[part])
         return np.asarray(program(signals, leaves))
@@ -85,11 +86,14 @@ def fingerprint(leaves: list[Array]) -> UInt32[Array, ""]:
     for leaf in leaves:
         if not leaf.size:
             continue  # XLA of jax 0.11 crashes on the sum of an empty array
+        # `bitcast_convert_type` takes no booleans.
         if leaf.dtype == bool:
             leaf = leaf.astype(jnp.uint8)
         kind = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
         words = jax.lax.bitcast_convert_type(leaf, kind).reshape(-1).astype(jnp.uint32)
         # Odd factors are invertible modulo 2^32, so that no single bit can vanish.
         odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
+        # The first factor makes the order of leaves count. Both are odd constants of known hashes,
+        # xxHash and MurmurHash3.
         total = total * jnp.uint32(0x9E3779B1) + jnp.sum(words * odd * jnp.uint32(0x85EBCA6B))
     return total

@@ -79,6 +79,7 @@ class BlockRows(NamedTuple):
         in_block = num_rows // self.parts
         size, count = minibatch_size(in_block, count)
         order = jnp.tile(jnp.arange(in_block), (self.parts, 1))
+        # A single minibatch has all rows, in whatever order.
         if count > 1:
             order = self._order(key, in_block)[:, : count * size]
         minibatches = order.reshape(self.parts, count, size).swapaxes(0, 1)
@@ -134,6 +135,7 @@ class BlockRows(NamedTuple):
 
         gradients, sums = jax.grad(total, has_aux=True)(self._copies(flat))
         whole = jnp.sum(jnp.concatenate([gradients, sums], axis=1), axis=0)
+        # Dummy rows alone have no weight: their mean is 0, not NaN.
         weight = jnp.where(whole[-1] > 0, whole[-1], 1.0)
         return whole[-2] / weight, whole[:-2] / weight
 

@@ -38,6 +38,8 @@ class CatchSignals:
 
     def __enter__(self) -> "CatchSignals":
         if threading.current_thread() is threading.main_thread():
+            # A set: without SIGUSR1 there is SIGTERM twice, and the second time its previous
+            # handler would be ours.
             self._previous = {n: signal.signal(n, self._handle) for n in set(STOP_SIGNALS)}
         return self
 

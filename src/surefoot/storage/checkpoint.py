@@ -71,9 +71,11 @@ def strict_json(data: bytes, path: Path) -> Any:
 def read_file(path: Path, limit: int) -> bytes:
     """The bytes of a regular file that is no link and no longer than `limit`."""
     try:
+        # Non-blocking, since opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    # Of what was opened: the path may name another file by now.
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(descriptor)
@@ -96,6 +98,7 @@ def replace_file(target: Path, data: bytes) -> None:
     try:
         write_file(aside, data)
         aside.replace(target)
+    # Ctrl-C must not leave the half-written file either.
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -163,6 +166,7 @@ def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
     """
     target = parent / f"step-{checkpoint.env_steps:09d}"
     aside = parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
+    # safetensors writes memory as it lies, so views and other orders are copied.
     arrays = {name: np.array(array, order="C") for name, array in checkpoint.arrays.items()}
     state = {
         "format": FORMAT,
@@ -182,6 +186,7 @@ def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
             for name, data in parts.items():
                 write_file(aside / name, data)
             write_file(aside / "manifest.json", dump({"format": FORMAT, "files": files}))
+            # A directory's names are not on the disk merely because its files are.
             _sync_directory(aside)
             if target.exists():
                 shutil.rmtree(target)
@@ -196,6 +201,7 @@ def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
 def marked_exact(path: Path) -> bool:
     """Whether a stored checkpoint says that it is exact; nothing else of it is read."""
     try:
+        # No digest is computed, since each save asks this of every checkpoint.
         state = strict_json(read_file(path / _PARTS[1], LARGEST_JSON), path)
     except CheckpointError:
         return False
@@ -241,5 +247,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             bool(state["exact"]),
             {str(key): str(value) for key, value in state["versions"].items()},
         )
+    # safetensors has errors of its own, and counters may be of any kind.
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

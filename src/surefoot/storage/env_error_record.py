@@ -32,6 +32,7 @@ def write_env_error(directory: RunDirectory, record: EnvErrorRecord) -> None:
     about |= {"index": record.index, "seed": record.seed}
     # A slice of a larger array would be written as the memory that it lies in.
     whole = {name: np.array(leaf, order="C") for name, leaf in record.actions.items()}
+    # The actions first: a record exists once its JSON file does.
     directory.write(ENV_ERROR_FILES[1], safetensors.numpy.save(whole))
     directory.write(ENV_ERROR_FILES[0], dump(about))
 

@@ -26,6 +26,8 @@ def lock(path: Path) -> None:
         StorageError: where another run has it, with its host and process.
     """
     key = str(path.resolve())
+    # Before the file is opened: the system does not lock a process out of its own lock, and
+    # closing a second descriptor would release the first one's.
     if key in _held:
         raise StorageError(f"{path} is being written by another run of this process", name="LOCKED")
     try:
@@ -40,6 +42,7 @@ def lock(path: Path) -> None:
                 f"{path} is being written by {_owner(file)}; wait for it, or choose another --out",
                 name="LOCKED",
             ) from error
+    # Some network file systems have no locks; a run there is allowed.
     except (OSError, ImportError) as error:
         warnings.warn(
             f"{path} cannot be locked ({error}); make sure that only one run writes there",

@@ -56,6 +56,7 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
     if stored is None:
         directory.write("wandb-id.txt", run.id)
     run.define_metric("env_steps")
+    # Otherwise the axis is the number of calls of `log`.
     run.define_metric("*", step_metric="env_steps")
     return Logger(lambda row: run.log(_numbers(row)), run.finish)
 

@@ -47,6 +47,7 @@ class RunDirectory:
             StorageError: where it cannot be written, or another run is about to.
         """
         with storage(path, "reading"):
+            # After a mistake in an environment is corrected, the same command works again.
             if cls(path)._failed_at_once():
                 cls(path).clear()
             used = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -82,6 +83,7 @@ class RunDirectory:
             CheckpointError: where there is no run here.
         """
         file = self.path / "config.json"
+        # A `Path` has made one slash of two.
         if "://" in str(self.path) or re.match(r"\w+:/", str(self.path)):
             raise CheckpointError(
                 f"{self.path} is an address: runs are read from directories only; fetch it "
@@ -127,6 +129,7 @@ class RunDirectory:
                     later.rename(aside)
         for name in ENV_ERROR_FILES:  # of the run that continues
             (self.path / name).unlink(missing_ok=True)
+        # Files behind a link are not ours to remove.
         inner = (left for left in self.path.glob("*/.tmp-*") if not left.parent.is_symlink())
         for left in (*self.path.glob(".tmp-*"), *inner):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -199,6 +202,7 @@ class RunDirectory:
         """Store a checkpoint and remove all but the newest `keep` and the newest exact one."""
         path = write_checkpoint(self.path / folder, checkpoint)
         stored = self.checkpoints(folder)
+        # Checkpoints that signals force are not exact, and could push out the last one that is.
         exact = [old for old in stored if marked_exact(old)][-1:]
         for old in stored[:-keep]:
             if old not in exact:

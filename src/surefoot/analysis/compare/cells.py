@@ -78,6 +78,7 @@ def group_cells(cells: Sequence[Cell]) -> list[Group]:
     """Cells in groups, in the order of their first ones."""
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
+        # No two cells share a path: one that is not JAX-native is a group by itself.
         kind: Any = cell.path
         if cell.source.jax_env is not None:
             kind = cell.settings.env, cell.settings.rule.name

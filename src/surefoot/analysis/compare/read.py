@@ -57,6 +57,7 @@ def read_runs(
         ConfigError: for a run that is not finished, or one seed of the same settings twice.
     """
     named = {find_env(env, {}).env_id: env for env in envs}
+    # By resolved path, so that a run reached through two of `paths` counts once.
     found = {run.resolve(): run for path in paths for run in _runs_below(Path(path))}
     own = network if network is not None else OwnNetworks()
     runs = _number_variants([_read_run(path, episodes, named, own) for path in found.values()])

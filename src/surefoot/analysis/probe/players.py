@@ -200,6 +200,8 @@ class HostPlayer:
             actions, sent = self.functions.act_group(policy, obs, masks, group, t)
             sent, rewards = own_dtype(self._spec.action_space, sent), np.zeros(GROUP)
             if keep:
+                # Copies, for `_write` changes these in place. `rewards` is shared on purpose: it is
+                # filled in below, as each environment steps.
                 seen = jax.tree.map(np.array, (obs, masks, actions))
                 kept.append(Trajectories._make([*seen, rewards]))
             for row in map(int, np.flatnonzero(running)):

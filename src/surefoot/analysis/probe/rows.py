@@ -70,6 +70,7 @@ def rows_of_episodes(
         values[:-1][valid] = value(jax.tree.map(lambda leaf: leaf[valid], steps.obs))
     after = np.where(last, played.values_ahead(functions), values[1:])
     terminated, ages = last & np.asarray(played.terminated), np.zeros_like(played.lengths)
+    # A cut at the limit of the probe is treated as a time limit.
     experience = Experience(steps, values[:-1], after, terminated, last & ~terminated, valid, ages)
     rows = rows_of(experience, settings)
     if value is not None:
@@ -95,6 +96,7 @@ def rows_of(experience: Experience, settings: ProbeSettings) -> OldRows:
     )
     ended = experience.terminated | experience.truncated
     age, episode, _ = episode_ages(ended, valid, experience.ages)
+    # Renumbered: an episode without a valid row would count as one with a sum of 0.
     _, episode = np.unique(episode[valid], return_inverse=True)
     kept = jax.tree.map(lambda leaf: leaf[valid], (steps.obs, steps.action_mask, steps.actions))
     weights = settings.gamma ** age[valid].astype(np.float64)
@@ -125,6 +127,7 @@ def _advantages(
     # Episodes differ in length: powers of two keep the number of compiled programs small.
     extra = [(0, (1 << (size - 1).bit_length()) - size) for size in shape]
     rewards = np.where(experience.valid, experience.steps.rewards, 0.0)
+    # Zeros behind the last row change nothing: their TD errors are 0.
     arrays = [np.pad(array, extra) for array in (rewards, *experience[1:5])]
     with jax.enable_x64(True):
         found = _compiled_advantages(*arrays, gamma=gamma, gae_lambda=gae_lambda)

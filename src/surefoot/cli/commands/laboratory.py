@@ -129,6 +129,7 @@ def _update(options: argparse.Namespace, rule: str) -> Any:
     known = {field.name for field in fields(RULES[rule])}
     # The training rule keeps its own defaults, not those of the exact one.
     given = _given(options, [name for name in STEP_SIZES if name in known])
+    # These rows can be of any number, which the default need not divide.
     if "num_minibatches" in known:
         given["num_minibatches"] = 1
     return training_update(

@@ -76,6 +76,7 @@ def probe_command(options: argparse.Namespace) -> int:
     if not seeds.allow(options.seed):
         raise ConfigError(f"--seed must be {seeds.describe()}, got {options.seed}")
     plot = Path(options.plot) if options.plot else None
+    # Refused now, not after all episodes were played.
     if plot and not plot.parent.is_dir():
         raise StorageError(f"--plot {plot}: no directory {plot.parent}")
 

@@ -45,6 +45,7 @@ def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> 
         from surefoot.storage.run_directory import RunDirectory
 
         stored = RunDirectory(Path(previous)).config.get("devices")
+        # A `config.json` may hold anything.
         devices = stored if isinstance(stored, int) and stored >= 1 else None
     given = {"devices": devices, "cluster": cluster, "env_workers": options.env_workers}
     for name, minimum in (("workers", 1), ("restarts", 0), ("address", 0)):

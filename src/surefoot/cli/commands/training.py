@@ -152,6 +152,8 @@ def train_command(options: argparse.Namespace) -> int:
     kwargs = parse_env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
     groups = preset(options.env, rule, options.preset or str(config.get("preset", "auto")))
     parallel = parallel_of(options)
+    # Only to refuse wrong settings before processes connect; it is done again with the devices
+    # that they have.
     settle(options.env, groups, changes=changes, devices=parallel.devices)
     if options.resume and options.out is None:
         raise ConfigError("--resume auto needs --out DIR, the directory to continue in")
@@ -160,6 +162,7 @@ def train_command(options: argparse.Namespace) -> int:
     if parallel.cluster == "auto" and options.out is None:
         raise ConfigError("--cluster auto needs --out DIR, on a file system that all ranks share")
 
+    # Imported late: help and refusals do not wait for JAX.
     from surefoot.envs.registry import find_env
     from surefoot.training.api import Job, train_job, train_or_resume
     from surefoot.training.trainer import connect

@@ -112,6 +112,7 @@ def performance_difference() -> Finding:
         gain = float(new.visits @ old.expected_advantages(new.policy))
         worst = max(worst, abs(new.eta - old.eta - gain) / (1 + abs(new.eta)))
         normalised = (1 - old.mdp.gamma) * gain
+        # The quotient of two gains near 0 would be rounding.
         if abs(normalised) > 1e-3:
             factor.append((new.eta - old.eta) / normalised)
     return finding(largest_error=worst, factor_if_normalised=np.median(factor))
@@ -146,6 +147,7 @@ def tangent_plane() -> Finding:
 
     along = exact.walk(old, [start.family.policy(start.theta + step) for step in steps])
     gaps = np.abs(along.surrogate - along.eta)
+    # Only the shortest steps: further out higher orders bend the line.
     slope = np.polyfit(np.log(steps[:9]), np.log(gaps[:9]), 1)[0]
     near, far = going_right(old.mdp, 0.05), going_right(old.mdp, 0.9)
     bends = [
