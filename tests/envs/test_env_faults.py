@@ -16,6 +16,7 @@ from gymnasium import spaces
 
 import surefoot as sf
 from surefoot.envs.contract import Bounds, ObsContract
+from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.registry import find_env
 from surefoot.errors import EnvContractError, EnvCrashError
 from tests.support.broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike
@@ -118,6 +119,29 @@ def test_step_raises_and_the_environment_is_made_anew(vectorization):
     assert kept.tolist() == [32, 32, 32 - 2 * 3, 32, 32 - 2 * 5, 32]
     ended = [row.get("episode/length_mean") for row in run.rows]
     assert all(length in (10.0, None) for length in ended)
+
+
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_an_environment_that_is_made_anew_with_other_spaces_is_refused(name):
+    made = []
+
+    def make():
+        env = Flaky()
+        if made:
+            setattr(env, name, gymnasium.spaces.Box(-1.0, 1.0, (7,)))
+        made.append(env)
+        return env
+
+    group = EnvGroup(EnvFactory("Flaky", make, restart=True), range(1))
+    group.reset([0])
+    action = np.array([group.spaces[1].sample()])
+
+    def step_until_it_breaks():
+        for _ in range(40):
+            group.step(action)
+
+    with pytest.raises(EnvContractError, match="recreated, it has other spaces"):
+        step_until_it_breaks()
 
 
 @case(10)

@@ -177,6 +177,10 @@ def test_a_picture_is_drawn_where_it_is_asked_for(empty_directory, capsys):
         (["missing.npz"], 2, "cannot be read"),
         (["bad.npz"], 2, "transitions[0, 1] sums to 0.9"),
         (["half.npz"], 2, "has no rewards"),
+        (["empty.npz"], 2, "was not written by np.savez"),
+        (["cut.npz"], 2, "was not written by np.savez"),
+        (["one.npz"], 2, "was not written by np.savez"),
+        (["random:²"], 2, "the seed must be a number"),
         (["corridor", "--policy", "wrong.npy"], 2, "the policy has shape (4, 3); give (4, 2)"),
     ],
 )
@@ -185,6 +189,10 @@ def test_wrong_input_gets_one_line(capsys, empty_directory, arguments, code, tex
     P[0, 1] = 0.9, 0.0
     np.savez(empty_directory / "bad.npz", transitions=P, rewards=np.zeros((2, 2)), gamma=0.9)
     np.savez(empty_directory / "half.npz", transitions=P)
+    (empty_directory / "empty.npz").touch()
+    (empty_directory / "cut.npz").write_bytes((empty_directory / "bad.npz").read_bytes()[:200])
+    np.save(empty_directory / "one.npy", P)
+    (empty_directory / "one.npy").rename(empty_directory / "one.npz")
     ends = np.ones(2, bool)
     np.savez(empty_directory / "ended.npz", transitions=P, rewards=np.zeros((2, 2)), terminal=ends)
     np.save(empty_directory / "wrong.npy", np.full((4, 3), 1 / 3))

@@ -180,8 +180,8 @@ class EnvGroup:
         seed = int(words[0]) & 0x7FFFFFFF
         try:
             self.envs[i] = self._factory.make()
-            if self.envs[i].observation_space != self.spaces[0]:
-                raise EnvContractError("recreated, it has another observation space")
+            if spaces_of(self.envs[i]) != self.spaces:
+                raise EnvContractError("recreated, it has other spaces")
             obs, info = self._reset(self.envs[i], seed)
         except BaseException as again:
             raise attributed(again, self._rows[i]) from again

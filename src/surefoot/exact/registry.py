@@ -1,6 +1,7 @@
 """Find a finite MDP by name: built-in families, a file, or a Gymnasium environment's table."""
 
 import inspect
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = N
         return BUILT_IN[name](**_known(name, BUILT_IN[name], given))
     if family == "random":
         # Without a colon there is no seed, and that is allowed; a colon needs one after it.
-        if bool(colon) != seed.isdigit():
+        if bool(colon) != seed.isdecimal():
             raise ConfigError(f"{name}: the seed must be a number, as in random:3", name="MDP")
         return random_mdp(int(seed or 0), **_known(name, random_mdp, given))
     if name.endswith(".npz"):
@@ -62,12 +63,13 @@ def _from_file(path: Path, gamma: float | None) -> MDP:
     """An MDP from the arrays `transitions`, `rewards` and optional `gamma`, `start`, `terminal`."""
     try:
         # No pickles: a table from elsewhere must not be able to run code.
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"{path} cannot be read: {reason}", name="MDP") from error
-    except ValueError as error:
+    # What NumPy raises for an empty or cut file, for one array, and for pickles.
+    except (EOFError, zipfile.BadZipFile, TypeError, ValueError) as error:
         raise ConfigError(f"{path} was not written by np.savez: {error}", name="MDP") from error
     missing = {"transitions", "rewards"} - set(arrays)
     if missing:

@@ -188,10 +188,13 @@ def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
             write_file(aside / "manifest.json", dump({"format": FORMAT, "files": files}))
             # A directory's names are not on the disk merely because its files are.
             _sync_directory(aside)
+            # The one that is replaced goes last: a kill can lose both only between two renames.
+            replaced = aside.with_name(f"{aside.name}-replaced")
             if target.exists():
-                shutil.rmtree(target)
+                target.rename(replaced)
             aside.rename(target)
             _sync_directory(parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
