@@ -421,3 +421,9 @@ def test_an_environment_that_prints():
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert events == ["start", "row", "row", "end"]
     assert "no line" in done.stderr
+
+
+def test_a_directory_without_a_run_is_said_to_be_none(command):
+    ended = command("replay", "nowhere")
+    assert "nowhere" in ended.line
+    assert "no run" in ended.line

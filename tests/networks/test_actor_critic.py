@@ -335,6 +335,25 @@ def test_networks_that_are_not_shared_do_not_learn_from_each_other():
         np.testing.assert_array_equal(leaf, 0.0)
 
 
+@pytest.mark.core
+def test_plain_weights_are_uniform_within_one_over_the_root_of_their_inputs():
+    """As PyTorch's layers start; the policy's head is scaled, and biases of layers are 0."""
+    shape = spaces.Box(0.0, 1.0, (6, 6, 4))
+    network = make(obs=shape, ortho_init=False, hidden=(256,), head_scale=0.5)
+    params = jax.jit(network.init)(KEY)["policy"]["net"]
+    (convolution,), (layer,), (head,) = *params["torso"], params["head"]
+    for weight, inputs, gain in (
+        (convolution.weight, 9 * 4, 1.0),
+        (convolution.bias, 9 * 4, 1.0),
+        (layer.weight, 16 * 4 * 4, 1.0),
+        (head.weight, 256, 0.5),
+    ):
+        bound = gain / np.sqrt(inputs)
+        assert 0.75 * bound < np.abs(weight).max() <= bound * 1.0001
+        assert abs(np.std(weight) * np.sqrt(3.0) / bound - 1.0) < 0.35
+    np.testing.assert_array_equal(layer.bias, 0.0)
+
+
 def test_the_critic_may_have_widths_of_its_own():
     params = filled(make(critic_hidden=(6,)))
     assert [len(layer.weight) for layer in params["critic"]["torso"].layers] == [6]

@@ -45,10 +45,11 @@ def read_env_error(directory: RunDirectory) -> EnvErrorRecord:
     """
     file, arrays = (directory.path / name for name in ENV_ERROR_FILES)
     if not file.exists():
+        env = directory.config.get("env")  # raises where there is no run at all
         raise CheckpointError(
-            f"{directory.path} has no environment error to replay: none ended the run, or its "
-            "environments are JAX-native or came as a vector environment",
-            name="NO-FAULT",
+            f"{directory.path}, a run on {env}, has no environment error to replay: none ended it, "
+            "or its environments are JAX-native or came as a vector environment",
+            name="NO-ENV-ERROR",
         )
     about = strict_json(read_file(file, LARGEST_JSON), file)
     data = read_file(arrays, MAX_ACTIONS_BYTES)

@@ -116,5 +116,6 @@ def plot_exact_curves(
     for curve in curves:
         axes.plot(curve.etas, label=curve.rule, linewidth=2.2, **styles[curve.rule])
     axes.set_xlim(0, max(len(curve.etas) for curve in curves) - 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     save(figure, path)
