@@ -653,6 +653,17 @@ def test_make_train_is_a_pure_function_of_the_seed(many):
         assert_close(of_seed, single.state.learn.params)
 
 
+def test_the_last_dispatch_is_no_longer_than_the_plan():
+    """Three iterations, two in a dispatch."""
+    given = arguments("jax") | {"steps": 3 * BATCH}
+    env, rule = given.pop("env"), given.pop("rule")
+    with quickly_built():
+        runs = [sf.train(env, rule, **given), *sf.train_many(env, rule, seeds=[0, 1], **given)]
+    for run in runs:
+        assert (run.iteration, run.env_steps, run.finished) == (3, 3 * BATCH, True)
+        assert [row["iteration"] for row in run.rows] == [1, 2, 3]
+
+
 def test_many_seeds_need_an_environment_that_compiles():
     with pytest.raises(ConfigError, match="does not compile into the program"):
         sf.train_many(make_scripted, seeds=[0])
