@@ -144,6 +144,7 @@ def test_the_guard_remembers_the_promises_across_halves_of_unbroken_updates(toy)
     _, state, info = update(state, params, alone, key)
     assert np.isnan(info["lens/crossfit_promise"])
     assert state["known"] == 0
+    assert np.isfinite(state["promises"]).all()  # a state that is not would refuse the update
     assert state["rule"] == 4
 
 

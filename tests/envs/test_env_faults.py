@@ -121,6 +121,26 @@ def test_step_raises_and_the_environment_is_made_anew(vectorization):
     assert all(length in (10.0, None) for length in ended)
 
 
+def test_the_step_in_which_an_environment_is_made_anew_has_no_reward_and_no_end():
+    class EndsAndBreaks(Sound):
+        """Its second reset, at the end of its first episode, raises."""
+
+        resets = 0
+
+        def reset(self, *, seed=None, options=None):
+            self.resets += 1
+            if self.resets == 2:
+                raise RuntimeError("the cable is loose")
+            return super().reset(seed=seed, options=options)
+
+    group = EnvGroup(EnvFactory("Ends", EndsAndBreaks, restart=True), range(1))
+    group.reset([0])
+    action = np.array([group.spaces[1].sample()])
+    while "restarted" not in (step := group.step(action)).infos.get(0, {}):
+        assert not step.terminated.any()
+    assert (step.rewards[0], bool(step.terminated[0]), bool(step.truncated[0])) == (0, False, False)
+
+
 @pytest.mark.parametrize("name", ["observation_space", "action_space"])
 def test_an_environment_that_is_made_anew_with_other_spaces_is_refused(name):
     made = []

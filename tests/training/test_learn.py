@@ -281,7 +281,7 @@ def test_the_effective_sample_size_survives_a_ratio_whose_square_overflows():
 
 @pytest.mark.core
 def test_every_figure_of_an_update_is_that_of_the_rows_that_count():
-    rng, rows = np.random.default_rng(0), 400
+    rng, rows = np.random.default_rng(1), 400
     old, new = rng.normal(size=(2, rows, 3))
     new[:4] += 4.0
     new = np.where(np.arange(rows)[:, None] < 4, new, old + 0.3 * new)
@@ -340,7 +340,12 @@ def test_every_figure_of_an_update_is_that_of_the_rows_that_count():
         # One rank either way: half-way between two rows, either is the nearest.
         low, high = np.sort(values[which])[[int(level * (sum(which) - 1)) + i for i in (0, 1)]]
         assert low - 1e-5 <= found[f"policy/{name}"] <= high + 1e-5, name
-    hurt = np.where(advantages > 0, ratio < 0.8, ratio > 1.2)
+    # How many rows each pair of signs has differs, so that none can stand for another.
+    low, high = ratio < 0.8, ratio > 1.2
+    pairs = [(side & end & counted).sum() for side in (advantages > 0, advantages < 0)
+             for end in (low, high)]  # fmt: skip
+    assert len(set(pairs)) == 4
+    hurt = np.where(advantages > 0, low, high)
     expected = np.sum(hurt * weights) / weights.sum()
     assert 0.05 < expected < 0.6
     np.testing.assert_allclose(found["policy/unprotected_fraction"], expected, rtol=1e-5)

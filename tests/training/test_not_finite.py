@@ -105,6 +105,15 @@ def test_updates_that_are_not_finite():
     assert caught.value.code == 5
     assert "the last good checkpoint is run/checkpoints/step-" in str(caught.value)
     assert "run/not-finite.json" in str(caught.value)
+    with pytest.raises(sf.SurefootError, match="3 updates in a row were not finite"):
+        sf.train_many(
+            twin._replace(step=step),
+            sf.VPG(),
+            seeds=[0],
+            steps=640,
+            train=settings,
+            critic=BRIEF["critic"],
+        )
     run = sf.load("run", env=twin)
     assert all_finite(run.state.learn.params)
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
