@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from surefoot.analysis.plots.style import blank, draw_optimum, save, styles_of
 from surefoot.exact.picture import LinePicture, UpdatePicture
@@ -116,6 +117,6 @@ def plot_exact_curves(
     for curve in curves:
         axes.plot(curve.etas, label=curve.rule, linewidth=2.2, **styles[curve.rule])
     axes.set_xlim(0, max(len(curve.etas) for curve in curves) - 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     save(figure, path)
