@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from functools import partial
 from types import ModuleType, SimpleNamespace
 
@@ -32,6 +33,7 @@ from surefoot.errors import (
 from surefoot.storage.checkpoint import read_checkpoint
 from surefoot.storage.lock import unlock
 from surefoot.storage.run_directory import RunDirectory
+from surefoot.training import seed_batch
 from surefoot.training.api import Job, resume, train, train_or_resume
 from surefoot.training.callback import Callback, as_callback
 from surefoot.training.evaluate import Evaluation
@@ -667,6 +669,25 @@ def test_the_last_dispatch_is_no_longer_than_the_plan():
 def test_many_seeds_need_an_environment_that_compiles():
     with pytest.raises(ConfigError, match="does not compile into the program"):
         sf.train_many(make_scripted, seeds=[0])
+
+
+def test_the_times_of_many_seeds_add_up_to_the_time_they_took_together(monkeypatch):
+    clock = itertools.count(step=600.0)  # a dispatch reads it twice
+    monkeypatch.setattr(seed_batch, "time", SimpleNamespace(monotonic=partial(next, clock)))
+    given, started = arguments("jax"), time.monotonic()
+    with quickly_built():
+        runs = sf.train_many(given.pop("env"), given.pop("rule"), seeds=SEEDS, **given)
+    elapsed = time.monotonic() - started
+    trained, compiled = (
+        [sum(row[name] for row in run.rows) for run in runs]
+        for name in ("time/iteration", "time/compile")
+    )
+    wall = next(clock) / 2
+    # A program that is compiled to be measured is ready before the first dispatch.
+    assert wall - sum(compiled) <= sum(trained) <= wall
+    assert 0 < sum(compiled) < elapsed
+    for times in (trained, compiled):
+        assert times == pytest.approx([times[0]] * len(SEEDS))
 
 
 @pytest.mark.thorough

@@ -1,4 +1,4 @@
-"""Six tiny environments, each of which isolates one fault; every rule must solve them all.
+"""Six tiny environments, each of which shows one thing that may go wrong; every rule solves all.
 
 They are one JAX-native environment with a number of its own world in the state, so that the six,
 three seeds each, train side by side in one program a rule and a kind of action.
