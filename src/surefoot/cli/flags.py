@@ -1,12 +1,16 @@
-"""The command line's flags, made from the settings dataclasses and their limits."""
+"""The command line's flags: of settings, from their dataclasses, and of devices and processes."""
 
 import argparse
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
-from surefoot.config.settings import RULES, Critic, Network, Train, rules_with
+from surefoot.cli.commands.common import require_at_least
+from surefoot.config.settings import RULES, Critic, Network, Parallel, Train, rules_with
 from surefoot.config.validation import Limits, limits_of, nearest, shown
 from surefoot.errors import ConfigError
 
@@ -93,24 +97,15 @@ def number(text: str) -> float:
 
 
 def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[str, ...]) -> None:
-    if kind is bool:
-        group.add_argument(
-            f"--{flag}", dest=dest, action=argparse.BooleanOptionalAction, default=None, help=help
-        )
-        return
-    many = str(kind).startswith("tuple")
-    item = str if "str" in str(kind) or kind is str else number if kind is float else whole
-    metavar = {str: "NAME", number: "X", whole: "N"}[item]
     # No default for argparse: a flag that is not given leaves the value of the preset.
-    group.add_argument(
-        f"--{flag}",
-        dest=dest,
-        type=item,
-        nargs="+" if many else None,
-        default=None,
-        help=help,
-        metavar="{" + ",".join(choices) + "}" if choices else metavar,
-    )
+    add = partial(group.add_argument, f"--{flag}", dest=dest, default=None, help=help)
+    if kind is bool:
+        add(action=argparse.BooleanOptionalAction)
+        return
+    item = str if "str" in str(kind) else number if kind is float else whole
+    metavar = {str: "NAME", number: "X", whole: "N"}[item]
+    many = "+" if str(kind).startswith("tuple") else None
+    add(type=item, nargs=many, metavar="{" + ",".join(choices) + "}" if choices else metavar)
 
 
 def add_run(parser: argparse.ArgumentParser, *, best: bool = False) -> None:
@@ -118,9 +113,8 @@ def add_run(parser: argparse.ArgumentParser, *, best: bool = False) -> None:
     parser.add_argument("path", metavar="RUN")
     parser.add_argument("--env", help="the environment again, if it is from your own module")
     if best:
-        parser.add_argument(
-            "--best", action="store_true", help="the policy of the best evaluation, not the last"
-        )
+        text = "the policy of the best evaluation, not the last"
+        parser.add_argument("--best", action="store_true", help=text)
 
 
 def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None:
@@ -137,10 +131,9 @@ def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None
     group = parser.add_argument_group(
         "rule", "each applies to the rules in brackets, with its default there"
     )
-    for name in dict.fromkeys(n for rule in RULES.values() for n in limits_of(rule)):
-        having = {
-            key: limits_of(rule)[name] for key, rule in RULES.items() if name in limits_of(rule)
-        }
+    tables = {key: limits_of(rule) for key, rule in RULES.items()}
+    for name in dict.fromkeys(itertools.chain(*tables.values())):
+        having = {key: table[name] for key, table in tables.items() if name in table}
         kind = next(f.type for f in fields(RULES[next(iter(having))]) if f.name == name)
         choices = tuple(dict.fromkeys(c for limits in having.values() for c in limits.choices))
         _add(group, name.replace("_", "-"), f"rule.{name}", kind, _meanings(having), choices)
@@ -179,6 +172,55 @@ def rule_settings(options: argparse.Namespace, rule: str) -> dict[str, Any]:
                 name="FLAG",
             )
     return found
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of devices and of the processes that train together."""
+    add = parser.add_argument
+    add("--devices", type=whole, default=1, metavar="N", help="devices per process (default 1)")
+    text = "auto: one of several processes that a scheduler starts; ray: start them on Ray"
+    add("--cluster", choices=["auto", "ray"], help=text)
+    add("--workers", type=whole, metavar="N", help="ray: number of processes (default 2)")
+
+
+def add_env_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of actors that step environments, and of Ray."""
+    add = parser.add_argument
+    add("--env-workers", type=whole, metavar="N", help="Ray actors that step the environments")
+    add("--address", help="of a running Ray cluster, such as auto (default: start a local one)")
+    add("--restarts", type=whole, metavar="N", help="on Ray: maximum restarts (default 3)")
+
+
+def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> Parallel:
+    """The devices, processes and machines that flags ask for.
+
+    Args:
+        options: parsed flags.
+        previous: the directory of a run to continue, on as many devices as before by default.
+
+    Raises:
+        ConfigError: for a value that is not allowed, or a flag that would be ignored.
+    """
+    cluster = getattr(options, "cluster", None)
+    if options.env_workers is not None and cluster:
+        raise ConfigError("--env-workers and --cluster are for different environments", name="FLAG")
+    on_ray = {name: getattr(options, name, None) for name in ("workers", "restarts", "address")}
+    require_at_least(1, env_workers=options.env_workers, workers=on_ray["workers"])
+    require_at_least(0, restarts=on_ray["restarts"])
+    for name, value in on_ray.items():
+        if value is None or cluster == "ray" or (name != "workers" and options.env_workers):
+            continue
+        other = " or --env-workers" * (name != "workers")
+        raise ConfigError(f"--{name} needs --cluster ray{other}", name="FLAG")
+    devices = options.devices
+    if devices is None and previous is not None:
+        from surefoot.storage.run_directory import RunDirectory
+
+        stored = RunDirectory(Path(previous)).config.get("devices")
+        # A `config.json` may hold anything.
+        devices = stored if isinstance(stored, int) and stored >= 1 else None
+    given = {"devices": devices, "cluster": cluster, "env_workers": options.env_workers} | on_ray
+    return Parallel(**{name: value for name, value in given.items() if value is not None})
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from surefoot.cli.commands import comparing, finished_runs, laboratory, probing, training
+from surefoot.cli.commands import comparing, finished_runs, laboratory, training
 from surefoot.cli.commands.common import emit, env_flag, only_json
-from surefoot.cli.flags import Parser, refuse_unknown
+from surefoot.cli.flags import Parser, add_run, refuse_unknown
 from surefoot.config.settings import RULES
 from surefoot.errors import StoppedBySignal, SurefootError, printable
 from surefoot.storage.compilation_cache import keep_programs_of_processes
@@ -41,9 +41,9 @@ COMMANDS: tuple[tuple[str, Callable[..., None], Callable[..., int]], ...] = (
     ("train", training.add_train_flags, training.train_command),
     ("resume", training.add_resume_flags, training.resume_command),
     ("evaluate", training.add_evaluate_flags, training.evaluate_command),
-    ("replay", finished_runs.add_replay_flags, finished_runs.replay_command),
+    ("replay", add_run, finished_runs.replay_command),
     ("export", finished_runs.add_export_flags, finished_runs.export_command),
-    ("probe", probing.add_probe_flags, probing.probe_command),
+    ("probe", finished_runs.add_probe_flags, finished_runs.probe_command),
     ("report", finished_runs.add_report_flags, finished_runs.report_command),
     ("explain", comparing.add_explain_flags, comparing.explain_command),
     ("compare", comparing.add_compare_flags, comparing.compare_command),
@@ -72,24 +72,6 @@ def _fail(error: SurefootError, *, as_json: bool) -> int:
         emit(record | {"retryable": error.retryable})
     print(f"surefoot: error[{error.name}]: {text}", file=sys.stderr)
     return error.code
-
-
-def _ended(code: int, options: Any) -> int:
-    """The code of a command that failed; a rank among others ends here."""
-    if getattr(options, "cluster", None) == "auto":
-        from surefoot.parallel.heartbeat import exit_rank
-
-        exit_rank(code)
-    return code
-
-
-def _internal(error: Exception) -> SurefootError:
-    """An unexpected exception as an error with a name."""
-    return SurefootError(
-        f"{type(error).__name__}: {error}; this is a bug: run it again with --debug and report "
-        "what it prints",
-        name="INTERNAL",
-    )
 
 
 def _stopped(stop: StoppedBySignal, options: Any) -> int:
@@ -151,12 +133,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SurefootError as error:
         if debug:
             raise
-        return _ended(_fail(error, as_json=as_json), options)
+        code = _fail(error, as_json=as_json)
     except StoppedBySignal as stop:
         return _stopped(stop, options)
     except KeyboardInterrupt:
         print("surefoot: stopped at once", file=sys.stderr)
-        return _ended(130, options)
+        code = 130
     except BrokenPipeError:
         # The reader of our output has closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -164,7 +146,16 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _ended(_fail(_internal(error), as_json=as_json), options)
+        text = (
+            f"{type(error).__name__}: {error}; this is a bug: run it again with --debug and report "
+            "what it prints"
+        )
+        code = _fail(SurefootError(text, name="INTERNAL"), as_json=as_json)
+    if getattr(options, "cluster", None) == "auto":
+        from surefoot.parallel.heartbeat import exit_rank
+
+        exit_rank(code)
+    return code
 
 
 if __name__ == "__main__":

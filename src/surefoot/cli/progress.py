@@ -1,6 +1,5 @@
 """The display of a run in progress: a live panel on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from surefoot.analysis.text import duration
+from surefoot.cli.commands.common import SECONDS_BETWEEN_LINES
 from surefoot.config.settings import Settings, non_default
 from surefoot.diagnostics.catalogue import METRICS
 from surefoot.training.callback import Callback
 
-SECONDS_BETWEEN_LINES = 5.0
 _SHOWN = (
     ("return", "episode/return_mean", "{:.1f}"),
     ("evaluation", "eval/return_mean", "{:.1f}"),
@@ -32,7 +31,7 @@ _SHOWN = (
 class Progress(Callback):
     """A callback that draws the progress of a run."""
 
-    def __init__(self, *, first_iteration: int = 0):
+    def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._latest: dict[str, Any] = {}
@@ -40,7 +39,6 @@ class Progress(Callback):
         self._busy = 0.0
         self._last_line = -SECONDS_BETWEEN_LINES
         self._compiling = ""
-        self._first = first_iteration
 
     def on_start(self, run: Any, plan: Any) -> None:
         """Say what is about to happen, then show it."""
@@ -76,9 +74,10 @@ class Progress(Callback):
         for part in self._seconds:
             self._seconds[part] += row.get(f"time/{part}", 0.0)
         self._busy += row["time/iteration"]
+        last = self._done() >= self._plan.iterations
         if self._live:
             self._live.update(self._draw())
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or self._is_last():
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or last:
             self._last_line = time.monotonic()
             self._print(self._line())
 
@@ -93,15 +92,13 @@ class Progress(Callback):
         """One record on one line, however long."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _is_last(self) -> bool:
-        return self._latest["iteration"] >= self._plan.iterations
+    def _done(self) -> int:
+        return self._latest.get("iteration", self._first)
 
     def _left(self) -> str:
-        done = self._latest.get("iteration", self._first) - self._first
-        if not done:
-            return "-"
-        left = self._plan.iterations - self._latest["iteration"]
-        return duration(self._busy / done * left)
+        done = self._done() - self._first
+        left = self._plan.iterations - self._done()
+        return duration(self._busy / done * left) if done else "-"
 
     def _line(self) -> str:
         row = self._latest
@@ -113,8 +110,7 @@ class Progress(Callback):
         return "  ".join(parts)
 
     def _draw(self) -> Panel:
-        row = self._latest
-        done = row.get("iteration", self._first)
+        row, done = self._latest, self._done()
         head = Table.grid(expand=True, padding=(0, 1))
         head.add_column(ratio=1)
         head.add_column(justify="right")
@@ -138,15 +134,7 @@ class Progress(Callback):
 
     def _shares(self) -> str:
         """The split of time; compilation is on top of it, in seconds."""
-        total = sum(self._seconds[part] for part in ("env", "policy", "update"))
-        parts = [
-            f"{part} {self._seconds[part] / total:.0%}"
-            for part in ("env", "policy", "update")
-            if total > 0
-        ]
-        return ", ".join([*parts, f"compilation {duration(self._seconds['compile'])}"])
-
-
-def say(text: str) -> None:
-    """A line for a person, kept off standard output."""
-    print(text, file=sys.stderr, flush=True)
+        *working, compilation = self._seconds.items()
+        total = sum(seconds for _, seconds in working)
+        parts = [f"{part} {seconds / total:.0%}" for part, seconds in working if total > 0]
+        return ", ".join([*parts, f"compilation {duration(compilation[1])}"])

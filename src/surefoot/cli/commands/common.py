@@ -1,4 +1,4 @@
-"""JSON lines and environment arguments, for several commands."""
+"""What several commands share: output, checks of flags, environment arguments."""
 
 import contextlib
 import json
@@ -6,9 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
-from surefoot.errors import ConfigError
+from surefoot.config.settings import Train
+from surefoot.config.validation import limits_of
+from surefoot.errors import ConfigError, StorageError
+
+SECONDS_BETWEEN_LINES = 5.0
+"""Between two lines of progress where standard error is no terminal."""
 
 _own_stdout: IO[str] | None = None
 
@@ -42,6 +48,34 @@ def only_json() -> Iterator[None]:
 def emit(record: Mapping[str, Any]) -> None:
     """Print one JSON line to standard output."""
     print(json.dumps(record, allow_nan=False), file=_own_stdout, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line for a person, off standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def require_at_least(minimum: int, **counts: int | None) -> None:
+    """Refuse the flags, by name, whose count is too small."""
+    for name, count in counts.items():
+        if count is not None and count < minimum:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} must be at least {minimum}, got {count}")
+
+
+def check_seed(seed: int | None) -> None:
+    """Refuse a --seed that training would refuse."""
+    seeds = limits_of(Train)["seed"]
+    if seed is not None and not seeds.allow(seed):
+        raise ConfigError(f"--seed must be {seeds.describe()}, got {seed}")
+
+
+def picture_file(path: str | Path) -> Path:
+    """The file of --plot, in a directory that exists: refused now, not after the work."""
+    file = Path(path)
+    if not file.parent.is_dir():
+        raise StorageError(f"--plot {file}: no directory {file.parent}")
+    return file
 
 
 def parse_env_kwargs(text: str | None) -> dict[str, Any]:

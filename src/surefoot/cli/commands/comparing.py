@@ -3,15 +3,10 @@
 import argparse
 from pathlib import Path
 
-from surefoot.cli.commands.common import emit
+from surefoot.cli.commands.common import emit, require_at_least, say
 from surefoot.cli.flags import PRESET_NOTE, add_settings, given, whole
 from surefoot.config.presets import known_rule
 from surefoot.errors import ConfigError, EnvCrashError
-
-
-def add_explain_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `surefoot explain`."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="all of them by default")
 
 
 def add_compare_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +25,11 @@ def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     add("--env", nargs="+", help="environments again, if runs are on one from your own module")
     add("--episodes", type=whole, default=20, help="episodes of the final score (default 20)")
     add_settings(parser, rules=False)
+
+
+def add_explain_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot explain`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="all of them by default")
 
 
 def explain_command(options: argparse.Namespace) -> int:
@@ -58,7 +58,6 @@ def explain_command(options: argparse.Namespace) -> int:
 def compare_command(options: argparse.Namespace) -> int:
     """Train rules over seeds and compare them, or compare finished runs."""
     from surefoot.analysis import compare as comparing
-    from surefoot.cli.progress import say
 
     reading = _reads_runs(options)
     out = Path(options.out or ("runs/compared" if reading else "runs/compare"))
@@ -70,10 +69,11 @@ def compare_command(options: argparse.Namespace) -> int:
             changes={group: given(options, group) for group in ("train", "network", "critic")},
         )
         devices = 1 if options.devices is None else options.devices
+        names = [known_rule(name) for name in options.rules or ("trpo", "ppo")]
         try:
             comparison = comparing.compare(
                 options.what,
-                [known_rule(name) for name in options.rules or ("trpo", "ppo")],
+                names,
                 seeds=options.seeds or 5,
                 out=out,
                 shared=shared,
@@ -99,10 +99,7 @@ def _reads_runs(options: argparse.Namespace) -> bool:
     Raises:
         ConfigError: where runs and environments are mixed, or a flag would be ignored.
     """
-    for name in ("seeds", "jobs", "episodes"):
-        count = getattr(options, name)
-        if count is not None and count < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {count}")
+    require_at_least(1, seeds=options.seeds, jobs=options.jobs, episodes=options.episodes)
     if "seed" in given(options, "train"):
         raise ConfigError(
             "compare trains seeds 0 to N - 1; choose how many with --seeds N, not --seed",

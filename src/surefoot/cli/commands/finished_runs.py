@@ -1,14 +1,25 @@
-"""The commands `report`, `export` and `replay`, which read a finished run."""
+"""The commands `probe`, `report`, `export` and `replay`, which read a finished run."""
 
 import argparse
+import json
 import shlex
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surefoot.cli.commands.common import emit, env_flag
-from surefoot.cli.flags import add_run
+from surefoot.cli.commands.common import (
+    SECONDS_BETWEEN_LINES,
+    check_seed,
+    emit,
+    env_flag,
+    picture_file,
+    say,
+)
+from surefoot.cli.flags import add_run, whole
 from surefoot.errors import ConfigError, printable
+from surefoot.training.callback import Callback
 
 
 def add_report_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +34,82 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the file to write, such as policy.npz")
 
 
-def add_replay_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `surefoot replay`."""
+def add_probe_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `surefoot probe`."""
     add_run(parser)
+    add = parser.add_argument
+    text = "the update of iteration K (default: the newest with a checkpoint next to it)"
+    add("--update", type=whole, metavar="K", help=text)
+    text = "maximum environment steps (default: 2e5, or 1e6 if JAX-native)"
+    add("--budget", type=whole, metavar="STEPS", help=text)
+    text = "repeat the run from an earlier checkpoint if none is next to the update"
+    add("--replay", action="store_true", help=text)
+    add("--seed", type=whole, default=0, help="of the fresh episodes (default: 0)")
+    add("--plot", metavar="FILE", help="write the picture there too, as PNG")
+
+
+class _Progress(Callback):
+    """A progress line on stderr: rewritten on a terminal, otherwise one every few seconds."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last = -SECONDS_BETWEEN_LINES
+        self._start = time.monotonic()
+
+    def on_message(self, text: str) -> None:
+        """Print it."""
+        say(text)
+
+    def on_row(self, run: Any, row: dict[str, Any]) -> None:
+        """Show the steps taken so far."""
+        now = time.monotonic() - self._start
+        if now - self._last < (0.2 if self._live else SECONDS_BETWEEN_LINES):
+            return
+        self._last = now
+        text = f"probing: {row['env_steps']:,} of {row['budget']:,} steps"
+        start, end = ("\r", " ") if self._live else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+
+    def on_end(self, run: Any) -> None:
+        """Leave the line."""
+        if self._live:
+            print(file=sys.stderr)
+
+
+def probe_command(options: argparse.Namespace) -> int:
+    """Measure one update of a run on fresh episodes."""
+    check_seed(options.seed)
+    plot = picture_file(options.plot) if options.plot else None
+
+    from surefoot.analysis.probe.api import probe_run
+    from surefoot.analysis.probe.text import probe_report
+    from surefoot.storage.run_directory import RunDirectory
+
+    found = probe_run(
+        options.path,
+        options.update,
+        budget=options.budget,
+        replay=options.replay,
+        seed=options.seed,
+        env=options.env,
+        callback=_Progress(),
+    )
+    record, directory = found.to_dict(), RunDirectory(Path(options.path))
+    name = f"update-{found.iteration:06d}"
+    file = directory.folder("probe") / name
+    directory.write(f"probe/{name}.json", json.dumps(record, indent=1, allow_nan=False))
+    for picture in (Path(f"{file}.png"), plot):
+        if picture is not None:
+            found.plot(picture)
+    if options.json:
+        emit({"event": "probe", "files": [f"{file}.json", f"{file}.png"], **record})
+        return 0
+    print(probe_report(found))
+    print(f"picture: {file}.png; figures: {file}.json")
+    if found.ratio is None and found.needed is not None:
+        again = f"surefoot probe {shlex.quote(options.path)} --update {found.iteration}"
+        print(f"more steps: {again} --budget {found.needed.steps}")
+    return 0
 
 
 def report_command(options: argparse.Namespace) -> int:
@@ -68,7 +152,6 @@ def _commands(path: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def export_command(options: argparse.Namespace) -> int:
     """Write a policy that needs NumPy alone."""
-    from surefoot.cli.progress import say
     from surefoot.exporting.export import COMPARED, export
     from surefoot.training.run import load
 
@@ -89,7 +172,6 @@ def export_command(options: argparse.Namespace) -> int:
 
 def replay_command(options: argparse.Namespace) -> int:
     """Replay the environment error that ended a run."""
-    from surefoot.cli.progress import say
     from surefoot.training.replay_error import replay
 
     show = (lambda text: None) if options.json else say

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from surefoot.cli.commands.common import emit, parse_env_kwargs
+from surefoot.cli.commands.common import emit, parse_env_kwargs, picture_file, require_at_least
 from surefoot.config.settings import RULES
 from surefoot.config.validation import limits_of
 from surefoot.errors import ConfigError, StorageError
@@ -99,8 +99,7 @@ def _refuse_unused_flags(options: argparse.Namespace, rules: Sequence[str]) -> N
             raise ConfigError(message, name="FLAG")
     if options.seed is not None and options.batch in (None, "exact"):
         raise ConfigError("--seed needs sampled rows: add --batch N", name="FLAG")
-    if options.seed is not None and options.seed < 0:
-        raise ConfigError(f"--seed must be at least 0, got {options.seed}")
+    require_at_least(0, seed=options.seed)
 
 
 def _policy(options: argparse.Namespace) -> Any:
@@ -167,8 +166,7 @@ def _curves(options: argparse.Namespace, start: Any, rules: Sequence[str], sizes
     from surefoot.analysis.exact_text import describe_curves, time_limited
 
     count, mdp = options.iterations, start.mdp
-    if count < 1:
-        raise ConfigError(f"--iterations must be at least 1, got {count}")
+    require_at_least(1, iterations=count)
     curves = [
         exact.learning_curve(start, rule, _update(options, rule), sizes, iterations=count)
         for rule in rules
@@ -198,10 +196,7 @@ def _print(text: str, picture: Path | None) -> None:
 def _plot_file(options: argparse.Namespace, name: str) -> Path | None:
     if options.plot is None:
         return None
-    file = Path(options.plot or f"{name.replace(':', '-').replace('/', '-')}.png")
-    if file.parent != Path() and not file.parent.is_dir():
-        raise StorageError(f"--plot {file}: no directory {file.parent}")
-    return file
+    return picture_file(options.plot or f"{name.replace(':', '-').replace('/', '-')}.png")
 
 
 def essay_command(options: argparse.Namespace) -> int:

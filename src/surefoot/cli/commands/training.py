@@ -8,12 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surefoot.cli.commands.common import emit, env_flag, parse_env_kwargs
-from surefoot.cli.commands.scaling import add_cluster_flags, add_env_worker_flags, parallel_of
-from surefoot.cli.flags import PRESET_NOTE, add_run, add_settings, given, rule_settings, whole
+from surefoot.cli.commands.common import (
+    check_seed,
+    emit,
+    env_flag,
+    parse_env_kwargs,
+    require_at_least,
+    say,
+)
+from surefoot.cli.flags import (
+    PRESET_NOTE,
+    add_cluster_flags,
+    add_env_worker_flags,
+    add_run,
+    add_settings,
+    given,
+    parallel_of,
+    rule_settings,
+    whole,
+)
 from surefoot.config.presets import NAMES, known_rule, preset, settle
-from surefoot.config.settings import RULES, Train
-from surefoot.config.validation import limits_of
+from surefoot.config.settings import RULES
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.names import folder_name
 from surefoot.training.callback import Callback
@@ -100,7 +115,7 @@ class _Display(Callback):
         from surefoot.cli.progress import Progress
 
         self._options = options
-        self._progress = None if options.json else Progress()
+        self._progress = Callback() if options.json else Progress()
         self._loggers: list[Any] = []
         self.began = False
 
@@ -113,30 +128,26 @@ class _Display(Callback):
             self._loggers.append(tensorboard_logger(run.directory.path))
         if self._options.wandb:
             self._loggers.append(wandb_logger(run.directory, self._options.wandb))
-        if self._progress:
-            self._progress.on_start(run, plan)
-        else:
+        self._progress.on_start(run, plan)
+        if self._options.json:
             record = {"event": "start", "run": str(run.directory.path), **plan._asdict()}
             emit(record | {"settings": run.settings.to_dict()})
 
     def on_compile(self, what: str) -> None:
         """Show that a program is being compiled."""
-        if self._progress:
-            self._progress.on_compile(what)
+        self._progress.on_compile(what)
 
     def on_row(self, run: Any, row: dict[str, Any]) -> None:
         """Show and log one iteration."""
-        if self._progress:
-            self._progress.on_row(run, row)
-        else:
+        self._progress.on_row(run, row)
+        if self._options.json:
             emit({"event": "row", **row})
         for logger in self._loggers:
             logger.row(row)
 
     def on_end(self, run: Any) -> None:
         """Close everything."""
-        if self._progress:
-            self._progress.on_end(run)
+        self._progress.on_end(run)
         for logger in self._loggers:
             logger.close()
 
@@ -168,13 +179,8 @@ def train_command(options: argparse.Namespace) -> int:
     from surefoot.training.trainer import connect
 
     with connect(parallel) as resources:
-        settings = settle(
-            options.env,
-            groups,
-            changes=changes,
-            env_kwargs=kwargs,
-            devices=resources.num_devices,
-        )
+        devices = resources.num_devices
+        settings = settle(options.env, groups, changes=changes, env_kwargs=kwargs, devices=devices)
         out = Path(options.out) if options.out else None
         out = out or _free_directory(options.env, rule, settings.train.seed)
         job = Job(options.env, find_env(options.env, kwargs), settings, out=out)
@@ -228,8 +234,6 @@ def resume_command(options: argparse.Namespace) -> int:
 
 def _finish(run: Any, options: argparse.Namespace, display: _Display) -> int:
     """Evaluate the final policy, and print how to continue from here."""
-    from surefoot.cli.progress import say
-
     if not display.began:
         say(f"{run.directory.path} was complete already, at iteration {run.iteration}")
     result = run.evaluate(run.settings.train.eval_episodes)
@@ -245,11 +249,8 @@ def _finish(run: Any, options: argparse.Namespace, display: _Display) -> int:
 
 def evaluate_command(options: argparse.Namespace) -> int:
     """Play whole episodes with a trained policy."""
-    if options.episodes < 1:
-        raise ConfigError(f"--episodes must be at least 1, got {options.episodes}")
-    seeds = limits_of(Train)["seed"]
-    if options.seed is not None and not seeds.allow(options.seed):
-        raise ConfigError(f"--seed must be {seeds.describe()}, got {options.seed}")
+    require_at_least(1, episodes=options.episodes)
+    check_seed(options.seed)
     from surefoot.storage.run_directory import RunDirectory
     from surefoot.training.run import load
 
