@@ -50,6 +50,10 @@ class SolvedPolicy(NamedTuple):
         """L - eta: the gain in return if the new policy kept this policy's visits."""
         return float(self.visits @ self.expected_advantages(new))
 
+    def gains(self, new: "SolvedPolicy") -> tuple[float, float]:
+        """Gain in return of another policy: as L promises it, and as it is."""
+        return self.promised_gain(new.policy), new.eta - self.eta
+
     def surrogate(self, new: Policy) -> float:
         """L: the return of the new policy if its visits were those of this one.
 

@@ -21,13 +21,15 @@ from surefoot.exact.families import (
     logits_of,
     policy_gradient,
 )
-from surefoot.exact.shared_updates import (
+from surefoot.exact.maximisers import (
     clipped_parameters,
+    clipped_policy,
     constrained_parameters,
+    constrained_policy,
     penalized_parameters,
+    penalized_policy,
 )
 from surefoot.exact.solution import Policy, SolvedPolicy, solve
-from surefoot.exact.tabular_updates import clipped_policy, constrained_policy, penalized_policy
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from surefoot.exact import (
     solve,
 )
 from surefoot.exact.families import policy_gradient
-from surefoot.exact.tabular_updates import clipped_policy
+from surefoot.exact.maximisers import clipped_policy
 from surefoot.exact.updates import EXACT_UPDATES, natural_gradient
 from tests.support.laws.cases import (
     below,

@@ -141,7 +141,7 @@ def _update(options: argparse.Namespace, rule: str) -> Any:
 
 def _one_update(options: argparse.Namespace, start: Any, rule: str, sizes: Any) -> int:
     from surefoot import exact
-    from surefoot.analysis.exact_text import describe_update
+    from surefoot.exact.report import describe_update
 
     path = exact.update_path(start, _update(options, rule), sizes)
     found = exact.report_update(path, clip_eps=sizes.clip_eps)
@@ -163,7 +163,7 @@ def _one_update(options: argparse.Namespace, start: Any, rule: str, sizes: Any) 
 
 def _curves(options: argparse.Namespace, start: Any, rules: Sequence[str], sizes: Any) -> int:
     from surefoot import exact
-    from surefoot.analysis.exact_text import describe_curves, time_limited
+    from surefoot.exact.report import describe_curves, time_limited
 
     count, mdp = options.iterations, start.mdp
     require_at_least(1, iterations=count)

@@ -63,9 +63,9 @@ def outside_the_region() -> Finding:
     along = exact.walk(old, [going_right(old.mdp, p) for p in points])
     kept = (along.eta - old.eta) / (along.surrogate - old.eta)
     far = [
-        pair.promised * pair.realised > 0
-        for pair in random_pairs(2000, gamma=0.9, seed=6)
-        if pair.old.kl(pair.new.policy) > 1.0
+        np.prod(old.gains(new)) > 0
+        for old, new in random_pairs(2000, gamma=0.9, seed=6)
+        if old.kl(new.policy) > 1.0
     ]
     return finding(
         reach=old.kl(going_right(old.mdp, float(edge))),

@@ -122,9 +122,9 @@ def the_lie() -> Finding:
     """The only difference is rho; the gradient is not a lie."""
     worst_gap = worst_slope = 0.0
     family, rng, h = exact.TabularSoftmax(), np.random.default_rng(1), 1e-5
-    for pair in random_pairs(200, gamma=0.9, seed=1):
-        old, new = pair
-        gap = pair.realised - pair.promised
+    for old, new in random_pairs(200, gamma=0.9, seed=1):
+        promised, realised = old.gains(new)
+        gap = realised - promised
         spread = max(abs(gap - form) for form in gap_forms(old, new).values())
         worst_gap = max(worst_gap, spread / (1 + abs(new.eta)))
         direction = rng.normal(size=old.policy.shape)
@@ -179,7 +179,8 @@ def how_far() -> Finding:
     half, broken, best = path.landmarks
     assert half is not None
     assert broken is not None
-    gaps = np.array([p.promised - p.realised for p in random_pairs(400, gamma=0.9, seed=2)])
+    gains = [old.gains(new) for old, new in random_pairs(400, gamma=0.9, seed=2)]
+    gaps = np.subtract(*np.transpose(gains))
     return finding(
         edge_of_trust_kl=path.kl(half),
         break_even_kl=path.kl(broken),

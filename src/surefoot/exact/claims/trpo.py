@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from surefoot import exact
-from surefoot.exact.claims.cases import Finding, certified_steps, finding, random_pairs
+from surefoot.exact.claims.cases import Finding, Pair, certified_steps, finding, random_pairs
 from surefoot.exact.claims.surrogate import rescaled
 from surefoot.exact.families import policy_gradient
 from surefoot.exact.practice import update_costs
@@ -140,7 +140,7 @@ def exact_optimisation() -> Finding:
     return finding(certain=certain, kept=kept)
 
 
-def _random_steps() -> Iterator[tuple[exact.SolvedPolicy, exact.SolvedPolicy]]:
+def _random_steps() -> Iterator[Pair]:
     """Twenty steps of random direction and length on each of 100 random MDPs."""
     rng, family = np.random.default_rng(0), exact.TabularSoftmax()
     for old, _ in random_pairs(100, gamma=0.5, seed=9):
