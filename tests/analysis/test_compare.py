@@ -17,7 +17,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
 from surefoot import load, train
-from surefoot.analysis import plots
 from surefoot.analysis.compare import (
     Comparison,
     Failure,
@@ -38,6 +37,7 @@ from surefoot.analysis.compare.statistics import (
     summarize_scores,
     welch_interval,
 )
+from surefoot.analysis.plots import curves as plots
 from surefoot.config.settings import PPO, TRPO, VPG, Critic, Network, Train
 from surefoot.errors import ConfigError, NotFiniteError, StorageError
 from surefoot.parallel.jobs import ComparisonStopped

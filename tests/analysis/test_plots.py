@@ -3,7 +3,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from surefoot.analysis.plots import Series, plot_curves
+from surefoot.analysis.plots.curves import Series, plot_curves
 from surefoot.errors import StorageError
 
 

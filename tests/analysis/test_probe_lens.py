@@ -15,6 +15,7 @@ from surefoot.analysis.probe.conclude import promise_in_sample
 from surefoot.analysis.probe.measurements import NEW, OLD, Measurements, Place
 from surefoot.analysis.probe.players import HostPlayer, JaxPlayer
 from surefoot.analysis.probe.policies import callable_functions, network_functions
+from surefoot.analysis.probe.result import probe_report
 from surefoot.analysis.probe.rows import (
     episode_ages,
     join_rows,
@@ -23,7 +24,6 @@ from surefoot.analysis.probe.rows import (
     rows_of_episodes,
     score_rows,
 )
-from surefoot.analysis.probe.text import probe_report
 from surefoot.analysis.probe.updates import Rerun, find_update
 from surefoot.cli.parser import main
 from surefoot.envs.host import EnvLimits

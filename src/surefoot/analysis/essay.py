@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot import exact
-from surefoot.analysis.plots import plot_lines, plot_update
+from surefoot.analysis.plots.exact import plot_lines, plot_update
 from surefoot.exact.claims import bound, ppo, region, surrogate, trpo
 from surefoot.exact.claims.cases import Finding, going_right
 from surefoot.exact.picture import UpdatePicture

@@ -187,7 +187,7 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
     Raises:
         StorageError: where `out` cannot be written.
     """
-    from surefoot.analysis.plots import Series, plot_curves
+    from surefoot.analysis.plots.curves import Series, plot_curves
 
     out = Path(out)
     with storage(out, "making"):

@@ -4,5 +4,5 @@
 it and repeats iterations. `players` play episodes of any policy with common random numbers;
 `policies` is their interface to it. `rows` has advantages of the old policy's episodes, and scores
 of other policies on them. `sweep` spends the budget of steps, `measurements` holds the results,
-`conclude` turns them into figures with intervals, `result` is the outcome and `text` its words.
+`conclude` turns them into figures with intervals, and `result` is the outcome, with its words.
 """

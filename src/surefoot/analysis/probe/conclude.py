@@ -1,14 +1,11 @@
 """From measurements to the result of a probe: figures with intervals, and points."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from surefoot.analysis.probe.measurements import NEW, OLD, Measurements
 from surefoot.analysis.probe.result import Point, Probe, RequiredBudget
 from surefoot.analysis.probe.rows import PolicyScores
 from surefoot.analysis.probe.sweep import END_SHARE
-from surefoot.analysis.probe.text import verdict
 from surefoot.formulas.edge_of_trust import Edge
 from surefoot.formulas.intervals import Interval
 from surefoot.formulas.ratios import (
@@ -43,7 +40,7 @@ def conclude(
         pairs = pairs_needed(gains, promise)
         steps = pairs * sum(map(found.mean_length, (OLD, NEW))) / (END_SHARE if swept else 1.0)
         needed = RequiredBudget(pairs, int(np.ceil(steps)))
-    probe = Probe(
+    return Probe(
         title=title,
         iteration=iteration,
         source=source,
@@ -73,7 +70,6 @@ def conclude(
         old_return=sample_mean(found.returns[OLD]),
         exact_kl=found.player.functions.exact,
     )
-    return replace(probe, sentences=tuple(verdict(probe)))
 
 
 def promise_in_sample(scores: PolicyScores, mass: float) -> Interval:

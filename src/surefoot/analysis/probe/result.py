@@ -1,4 +1,4 @@
-"""The result of a probe: for people as sentences and a picture, for programs as JSON."""
+"""The result of a probe: for people as text and a picture, for programs as JSON."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot.formulas.edge_of_trust import Edge
-from surefoot.formulas.intervals import Interval
+from surefoot.formulas.intervals import Interval, Value
+
+REMEDIES = {
+    "noise": "the update fits its own batch; use more samples, smaller steps, more damping or a "
+    "better critic",
+    "the critic": "lambda and the critic's errors promise too much; fit the critic better, or "
+    "raise gae_lambda",
+    "visitation": "the new policy visits states that the old one did not; reduce the radius "
+    "(max_kl, clip_eps or learning rate)",
+}
 
 
 class Point(NamedTuple):
@@ -58,7 +67,6 @@ class Probe:
         update: points along the update.
         random: points along a random direction of equal mean KL.
         exact_kl: whether divergences are exact in each state.
-        sentences: the findings, for `verdict`.
     """
 
     title: str
@@ -88,16 +96,21 @@ class Probe:
     random: tuple[Point, ...]
     old_return: Interval
     exact_kl: bool
-    sentences: tuple[str, ...] = ()
 
     def verdict(self) -> list[str]:
-        """The findings in a few sentences."""
-        return list(self.sentences)
+        """The findings, one sentence each, with the largest loss and its remedy."""
+        unpaired = "episodes cannot be seeded: old and new policy played different ones"
+        sentences = [] if self.paired else [unpaired]
+        sentences += [_kept(self), *_losses(self), *_reach(self)]
+        for point in self.random:
+            if point.fraction == 1.0 and point.realised:
+                gain = with_interval(point.realised)
+                sentences.append(f"a random direction of the same mean KL gains {gain}")
+        return sentences
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an interval is `{mean, low, high}`."""
-        fields = {name: value for name, value in vars(self).items() if name != "sentences"}
-        return _plain(fields | {"verdict": self.verdict()})
+        return _plain(vars(self) | {"verdict": self.verdict()})
 
     def plot(self, path: str | Path) -> None:
         """Draw the waterfall and the sweep as PNG.
@@ -121,3 +134,112 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if np.isfinite(value) else None
     return value
+
+
+def signed(value: Value) -> str:
+    """Three digits, with a sign."""
+    return f"{value:+.3g}"
+
+
+def with_interval(interval: Interval) -> str:
+    """A mean with its interval, where that is known."""
+    mean, low, high = map(signed, interval)
+    return mean if np.isnan(interval.low) else f"{mean} ({low} to {high})"
+
+
+def probe_report(probe: Probe) -> str:
+    """The whole result as lines for people."""
+    count = f"{probe.pairs} pairs" if probe.paired else f"{probe.pairs} episodes each, not paired"
+    biased = probe.gae_lambda < 1.0
+    rows = [
+        ("promised on its own batch", probe.in_sample, "as logged" if probe.recorded else ""),
+        ("promised on fresh data", probe.fresh, f"lambda {probe.gae_lambda:g}"),
+        ("promised, Monte Carlo", probe.monte_carlo if biased else None, "lambda 1"),
+        ("realised", probe.realised, ""),
+    ]
+    lines = [
+        probe.title,
+        f"  {probe.source}",
+        f"  {probe.steps:,} steps of a budget of {probe.budget:,}: {count} of old and new policy",
+        "",
+        f"  gain of discounted return (gamma {probe.gamma:g}) over the old policy's "
+        f"{probe.old_return.mean:.4g}, with 95 % intervals",
+    ]
+    lines += [f"    {what:30s}{with_interval(x)}  {note}".rstrip() for what, x, note in rows if x]
+    lines += ["", *(f"  {sentence}" for sentence in probe.verdict())]
+    if len(probe.update) > 1:
+        head = "  fraction   mean KL   L, fresh   realised                     pairs"
+        named = [(f"{point.fraction:9.3g}", point) for point in probe.update]
+        named += [(f"random {point.fraction:g}", point) for point in probe.random]
+        table = [_row(name, point) for name, point in named if point.realised]
+        lines += ["", head, *table]
+    return "\n".join(lines)
+
+
+def _row(name: str, point: Point) -> str:
+    gain = with_interval(point.realised) if point.realised else ""
+    promise = signed(point.fresh.mean)
+    return f"  {name:9s}{point.kl.mean:10.3g}{promise:>11s}   {gain:28s} {point.pairs}"
+
+
+def _kept(probe: Probe) -> str:
+    """The share of the promise that was realised."""
+    if probe.ratio is None:
+        needed = ""
+        if probe.needed is not None:
+            needed = (
+                f"; it takes about {probe.needed.steps:,} steps ({probe.needed.pairs:,} pairs), if "
+                "the promise is as large as it seems"
+            )
+        return (
+            "realised / promised is not measurable at this budget: the fresh promise is within two "
+            f"standard errors of 0{needed}"
+        )
+    unbiased = ""
+    if probe.gae_lambda < 1.0:
+        ratio = probe.ratio_monte_carlo
+        unbiased = "; of the Monte Carlo promise " + (_share(ratio) if ratio else "not measurable")
+    return f"of the fresh promise {_share(probe.ratio)} was realised{unbiased}"
+
+
+def _share(ratio: Interval) -> str:
+    return f"{ratio.mean:.0%} ({ratio.low:.0%} to {ratio.high:.0%})"
+
+
+def _losses(probe: Probe) -> list[str]:
+    """The gaps between the bars, and the remedy of the largest that is significant."""
+    critic = probe.critic if probe.gae_lambda < 1.0 else None
+    gaps = {"noise": probe.noise, "the critic": critic, "visitation": probe.visitation}
+    known = {what: gap for what, gap in gaps.items() if gap is not None}
+    parts = "; ".join(f"{what} {with_interval(gap)}" for what, gap in known.items())
+    significant = [(gap.mean, what) for what, gap in known.items() if gap.low > 0.0]
+    largest = "no loss is significant at this budget"
+    if significant:
+        _, what = max(significant)
+        largest = f"the largest significant loss is {what}: {REMEDIES[what]}"
+    lines = [f"lost between promise and gain (negative: gained): {parts}", largest]
+    if critic and critic.high < 0.0:
+        lines.append("lambda and the critic's errors promise too little, which only costs speed")
+    return lines
+
+
+def _reach(probe: Probe) -> list[str]:
+    """How far along the update half of the promise is kept."""
+    trust = probe.trust
+    if trust is None:
+        return []
+    if trust.fraction is None and trust.sure is None:
+        return ["the edge of trust (half the promise is kept) is not measurable at this budget"]
+    if trust.fraction is None:
+        kl = next(point.kl.mean for point in probe.update if point.fraction == trust.sure)
+        return [
+            "the edge of trust is beyond the largest step played: more than half the promise is "
+            f"kept up to {trust.sure:g} times the update (mean KL {kl:.3g})"
+        ]
+    sure = "" if trust.sure is None else f"; significantly more up to {trust.sure:.3g}"
+    gone = "" if trust.gone is None else f", significantly less from {trust.gone:.3g} on"
+    place = "within" if trust.fraction > 1.0 else "beyond"
+    return [
+        f"edge of trust: half the promise is kept at {trust.fraction:.3g} times the update, mean "
+        f"KL {trust.kl:.3g}{sure}{gone}; the step taken is {place} it"
+    ]

@@ -10,8 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from surefoot.analysis.report.appendix import newest_probe, probe_section, settings_section
-from surefoot.analysis.report.critic import critic_section
+from surefoot.analysis.report.appendix import (
+    newest_probe,
+    probe_section,
+    raised_warnings,
+    settings_section,
+    warnings_section,
+)
 from surefoot.analysis.report.learning import (
     ReturnSummary,
     describe_end,
@@ -19,12 +24,11 @@ from surefoot.analysis.report.learning import (
     summarize_returns,
 )
 from surefoot.analysis.report.page import render_page
-from surefoot.analysis.report.promises import lies_section, promise_section
+from surefoot.analysis.report.promises import critic_section, lies_section, promise_section
 from surefoot.analysis.report.section import Facts, Section
 from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of
 from surefoot.analysis.report.totals import totals
-from surefoot.analysis.report.warnings import raised_warnings, warnings_section
 from surefoot.config.presets import read_settings
 from surefoot.errors import CheckpointError
 from surefoot.storage.run_directory import RunDirectory

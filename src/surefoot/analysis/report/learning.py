@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from surefoot.analysis.plots.grouping import largest, smallest, starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
+from surefoot.analysis.plots.style import starts_of
 from surefoot.analysis.report.section import Color, Facts, Section, ends_of, line, section
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure
@@ -127,7 +127,8 @@ def _training(facts: Facts) -> list[PanelSeries]:
     if not series or not np.isfinite(low[here] + high[here]).all():
         return series
     starts = starts_of(int(here.sum()))
-    return [series[0]._replace(band=(smallest(low[here], starts), largest(high[here], starts)))]
+    ends = np.minimum.reduceat(low[here], starts), np.maximum.reduceat(high[here], starts)
+    return [series[0]._replace(band=ends)]
 
 
 def _evaluations(facts: Facts) -> list[PanelSeries]:

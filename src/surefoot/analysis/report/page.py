@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from surefoot.analysis.plots.grouping import group_size
 from surefoot.analysis.plots.report import RaisedWarning, draw_panels, draw_timeline
+from surefoot.analysis.plots.style import group_size
 from surefoot.analysis.report.section import Facts, Section
 
 _CLASSES = {"red": "act", "amber": "look", "green": "well", "": ""}

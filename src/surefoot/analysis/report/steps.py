@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from surefoot.analysis.plots.grouping import largest
 from surefoot.analysis.plots.report import Panel, PanelSeries
 from surefoot.analysis.report.section import (
     Color,
@@ -66,7 +65,7 @@ def _panels(facts: Facts) -> list[Panel]:
     radius = getattr(rule, "max_kl", None)
     worst = "policy/kl_worst_state"
     kl = [
-        *line(table, worst, "worst state", Color.PROMISED, reduction=largest),
+        *line(table, worst, "worst state", Color.PROMISED, reduction=np.maximum.reduceat),
         *line(table, "policy/kl_p99", "99 % of states below", Color.BAD),
         *line(table, "policy/kl_mean", "mean", Color.GOT),
         *line(table, "policy/kl_median", "median", Color.SIGNAL, dash=(0, (4, 2))),

@@ -82,7 +82,7 @@ def probe_command(options: argparse.Namespace) -> int:
     plot = picture_file(options.plot) if options.plot else None
 
     from surefoot.analysis.probe.api import probe_run
-    from surefoot.analysis.probe.text import probe_report
+    from surefoot.analysis.probe.result import probe_report
     from surefoot.storage.run_directory import RunDirectory
 
     found = probe_run(

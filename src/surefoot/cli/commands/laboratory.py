@@ -147,7 +147,7 @@ def _one_update(options: argparse.Namespace, start: Any, rule: str, sizes: Any) 
     found = exact.report_update(path, clip_eps=sizes.clip_eps)
     file = _plot_file(options, f"exact-{start.mdp.name}-{rule}")
     if file:
-        from surefoot.analysis.plots import plot_update
+        from surefoot.analysis.plots.exact import plot_update
         from surefoot.exact.picture import update_picture
 
         shared = isinstance(start.family, exact.LinearSoftmax)
@@ -175,7 +175,7 @@ def _curves(options: argparse.Namespace, start: Any, rules: Sequence[str], sizes
     optimum = exact.solve(mdp, best).eta
     file = _plot_file(options, f"exact-{mdp.name}-curves")
     if file:
-        from surefoot.analysis.plots import plot_exact_curves
+        from surefoot.analysis.plots.exact import plot_exact_curves
 
         plot_exact_curves(curves, file, title=f"{mdp.name}, exact updates", optimum=optimum)
     if options.json:
