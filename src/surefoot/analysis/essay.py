@@ -5,7 +5,6 @@ each for the claim (quoted), the trial, the finding and the verdict, then a capt
 picture, and a command that recomputes the heart of it.
 """
 
-import base64
 import html
 import json
 import re
@@ -21,13 +20,14 @@ import numpy as np
 
 from surefoot import exact
 from surefoot.analysis.plots.exact import plot_lines, plot_update
-from surefoot.exact.claims import bound, ppo, region, surrogate, trpo
+from surefoot.analysis.text import data_url
+from surefoot.exact.claims import bound, ppo, surrogate, trpo
 from surefoot.exact.claims.cases import Finding, going_right
 from surefoot.exact.picture import UpdatePicture
 from surefoot.exact.updates import exact_trpo
 
 CLAIMS: dict[str, Callable[[], Finding]] = {
-    claim.__name__: claim for part in (surrogate, bound, region, trpo, ppo) for claim in part.CLAIMS
+    claim.__name__: claim for part in (surrogate, bound, trpo, ppo) for claim in part.CLAIMS
 }
 """Every claim by name; essay.md puts them in the essay's order."""
 
@@ -164,9 +164,9 @@ def _section(claim: JudgedClaim) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture.png"
         if claim.draw(file):
-            data = base64.b64encode(file.read_bytes()).decode()
+            source = data_url("png", file.read_bytes())
             picture = (
-                f'<figure><img alt="{say(claim.caption)}" src="data:image/png;base64,{data}">'
+                f'<figure><img alt="{say(claim.caption)}" src="{source}">'
                 f"<figcaption>{say(claim.caption)}</figcaption></figure>"
             )
     kind = claim.verdict.split()[0].rstrip(";:,.")

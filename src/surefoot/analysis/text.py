@@ -1,4 +1,6 @@
-"""Figures and durations in words, as tables, reports and the progress display print them."""
+"""Figures, durations and pictures as text, for tables, reports and the progress display."""
+
+import base64
 
 
 def duration(seconds: float) -> str:
@@ -21,3 +23,8 @@ def figure(value: float) -> str:
 def percent(share: float) -> str:
     """A share in percent; one below 2 % keeps a decimal."""
     return f"{100 * share:.1f} %" if 0 < abs(share) < 0.02 else f"{100 * share:.0f} %"
+
+
+def data_url(kind: str, data: bytes) -> str:
+    """A picture inside a page, which then loads nothing; as an image it can run no script."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

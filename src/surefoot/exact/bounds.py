@@ -12,12 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from surefoot.exact.solution import (
-    Policy,
-    SolvedPolicy,
-    kl_per_state,
-    tv_per_state,
-)
+from surefoot.exact.solution import Policy, SolvedPolicy, kl_per_state, tv_per_state
 
 BOUNDS = {
     "B1": "Hölder on the true visitation shift",

@@ -10,11 +10,7 @@ from jaxtyping import Float
 from scipy import optimize
 
 from surefoot.exact.families import StartingPoint, softmax
-from surefoot.exact.solution import (
-    Policy,
-    SolvedPolicy,
-    solve,
-)
+from surefoot.exact.solution import Policy, SolvedPolicy, solve
 from surefoot.exact.updates import ExactRule, StepSizes
 
 MAX_FRACTION = 100.0
@@ -129,12 +125,7 @@ def update_path(start: StartingPoint, rule: ExactRule, sizes: StepSizes) -> Upda
 class Walk(NamedTuple):
     """The truth and the promise at each of a list of policies.
 
-    Attributes:
-        solved: the policies, solved.
-        kl: mean KL(old || policy), in nats.
-        eta: the return.
-        surrogate: L.
-        clipped: PPO's objective.
+    `kl` is mean KL(old || policy) in nats, `clipped` PPO's objective in units of return.
     """
 
     solved: list[SolvedPolicy]

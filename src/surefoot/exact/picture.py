@@ -40,16 +40,10 @@ class LinePicture(NamedTuple):
 
 
 class UpdatePicture(NamedTuple):
-    """The truth and the promise along one update.
+    """The truth and the promise along one update, at places `x` from the old policy on.
 
-    Attributes:
-        title: a heading.
-        xlabel: meaning of `x`.
-        x: places along the update, from the old policy on.
-        along: the truth and the promise at each.
-        guaranteed: for each bound its lower limit of the return.
-        taken: the update's own place.
-        edge: where half the promise is kept, or None.
+    `guaranteed` is each bound's lower limit of the return, `taken` the update's own place, and
+    `edge` where half the promise is kept, or None.
     """
 
     title: str

@@ -32,9 +32,7 @@ class UpdateReport:
     """One update, promised against realised. Returns are discounted, from the start; KL in nats.
 
     Attributes:
-        eta_old: return of the old policy.
-        eta_new: return of the new one.
-        surrogate_new: return of the new one by the surrogate L.
+        surrogate_new: return of the new policy by the surrogate L.
         promised_gain: surrogate_new - eta_old.
         realised_gain: eta_new - eta_old.
         ratio: realised over promised; None where nothing was promised.

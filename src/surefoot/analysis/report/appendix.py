@@ -1,6 +1,5 @@
 """The warnings of a run, its newest probe, its settings, and commands to continue with."""
 
-import base64
 import contextlib
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,7 +11,7 @@ import numpy as np
 from surefoot.analysis.plots.report import RaisedWarning
 from surefoot.analysis.report.section import Facts, Section, html_table, section
 from surefoot.analysis.report.table import Table
-from surefoot.analysis.text import figure
+from surefoot.analysis.text import data_url, figure
 from surefoot.config.settings import GROUPS, non_default
 from surefoot.config.validation import shown
 from surefoot.diagnostics.warnings import ALARMS
@@ -102,8 +101,8 @@ def probe_section(probe: StoredProbe | None) -> Section:
     sentences += [each for each in verdict if isinstance(each, str)]
     extra = f"<p>Its figure is not in this page; see probe/{escape(probe.name)}.png.</p>"
     if probe.picture is not None:
-        data = base64.b64encode(probe.picture).decode()
-        extra = f'<img alt="result of the probe" src="data:image/png;base64,{data}">'
+        source = data_url("png", probe.picture)
+        extra = f'<img alt="result of the probe" src="{source}">'
     rows = [
         (str(key), figure(value) if isinstance(value, float) else str(value))
         for key, value in probe.record.items()

@@ -50,9 +50,7 @@ class ReturnSummary(NamedTuple):
 def evaluation_intervals(table: Table, episodes: int) -> Interval:
     """95 % t intervals of the evaluations' means; the ends are NaN for one episode."""
     means = table.column("eval/return_mean")
-    error = table.column("eval/return_std") / episodes**0.5
-    if episodes < 2:
-        return Interval(means, np.full_like(means, np.nan), np.full_like(means, np.nan))
+    error = table.column("eval/return_std") / episodes**0.5 if episodes > 1 else math.nan
     return t_interval(means, error, episodes - 1)
 
 

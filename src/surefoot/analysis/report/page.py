@@ -1,6 +1,5 @@
 """A report as one HTML page that loads nothing and needs no script."""
 
-import base64
 import re
 from collections.abc import Sequence
 from html import escape
@@ -10,6 +9,7 @@ from string import Template
 from surefoot.analysis.plots.report import RaisedWarning, draw_panels, draw_timeline
 from surefoot.analysis.plots.style import group_size
 from surefoot.analysis.report.section import Facts, Section
+from surefoot.analysis.text import data_url
 
 _CLASSES = {"red": "act", "amber": "look", "green": "well", "": ""}
 _SPOKEN = {
@@ -74,7 +74,7 @@ def _text(words: str) -> str:
 
 
 def _picture(section: Section, last_step: float, raised: Sequence[RaisedWarning]) -> str:
-    """The section's figure as an image's data URL; as an image it can run no script."""
+    """The section's figure as an image's data URL, or nothing."""
     if section.panels:
         marks = raised if section.name == "learning" else ()
         drawn = draw_panels(section.panels, last_step, marks)
@@ -82,4 +82,4 @@ def _picture(section: Section, last_step: float, raised: Sequence[RaisedWarning]
         drawn = draw_timeline(raised, last_step)
     else:
         return ""
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
+    return data_url("svg+xml", drawn.encode())

@@ -51,18 +51,11 @@ class Facts(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One part of the page.
+    """One part of the page; links go to its name.
 
-    Attributes:
-        name: for links to it.
-        title: its heading.
-        finding: the state of this run; the figure's caption.
-        meaning: how to read the figure, for a first-time reader.
-        level: "red" for action, "amber" for a look, "green" where all is well, "" where there is
-            nothing to judge.
-        advice: what to do, or empty.
-        panels: of the figure.
-        extra: HTML below, escaped already.
+    `finding` is the state of this run and the figure's caption, `meaning` how to read the figure,
+    `extra` HTML below, escaped already. `level` is "red" for action, "amber" for a look, "green"
+    where all is well, and "" where there is nothing to judge.
     """
 
     name: str

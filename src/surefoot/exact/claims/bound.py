@@ -1,10 +1,20 @@
-"""The essay on the bound: what it says, how loose it is, and what it rests on."""
+"""The essay on the bound and its region: what they guarantee, how loosely, and what is outside."""
+
+from typing import Any
 
 import numpy as np
+from scipy import optimize
 
 from surefoot import exact
-from surefoot.exact.bounds import mixture_bound, mixture_step
-from surefoot.exact.claims.cases import Finding, finding, random_pairs
+from surefoot.exact.bounds import degradation_bound, mixture_bound, mixture_step
+from surefoot.exact.claims.cases import (
+    Finding,
+    certified_steps,
+    corridor_falls,
+    finding,
+    going_right,
+    random_pairs,
+)
 from surefoot.exact.picture import LinePicture, PlottedLine
 from surefoot.exact.updates import greedy_policy
 
@@ -97,4 +107,101 @@ def visitation_follows_kl() -> Finding:
     )
 
 
-CLAIMS = (lower_bound, certified_reach, visitation_follows_kl)
+def ball_guarantees() -> Finding:
+    """A trust region by itself guarantees no improvement."""
+    corridors, trpo_fell, _ = corridor_falls("trpo")
+    _, ppo_fell, ppo_median_kl = corridor_falls("ppo")
+    tilted_fell = sum(
+        _tilted(old, size).eta < old.eta - 1e-9
+        for old, _ in random_pairs(200, gamma=0.9, seed=11)
+        for size in (1.0, 10.0, 1000.0)
+    )
+    example = exact.starting_point(exact.corridor(m=4, B=1000.0)).old
+    after = exact.updated(exact.starting_point(example.mdp), "trpo", exact.StepSizes(max_kl=0.01))
+    pairs = random_pairs(200, gamma=0.99, seed=5)
+    certain, kept = certified_steps((old, _tilted(old, 1e-3)) for old, _ in pairs)
+    return finding(
+        corridors=corridors,
+        trpo_fell=trpo_fell,
+        ppo_fell=ppo_fell,
+        ppo_median_kl=ppo_median_kl,
+        example_promised=example.surrogate(after.policy),
+        example_old=example.eta,
+        example_got=after.eta,
+        example_allowed=degradation_bound(example, after.policy, max_kl=0.01),
+        certain=certain,
+        kept=kept,
+        tilted_fell=tilted_fell,
+    )
+
+
+def _tilted(old: exact.SolvedPolicy, size: float) -> exact.SolvedPolicy:
+    """Every state's policy moved towards its own advantages."""
+    logits = exact.logits_of(old.policy) + size * old.advantages
+    return exact.solve(old.mdp, exact.TabularSoftmax().policy(logits))
+
+
+def outside_the_region() -> Finding:
+    """The surrogate outside the region."""
+    old = exact.starting_point(exact.ridge()).old
+
+    def certified_gain(p: float) -> float:
+        new = exact.solve(old.mdp, going_right(old.mdp, p))
+        return exact.guaranteed_returns(old, new)["B6"] - old.eta
+
+    edge: Any = optimize.brentq(certified_gain, 0.1 + 1e-6, 0.12, xtol=1e-14)
+    points = (0.105, 0.12, 0.15, 0.2, 0.25, 0.4)
+    along = exact.walk(old, [going_right(old.mdp, p) for p in points])
+    kept = (along.eta - old.eta) / (along.surrogate - old.eta)
+    far = [
+        np.prod(old.gains(new)) > 0
+        for old, new in random_pairs(2000, gamma=0.9, seed=6)
+        if old.kl(new.policy) > 1.0
+    ]
+    return finding(
+        reach=old.kl(going_right(old.mdp, float(edge))),
+        sign_known=np.mean(far),
+        far_pairs=len(far),
+        **{f"kept_{p}": share for p, share in zip(points, kept, strict=True)},
+        **{f"kl_{p}": kl for p, kl in zip(points, along.kl, strict=True)},
+    )
+
+
+def pinsker() -> Finding:
+    """TV^2 <= KL/2."""
+    shares = []
+    for old, new in random_pairs(300, gamma=0.5, seed=7):
+        halves = exact.kl_per_state(old.policy, new.policy) / 2
+        shares.append(exact.tv_per_state(old.policy, new.policy) ** 2 / np.maximum(halves, 1e-300))
+    far = np.array([[0.999, 0.001]]), np.array([[0.001, 0.999]])
+    kl = exact.kl_per_state(*far)[0]
+    start = exact.starting_point(exact.corridor())
+    bounds = exact.gap_bounds(start.old, exact.updated(start, "trpo"))
+    return finding(
+        tightest=np.max(shares),
+        violations=np.sum(np.array(shares) > 1 + 1e-9),
+        far_kl=kl,
+        far_tv=exact.tv_per_state(*far)[0],
+        pinsker_at_far=np.sqrt(kl / 2),
+        c_ratio=bounds["B6"] / bounds["B7"],
+    )
+
+
+def mean_for_max() -> Finding:
+    """TRPO constrains the mean, the theorem the maximum."""
+    start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
+    new = exact.updated(start, "trpo", exact.StepSizes(max_kl=0.01))
+    mean = start.old.kl(new.policy)
+    worst = exact.kl_per_state(start.old.policy, new.policy)[~start.mdp.terminal].max()
+    return finding(mean=mean, worst=worst, worst_times=worst / mean)
+
+
+CLAIMS = (
+    lower_bound,
+    certified_reach,
+    visitation_follows_kl,
+    ball_guarantees,
+    outside_the_region,
+    pinsker,
+    mean_for_max,
+)

@@ -13,12 +13,7 @@ from surefoot.exact.picture import LinePicture, UpdatePicture
 
 
 class Finding(NamedTuple):
-    """Result of testing a claim; `analysis/essay.md` explains the numbers.
-
-    Attributes:
-        numbers: by name, as the essay's text refers to them.
-        picture: the picture, where one helps.
-    """
+    """Result of testing a claim; `analysis/essay.md` explains the numbers, by their names."""
 
     numbers: Mapping[str, float]
     picture: LinePicture | UpdatePicture | None = None
@@ -77,23 +72,15 @@ def corridor_family() -> Iterator[exact.StartingPoint]:
             yield start
 
 
-class Falls(NamedTuple):
-    """Outcome of one exact update on each of `count` corridors.
-
-    `share` is the share of them that lost return, `median_kl` the median of the mean KL.
-    """
-
-    count: int
-    share: float
-    median_kl: float
-
-
 @cache
-def corridor_falls(rule: str) -> Falls:
-    """How often one exact update, of radius 0.01 or clip 0.2, lowers the corridors' return."""
+def corridor_falls(rule: str) -> tuple[int, float, float]:
+    """One exact update, of radius 0.01 or clip 0.2, on each of the corridors.
+
+    Their number, the share of them that lost return, and the median of the mean KL.
+    """
     fell, kls = 0, []
     for start in corridor_family():
         new = exact.updated(start, rule, exact.StepSizes(max_kl=0.01))
         fell += new.eta < start.old.eta - 1e-9
         kls.append(start.old.kl(new.policy))
-    return Falls(len(kls), fell / len(kls), float(np.median(kls)))
+    return len(kls), fell / len(kls), float(np.median(kls))
