@@ -31,7 +31,7 @@ from surefoot.analysis.compare import (
     write_outputs,
 )
 from surefoot.analysis.compare import train as comparing
-from surefoot.analysis.compare.statistics import (
+from surefoot.analysis.compare.comparison import (
     contrast,
     probability_of_beating,
     summarize_scores,

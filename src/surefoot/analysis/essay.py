@@ -68,11 +68,11 @@ class JudgedClaim(NamedTuple):
 def judge_claims(numbers: Sequence[int] | None = None) -> Iterator[JudgedClaim]:
     """Judge the claims with these numbers, from 1 on, or all; each is computed when reached."""
     for number in numbers or range(1, len(CLAIMS) + 1):
-        yield _judge(number, _sections()[number + 1])
+        yield _judge(number, essay_sections()[number + 1])
 
 
 @cache
-def _sections() -> list[str]:
+def essay_sections() -> list[str]:
     """The sections of essay.md without their `##`: head, primer, the claims, what is not tried."""
     text = (Path(__file__).parent / "essay.md").read_text(encoding="utf-8")
     return [section.strip() for section in re.split(r"^## ", text, flags=re.MULTILINE)]
@@ -120,33 +120,13 @@ def as_record(claim: JudgedClaim) -> dict[str, Any]:
     return {"claim": claim.number, **record, "numbers": dict(claim.found.numbers)}
 
 
-def as_markdown(claims: Sequence[JudgedClaim], pictures: Path) -> str:
-    """The whole essay as a page; pictures go into the folder `pictures`, beside the page."""
-    head, primer, *_, untried = _sections()
-    paragraphs = [head, f"## {primer}"]
-    for claim in claims:
-        paragraphs += [
-            f"## {claim.number}. {claim.title}",
-            f"> {claim.says}",
-            claim.experiment,
-            claim.finding,
-            f"**Verdict: {claim.verdict}.**",
-        ]
-        file = pictures / f"claim-{claim.number}.png"
-        if claim.draw(file):
-            link = f"![{claim.caption}]({pictures.name}/{file.name})"
-            paragraphs += [link, f"*{claim.caption}*"]
-        paragraphs.append("Recompute: " + ", ".join(f"`{line}`" for line in claim.commands))
-    return "\n\n".join([*paragraphs, f"## {untried}\n"])
-
-
 def as_html(claims: Sequence[JudgedClaim]) -> str:
     """The claims as one HTML page that needs nothing else; two of its pictures can be dragged.
 
     Every value that they show is computed here; the page only looks it up.
     """
     template = Template((Path(__file__).parent / "essay.html").read_text(encoding="utf-8"))
-    _, primer, *_, untried = (section.partition("\n")[2] for section in _sections())
+    _, primer, *_, untried = (section.partition("\n")[2] for section in essay_sections())
     boards = {
         "corridor": _board(exact.corridor(), 0.02, 0.28),
         "ridge": _board(exact.ridge(), 0.02, 0.42),

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from surefoot.analysis.compare.comparison import Comparison, Score
-from surefoot.analysis.compare.statistics import (
+from surefoot.analysis.compare.comparison import (
     ENOUGH_SEEDS,
     METHODS,
     TOO_FEW,
+    Comparison,
     Contrast,
+    Score,
     Summary,
     contrast,
     summarize_scores,
