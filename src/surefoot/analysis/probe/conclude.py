@@ -1,5 +1,7 @@
 """From measurements to the result of a probe: figures with intervals, and points."""
 
+from functools import partial
+
 import numpy as np
 
 from surefoot.analysis.probe.measurements import NEW, OLD, Measurements
@@ -84,9 +86,11 @@ def promise_in_sample(scores: PolicyScores, mass: float) -> Interval:
 
 def _points(direction: str, found: Measurements, mass: float) -> tuple[Point, ...]:
     """The points of a direction, nearest first; `mass` is an episode's sum of gamma^t."""
-    points, gamma, horizon = [], found.settings.gamma, found.horizon
+    points = []
+    bounds = partial(sampled_bounds, gamma=found.settings.gamma, horizon=found.horizon)
     for place in sorted(place for place in found.scores if place.direction == direction):
         scores, batch, pairs = found.scores[place], found.batch.get(place), found.count(place)
+        sums = scores.promise, scores.mass, scores.kl
         points.append(
             Point(
                 fraction=place.fraction,
@@ -96,15 +100,7 @@ def _points(direction: str, found: Measurements, mass: float) -> tuple[Point, ..
                 in_sample=batch and promise_in_sample(batch, mass),
                 realised=found.realised(place) if pairs > 1 else None,
                 pairs=pairs,
-                certificates=sampled_bounds(
-                    scores.rows,
-                    scores.promise,
-                    scores.mass,
-                    scores.kl,
-                    worst_kl=scores.worst_kl,
-                    gamma=gamma,
-                    horizon=horizon,
-                ),
+                certificates=bounds(scores.rows, *sums, worst_kl=scores.worst_kl),
             )
         )
     return tuple(points)

@@ -23,16 +23,8 @@ BLOCK_ROWS = 4096
 """Rows per call of a compiled comparison, so that one program serves any number of rows."""
 
 
-class PolicyComparison(NamedTuple):
-    """Two policies on rows that the old one collected; divergences in nats.
-
-    Exact for surefoot's distributions. For callables each row has the sample's own term,
-    r - 1 - log r and r log r - r + 1: never negative, with the right mean.
-    """
-
-    ratio: Float[np.ndarray, " row"]
-    kl: Float[np.ndarray, " row"]
-    reverse_kl: Float[np.ndarray, " row"]
+PolicyComparison = tuple[Float[np.ndarray, " row"], ...]
+"""Ratio, KL(old || new) and KL(new || old) of two policies on rows that the old one collected."""
 
 
 class PolicyFunctions(NamedTuple):
@@ -42,8 +34,8 @@ class PolicyFunctions(NamedTuple):
     obs, masks, group, t)` is for `GROUP` of them on the host; its random numbers depend on the
     group's number and the step t alone. `compare(old, new, obs, masks, actions)` gives a
     `PolicyComparison`, `value(obs)` the frozen critic in the environment's reward units, if there
-    is one. If `exact`, policies are parameters, and divergences exact in each state; otherwise they
-    are `Callables`.
+    is one. If `exact`, policies are parameters, and divergences exact in each state. Otherwise they
+    are `Callables`, and a row has its sample's own term of a divergence.
     """
 
     act: Callable[..., tuple[PyTree, PyTree]]
@@ -121,9 +113,7 @@ def network_functions(
     return PolicyFunctions(
         act,
         act_group=lambda *given: jax.device_get(act_group(*given)),
-        compare=lambda old, new, *rows: PolicyComparison(
-            *in_blocks(partial(compare, old, new), *rows)
-        ),
+        compare=lambda old, new, *rows: in_blocks(partial(compare, old, new), *rows),
         value=partial(in_blocks, value),
         exact=True,
     )
@@ -160,7 +150,8 @@ def callable_functions(
         log_ratio = call(new.log_prob, obs, actions) - call(old.log_prob, obs, actions)
         log_ratio = np.clip(log_ratio, -80.0, 80.0)  # a finite ratio, as in every rule
         ratio = np.exp(log_ratio)
-        return PolicyComparison(ratio, ratio - 1.0 - log_ratio, ratio * log_ratio - ratio + 1.0)
+        # Never negative, and of the right mean under the old policy.
+        return ratio, ratio - 1.0 - log_ratio, ratio * log_ratio - ratio + 1.0
 
     critic = None if value is None else partial(call, value)
     return PolicyFunctions(act, act_group, compare, critic, exact=False)

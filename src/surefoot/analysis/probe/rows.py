@@ -164,21 +164,22 @@ def score_rows(
     functions: PolicyFunctions, old: Any, new: Any, rows: OldRows, *, clip_eps: float
 ) -> PolicyScores:
     """Score a policy on the old one's rows."""
-    found = functions.compare(old, new, rows.obs, rows.action_mask, rows.actions)
-    lift = (found.ratio - 1.0) * rows.advantages
-    clipped = np.clip(found.ratio, 1.0 - clip_eps, 1.0 + clip_eps) - 1.0
+    batch = rows.obs, rows.action_mask, rows.actions
+    ratio, kl, reverse_kl = functions.compare(old, new, *batch)
+    lift = (ratio - 1.0) * rows.advantages
+    clipped = np.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps) - 1.0
 
     def by_episode(values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " episode"]:
         return np.bincount(rows.episode, rows.weights * values, rows.num_episodes)
 
-    parts = rows.weights, lift, np.abs(found.ratio - 1.0) / 2, np.abs(rows.advantages)
+    parts = rows.weights, lift, np.abs(ratio - 1.0) / 2, np.abs(rows.advantages)
     return PolicyScores(
         promise=by_episode(lift),
-        monte_carlo=by_episode((found.ratio - 1.0) * rows.monte_carlo),
+        monte_carlo=by_episode((ratio - 1.0) * rows.monte_carlo),
         clipped=by_episode(np.minimum(lift, clipped * rows.advantages)),
-        kl=by_episode(found.kl),
+        kl=by_episode(kl),
         mass=by_episode(np.ones_like(lift)),
-        worst_kl=(float(found.kl.max()), float(found.reverse_kl.max())),
+        worst_kl=(float(kl.max()), float(reverse_kl.max())),
         rows=np.stack([part[:BOUND_ROWS] for part in parts], axis=1),
     )
 
