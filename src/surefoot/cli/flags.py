@@ -15,41 +15,29 @@ from surefoot.config.validation import Limits, limits_of, nearest, shown
 from surefoot.errors import ConfigError
 
 PEER_FLAGS = {
-    "n-envs": "num-envs",
-    "num-training-envs": "num-envs",
-    "n-steps": "num-steps",
-    "steps-per-epoch": "num-steps",
-    "unroll-length": "num-steps",
-    "total-timesteps": "steps",
-    "timesteps": "steps",
-    "n-epochs": "num-epochs",
-    "update-epochs": "num-epochs",
-    "nminibatches": "num-minibatches",
-    "batch-size": "num-minibatches",
-    "clip-coef": "clip-eps",
-    "clip-range": "clip-eps",
-    "clip-ratio": "clip-eps",
-    "eps-clip": "clip-eps",
-    "delta": "max-kl",
-    "trust-region-size": "max-kl",
-    "desired-kl": "target-kl",
-    "lam": "gae-lambda",
-    "damping-coeff": "damping",
-    "cg-damping": "damping",
-    "cg-max-steps": "cg-iters",
-    "line-search-shrinking-factor": "backtrack-coeff",
-    "line-search-max-iter": "max-backtracks",
-    "backtrack-iters": "max-backtracks",
-    "entropy-cost": "ent-coef",
-    "vf-coef": "critic-vf-coef",
-    "lr": "learning-rate",
-    "n-critic-updates": "critic-num-epochs",
-    "anneal-lr": "final-fraction",
-    "net-arch": "hidden",
-    "norm-obs": "obs-norm",
-    "norm-reward": "return-norm",
+    "num-envs": ("n-envs", "num-training-envs"),
+    "num-steps": ("n-steps", "steps-per-epoch", "unroll-length"),
+    "steps": ("total-timesteps", "timesteps"),
+    "num-epochs": ("n-epochs", "update-epochs"),
+    "num-minibatches": ("nminibatches", "batch-size"),
+    "clip-eps": ("clip-coef", "clip-range", "clip-ratio", "eps-clip"),
+    "max-kl": ("delta", "trust-region-size"),
+    "target-kl": ("desired-kl",),
+    "gae-lambda": ("lam",),
+    "damping": ("damping-coeff", "cg-damping"),
+    "cg-iters": ("cg-max-steps",),
+    "backtrack-coeff": ("line-search-shrinking-factor",),
+    "max-backtracks": ("line-search-max-iter", "backtrack-iters"),
+    "ent-coef": ("entropy-cost",),
+    "critic-vf-coef": ("vf-coef",),
+    "learning-rate": ("lr",),
+    "critic-num-epochs": ("n-critic-updates",),
+    "final-fraction": ("anneal-lr",),
+    "hidden": ("net-arch",),
+    "obs-norm": ("norm-obs",),
+    "return-norm": ("norm-reward",),
 }
-"""What other libraries call our flags."""
+"""Our flags, and what other libraries call them."""
 
 PRESET_NOTE = (
     "These defaults are the library's. A preset may change them: --preset auto, the default, does "
@@ -239,7 +227,7 @@ def refuse_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
     name = word.lstrip("-").partition("=")[0].replace("_", "-")
     if f"--{name}" in flags:
         raise ConfigError(f"{word} goes behind the command: {parser.prog} {word}", name="FLAG")
-    ours = PEER_FLAGS.get(name)
+    ours = next((flag for flag, theirs in PEER_FLAGS.items() if name in theirs), None)
     if ours:
         note = ", a count of parts and not a size" if name == "batch-size" else ""
         raise ConfigError(f"unknown flag {word}; here it is --{ours}{note}", name="FLAG")
