@@ -68,6 +68,7 @@ class JudgedClaim(NamedTuple):
 def judge_claims(numbers: Sequence[int] | None = None) -> Iterator[JudgedClaim]:
     """Judge the claims with these numbers, from 1 on, or all; each is computed when reached."""
     for number in numbers or range(1, len(CLAIMS) + 1):
+        # The head and the primer come before the claims.
         yield _judge(number, essay_sections()[number + 1])
 
 
@@ -85,6 +86,7 @@ def _judge(number: int, section: str) -> JudgedClaim:
     def number_of(place: re.Match[str]) -> str:
         return format(found.numbers[place[1]], place[2]).replace("%", " %")
 
+    # Before it is split: a number may stand in any paragraph.
     section = re.sub(r"\{([^:}]+):([^}]+)\}", number_of, section)
     title, says, experiment, finding, verdict, *rest = (
         " ".join(part.removeprefix("> ").replace("\n> ", " ").split())
@@ -141,6 +143,7 @@ def as_html(claims: Sequence[JudgedClaim]) -> str:
 
 def _section(claim: JudgedClaim) -> str:
     say, picture = html.escape, ""
+    # Figures are drawn to a path, as for the command line.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture.png"
         if claim.draw(file):
@@ -175,6 +178,7 @@ def _board(mdp: exact.MDP, low: float, high: float) -> dict[str, Any]:
     ends = {"trpo": path.new, "ppo": exact.updated(start, "ppo")}
     p_old, half = float(start.old.policy[0, 1]), path.landmarks.half
     steps = {rule: float(new.policy[0, 1]) for rule, new in ends.items()}
+    # The slider must be able to stop exactly at the old policy and at each rule's step.
     grid = np.unique([*np.linspace(low, high, 341), p_old, *steps.values()])
     along = exact.walk(start.old, [going_right(mdp, float(p)) for p in grid])
     columns = {
@@ -186,6 +190,7 @@ def _board(mdp: exact.MDP, low: float, high: float) -> dict[str, Any]:
         "ratio": grid / p_old,
         "edge": np.array([(1 - mdp.gamma) * new.visits[-1] for new in along.solved]),
     }
+    # Six decimals are finer than a pixel, and keep the page small.
     return {name: np.round(column, 6).tolist() for name, column in columns.items()} | {
         "p_old": p_old,
         "steps": steps,

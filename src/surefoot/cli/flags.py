@@ -56,6 +56,7 @@ class Parser(argparse.ArgumentParser):
         choice = re.search(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             where, word, choices = choice.groups()
+            # Some versions of Python quote the choices, and some do not.
             known = re.findall(r"[\w-]+", choices)
             listed = ", ".join(known)
             message = f"{where} must be one of {listed}, got {word!r}{nearest(word, known)}"
@@ -90,6 +91,7 @@ def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[
     if kind is bool:
         add(action=argparse.BooleanOptionalAction)
         return
+    # Only the text of a tuple's type shows what its items are.
     item = str if "str" in str(kind) else number if kind is float else whole
     metavar = {str: "NAME", number: "X", whole: "N"}[item]
     many = "+" if str(kind).startswith("tuple") else None
@@ -123,6 +125,7 @@ def add_settings(parser: argparse.ArgumentParser, *, rules: bool = True) -> None
     for name in dict.fromkeys(itertools.chain(*tables.values())):
         having = {key: table[name] for key, table in tables.items() if name in table}
         kind = next(f.type for f in fields(RULES[next(iter(having))]) if f.name == name)
+        # For the help alone: each rule refuses what only another one allows.
         choices = tuple(dict.fromkeys(c for limits in having.values() for c in limits.choices))
         _add(group, name.replace("_", "-"), f"rule.{name}", kind, _meanings(having), choices)
 
@@ -140,6 +143,7 @@ def given(options: argparse.Namespace, section: str) -> dict[str, Any]:
     found = {}
     for key, value in vars(options).items():
         head, _, name = key.partition(".")
+        # Only settings have a dot in their destination.
         if head == section and name and value is not None:
             found[name] = tuple(value) if isinstance(value, list) else value
     return found
@@ -195,6 +199,7 @@ def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> 
     on_ray = {name: getattr(options, name, None) for name in ("workers", "restarts", "address")}
     require_at_least(1, env_workers=options.env_workers, workers=on_ray["workers"])
     require_at_least(0, restarts=on_ray["restarts"])
+    # A flag without effect would let the user believe that it had one.
     for name, value in on_ray.items():
         if value is None or cluster == "ray" or (name != "workers" and options.env_workers):
             continue
@@ -207,6 +212,7 @@ def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> 
         stored = RunDirectory(Path(previous)).config.get("devices")
         # A `config.json` may hold anything.
         devices = stored if isinstance(stored, int) and stored >= 1 else None
+    # What is not given keeps the default of `Parallel`.
     given = {"devices": devices, "cluster": cluster, "env_workers": options.env_workers} | on_ray
     return Parallel(**{name: value for name, value in given.items() if value is not None})
 
@@ -229,6 +235,7 @@ def refuse_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
         raise ConfigError(f"{word} goes behind the command: {parser.prog} {word}", name="FLAG")
     ours = next((flag for flag, theirs in PEER_FLAGS.items() if name in theirs), None)
     if ours:
+        # The one peer's flag whose number means something else.
         note = ", a count of parts and not a size" if name == "batch-size" else ""
         raise ConfigError(f"unknown flag {word}; here it is --{ours}{note}", name="FLAG")
     raise ConfigError(f"unknown flag {word}{nearest('--' + name, flags)}", name="FLAG")

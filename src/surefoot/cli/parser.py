@@ -21,6 +21,7 @@ from surefoot.storage.compilation_cache import keep_programs_of_processes
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
+        # No abbreviations: one would change its meaning, or lose it, when a flag is added.
         prog="surefoot",
         description="Trust-region policy optimisation that shows why an update worked or failed.",
         allow_abbrev=False,
@@ -80,6 +81,7 @@ def _stopped(stop: StoppedBySignal, options: Any) -> int:
         # The command may be a scheduler's, which started this one on every rank.
         text += "; the same command with --resume auto continues from there"
         words = ["surefoot", "train", *options.words]
+        # What the first start may leave out, the next one needs.
         words += [] if options.resume else ["--resume", "auto"]
         words += [] if options.out else ["--out", str(stop.path)]
         command = shlex.join(words)
@@ -138,9 +140,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _stopped(stop, options)
     except KeyboardInterrupt:
         print("surefoot: stopped at once", file=sys.stderr)
+        # 128 + SIGINT, as a shell reports it.
         code = 130
     except BrokenPipeError:
         # The reader of our output has closed it, as `head` does.
+        # Python flushes standard output once more at exit, which would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -154,6 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     if getattr(options, "cluster", None) == "auto":
         from surefoot.parallel.heartbeat import exit_rank
 
+        # An orderly shutdown would wait for the other ranks.
         exit_rank(code)
     return code
 

@@ -32,11 +32,13 @@ class Progress(Callback):
     """A callback that draws the progress of a run."""
 
     def __init__(self) -> None:
+        # Standard output is for results and JSON lines.
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._latest: dict[str, Any] = {}
         self._seconds = dict.fromkeys(("env", "policy", "update", "compile"), 0.0)
         self._busy = 0.0
+        # So that the first row is printed at once.
         self._last_line = -SECONDS_BETWEEN_LINES
         self._compiling = ""
 
@@ -70,9 +72,11 @@ class Progress(Callback):
     def on_row(self, run: Any, row: Mapping[str, Any]) -> None:
         """Take in one iteration."""
         self._compiling = ""
+        # Not every row has every figure: the panel keeps the newest of each.
         self._latest |= row
         for part in self._seconds:
             self._seconds[part] += row.get(f"time/{part}", 0.0)
+        # Without compilation, which the iterations that are left do not repeat.
         self._busy += row["time/iteration"]
         last = self._done() >= self._plan.iterations
         if self._live:
@@ -90,6 +94,7 @@ class Progress(Callback):
 
     def _print(self, text: str) -> None:
         """One record on one line, however long."""
+        # Rich would colour numbers and paths, and break the line at the window's width.
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _done(self) -> int:
@@ -103,6 +108,7 @@ class Progress(Callback):
     def _line(self) -> str:
         row = self._latest
         parts = [f"{row['iteration']}/{self._plan.iterations}", f"{row['env_steps']:,} steps"]
+        # A line of a log has room for the first few only.
         for label, key, form in _SHOWN[:5]:
             if key in row:
                 parts.append(f"{label} {form.format(row[key])}")

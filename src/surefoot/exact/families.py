@@ -142,5 +142,6 @@ def fisher_matrix(family: Family, solved: SolvedPolicy) -> Float[np.ndarray, "pa
         J = family.features
         return np.einsum("sap,sab,sbq->pq", J, blocks, J)
     dense = np.zeros((num_states, num_actions, num_states, num_actions))
+    # On the diagonal alone: a state's logits move no other state's policy.
     dense[np.arange(num_states), :, np.arange(num_states)] = blocks
     return dense.reshape(policy.size, policy.size)

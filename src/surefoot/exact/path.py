@@ -86,12 +86,14 @@ class UpdatePath:
         """
         # Every point is a dense solve, whose cost grows with the cube of the number of states.
         points = 240 if self.old.mdp.num_states <= 200 else 48
+        # Equal ratios: the edge may lie far below the update or far beyond it.
         fractions = np.geomspace(1e-6, self.end, points)
         promised = np.array([self.promised(a) for a in fractions])
         realised = np.array([self.realised(a) for a in fractions])
 
         def crossing(share: float) -> float | None:
             below = np.flatnonzero((promised > 0) & (realised < share * promised))
+            # A path that promises nothing near its start has no edge of trust.
             if len(below) == 0 or promised[0] <= 0 or not self.promises:
                 return None
             first = int(below[0])

@@ -64,6 +64,7 @@ def update_picture(
     """
     broken, half = path.landmarks.broken, path.landmarks.half
     reach = 1.0 if broken is None else max(1.0, min(broken, 3.0))
+    # A little further, so that the mark of the step is not on the frame.
     fractions = np.linspace(0.0, min(1.12 * reach, path.end), POINTS)
     along = walk(path.old, [path.at(a) for a in fractions], clip_eps=clip_eps)
     x, xlabel = fractions, "multiples of the update"

@@ -92,6 +92,7 @@ def training_update(
                     config, policy_fn(start.family), float(num_updates)
                 )
                 program, state = jax.jit(rule.update), rule.init(theta)
+            # Another sample for each update, and the same ones in a repeated run.
             batch = table_batch(old, rows=rows, seed=seed + updates)
             key = jax.random.fold_in(jax.random.key(seed), updates)
             theta, state, _ = program(state, theta, batch, key)

@@ -104,6 +104,7 @@ def _from_gymnasium(env_id: str, env_kwargs: Mapping[str, Any], gamma: float) ->
     except TypeError as error:
         raise ConfigError(f"{env_id}: {error}", name="MDP") from error
     inner: Any = env.unwrapped
+    # A time limit is a wrapper's, not the table's.
     limit = env.spec.max_episode_steps if env.spec else None
     env.close()
     table, start = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)

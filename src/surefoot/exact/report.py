@@ -77,6 +77,7 @@ def report_update(path: UpdatePath, *, clip_eps: float = 0.2) -> UpdateReport:
     old, new, marks = path.old, path.new, path.landmarks
     free = ~old.mdp.terminal
     promised, realised = old.gains(new)
+    # An action that the old policy never takes has no ratio.
     possible = free[:, None] & (old.policy > 0)
 
     def kl_at(fraction: float | None) -> float | None:
@@ -124,6 +125,7 @@ def learning_curve(
     """Update after update. ppo-kl's weight adapts by the paper's rule."""
     etas, kls = [start.old.eta], []
     for _ in range(iterations):
+        # Its policy is solved once, for the KL here and for the update that follows.
         after = replace(start, theta=rule(start, sizes))
         kl = start.old.kl(after.old.policy)
         if name == "ppo-kl":
@@ -219,6 +221,7 @@ def describe_curves(mdp: MDP, curves: Sequence[ExactCurve], best: Policy) -> str
         f"{'within 1e-8':>13s}{'episodes' if limited else '':>11s}".rstrip(),
     ]
     for rule, etas, _, policy in curves:
+        # Smaller falls are rounding of two solutions.
         falls = int(np.sum(np.diff(etas) < -1e-10 * (1 + abs(optimum))))
         near = next((i for i, eta in enumerate(etas) if optimum - eta <= 1e-8), "-")
         lines.append(

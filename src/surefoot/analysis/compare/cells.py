@@ -94,6 +94,7 @@ def train_group(group: Group, workers: Workers) -> list[Outcome]:
     if len(group) == 1:
         return [attempt(_train_alone, group[0])]
     started = time.monotonic()
+    # One learner for all of them, so that its programs are compiled once.
     template, _ = begin(group[0].settings, group[0].source, group[0].own)
     init = jax.jit(template.learner.init)
     opened = [attempt(partial(_open, template, init), cell) for cell in group]
@@ -106,6 +107,7 @@ def train_group(group: Group, workers: Workers) -> list[Outcome]:
     work = partial(train_together, jobs=workers.jobs, devices=workers.devices)
     for _, some in sorted(at_iteration.items()):
         driven = attempt(work, [opened[i].value for i in some])
+        # The program itself failed, and with it each of its runs.
         each = driven.value if driven.error is None else [driven.error] * len(some)
         for i, error in zip(some, each, strict=True):
             errors[i] = describe_error(error) if isinstance(error, Exception) else error
@@ -120,12 +122,15 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
     """A cell's run at its newest checkpoint, with the learner that its group shares."""
     directory = RunDirectory(cell.path)
     if directory.checkpoints():
+        # Before it is read: another process may be training it.
         lock(directory.path)
         run = load(cell.path, env=cell.env, network=cell.own)
         rows = run.rows
         if run.finished:
+            # It is only scored, which needs no lock.
             unlock(directory.path)
         else:
+            # Rows after the checkpoint will be written again.
             rows = directory.trim(run.iteration, run.env_steps)
         return replace(run, rows=rows, learner=template.learner)
     if (directory.path / "config.json").exists():

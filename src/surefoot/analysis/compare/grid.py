@@ -59,6 +59,7 @@ class SharedSettings(NamedTuple):
         if self.steps is not None:
             changes["train"] = {**changes.get("train", {}), "steps": self.steps}
         settings = settle(env_id, groups, changes=changes, env_kwargs=self.env_kwargs)
+        # What is given is used as it is, no evaluations included.
         chosen = self.train is not None or "eval_every" in changes.get("train", {})
         if chosen or settings.train.eval_every:
             return settings
@@ -83,6 +84,7 @@ def lay_out(
     ids = [find_env(env, shared.env_kwargs or {}).env_id for env in envs]
     names = [known_rule(rule) if isinstance(rule, str) else rule.name for rule in rules]
     folders = [folder_name(env_id) for env_id in ids]
+    # By folder, since two ids of one folder would share their runs.
     for what, known in (("environment", folders), ("rule", names)):
         twice = [name for name in known if known.count(name) > 1]
         if twice or not known:
@@ -100,6 +102,7 @@ def lay_out(
             pattern.append(Cell(env, settings, own, out / folder / name, episodes))
     cells = [
         cell._replace(settings=cell.settings.with_train(seed=seed), path=cell.path / f"seed-{seed}")
+        # Seeds outermost: a comparison that is stopped early has all rules with as many seeds.
         for seed in range(seeds)
         for cell in pattern
     ]

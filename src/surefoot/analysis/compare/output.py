@@ -47,6 +47,7 @@ def _results(comparison: Comparison) -> dict[str, _Results]:
         for rule in comparison.rules(env):
             scores = comparison.of(env, rule)
             best = [score.best for score in scores if score.best is not None]
+            # A mean over some of the seeds would not compare with `final`.
             mean = float(np.mean(best)) if len(best) == len(scores) else None
             finals[rule] = np.array([score.final for score in scores])
             summaries[rule] = summarize_scores(finals[rule])._replace(best_mean=mean)
@@ -188,12 +189,14 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
     Raises:
         StorageError: where `out` cannot be written.
     """
+    # Matplotlib takes long to import, and a table needs none.
     from surefoot.analysis.plots.curves import Series, plot_curves
 
     out = Path(out)
     with storage(out, "making"):
         out.mkdir(parents=True, exist_ok=True)
     file = io.StringIO()
+    # The default is the two characters of Windows.
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Score._fields)
     writer.writerows(["" if v is None else v for v in score] for score in comparison.scores)

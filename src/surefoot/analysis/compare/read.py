@@ -94,6 +94,7 @@ def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetwo
     found = stored_score(directory, episodes)
     if found is None:
         found = score_run(load(path, env=named.get(settings.env), network=own), episodes)
+    # A run that went on after it was scored is read up to its score.
     rows = [row for row in directory.rows() if row["env_steps"] <= found["env_steps"]]
     evaluations = _column(rows, "eval/return_mean")
     curve = LearningCurve(*_column(rows, "episode/return_mean"), *evaluations)
@@ -109,6 +110,7 @@ def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetwo
     )
     tables = settings.to_dict()
     decisive = flatten({key: tables[key] for key in ("rule", "train", "network", "critic")})
+    # Seeds are the samples of one setting, and no variants.
     del decisive["train.seed"]
     circumstances = {
         "own networks": config.get("own_networks", False),
@@ -134,6 +136,7 @@ def _number_variants(runs: list[_Finished]) -> list[_Finished]:
     named = []
     for run in runs:
         known = variants[run.score.env, run.score.rule]
+        # A rule with one setting keeps its plain name.
         number = f"#{known.index(run.settings) + 1}" if len(known) > 1 else ""
         named.append(run._replace(score=run.score._replace(rule=run.score.rule + number)))
     return named

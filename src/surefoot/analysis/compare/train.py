@@ -66,6 +66,7 @@ def compare(
             raise ConfigError(f"compare: {name} must be at least 1, got {count}")
     cells = lay_out(envs, rules, shared, Path(out), seeds=seeds, episodes=episodes)
     _check_workers(workers, cells, seeds)
+    # A score is written last, so a cell that has one is complete.
     waiting = [c for c in cells if stored_score(RunDirectory(c.path), episodes) is None]
     groups = group_cells(waiting)
     failures = _train_all(groups, len(cells), workers, progress) if waiting else {}
@@ -74,6 +75,7 @@ def compare(
 
 
 def _check_workers(workers: Workers, cells: Sequence[Cell], seeds: int) -> None:
+    # Another process can import an environment, but receives no object.
     by_python = [cell.settings.env for cell in cells if not isinstance(cell.env, str)]
     if workers.jobs > 1 and by_python:
         raise ConfigError(

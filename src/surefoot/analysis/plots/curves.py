@@ -56,6 +56,7 @@ def plot_curves(
         label: [series for series in runs if len(series.steps)]
         for label, runs in series_by_label.items()
     }
+    # Labels may have different numbers of seeds: then each says its own.
     counts = {len(runs) for runs in full.values() if runs}
     longest = max((len(series.steps) for runs in full.values() for series in runs), default=0)
     size = group_size(longest, MAX_CURVE_POINTS)
@@ -68,6 +69,7 @@ def plot_curves(
         if runs:
             grouped = [_in_groups(series, size) for series in runs]
             _draw_label(axes, name, grouped, styles[label], fewest_for_band)
+    # 1M rather than 1e6.
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.supxlabel(_key(counts, size, fewest_for_band), fontsize=9, color="#555555")
     if optimum is not None:
@@ -107,6 +109,7 @@ def _draw_label(
     for run in runs if len(runs) > 1 else ():
         faint = {"color": style["color"], "alpha": 0.2 if banded else 0.4, "linewidth": 0.8}
         axes.plot(run.steps, run.values, zorder=1, **faint)
+    # A line of one point would be invisible.
     mean, marker = values.mean(axis=0), "o" if len(steps) == 1 else None
     axes.plot(steps, mean, label=name, linewidth=2.2, marker=marker, zorder=3, **style)
     if banded:
@@ -120,7 +123,9 @@ def _on_common_steps(
 ) -> tuple[Num[np.ndarray, " point"], Float[np.ndarray, "run point"]]:
     """Every run interpolated at the steps of any, over the range that all of them cover."""
     first = max(run.steps[0] for run in runs)
+    # Runs that do not overlap still share one point, where the latest of them starts.
     last = max(first, min(run.steps[-1] for run in runs))
     steps = np.unique(np.concatenate([run.steps for run in runs]))
     steps = steps[(steps >= first) & (steps <= last)]
+    # Runs need not end their iterations at the same steps.
     return steps, np.stack([np.interp(steps, run.steps, run.values) for run in runs])

@@ -57,6 +57,7 @@ def _mark_step(axes: Axes, picture: UpdatePicture) -> None:
     axes.plot(taken, promised, "o", color=PROMISE, markersize=7)
     axes.plot(taken, got, "o", color=RETURN, markersize=7)
     axes.plot(x[0], along.eta[0], "o", color="white", markeredgecolor=RETURN, markersize=7)
+    # Texts go towards the middle of the figure, the higher value's above its dot.
     right = taken > 0.5 * (x[0] + x[-1])
     side = {"ha": "right" if right else "left", "textcoords": "offset points", "fontsize": 10}
     room = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
@@ -77,6 +78,7 @@ def kl_axis(axes: Axes, x: Float[np.ndarray, " point"], kl: Float[np.ndarray, " 
     places = np.interp(wanted, kl, x)
     shown = [0]
     for i in range(1, len(wanted)):
+        # Labels that are closer would overlap.
         if places[i] - places[shown[-1]] > 0.09 * (x[-1] - x[0]):
             shown.append(i)
     top.set_xticks(places[shown], [f"{each:g}" for each in wanted[shown]])
@@ -117,6 +119,7 @@ def plot_exact_curves(
     for curve in curves:
         axes.plot(curve.etas, label=curve.rule, linewidth=2.2, **styles[curve.rule])
     axes.set_xlim(0, max(len(curve.etas) for curve in curves) - 1)
+    # There is no half of an update.
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
     save(figure, path)

@@ -86,6 +86,7 @@ def _waterfall(axes: Axes, bars: Sequence[_Bar]) -> None:
         mean, last = bar.gain[0], place + 1 == len(bars)
         color = RETURN if last else PROMISE
         axes.bar(place, mean, width=0.56, color=color, alpha=1.0 if last else 0.85)
+        # A white edge keeps the interval visible on its bar.
         axes.vlines(place, *bar.gain[1:], color="white", linewidth=5.0)
         axes.vlines(place, *bar.gain[1:], color="#444444", linewidth=2.2)
         top = max(np.nanmax(bar.gain), 0.0)
@@ -109,6 +110,7 @@ def _waterfall(axes: Axes, bars: Sequence[_Bar]) -> None:
     axes.set_xticks(range(len(bars)), [bar.label for bar in bars], fontsize=9)
     axes.set_ylim(low - 3.2 * room, high + 2.0 * room)
     axes.set_ylabel("gain of discounted return over the old policy")
+    # As high as the title beside it, which lies above an axis of KL.
     axes.set_title("from promise to gain, with 95 % intervals", loc="left", fontsize=11, pad=33)
 
 
@@ -134,6 +136,7 @@ class _Sweep:
         self._kl = _from_old([each["kl"]["mean"] for each in points])
         self._fresh = np.array([[0.0] * 3, *(_interval(each["fresh"]) for each in points)])
         self._clipped = _from_old([each["clipped"]["mean"] for each in points])
+        # All points have it or none: it takes the stored batch.
         own = [each["in_sample"]["mean"] for each in points if each["in_sample"]]
         self._own = _from_old(own) if len(own) == len(points) else None
 
@@ -178,6 +181,7 @@ class _Sweep:
         farthest = float(self._x[-1])
         if self._edge is None:
             return farthest
+        # Up to a point that was played, so that the picture does not end in a guess.
         wanted = max(1.5, 2.0 * self._edge)
         return min((float(at) for at in self._realised[:, 0] if at >= wanted), default=farthest)
 
@@ -192,6 +196,7 @@ class _Sweep:
         # A deep fall leaves the picture before it makes the rest of it flat.
         floor = -1.2 * high if high > 0.05 * -min(near) else min(near)
         low = max(min([*near, *played[:, 2], *self._clipped[shown]]), floor)
+        # One wide interval must not flatten the rest either.
         high = max(high, min(max([0.0, *played[:, 3]]), 1.3 * high))
         pad = 0.07 * (high - low)
         axes.set_ylim(low - 2 * pad, high + pad)
@@ -205,5 +210,6 @@ class _Sweep:
         axes.axhline(0.0, color="#222222", linewidth=0.8)
         axes.set(xlabel="multiples of the update (0 the old policy, 1 the new one)")
         axes.set_title("along the update", loc="left", fontsize=11)
+        # A second axis needs a KL that grows along the update; an estimate need not.
         if np.all(np.diff(self._kl) > 0):
             kl_axis(axes, self._x[shown], self._kl[shown])

@@ -74,6 +74,7 @@ def draw_panels(
     top = total
     for index, panel in enumerate(panels):
         top -= _LEGEND + panel.height
+        # Fixed places rather than a layout, which would give each figure its own edges.
         axes = figure.add_axes((_LEFT, top / total, _RIGHT - _LEFT, panel.height / total))
         _draw(axes, panel)
         _share_steps(axes, last_step, last=index == len(panels) - 1)
@@ -135,6 +136,7 @@ def _draw_series(axes: Axes, series: PanelSeries) -> None:
     steps, values, band = series.steps, series.values, series.band
     style: dict[str, Any] = {"color": series.color, "label": series.label, "linestyle": series.dash}
     if series.points:
+        # Rounding may put an end on the wrong side of its value, which errorbar refuses.
         bars = None if band is None else np.maximum([values - band[0], band[1] - values], 0.0)
         style |= {"linewidth": 1.2, "marker": "o", "markersize": 4, "capsize": 2}
         axes.errorbar(steps, values, yerr=bars, **style)
@@ -148,6 +150,7 @@ def _draw_series(axes: Axes, series: PanelSeries) -> None:
 
 
 def _share_steps(axes: Axes, last_step: float, *, last: bool) -> None:
+    # Not by the data: all figures of the page have the same axis of steps.
     axes.set_xlim(0, max(last_step, 1) * 1.01)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(labelbottom=last, labelsize=8)
@@ -160,6 +163,7 @@ def _mark(axes: Axes, raised: Sequence[RaisedWarning], last_step: float) -> None
     for order, level in enumerate(("green", "amber", "red")):
         steps = [each.steps for each in raised if each.level == level]
         if steps:
+            # Several warnings of one level at one step are one mark.
             where = _apart(np.concatenate(steps), last_step)
             axes.plot(
                 where, np.ones(len(where)), LEVEL_MARKS[level], color=LEVEL_COLORS[level],
@@ -183,6 +187,7 @@ def _legend(axes: Axes, order: Sequence[str]) -> None:
 def _svg(figure: Figure) -> str:
     """The figure as text; the same figure gives the same text."""
     buffer = io.StringIO()
+    # Letters as paths: a reader's fonts must not move the labels.
     with matplotlib.rc_context({"svg.hashsalt": "surefoot", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
     return buffer.getvalue()

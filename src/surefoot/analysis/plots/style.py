@@ -63,6 +63,7 @@ def save(figure: Figure, path: Path) -> None:
 def styles_of(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour and a dash for each label; rules keep their own."""
     own = {label: i for i, label in enumerate(RULES) if label in labels}
+    # Other labels take what no rule of this figure has, and then begin again.
     free = itertools.chain(
         (i for i in range(len(PALETTE)) if i not in own.values()), itertools.count()
     )
@@ -85,6 +86,7 @@ def starts_of(length: int, size: int | None = None) -> Starts:
 
 def means(values: Rows, starts: Starts) -> Groups:
     """The mean of each group."""
+    # The last group may be smaller than the others.
     sizes = np.diff(np.append(starts, len(values)))
     return np.add.reduceat(values, starts) / sizes
 

@@ -65,6 +65,7 @@ def probe_run(
         ConfigError: for an update that the run never made, or a budget that is too small.
     """
     callback, directory = as_callback(callback), RunDirectory(Path(path))
+    # Any checkpoint will do to rebuild the run: the update's own are found later.
     folder = next((name for name in FOLDERS if directory.checkpoints(name)), FOLDERS[0])
     run, opened = open_run(path, env=env, own=network, folder=folder)
     try:
@@ -72,11 +73,13 @@ def probe_run(
         rerun = Rerun(run, opened)
         found = find_update(directory, rerun, update, replay=replay, callback=callback)
     finally:
+        # The probe plays in environments of its own.
         opened.close()
     train, rule = run.settings.train, run.settings.rule
     settings = ProbeSettings(
         gamma=train.gamma,
         gae_lambda=train.gae_lambda,
+        # PPO's clipped objective is measured for every rule.
         clip_eps=getattr(rule, "clip_eps", ProbeSettings.clip_eps),
         budget=budget,
         seed=seed,
@@ -90,6 +93,7 @@ def probe_run(
     _measure(measured, old=found.old)
     if found.batch is not None:
         rows = rows_of(found.batch, settings)
+        # The same places as on fresh episodes, so that their points compare.
         places = measured.scores
         measured.batch = {each: measured.score(measured.policy(each), rows) for each in places}
     logged = _logged_promise(run, found.iteration)
@@ -100,6 +104,7 @@ def _logged_promise(run: Run, iteration: int) -> float | None:
     """The promise in the run's log, per discounted step; None if there is none."""
     rows = {row["iteration"]: row for row in run.directory.rows()} if run.directory else {}
     promise = rows.get(iteration, {}).get("surrogate/promised_gain")
+    # In the log it is multiplied by the horizon.
     return None if promise is None else promise / horizon_of(run.settings, run.learner.spec)
 
 
@@ -141,6 +146,7 @@ def probe_policies(
     if path is None:
         settings = replace(settings, fractions=())
 
+    # One object per fraction: JAX compiles a program for each policy as an object.
     @cache
     def policy(fraction: float) -> Callables:
         ends = {0.0: old, 1.0: new}

@@ -33,6 +33,7 @@ def conclude(
     count = min(len(gains), len(scores.promise))
     gains, promise, monte_carlo = gains[:count], scores.promise[:count], scores.monte_carlo[:count]
     fresh, ratio, mass = sample_mean(promise), ratio_interval(gains, promise), scores.mass.mean()
+    # Per step in the log; `mass` is the sum of gamma^t over a whole episode.
     own = None if logged is None else without_error(logged * mass)
     if found.batch:
         own = promise_in_sample(found.batch[NEW], mass)
@@ -40,6 +41,7 @@ def conclude(
     swept, needed = len(points) > 1, None
     if ratio is None and count > 1:
         pairs = pairs_needed(gains, promise)
+        # A sweep leaves only a share of its budget to the two ends.
         steps = pairs * sum(map(found.mean_length, (OLD, NEW))) / (END_SHARE if swept else 1.0)
         needed = RequiredBudget(pairs, int(np.ceil(steps)))
     return Probe(

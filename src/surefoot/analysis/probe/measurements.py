@@ -51,6 +51,7 @@ class Measurements:
         self.player, self.settings, self._callback = player, settings, callback
         self.directions = {"update": path}
         self.budget, gamma = settings.budget or player.default_budget, settings.gamma
+        # Without a discount every step weighs the same, and the limit is all there is.
         self.horizon = 1.0 / (1.0 - gamma) if gamma < 1.0 else float(player.limit)
         self.returns: dict[Place, Float[np.ndarray, " episode"]] = {}
         self.scores: dict[Place, PolicyScores] = {}
@@ -95,6 +96,7 @@ class Measurements:
         """How many episodes of each place to play next; 0 when the steps are spent."""
         known = {place: self.mean_length(place) for place in self.returns}
         guess = max(known.values(), default=float(self.player.limit))
+        # Places that were not played yet are assumed to be as long as the longest.
         room = int((until - self.steps) / sum(known.get(place, guess) for place in places))
         if any(place not in known for place in places):
             # Their lengths are not known yet: a few first.
@@ -109,12 +111,14 @@ class Measurements:
         functions, gamma = self.player.functions, self.settings.gamma
         played = self.player.play(self.policy(place), first, count, keep=place == OLD)
         lengths = np.asarray(played.lengths)
+        # The critic stands for the rest of an episode that was cut.
         returns = played.returns + gamma**lengths * played.values_ahead(functions)
         self.returns[place] = np.concatenate([self.returns.get(place, np.zeros(0)), returns])
         self._steps_at[place] = self._steps_at.get(place, 0) + int(lengths.sum())
         self.steps += int(lengths.sum())
         if place == OLD:
             self._waiting.append(rows_of_episodes(played, functions, self.settings))
+            # In whole blocks, and dropped then: a long probe must not fill the memory.
             if sum(len(lot.episode) for lot in self._waiting) >= BLOCK_ROWS:
                 self._score_waiting()
 

@@ -76,6 +76,7 @@ class JaxPlayer:
         step_bytes = 16 + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(obs))
         fitting = MAX_TRAJECTORY_BYTES // (step_bytes * self.limit)
         self.group = int(np.clip(fitting, MIN_EPISODES, MAX_EPISODES))
+        # Parameters are data of one program; a policy made of functions is part of its program.
         static = ("keep",) if functions.exact else ("keep", "policy")
         self._program = jax.jit(self._play, static_argnames=static)
 
@@ -83,6 +84,7 @@ class JaxPlayer:
         """Episodes `first` to `first + count - 1`, at most `group`; `keep` their trajectories."""
         program = partial(self._program, policy=policy, keep=keep)
         found, time = jax.device_get(program(jnp.int32(first), jnp.int32(count)))
+        # The buffer has room for the longest episode that is allowed.
         steps = jax.tree.map(lambda leaf: leaf[:time, :count], found.trajectories)
         found = jax.tree.map(lambda leaf: leaf[:count], found._replace(trajectories=None))
         return found._replace(trajectories=steps)
@@ -105,6 +107,7 @@ class JaxPlayer:
                 seen = Trajectories(obs, mask, action, rewards)
                 kept = jax.tree.map(lambda rows, new: rows.at[t].set(new), kept, seen)
             played = PlayedEpisodes(
+                # Episodes that have ended go on in the program, and count no more.
                 played.returns + jnp.where(running, rewards * self._gamma**t, 0.0),
                 played.lengths + running,
                 played.terminated | (running & step.terminated),
@@ -131,6 +134,7 @@ class JaxPlayer:
         """Masks, actions and transitions of all episodes at step t."""
         env = self._env
         mask = jax.vmap(env.action_mask)(state) if env.action_mask else None
+        # The keys of 0 have drawn the first state.
         action_keys, step_keys = _keys_at(keys, t + 1)
         action, sent = jax.vmap(partial(self.functions.act, policy))(obs, mask, action_keys)
         return mask, action, jax.vmap(env.step)(jax.vmap(env.draw)(step_keys), state, sent)
@@ -173,6 +177,7 @@ class HostPlayer:
     def play(self, policy: Any, first: int, count: int, *, keep: bool) -> PlayedEpisodes:
         """Episodes `first` to `first + count - 1` of one group; `keep` their trajectories."""
         if self.paired is None:
+            # Found out once, with two short episodes, before the first ones that count.
             self.paired = self._repeats(policy)
         return self._play(policy, range(first, first + count), keep=keep, limit=self.limit)
 
@@ -224,11 +229,13 @@ class HostPlayer:
 
     def _reset(self, rows: slice, group: int) -> tuple[PyTree, PyTree | None]:
         """First observations and masks of some of a group's episodes; zeros elsewhere."""
+        # By place in the group, so that an episode is the same in whatever lot it is played.
         seeds = env_seeds(self._seed, group, GROUP, Purpose.PROBE)
         empty = create_empty_array(self._spec.observation_space, n=GROUP)
         obs = jax.tree.map(as_jax_dtype, empty)
         masks = empty_masks(self._spec, GROUP) if self._spec.masked else None
         for row in range(GROUP)[rows]:
+            # Opened when first needed: a small budget needs few.
             while row >= len(self._envs):
                 self._envs.append(self._open())
             _write((obs, masks), row, self._envs[row].reset([seeds[row]]))

@@ -73,6 +73,7 @@ def in_blocks(function: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     count = len(jax.tree.leaves(trees)[0])
     parts = []
     for first in range(0, count, BLOCK_ROWS):
+        # Padded with the last row, which no function can choke on.
         places = np.minimum(np.arange(first, first + BLOCK_ROWS), count - 1)
         block = jax.tree.map(lambda leaf, at=places: leaf[at], trees)
         parts.append(jax.tree.map(partial(np.asarray, dtype=np.float64), function(*block)))
@@ -91,6 +92,7 @@ def network_functions(
         return jax.tree.map(lambda leaf: leaf[0], found[:2])
 
     def noise_of(episode, t):
+        # By episode and step and by no policy: so all policies draw from the same noise.
         key = jax.random.fold_in(jax.random.fold_in(base_key, episode), t)
         return actor.network.noise(key, ())
 
@@ -108,6 +110,7 @@ def network_functions(
 
     @jax.jit
     def value(obs):
+        # The critic learned returns that were divided by this scale.
         return return_scale * actor.network.value(critic, actor.inputs(obs_stats, obs, None))
 
     return PolicyFunctions(
@@ -135,6 +138,7 @@ def callable_functions(
         return action, by_part(clip, spec.action_space, action)
 
     def act_group(policy, obs, masks, group, t):
+        # The same generator for every policy, as the episodes are paired.
         return act(policy, obs, masks, np.random.default_rng([seed, group, t]))
 
     @partial(jax.jit, static_argnums=0)

@@ -195,6 +195,7 @@ def _kept(probe: Probe) -> str:
             "realised / promised is not measurable at this budget: the fresh promise is within two "
             f"standard errors of 0{needed}"
         )
+    # With lambda 1 the promise is Monte Carlo's own already.
     unbiased = ""
     if probe.gae_lambda < 1.0:
         ratio = probe.ratio_monte_carlo
@@ -212,6 +213,7 @@ def _losses(probe: Probe) -> list[str]:
     gaps = {"noise": probe.noise, "the critic": critic, "visitation": probe.visitation}
     known = {what: gap for what, gap in gaps.items() if gap is not None}
     parts = "; ".join(f"{what} {with_interval(gap)}" for what, gap in known.items())
+    # A loss whose interval contains 0 may be none, and gets no remedy.
     significant = [(gap.mean, what) for what, gap in known.items() if gap.low > 0.0]
     largest = "no loss is significant at this budget"
     if significant:

@@ -65,6 +65,7 @@ def rows_of_episodes(
     assert steps is not None
     time = np.arange(len(steps.rewards))[:, None]
     valid, last = time < played.lengths, time == np.asarray(played.lengths) - 1
+    # One row more, for the successor of the last step.
     values = np.zeros((len(time) + 1, len(played.lengths)))
     if value is not None:
         values[:-1][valid] = value(jax.tree.map(lambda leaf: leaf[valid], steps.obs))
@@ -114,7 +115,9 @@ def episode_ages(
     episodes, episode = np.zeros_like(ages), np.arange(len(age))
     for t in range(len(ended)):
         ages[t], episodes[t] = age, episode
+        # A dummy transition of a reset is no step of its episode.
         age = np.where(ended[t], 0, age + valid[t])
+        # Each episode that begins gets the next free number.
         episode = np.where(ended[t], episode.max() + np.cumsum(ended[t]), episode)
     return ages, episodes, age
 
@@ -188,5 +191,6 @@ def join_scores(first: PolicyScores, second: PolicyScores) -> PolicyScores:
     """Scores of two lots of episodes."""
     sums = [np.concatenate(pair) for pair in zip(first[:5], second[:5], strict=True)]
     worst = tuple(map(max, first.worst_kl, second.worst_kl))
+    # The bounds want a sample of rows, not all that were played.
     rows = [first.rows] if len(first.rows) >= BOUND_ROWS else [first.rows, second.rows]
     return PolicyScores._make([*sums, worst, np.concatenate(rows)])

@@ -23,6 +23,7 @@ def play_first_pairs(found: Measurements) -> None:
     Raises:
         ConfigError: if two pairs do not fit into the budget.
     """
+    # Before any episode was played its limit is all that is known.
     pair = 2.0 * found.player.limit
     if found.budget >= 8:
         found.play([OLD, NEW], until=min(0.2 * END_SHARE * found.budget, MAX_FIRST_STEPS))
@@ -50,6 +51,7 @@ def sweep(found: Measurements) -> None:
     found.score_at(_scored_places(found))
     found.play([OLD, NEW], until=END_SHARE * budget)
     pairs = found.count(OLD)
+    # No more episodes than the ends have: others would have no pair.
     found.play(line, until=LINE_SHARE * budget, maximum=pairs)
     around = _narrow_edge(found, until=EDGE_SHARE * budget, maximum=pairs)
     if around:
@@ -77,6 +79,7 @@ def _narrow_edge(found: Measurements, *, until: float, maximum: int) -> tuple[fl
         if around is None:
             return None
         low, high = around
+        # Only policies that were scored on the old episodes so far can get a surplus.
         inside = [p for p in found.scores if p.direction == "update" and low < p.fraction < high]
         if not inside:
             break

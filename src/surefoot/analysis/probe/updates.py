@@ -78,6 +78,7 @@ class Rerun:
         if not bool(before.ready):
             raise CheckpointError(f"the checkpoint of iteration {iteration} holds no update")
         old, new = before.params["policy"], state.learn.params["policy"]
+        # A refused step returns the old parameters bit for bit.
         if _same_bits(old, new):
             raise ConfigError(
                 f"update {iteration} changed nothing: its step was refused, so there is nothing to "
@@ -170,6 +171,7 @@ def find_checkpoints(directory: RunDirectory, *, jax_native: bool) -> list[Store
     """All checkpoints of a run, in any folder, oldest first; a `CheckpointError` without any."""
     found = []
     for path in (path for folder in FOLDERS for path in directory.checkpoints(folder)):
+        # The small file alone: arrays are read from the checkpoints that are used.
         file = path / "state.json"
         state = strict_json(read_file(file, LARGEST_JSON), file)
         try:
@@ -202,8 +204,10 @@ def find_update(
         CheckpointError: if no checkpoint is next to it; the message says how to replay it.
     """
     stored = find_checkpoints(directory, jax_native=rerun.jax_native)
+    # Without rows the newest checkpoint shows how far the run came.
     done = max((row["iteration"] for row in directory.rows()), default=stored[-1].iteration)
     if iteration is None:
+        # A checkpoint is next to the update that led to it and to the one that follows.
         near = {k for each in stored for k in (each.iteration, each.iteration + 1)}
         iteration = max((k for k in near if k <= done), default=0)
     if not 1 <= iteration <= done:
@@ -212,7 +216,9 @@ def find_update(
     exact = [each for each in stored if each.exact and each.iteration < iteration]
     before = next((each.path for each in stored if each.iteration == iteration - 1), None)
     after = next((each.path for each in stored if each.iteration == iteration), None)
+    # The state before the first update follows from the seed alone.
     first, start, _ = exact[-1] if exact else (0, None, True)
+    # In the order of their worth: both policies and the batch, the policies alone, another batch.
     if first == iteration - 1:
         return rerun.repeat(start, 0, after)
     if after:

@@ -115,6 +115,7 @@ def _how_it_ended(found: ReturnSummary | None) -> str:
     if found is None:
         return "No episode has ended, so there is no return."
     text = describe_end(found)
+    # `capitalize` would also change all other letters.
     return f"{text[0].upper()}{text[1:]}."
 
 

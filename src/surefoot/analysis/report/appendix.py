@@ -35,6 +35,7 @@ def raised_warnings(table: Table) -> list[RaisedWarning]:
         RaisedWarning(name, ALARMS[name].level if name in ALARMS else "", np.array(at))
         for name, at in steps.items()
     ]
+    # Sorting is stable, so that warnings of one level keep the order of the run.
     return sorted(found, key=lambda each: LEVELS.index(each.level))
 
 
@@ -76,6 +77,7 @@ def newest_probe(run: Path) -> StoredProbe | None:
     stored = [file for end in ("json", "png") for file in run.glob(f"probe/update-*.{end}")]
     if not stored:
         return None
+    # `lstat`, as a link to nothing must not stop the report; the name decides equal times.
     newest = max(stored, key=lambda file: (file.lstat().st_mtime, file.name)).with_suffix(".json")
     record, picture = {}, None
     with contextlib.suppress(CheckpointError):
@@ -96,6 +98,7 @@ def probe_section(probe: StoredProbe | None) -> Section:
         )
     number = probe.name.removeprefix("update-").lstrip("0")
     sentences = [f"Update {number} was probed with fresh episodes of the old and the new policy."]
+    # The file may be edited or of another version: only text is taken from it.
     verdict = probe.record.get("verdict")
     verdict = verdict if isinstance(verdict, list) else [verdict]
     sentences += [each for each in verdict if isinstance(each, str)]

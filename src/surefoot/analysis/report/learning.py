@@ -70,6 +70,7 @@ def summarize_returns(table: Table, episodes: int) -> ReturnSummary | None:
         returns, steps = _training_returns(table)
     if not len(returns):
         return None
+    # Training episodes end before the first evaluation, and show where the run began.
     first, best = np.append(table.known("episode/return_mean"), returns), int(np.argmax(returns))
     start = first[0] if evaluated else returns[0]
     ends = float(start), float(returns[-1])
@@ -80,10 +81,12 @@ def _training_returns(table: Table) -> tuple[Windows, Windows]:
     """Mean return of the training episodes in windows of a tenth of the rows, and their ends."""
     where = np.flatnonzero(np.isfinite(table.column("episode/return_mean")))
     returns, counts = table.column("episode/return_mean")[where], table.column("episode/count")
+    # Rows without a count weigh alike, and no window may weigh nothing.
     counts = np.maximum(np.nan_to_num(counts[where], nan=1.0), 1e-9)
     if not len(where):
         return returns, returns
     ones = np.ones(max(1, len(returns) // NUM_WINDOWS))
+    # Weighted by episodes, as rows have different numbers of them.
     smooth = np.convolve(returns * counts, ones, "valid") / np.convolve(counts, ones, "valid")
     return smooth, table.steps[where[len(ones) - 1 :]]
 
@@ -91,6 +94,7 @@ def _training_returns(table: Table) -> tuple[Windows, Windows]:
 def has_fallen(table: Table, found: ReturnSummary) -> bool:
     """Whether the end is below the best beyond noise: its interval, or how rows differ."""
     if found.evaluated:
+        # Evaluations of one episode have no interval: then every fall counts.
         return found.interval is None or found.interval[1] < found.best
     loss = LossOfReturn()
     for value in table.known("episode/return_mean"):
@@ -109,6 +113,7 @@ def learning_section(facts: Facts, found: ReturnSummary | None) -> Section:
         return section("learning", finding)._replace(level="amber", advice=advice)
     finding, level, advice = _judge(found, has_fallen(facts.table, found))
     series = [*_training(facts), *_evaluations(facts)]
+    # A star on the last point would hide it.
     if found.final < found.best:
         step, best = np.array([found.best_step]), np.array([found.best])
         series.append(PanelSeries("best", step, best, Color.BAD, dash="none", mark="*"))

@@ -76,6 +76,7 @@ def _text(words: str) -> str:
 def _picture(section: Section, last_step: float, raised: Sequence[RaisedWarning]) -> str:
     """The section's figure as an image's data URL, or nothing."""
     if section.panels:
+        # Once, above the figure that is read first; their own section has the timeline.
         marks = raised if section.name == "learning" else ()
         drawn = draw_panels(section.panels, last_step, marks)
     elif section.name == "warnings" and raised:

@@ -80,6 +80,7 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
 def _curves(found: Totals) -> list[PanelSeries]:
     """The sums over the run."""
     starts = starts_of(len(found.steps))
+    # A sum is drawn by the newest of a group: a mean would lag behind.
     at = newest(found.steps, starts)
     series = [
         PanelSeries("promised, in-sample", at, newest(found.promised, starts), Color.PROMISED)
@@ -98,6 +99,7 @@ def _curves(found: Totals) -> list[PanelSeries]:
 def _newest_updates(facts: Facts) -> tuple[str, str]:
     """Promise and gain of the newest tenth of the updates, and advice where they did harm."""
     late = totals(facts.table.newest_tenth(), facts.settings.train.num_envs, whole=False)
+    # One gain alone is too noisy for a sentence.
     if late is None or len(late.steps) < 2:
         return "", ""
     promised, gain = figure(float(late.promised[-1])), late.gain()
@@ -159,6 +161,7 @@ def lies_section(facts: Facts) -> Section:
         known=True,
     )
     noisy, short = share < MUCH_NOISE, ratio < HALF_KEPT
+    # Where noise or the ratio is named already, one remedy is enough.
     far = shift - np.nan_to_num(null) > SHIFTED and not noisy and not short
     shares = line(table, SHARE, "signal share (the rest is noise)", Color.SIGNAL)
     ratios = line(table, RATIO, "realised / signal, filtered, 95 % band", Color.GOT, band=BAND)
@@ -166,6 +169,7 @@ def lies_section(facts: Facts) -> Section:
         *line(table, SHIFT, "visitation shift, at least", Color.PROMISED, points=True),
         *line(table, NULL, "the same, old against old", Color.BAD, points=True, dash=(0, (2, 2))),
     ]
+    # The axis ends at 0.3 unless a shift is large, so that a small one looks small.
     highest = max((float(each.values.max()) for each in shifts), default=0.0)
     top = None if highest > SHIFTED else 0.3
     levels = ((1.0, "fully realised"), (0.0, "nothing"))
@@ -183,6 +187,7 @@ def critic_section(facts: Facts) -> Section:
     absent = table.missing(OWN, FRESH)
     if len(absent) == 2:
         return left_out("critic", absent)
+    # Fresh returns judge the critic better, but few runs and rows have them.
     explained, on = table.recent(FRESH), "fresh returns"
     if math.isnan(explained):
         explained, on = table.recent(OWN), "its own targets"

@@ -124,6 +124,7 @@ def line(
     here = np.isfinite(values)
     if not here.any():
         return []
+    # Over the rows that have the figure, which may be few of many.
     starts = starts_of(int(here.sum()))
     steps, drawn = means(table.steps[here], starts), reduction(values[here], starts)
     made = PanelSeries(label, steps, drawn, color, dash=dash, points=points)
@@ -136,6 +137,7 @@ def line(
 def _band(values: Column, starts: Any) -> Column:
     """Means of groups; a group with a missing value has no band."""
     known = np.isfinite(values)
+    # `reduceat` has no variant that leaves out NaN.
     filled = means(np.where(known, values, 0.0), starts)
     return np.where(means(known.astype(float), starts) == 1.0, filled, np.nan)
 

@@ -51,6 +51,7 @@ def distance_section(facts: Facts) -> Section:
         (share, f"the worst 1 % of states hold {percent(share)} of it"),
         (clipped, f"{percent(clipped)} of the ratios are outside 0.8 to 1.2"),
         (
+            # A sum is NaN where one of its parts is unknown.
             good + bad,
             f"the median log ratio is {figure(good)} for good and {figure(bad)} for bad actions",
         ),
@@ -126,6 +127,7 @@ def _natural(facts: Facts) -> Section:
         return left_out("solver", absent)
     # Both of the step that was taken: a step that was shortened has less of either.
     true, model = table.column("policy/kl_mean"), table.column("update/kl_quadratic")
+    # A refused step has length 0 in the model too, and no quotient.
     quotient = np.divide(true, model, out=np.full_like(true, np.nan), where=model > 0)
     table = table._replace(columns={**table.columns, "ratio": quotient})
     ratio, residual = table.recent("ratio"), table.recent("update/cg_residual")
@@ -138,6 +140,7 @@ def _natural(facts: Facts) -> Section:
     if len(accepted):
         count = f"{int(accepted.sum())} of {len(accepted)}"
         finding = f"The line search accepted {count} steps of the run. {finding}"
+    # Without any the axis would have no height.
     backtracks = max(table.known("update/backtracks"), default=0.0)
     ratios = line(table, "ratio", "true KL of the step / quadratic model", Color.GOT)
     residuals = line(table, "update/cg_residual", "residual of conjugate gradient", Color.SIGNAL)

@@ -76,6 +76,7 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _is_figure(value: Any) -> bool:
+    # In Python a bool is an int, but it is no figure.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

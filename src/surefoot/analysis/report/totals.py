@@ -72,8 +72,10 @@ def totals(table: Table, num_envs: int, *, whole: bool = True) -> Totals | None:
     shares = _filled(np.append(np.nan, table.column("lens/signal_share")[:-1]))
     signal = None
     if np.isfinite(shares).any():
+        # Its estimate may lie outside [0, 1], where it is no share.
         signal = np.cumsum(promised[known] * np.clip(shares[known], 0.0, 1.0))
     halves, half = _halves(table, "realised")[known], _halves(table, "total")[known]
+    # The run's own interval is of the sum from its first update on.
     if not whole or not np.isfinite(half).all():
         half = None
     if half is None and np.isfinite(halves).all():

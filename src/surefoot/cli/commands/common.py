@@ -30,8 +30,10 @@ def only_json() -> Iterator[None]:
     with contextlib.suppress(OSError, ValueError):  # a replaced stream has no number
         number = sys.stdout.fileno()
     if number is not None:
+        # What was printed before belongs where standard output went until now.
         sys.stdout.flush()
         kept = os.fdopen(os.dup(number), "w", encoding="utf-8")
+        # Native code and child processes write to the descriptor, past `sys.stdout`.
         os.dup2(2, number)
     _own_stdout = kept
     try:
@@ -41,12 +43,14 @@ def only_json() -> Iterator[None]:
         _own_stdout = None
         if number is not None:
             os.dup2(kept.fileno(), number)
+            # The reader may have closed its end already, as `head` does.
             with contextlib.suppress(BrokenPipeError):
                 kept.close()
 
 
 def emit(record: Mapping[str, Any]) -> None:
     """Print one JSON line to standard output."""
+    # NaN is not JSON, and readers in other languages stop at it.
     print(json.dumps(record, allow_nan=False), file=_own_stdout, flush=True)
 
 

@@ -68,6 +68,7 @@ def compare_command(options: argparse.Namespace) -> int:
             preset=options.preset or "auto",
             changes={group: given(options, group) for group in ("train", "network", "critic")},
         )
+        # None, and not 1, where it is not given: reading finished runs refuses the flag.
         devices = 1 if options.devices is None else options.devices
         names = [known_rule(name) for name in options.rules or ("trpo", "ppo")]
         try:
@@ -90,6 +91,7 @@ def compare_command(options: argparse.Namespace) -> int:
     else:
         print(comparing.table(comparison))
         say("written: " + ", ".join(map(str, files)))
+    # The table is complete without them, but a script must notice cells that failed.
     return EnvCrashError.code if comparison.failures else 0
 
 
@@ -105,6 +107,7 @@ def _reads_runs(options: argparse.Namespace) -> bool:
             "compare trains seeds 0 to N - 1; choose how many with --seeds N, not --seed",
             name="FLAG",
         )
+    # An id may contain a slash too, so only what exists as a directory is a run.
     runs = [name for name in options.what if Path(name).is_dir()]
     if not runs:
         return False

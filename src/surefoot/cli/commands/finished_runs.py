@@ -63,6 +63,7 @@ class _Progress(Callback):
     def on_row(self, run: Any, row: dict[str, Any]) -> None:
         """Show the steps taken so far."""
         now = time.monotonic() - self._start
+        # A terminal can be rewritten often; a log would fill up.
         if now - self._last < (0.2 if self._live else SECONDS_BETWEEN_LINES):
             return
         self._last = now
@@ -136,6 +137,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 def _commands(path: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Next steps with the run: a purpose and a line each."""
+    # A command line cannot name what was given as an object.
     if config.get("env_from_python") or config.get("own_networks"):
         run, given = repr(str(path)), "env=..." if config.get("env_from_python") else "network=..."
         return [
@@ -177,6 +179,7 @@ def replay_command(options: argparse.Namespace) -> int:
     show = (lambda text: None) if options.json else say
     error = replay(options.path, env=options.env, show=show)
     if options.debug:
+        # With its traceback, which leads into the environment.
         raise error
     if options.json:
         emit({"event": "replayed", "name": error.name, "message": str(error)})

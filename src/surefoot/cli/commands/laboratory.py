@@ -108,6 +108,7 @@ def _policy(options: argparse.Namespace) -> Any:
     if options.policy is None:
         return None
     try:
+        # No pickles: a file from elsewhere must not be able to run code.
         return np.asarray(np.load(options.policy, allow_pickle=False), np.float64)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--policy {options.policy}: {error}") from error
@@ -119,6 +120,7 @@ def _update(options: argparse.Namespace, rule: str) -> Any:
 
     if options.batch is None:
         return find_rule(rule)
+    # It imports JAX, which exact updates do without.
     from surefoot.exact.practice import training_update
 
     if rule not in RULES:
@@ -207,9 +209,11 @@ def essay_command(options: argparse.Namespace) -> int:
         if not 1 <= number <= len(CLAIMS):
             raise ConfigError(f"--claim {number}: the claims are numbered 1 to {len(CLAIMS)}")
     out = Path(options.out) if options.out else None
+    # Refused now, and not after all claims were computed.
     if out and out.exists() and not out.is_dir():
         raise StorageError(f"--out {out} is not a directory")
     judged = []
+    # Some claims take long: each is shown as soon as it is judged.
     for claim in judge_claims(options.claim):
         judged.append(claim)
         if options.json:

@@ -83,6 +83,7 @@ def _tables(path: str | None) -> dict[str, Any]:
     file = Path(path)
     try:
         data = file.read_bytes()
+        # A run's own config.json serves as well.
         tables = json.loads(data) if file.suffix == ".json" else tomllib.loads(data.decode())
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
@@ -102,6 +103,7 @@ def _free_directory(env: str, rule: str, seed: int) -> Path:
     """`runs/ENV/RULE-seedN`, numbered on where it is used."""
     base = Path("runs") / folder_name(env) / f"{rule}-seed{seed}"
     candidate, count = base, 1
+    # A run is continued by `resume` or --resume auto only, never by accident.
     while candidate.exists():
         count += 1
         candidate = base.with_name(f"{base.name}-{count}")
@@ -184,6 +186,7 @@ def train_command(options: argparse.Namespace) -> int:
         out = Path(options.out) if options.out else None
         out = out or _free_directory(options.env, rule, settings.train.seed)
         job = Job(options.env, find_env(options.env, kwargs), settings, out=out)
+        # The ranks train one and the same run.
         display = _Display(options) if resources.ranks.rank == 0 else Callback()
         if options.resume:
             run = train_or_resume(job, resources, display, override=options.override)
@@ -256,6 +259,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
     path = Path(options.path)
     evaluated = bool(RunDirectory(path).checkpoints("best"))
+    # Where there is no run at all, `load` has the clearer error.
     if options.best and (path / "config.json").exists() and not evaluated:
         raise CheckpointError(
             f"{options.path} was trained without evaluations, so it has no best one: leave out "

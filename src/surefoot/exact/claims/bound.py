@@ -28,6 +28,7 @@ def lower_bound() -> Finding:
             gap, room = promised - realised, 1e-8 * (1 + abs(new.eta))
             bounds = exact.gap_bounds(old, new)
             violations += sum(gap > bound + room for bound in bounds.values())
+            # The quotient of a gap near 0 would be rounding.
             if gamma == 0.99 and abs(gap) > 1e-8:
                 ratios.append([bounds[name] / abs(gap) for name in ("B6", "B2", "B11")])
     schulman, cpo, entropic = np.median(ratios, axis=0)
@@ -50,6 +51,7 @@ def _mixtures() -> dict[str, float]:
         guaranteed = mixture_bound(old, target, share) - old.eta
         realised = new.eta - old.eta
         violations += realised < guaranteed - 1e-9
+        # As above, a quotient of almost nothing would be rounding.
         if guaranteed > 1e-12:
             shares.append(share)
             ratios.append(realised / guaranteed)
@@ -84,6 +86,7 @@ def certified_reach() -> Finding:
         title="corridor: what is sure, and what is real",
         xlabel="mean KL(old ‖ new), nats",
         ylabel="gain of return",
+        # Losses have no place on a logarithmic axis.
         lines=[PlottedLine(n, along.kl[gain > 0], gain[gain > 0], c) for n, gain, c in drawn],
         log=True,
     )

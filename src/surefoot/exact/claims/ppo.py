@@ -76,6 +76,7 @@ def cliff() -> Finding:
     path = exact.update_path(start, exact_ppo, exact.StepSizes())
     old, ppo, trpo = path.old, path.new, exact.updated(start, "trpo")
     kl = old.kl(ppo.policy)
+    # As many steps as ten epochs of 32 minibatches.
     usual = replace(FULL_BATCH, num_epochs=320)
     longer = replace(FULL_BATCH, num_epochs=20_000, learning_rate=3e-3, max_grad_norm=0.0)
     reached = {}

@@ -63,6 +63,7 @@ def step_is_natural() -> Finding:
     for radius in radii:
         new = exact.updated(start, "trpo", exact.StepSizes(max_kl=float(radius)))
         step = exact.logits_of(new.policy) - exact.logits_of(old.policy)
+        # A constant added to all logits of a state changes nothing.
         step -= np.sum(old.policy * step, axis=1, keepdims=True)
         numbers[f"cosine_{radius:.0e}"] = _cosine(root * step, root * x)
     hill = exact.starting_point(exact.ridge())
