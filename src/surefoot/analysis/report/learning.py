@@ -21,16 +21,12 @@ Windows = Float[np.ndarray, " window"]
 
 
 class ReturnSummary(NamedTuple):
-    """Undiscounted returns of whole episodes over a run.
+    """Undiscounted returns of whole episodes over a run: at its start, at its end and at its best.
 
-    Attributes:
-        evaluated: whether they are of evaluations, or else of training episodes, with sampled
-            actions.
-        start: of the first training episodes, or of the first evaluation where none ended.
-        final: the newest.
-        interval: ends of its 95 % interval; None where the spread of its episodes is unknown.
-        best: the highest, which is biased upwards as the maximum of several noisy values.
-        best_step: environment steps at the best.
+    They are of evaluations where `evaluated`, or else of training episodes, with sampled actions;
+    `start` is of training episodes in both cases, unless none ended. `interval` has the ends of the
+    final one's 95 % interval, or is None where the spread of its episodes is unknown. `best` is
+    biased upwards, as the maximum of several noisy values.
     """
 
     evaluated: bool

@@ -11,13 +11,9 @@ Column = Float[np.ndarray, " row"]
 
 
 class Table(NamedTuple):
-    """Columns of equal length, NaN where a row lacks the figure.
+    """Columns of equal length, by metric name, NaN where a row lacks the figure.
 
-    Attributes:
-        iterations: the update of each row.
-        steps: environment steps after the row's rollout.
-        columns: the figures by metric name.
-        warnings: names of the warnings raised at each row.
+    `steps` are environment steps after a row's rollout, `warnings` the names of those it raised.
     """
 
     iterations: Int[np.ndarray, " row"]

@@ -13,14 +13,11 @@ Updates = Float[np.ndarray, " update"]
 
 
 class Totals(NamedTuple):
-    """Cumulative promised and realised gains of the updates, in discounted reward.
+    """Cumulative gains of the updates, in discounted reward, by the steps at which they were known.
 
-    Attributes:
-        steps: environment steps at which the newest gain of each sum was known.
-        promised: by the surrogate, on the batch that it was fitted to.
-        signal: the part of it that held on data the update had not seen, or None.
-        realised: as measured on the next rollouts.
-        realised_half: half of the 95 % interval of `realised`; None where a gain has no interval.
+    `promised` is by the surrogate, on the batch that it was fitted to; `signal` the part of it that
+    held on data the update had not seen, or None; `realised` as measured on the next rollouts, with
+    half of its 95 % interval, or None where a gain has none.
     """
 
     steps: Updates

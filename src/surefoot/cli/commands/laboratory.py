@@ -145,9 +145,9 @@ def _one_update(options: argparse.Namespace, start: Any, rule: str, sizes: Any) 
     from surefoot import exact
     from surefoot.exact.report import describe_update
 
+    file = _plot_file(options, f"exact-{start.mdp.name}-{rule}")
     path = exact.update_path(start, _update(options, rule), sizes)
     found = exact.report_update(path, clip_eps=sizes.clip_eps)
-    file = _plot_file(options, f"exact-{start.mdp.name}-{rule}")
     if file:
         from surefoot.analysis.plots.exact import plot_update
         from surefoot.exact.picture import update_picture
@@ -169,13 +169,13 @@ def _curves(options: argparse.Namespace, start: Any, rules: Sequence[str], sizes
 
     count, mdp = options.iterations, start.mdp
     require_at_least(1, iterations=count)
+    file = _plot_file(options, f"exact-{mdp.name}-curves")
     curves = [
         exact.learning_curve(start, rule, _update(options, rule), sizes, iterations=count)
         for rule in rules
     ]
     best = exact.optimal_policy(mdp)
     optimum = exact.solve(mdp, best).eta
-    file = _plot_file(options, f"exact-{mdp.name}-curves")
     if file:
         from surefoot.analysis.plots.exact import plot_exact_curves
 
