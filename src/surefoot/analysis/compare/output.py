@@ -196,7 +196,7 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
     with storage(out, "making"):
         out.mkdir(parents=True, exist_ok=True)
     file = io.StringIO()
-    # The default is the two characters of Windows.
+    # The default is the line end of Windows.
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Score._fields)
     writer.writerows(["" if v is None else v for v in score] for score in comparison.scores)

@@ -73,7 +73,7 @@ def in_blocks(function: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     count = len(jax.tree.leaves(trees)[0])
     parts = []
     for first in range(0, count, BLOCK_ROWS):
-        # Padded with the last row, which no function can choke on.
+        # Padded with the last row, which every function accepts.
         places = np.minimum(np.arange(first, first + BLOCK_ROWS), count - 1)
         block = jax.tree.map(lambda leaf, at=places: leaf[at], trees)
         parts.append(jax.tree.map(partial(np.asarray, dtype=np.float64), function(*block)))
