@@ -79,7 +79,6 @@ def probe_run(
     settings = ProbeSettings(
         gamma=train.gamma,
         gae_lambda=train.gae_lambda,
-        # PPO's clipped objective is measured for every rule.
         clip_eps=getattr(rule, "clip_eps", ProbeSettings.clip_eps),
         budget=budget,
         seed=seed,
@@ -94,8 +93,8 @@ def probe_run(
     if found.batch is not None:
         rows = rows_of(found.batch, settings)
         # The same places as on fresh episodes, so that their points compare.
-        places = measured.scores
-        measured.batch = {each: measured.score(measured.policy(each), rows) for each in places}
+        for place in measured.scores:
+            measured.batch[place] = measured.score(measured.policy(place), rows)
     logged = _logged_promise(run, found.iteration)
     return conclude(measured, title, found.source, iteration=found.iteration, logged=logged)
 
