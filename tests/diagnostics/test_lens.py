@@ -11,18 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from surefoot.config.settings import NPG
 from surefoot.diagnostics.cross_fit import cross_fit
-from surefoot.diagnostics.gain import (
-    DRIFT,
-    GAIN_NOISE,
-    PRIOR_U,
-    filter_gain,
-    filtered_ratio,
-    realised_gain,
-    signal_share,
-    start_filter,
-    take_in_cross_fit,
-)
-from surefoot.diagnostics.gradient_noise import gradient_noise, unbiased_norms
+from surefoot.diagnostics.gradient_noise import gradient_noise, noise_metrics, unbiased_norms
 from surefoot.diagnostics.groups import (
     EPISODE_GROUPS,
     Estimate,
@@ -34,7 +23,17 @@ from surefoot.diagnostics.groups import (
     mean_of,
     sum_by_group,
 )
-from surefoot.diagnostics.lens import noise_metrics
+from surefoot.diagnostics.lens import (
+    DRIFT,
+    GAIN_NOISE,
+    PRIOR_U,
+    filter_gain,
+    filtered_ratio,
+    realised_gain,
+    signal_share,
+    start_filter,
+    take_in_cross_fit,
+)
 from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitation_shift
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
 from surefoot.exact import TabularSoftmax, random_mdp, solve

@@ -34,16 +34,8 @@ def guarded(
     """A rule whose steps stay within `guard_kl` and `guard_worst_kl`, or are not taken.
 
     Every update is cross-fit before it is made. Once the mean of the last promises across halves
-    is significantly negative, the policy stays as it is.
-
-    Args:
-        rule: the rule to guard.
-        policy_fn: the policy.
-        config: the radii.
-        layout: how the rows of a batch stand, for cutting it into halves.
-        horizon: 1 / (1 - gamma).
-        policy_of: the policy's part of the rule's parameters.
-        shorten: the rule's parameters at a fraction of the way from old to new ones.
+    is significantly negative, the policy stays as it is. `policy_of` is the policy's part of the
+    rule's parameters; `shorten(old, new, fraction)` are those part of the way.
     """
 
     def step(state: Any, params: Params, batch: Batch, key: Any, skip: Any) -> Any:
@@ -105,14 +97,7 @@ def fraction_inside(
 
     The full step comes first: 1 where it is inside. From a step outside, KL taken for quadratic
     gives the next trial, and halves follow. 0 where no trial is inside, or KL is not finite.
-
-    Args:
-        policy_fn: the policy.
-        old_policy: its parameters before the step.
-        new_policy: its parameters after it.
-        batch: the rows whose states count.
-        max_kl: radius of mean KL(old || new), in nats.
-        max_worst_kl: radius of the batch's worst state, in nats.
+    The radii are those of the mean KL(old || new) and of the batch's worst state, in nats.
     """
     old = policy_fn(old_policy, batch.inputs)
 

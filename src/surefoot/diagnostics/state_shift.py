@@ -91,6 +91,18 @@ def visitation_shift(old: States, new: States, key: Key[Array, ""]) -> Shift:
     return Shift(_separation(both, is_new, random), _separation(old, old.late, random))
 
 
+def shift_metrics(
+    old: States, new: States, key: Key[Array, ""], *, known: Bool[Array, ""]
+) -> dict[str, Array]:
+    """How far states are from those of the rollout before; NaN unless those are `known`."""
+    shift = visitation_shift(old, new, key)
+    unknown = jnp.where(known, 0.0, jnp.nan)
+    return {
+        "lens/visitation_shift": jnp.maximum(shift.bound, 0.0) + unknown,
+        "lens/visitation_null": jnp.maximum(shift.null, 0.0) + unknown,
+    }
+
+
 def _separation(
     states: States, label: Bool[Array, " state"], random: Float[Array, "feature width"]
 ) -> Float[Array, ""]:

@@ -30,12 +30,7 @@ def diagnose(
 ) -> dict[str, Float[Array, ""]]:
     """Promise, divergence, ratios and entropy of an update, by metric name.
 
-    Args:
-        policy_fn: the policy.
-        old_params: its parameters when the batch was collected.
-        new_params: its parameters after the update; equal ones give zeros.
-        batch: the rows the update saw, with raw advantages.
-        horizon: 1 / (1 - gamma), which turns a gain per step into one of discounted return.
+    `horizon`, 1 / (1 - gamma), turns a gain per step into one of discounted return.
     """
     # Without the barriers XLA weaves the forward passes into the update before and every figure
     # behind: 5 % of an iteration of a small JAX-native run on two cores (docs/performance.md). Both

@@ -88,11 +88,6 @@ def _surge(key: str) -> Callable[[Sequence[Row]], float | None]:
     return score
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
-
-
 _SMALLER = "a smaller learning rate or radius, fewer epochs, a target_kl, or --guard."
 
 ALARMS: dict[str, Alarm] = {
@@ -178,7 +173,7 @@ class LossOfReturn:
         self._newest.append(value)
         if len(self._newest) < SMOOTH:
             return
-        mean = _mean(self._newest)
+        mean = statistics.fmean(self._newest)
         self._first = mean if math.isnan(self._first) else self._first
         self._best = max(self._best, mean)
         gained, fallen = self._best - self._first, self._best - mean

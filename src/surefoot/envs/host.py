@@ -18,8 +18,7 @@ from surefoot.envs.ready_vector import ReadyVector
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
 from surefoot.envs.vector import ProcessVector
 from surefoot.errors import EnvContractError, EnvCrashError
-from surefoot.networks.masks import empty_masks, write_mask
-from surefoot.networks.spaces import own_dtype
+from surefoot.networks.spaces import empty_masks, own_dtype, write_mask
 from surefoot.types import EnvSpec
 
 _Value = TypeVar("_Value")

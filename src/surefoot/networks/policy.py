@@ -1,49 +1,23 @@
 """A trained policy: observations in, actions out, with the statistics it was trained with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from surefoot.config.settings import Settings
-from surefoot.formulas.running_stats import normalize_obs
-from surefoot.networks.actor_critic import ActorCritic
-from surefoot.networks.masks import empty_masks, write_mask
-from surefoot.networks.spaces import leaf_spaces, obs_arrays, own_dtype, sent_action, shape_of
-from surefoot.types import EnvSpec, Inputs, Params
-
-
-class Actor(NamedTuple):
-    """What acting needs besides parameters: the networks and how observations and actions map.
-
-    `act(policy, obs_stats, obs, action_mask, noise)` gives the action as sampled, as sent, and its
-    log-probability; where `noise` is None the action is the policy's mode.
-    """
-
-    network: ActorCritic
-    act: Callable[..., tuple[Any, Any, Any]]
-    inputs: Callable[..., Inputs]
-
-
-def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> Actor:
-    """The actor of a run."""
-    affine = settings.train.action_scale == "affine"
-    tanh = settings.network.distribution == "tanh-gaussian"
-
-    def inputs(obs_stats, obs, action_mask):
-        return Inputs(normalize_obs(obs_stats, obs, clip=settings.train.obs_clip), action_mask)
-
-    def act(policy, obs_stats, obs, action_mask, noise):
-        chosen = network.policy(policy, inputs(obs_stats, obs, action_mask))
-        action = chosen.mode() if noise is None else chosen.sample(noise)
-        sent = sent_action(action_space, action, affine=affine, tanh=tanh)
-        return action, sent, chosen.log_prob(action)
-
-    return Actor(network, act, inputs)
+from surefoot.networks.actor_critic import Actor
+from surefoot.networks.spaces import (
+    empty_masks,
+    leaf_spaces,
+    obs_arrays,
+    own_dtype,
+    shape_of,
+    write_mask,
+)
+from surefoot.types import EnvSpec, Params
 
 
 def _is_single(spec: EnvSpec, obs: PyTree) -> bool:

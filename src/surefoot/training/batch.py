@@ -17,7 +17,7 @@ from surefoot.formulas.advantages import (
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.running_stats import RunningStats, merge_stats, standard_deviation
 from surefoot.formulas.surrogate import weighted_mean
-from surefoot.networks.policy import Actor
+from surefoot.networks.actor_critic import Actor
 from surefoot.rules.critic import explained_variance
 from surefoot.rules.rows import Rows
 from surefoot.types import Batch, EnvSpec, Episodes, Inputs, Params, Rollout

@@ -20,8 +20,7 @@ from surefoot.analysis.probe.policies import GROUP, PolicyFunctions
 from surefoot.analysis.probe.settings import ProbeSettings
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.networks.masks import empty_masks
-from surefoot.networks.spaces import as_jax_dtype, own_dtype
+from surefoot.networks.spaces import as_jax_dtype, empty_masks, own_dtype
 from surefoot.training.random_keys import Purpose, env_seeds, run_key
 from surefoot.types import EnvSpec
 
