@@ -38,7 +38,7 @@ from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitati
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
 from surefoot.exact import TabularSoftmax, random_mdp, solve
 from surefoot.formulas.distributions import Categorical
-from surefoot.parallel.rows import rows_in
+from surefoot.parallel.mesh import rows_in
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.rows import AllRows
 from surefoot.training.batch import fresh_explained_variance

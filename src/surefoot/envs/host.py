@@ -83,18 +83,14 @@ class HostEnv:
         *,
         seed: int,
         limits: EnvLimits | None = None,
-        given: bool = False,
     ):
-        """Wrap a vector; `given` is whether it is the user's own."""
-        self._vector, self._given, self._limits = vector, given, limits or EnvLimits()
+        self._vector, self._limits = vector, limits or EnvLimits()
         self.num_envs, self.restarts = vector.num_envs, 0
         self._env_id = env_id
         self._bounds, self._log = Bounds(vector.spaces[0]), ActionLog()
         self._timeout = StepTimeout(self._limits.timeout_s, env_id)
-        seeds = [seed + index for index in range(self.num_envs)]
-        self._log.start(seeds)
         try:
-            _, infos = self._guarded(self._reset, seeds)
+            _, infos = self._reset([seed + index for index in range(self.num_envs)])
         except BaseException:
             self._timeout.close()
             raise
@@ -114,8 +110,7 @@ class HostEnv:
             EnvCrashError: if an environment raises or hangs.
             EnvContractError: for observations or masks that do not fit, or are not finite.
         """
-        self._log.start(seeds)
-        obs, infos = self._guarded(self._reset, seeds)
+        obs, infos = self._reset(seeds)
         return obs, self._guarded(self._mask, infos)
 
     def step(self, actions: PyTree) -> HostStep:
@@ -137,11 +132,6 @@ class HostEnv:
         with contextlib.suppress(Exception):
             self._guarded(self._vector.close)
         self._timeout.close()
-
-    def abandon(self) -> None:
-        """Close after an error before training, unless the vector environment is the user's."""
-        if not self._given:
-            self.close()
 
     def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
         """Call `host` with these environments."""
@@ -178,8 +168,9 @@ class HostEnv:
         return crash_error(self._env_id, doing, error)
 
     def _reset(self, seeds: list[int]) -> tuple[PyTree, EnvInfos]:
-        obs, infos = self._vector.reset(seeds)
-        self._validate(obs)
+        self._log.start(seeds)
+        obs, infos = self._guarded(self._vector.reset, seeds)
+        self._guarded(self._validate, obs)
         return obs, infos
 
     def _step(self, actions: PyTree) -> HostStep:

@@ -9,18 +9,17 @@ from gymnasium.vector import VectorEnv
 
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvFactory, EnvGroup
-from surefoot.envs.processes import requested_processes, saves_time
+from surefoot.envs.vector import ProcessVector, requested_processes, saves_time
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
     from surefoot.envs.host import EnvLimits, HostEnv
     from surefoot.envs.jax_native import JaxEnv
     from surefoot.envs.ready_vector import ReadyVector
-    from surefoot.envs.vector import ProcessVector
 
 OpenEnvs: TypeAlias = "JaxEnv | HostEnv"
-"""Open environments. Both have `spec`, `close()` and `abandon()`, no-ops of a `JaxEnv`, and
-`visit(jax=, host=)`, which calls the function for its own kind with itself."""
+"""Open environments. Both have `spec`, `close()`, a no-op of a `JaxEnv`, and `visit(jax=, host=)`,
+which calls the function for its own kind with itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +83,9 @@ class EnvSource:
                 f"{self.env_id} is a vector environment, whose environments cannot be recreated: "
                 "leave --on-env-error out, or give a function that makes one environment"
             )
-        vector, given = self._open_vector(num_envs, processes, restart), not self.reopens
+        vector = self._open_vector(num_envs, processes, restart)
         try:
-            return HostEnv(vector, self.env_id, seed=seed, limits=limits, given=given)
+            return HostEnv(vector, self.env_id, seed=seed, limits=limits)
         except BaseException:
             # The user's own vector stays open, to be used again.
             if self.reopens:
@@ -99,7 +98,9 @@ class EnvSource:
         try:
             if self.make is not None:
                 factory = EnvFactory(self.env_id, self.make, restart)
-                return _open_group(factory, num_envs, processes)
+                if processes == 1:
+                    return EnvGroup(factory, range(num_envs))
+                return ProcessVector(factory, num_envs, processes)
             from surefoot.envs.ready_vector import ReadyVector
 
             assert self.make_vector is not None
@@ -108,14 +109,6 @@ class EnvSource:
             raise
         except Exception as error:
             raise crash_error(self.env_id, "making it", error) from error
-
-
-def _open_group(factory: EnvFactory, num_envs: int, processes: int) -> "EnvGroup | ProcessVector":
-    if processes == 1:
-        return EnvGroup(factory, range(num_envs))
-    from surefoot.envs.vector import ProcessVector
-
-    return ProcessVector(factory, num_envs, processes)
 
 
 def jax_source(env: "JaxEnv") -> EnvSource:

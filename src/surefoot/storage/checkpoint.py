@@ -166,15 +166,9 @@ def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
     """
     target = parent / f"step-{checkpoint.env_steps:09d}"
     aside = parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
+    state = {"format": FORMAT} | checkpoint._asdict()
     # safetensors writes memory as it lies, so views and other orders are copied.
-    arrays = {name: np.array(array, order="C") for name, array in checkpoint.arrays.items()}
-    state = {
-        "format": FORMAT,
-        "iteration": checkpoint.iteration,
-        "env_steps": checkpoint.env_steps,
-        "exact": checkpoint.exact,
-        "versions": checkpoint.versions,
-    }
+    arrays = {name: np.array(leaf, order="C") for name, leaf in state.pop("arrays").items()}
     parts = {_PARTS[0]: safetensors.numpy.save(arrays), _PARTS[1]: dump(state)}
     files = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -32,6 +32,11 @@ NOT_FINITE = "not-finite.json"
 ENV_ERROR_FILES = ("env-error.json", "env-error.safetensors")
 
 
+def folder_name(env_id: str) -> str:
+    """An environment's id as one part of a path, such as `gymnax_CartPole-v1`."""
+    return re.sub(r"[^\w.-]", "_", env_id)
+
+
 class RunDirectory:
     """The files of one run."""
 
@@ -46,10 +51,11 @@ class RunDirectory:
             ConfigError: where a run or anything else is there already.
             StorageError: where it cannot be written, or another run is about to.
         """
+        run = cls(path)
         with storage(path, "reading"):
             # After a mistake in an environment is corrected, the same command works again.
-            if cls(path)._failed_at_once():
-                cls(path).clear()
+            if run._failed_at_once():
+                run.clear()
             used = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if used:
             raise ConfigError(
@@ -57,7 +63,6 @@ class RunDirectory:
                 f"`surefoot resume {path}`",
                 name="OUT-USED",
             )
-        run = cls(path)
         with storage(path, "writing"):
             path.mkdir(parents=True, exist_ok=True)
             lock(path)
@@ -140,16 +145,8 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Remove a run that never reached a checkpoint; what else is here stays."""
-        names = (
-            "config.json",
-            "metrics.jsonl",
-            "score.json",
-            "wandb-id.txt",
-            NOT_FINITE,
-            "lock",
-        )
-        names += ENV_ERROR_FILES
-        for name in names:
+        files = ("config.json", "metrics.jsonl", "score.json", "wandb-id.txt", NOT_FINITE, "lock")
+        for name in files + ENV_ERROR_FILES:
             (self.path / name).unlink(missing_ok=True)
         kept = ("checkpoints", "best", "kept", "tensorboard", "wandb")
         folders = (self.path / name for name in kept)

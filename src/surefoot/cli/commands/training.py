@@ -15,7 +15,7 @@ from surefoot.config.presets import NAMES, known_rule, preset, settle
 from surefoot.config.settings import RULES, Train
 from surefoot.config.validation import limits_of
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.storage.names import folder_name
+from surefoot.storage.run_directory import folder_name
 from surefoot.training.callback import Callback
 
 
