@@ -294,7 +294,7 @@ def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_ba
         return norms, jnp.mean(each, axis=0), noise
 
     norms, gradients, noise = look(jax.random.split(jax.random.key(0), REPEATS))
-    for found, exact in ((norms.squared, truth @ truth), (norms.trace, trace)):
+    for found, exact in zip(norms, (truth @ truth, trace), strict=True):
         assert abs(np.mean(found) - exact) < 4 * np.std(found) / REPEATS**0.5
     unit = np.asarray(gradients) / np.linalg.norm(gradients, axis=1, keepdims=True)
     measured = np.mean(np.sum(unit[::2] * unit[1::2], axis=1))

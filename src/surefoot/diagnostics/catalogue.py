@@ -27,11 +27,7 @@ METRICS = _read()
 
 
 def explain(name: str, others: Iterable[str] = ()) -> str:
-    """What a metric is, in a few lines of text; `others` are names that an error may suggest.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known ones.
-    """
+    """What a metric is, in a few lines of text; `others` are names that an error may suggest."""
     if name.startswith("episode/") and name not in METRICS:
         return (
             f"{name}\n  Mean of info[{name.removeprefix('episode/')!r}] at the last step of the "

@@ -70,34 +70,28 @@ def gradient_noise(
     num_rows = jnp.where(weights > 0, weights, 1.0)
     per_row = 1.0 / num_rows
     small, whole = squares * per_row, jnp.sum((total * per_row) ** 2)
-    norms = unbiased_norms(small, whole, weights / jnp.maximum(used, 1), weights)
-    signal, enough = norms.squared > 0, jnp.where(used > 1, 0.0, jnp.nan)
-    scale = jnp.maximum(norms.trace, 0.0) / jnp.where(signal, norms.squared, 1.0)
+    squared, trace = unbiased_norms(small, whole, weights / jnp.maximum(used, 1), weights)
+    signal, enough = squared > 0, jnp.where(used > 1, 0.0, jnp.nan)
+    scale = jnp.maximum(trace, 0.0) / jnp.where(signal, squared, 1.0)
     scale = jnp.where(signal, scale, jnp.inf)
     cosine = jnp.where(signal, 1.0 / (1.0 + scale / num_rows), 0.0)
     return GradientNoise(scale + enough, cosine + enough)
 
 
-class Norms(NamedTuple):
-    """Unbiased estimates of |g|², of the true gradient, and of the trace of a row's covariance."""
-
-    squared: Float[Array, ""]
-    trace: Float[Array, ""]
-
-
 def unbiased_norms(
     small: Float[Array, ""], whole: Float[Array, ""], per_group: Float[Array, ""], rows: Any
-) -> Norms:
-    """From the mean squared norm of the groups' gradients, and that of the gradient of all rows.
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Unbiased |g|², of the true gradient, and trace of the covariance of a row's gradient.
 
-    Groups of different sizes: `small` is their mean weighted by rows, and `per_group` the mean
-    number of rows, for E[small] is |g|² + trace x groups / rows.
+    `whole` is the squared norm of the gradient of all rows. Of groups of different sizes, `small`
+    is the mean of theirs weighted by rows, and `per_group` the mean number of rows, for E[small]
+    is |g|² + trace x groups / rows.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. A.2 and A.3.
     """
     squared = (rows * whole - per_group * small) / jnp.maximum(rows - per_group, 1e-30)
     trace = (small - whole) / jnp.maximum(1.0 / per_group - 1.0 / rows, 1e-30)
-    return Norms(squared, trace)
+    return squared, trace
 
 
 def noise_metrics(

@@ -63,7 +63,6 @@ class _Rows(NamedTuple):
 def _means(
     old: Any, new: Any, batch: Batch, rows: _Rows, horizon: float | Float[Array, ""]
 ) -> dict[str, Float[Array, ""]]:
-    """What is averaged over the rows."""
     ratio, advantages, exact = rows.ratio, batch.advantages, rows.total_variation
     # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
@@ -93,7 +92,6 @@ def _means(
 
 
 def _extremes(batch: Batch, rows: _Rows) -> dict[str, Float[Array, ""]]:
-    """What is largest among the rows that count, or smallest."""
     exact = rows.total_variation
     found = _reduce_together(
         lambda table: jnp.max(jnp.where(batch.weights > 0, table, -jnp.inf), axis=-1),

@@ -66,7 +66,6 @@ def _newest(key: str, sign: float = 1.0) -> Callable[[Sequence[Row]], float | No
 
 
 def _sustained(key: str, count: int) -> Callable[[Sequence[Row]], float | None]:
-    """The least of the last `count` values."""
 
     def score(rows: Sequence[Row]) -> float | None:
         values = [row[key] for row in rows[-count:] if key in row]
@@ -185,9 +184,8 @@ class LossOfReturn:
 class WarningMonitor:
     """Sees every row of a run once, in order, and raises warnings.
 
-    Attributes:
-        newly_red: whether the newest row raised a red warning that the one before did not.
-        newly_lost: whether the return lost a quarter of its gain with the newest row.
+    `newly_red` and `newly_lost`: whether the newest row raised a red warning that the one before
+    did not, and whether with it the return lost a quarter of its gain.
     """
 
     def __init__(self, rows: Iterable[Row] = ()):

@@ -29,12 +29,9 @@ class ObsContract:
         self._plain = ((*self._leading, *(space.shape or ())), space.dtype) if plain else None
 
     def __call__(self, obs: Any) -> Any:
-        """The observation, with its space's structure, shapes and dtypes.
+        """The observation, with its space's structure, shapes and dtypes, or an EnvContractError.
 
         Other dtypes whose values fit are cast, with one warning if digits may be lost.
-
-        Raises:
-            EnvContractError: for the first part that does not fit, and why.
         """
         # Nearly always the observation is one array that fits, and this is the only cost.
         if type(obs) is np.ndarray and (obs.shape, obs.dtype) == self._plain:

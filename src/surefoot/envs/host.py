@@ -106,9 +106,7 @@ class HostEnv:
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; return the first observations and action masks.
 
-        Raises:
-            EnvCrashError: if an environment raises or hangs.
-            EnvContractError: for observations or masks that do not fit, or are not finite.
+        Raises the errors of `step`.
         """
         obs, infos = self._reset(seeds)
         return obs, self._guarded(self._mask, infos)
@@ -118,8 +116,7 @@ class HostEnv:
 
         Raises:
             EnvCrashError: if an environment raises or hangs.
-            EnvContractError: for outputs that do not fit or are not finite, and for an action mask
-                that allows nothing.
+            EnvContractError: for invalid outputs, and for an action mask that allows nothing.
         """
         actions = own_dtype(self.spec.action_space, actions)
         # Before the step, so that the history of an error includes the action that caused it.

@@ -30,8 +30,7 @@ def imports_nothing(env_id: str) -> bool:
 def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of an id, an instance, a vector environment, a `JaxEnv` or a factory.
 
-    Raises:
-        ConfigError: for an unknown id (with the nearest valid one) or a missing extra.
+    A ConfigError names the nearest known id, or the extra that is missing.
     """
     if isinstance(env, str):
         prefix, _, name = env.partition(":")

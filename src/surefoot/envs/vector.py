@@ -38,11 +38,7 @@ def usable_cores() -> int:
 
 
 def requested_processes(vectorization: str, num_envs: int) -> int:
-    """Processes that a setting asks for; for auto, one per core.
-
-    Raises:
-        ConfigError: if several are requested on a platform that is not POSIX.
-    """
+    """Processes that a setting asks for; for auto, one per core. Several need a POSIX system."""
     if os.name != "posix" and vectorization in ("cores", "async"):
         raise ConfigError(f"vectorization {vectorization} needs a POSIX system; use sync")
     if os.name != "posix" or vectorization == "sync":
@@ -86,8 +82,7 @@ def step_seconds(make: Callable[[], gymnasium.Env]) -> float:
 class ProcessVector:
     """The interface of an `EnvGroup` to environments that several processes step.
 
-    This process steps the first of them while others step the rest; the results are the same to
-    the bit.
+    This process steps the first of them while others step the rest; results are bit for bit equal.
     """
 
     def __init__(self, factory: EnvFactory, num_envs: int, processes: int):

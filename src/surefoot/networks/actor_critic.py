@@ -196,9 +196,7 @@ def build(
 ) -> ActorCritic:
     """The policy and the critic of an environment, own networks in their places.
 
-    Raises:
-        ConfigError: for a space that no network or head here fits, or a distribution of Box
-            actions where there are none.
+    A ConfigError refuses a space that no network or head here fits.
     """
     if own_policy is None or own_critic is None:
         check_observations(spec)

@@ -38,8 +38,7 @@ class Head(NamedTuple):
 def make_head(space: spaces.Space, *, tanh: bool) -> Head:
     """The head of one action space; Dict and Tuple become products.
 
-    Raises:
-        ConfigError: for a space no policy here can act in, or a squash without finite bounds.
+    A ConfigError refuses other kinds of space, and a squash without finite bounds.
     """
     if isinstance(space, spaces.MultiDiscrete):
         return _multi_discrete_head(space)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -10,9 +11,10 @@ from jaxtyping import PyTree
 
 from surefoot.networks.actor_critic import Actor
 from surefoot.networks.spaces import (
+    as_jax_dtype,
+    by_part,
     empty_masks,
     leaf_spaces,
-    obs_arrays,
     own_dtype,
     shape_of,
     write_mask,
@@ -70,7 +72,12 @@ class Policy:
         Raises:
             ValueError: where the observation has another shape than the environment's.
         """
-        obs = obs_arrays(self.spec.observation_space, obs)
+        # In the space's own structure, lists and numbers included.
+        obs = by_part(
+            lambda part, leaf: as_jax_dtype(np.asarray(leaf, part.dtype)),
+            self.spec.observation_space,
+            obs,
+        )
         single = _is_single(self.spec, obs)
         if single:
             obs = jax.tree.map(lambda leaf: np.asarray(leaf)[None], obs)
@@ -79,8 +86,7 @@ class Policy:
         if action_mask is not None:
             masks = empty_masks(self.spec, num_rows)
             for row in range(num_rows):
-                one = lambda leaf, i=row: leaf[i]  # noqa: E731
-                given = action_mask if single else jax.tree.map(one, action_mask)
+                given = action_mask if single else jax.tree.map(itemgetter(row), action_mask)
                 write_mask(self.spec, masks, given, row)
         noise = None
         if not deterministic:

@@ -46,11 +46,7 @@ def normalised_leaves(space: spaces.Space) -> tuple[bool, ...]:
 
 
 def check_observations(spec: EnvSpec) -> None:
-    """Refuse an observation space that the built networks do not read.
-
-    Raises:
-        ConfigError: for large pictures and for kinds of space without numbers.
-    """
+    """Refuse large pictures and spaces without numbers, which the built networks do not read."""
     for leaf in leaf_spaces(spec.observation_space):
         shape = shape_of(leaf)
         if is_image(leaf) and (len(shape) == 2 or max(shape[:2]) > LARGEST_IMAGE):
@@ -106,11 +102,6 @@ def as_jax_dtype(leaf: Any) -> np.ndarray:
     """A copy in memory of our own, of the dtype that JAX computes with."""
     array = np.array(leaf)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-
-
-def obs_arrays(space: spaces.Space, obs: Any) -> PyTree:
-    """An observation as arrays in the space's own structure, lists and numbers included."""
-    return by_part(lambda part, o: as_jax_dtype(np.asarray(o, part.dtype)), space, obs)
 
 
 def widened_obs(space: spaces.Space, obs: Any) -> PyTree:
@@ -219,8 +210,7 @@ def empty_masks(spec: EnvSpec, num_rows: int) -> PyTree:
 def write_mask(spec: EnvSpec, masks: PyTree, given: Any, row: int) -> None:
     """Put one environment's mask, as its info has it, into a row of flat ones.
 
-    Raises:
-        EnvContractError: for a mask of another form or size, or one that allows nothing.
+    An EnvContractError refuses another form or size, and a mask that allows nothing.
     """
     try:
         _write(spec.action_space, masks, given, row, "info['action_mask']")

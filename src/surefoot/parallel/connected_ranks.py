@@ -144,7 +144,6 @@ class ConnectedRanks(Ranks):
             _raise_error(message, rank)
 
     def _announce(self, message: dict[str, Any]) -> None:
-        """Send how the run opened here, once."""
         if not self._announced:
             self._announced = True
             self.exchange(message)
@@ -185,7 +184,6 @@ class ConnectedRanks(Ranks):
 
 
 def _raise_error(message: dict[str, Any], rank: int) -> None:
-    """Raise the error in another rank's message, if any."""
     if "error" in message:
         code, name, text = message["error"]
         raise error_of_code(code, name, f"rank {rank}: {text}")

@@ -40,9 +40,8 @@ class Placement:
     def shardings(self, axes: PyTree) -> Any:
         """Shardings of arrays, to be given to `jax.jit`; None where there is one device.
 
-        Args:
-            axes: a prefix of their tree: True for arrays that are split along their first axis, of
-                environments, False for arrays that every device has.
+        `axes` is a prefix of their tree: True for arrays that are split along their first axis, of
+        environments, False for arrays that every device has.
         """
 
     def put_state(self, state: State, axes: PyTree) -> State:
@@ -223,9 +222,8 @@ class Ranks:
     def synchronize(self, replicated: PyTree, iteration: int, signal: int | None) -> int | None:
         """Return a signal that any rank has received; every rank calls it after each chunk.
 
-        Raises:
-            ReplicaError: if a rank's `replicated` arrays differ from rank 0's.
-            WorkerLostError: if a rank is lost.
+        A ReplicaError means that a rank's `replicated` arrays differ from rank 0's, a
+        WorkerLostError that a rank is lost.
         """
         return signal
 

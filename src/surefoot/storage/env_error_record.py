@@ -37,11 +37,7 @@ def write_env_error(directory: RunDirectory, record: EnvErrorRecord) -> None:
 
 
 def read_env_error(directory: RunDirectory) -> EnvErrorRecord:
-    """The error that ended a run.
-
-    Raises:
-        CheckpointError: if there is none, or its files are damaged.
-    """
+    """The error that ended a run; CheckpointError if there is none, or its files are damaged."""
     file, arrays = (directory.path / name for name in ENV_ERROR_FILES)
     if not file.exists():
         env = directory.config.get("env")  # raises where there is no run at all

@@ -82,11 +82,7 @@ class RunDirectory:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `config.json` froze.
-
-        Raises:
-            CheckpointError: where there is no run here.
-        """
+        """What `config.json` froze; CheckpointError where there is no run."""
         file = self.path / "config.json"
         # A `Path` has made one slash of two.
         if "://" in str(self.path) or re.match(r"\w+:/", str(self.path)):
@@ -157,11 +153,7 @@ class RunDirectory:
             self.path.rmdir()
 
     def clear(self) -> None:
-        """`forget` the run, while no other process writes to it.
-
-        Raises:
-            StorageError: where another process is.
-        """
+        """`forget` the run; StorageError where another process writes to it."""
         lock(self.path)
         try:
             with storage(self.path, "clearing"):
@@ -209,10 +201,7 @@ class RunDirectory:
     def newest(self, *, exact: bool = False, folder: str = "checkpoints") -> Checkpoint:
         """The newest checkpoint that reads well; with `exact`, the newest marked so.
 
-        Warns of newer ones that are damaged.
-
-        Raises:
-            CheckpointError: where there is none; the error of the newest one is in the message.
+        Warns of newer ones that are damaged. A CheckpointError has the error of the newest.
         """
         errors = []
         for path in reversed(self.checkpoints(folder)):
@@ -232,12 +221,5 @@ class RunDirectory:
 
 def finite_row(values: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics as plain numbers; those that are not finite (no episode ended) are left out."""
-    row = {}
-    for key, value in values.items():
-        if isinstance(value, str):
-            row[key] = value
-            continue
-        number = value.item() if hasattr(value, "item") else value
-        if not isinstance(number, float) or math.isfinite(number):
-            row[key] = number
-    return row
+    plain = {key: x.item() if hasattr(x, "item") else x for key, x in values.items()}
+    return {key: x for key, x in plain.items() if not isinstance(x, float) or math.isfinite(x)}
