@@ -13,19 +13,21 @@ the promise is eaten up with the distance, gain = promise x (1 - u sqrt(KL)).
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from surefoot.diagnostics.groups import (
     Estimate,
     GroupSums,
     combine,
+    groups_of,
     interval_of,
     mean_by_group,
     mean_of,
 )
-from surefoot.diagnostics.state_shift import States, no_states
-from surefoot.types import Params
+from surefoot.rules.rows import Rows
+from surefoot.types import Params, Rollout
 
 PRIOR_KL = 0.03
 """The KL at which half of a promise is expected to come true before anything is known."""
@@ -36,6 +38,8 @@ DRIFT = 0.05
 """Standard deviation of u's change from one update to the next, as a share of its prior."""
 MEMORY = 0.9
 """What is kept of the smoothed promises when another cross-fit comes in."""
+NUM_STATES = 512
+"""States of each rollout that are kept, to be compared with the next one's."""
 
 
 def gain_by_group(
@@ -159,6 +163,41 @@ def filtered_ratio(
     return 1.0 - state.u * root, jnp.sqrt(jnp.maximum(state.covariance[1, 1], 0.0)) * root
 
 
+class States(NamedTuple):
+    """Some states of one rollout: raw features, group, whether in its later half, and whether real.
+
+    `late` serves the null: the same policy's states, earlier against later.
+    """
+
+    features: Float[Array, "state feature"]
+    groups: Int[Array, " state"]
+    late: Bool[Array, " state"]
+    valid: Bool[Array, " state"]
+
+
+def sample_states(
+    features: Float[Array, "time env feature"],
+    rollout: Rollout,
+    key: Key[Array, ""],
+    rows: Rows,
+) -> States:
+    """`NUM_STATES` states of a rollout, drawn with replacement, evenly from the parts of rows."""
+    valid = rollout.valid
+    num_steps, _ = valid.shape
+    late = jnp.broadcast_to(jnp.arange(num_steps)[:, None] >= num_steps // 2, valid.shape)
+    shape, size = (rows.parts, NUM_STATES // rows.parts), valid.size // rows.parts
+    chosen = jax.random.randint(key, shape, 0, size).reshape(-1)
+    table = rows.flatten((features, groups_of(rollout), late, valid))
+    drawn, group, late, real = rows.take(table, chosen)
+    drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
+    # Parts that do not share the places evenly leave some empty.
+    spare = NUM_STATES - len(real)
+    return jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1)),
+        rows.replicate(States(drawn, group, late, real)),
+    )
+
+
 class LensState(NamedTuple):
     """What is kept of one update until the next rollout can judge it.
 
@@ -183,7 +222,8 @@ class LensState(NamedTuple):
 
 def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features: int) -> LensState:
     """Nothing to judge yet."""
-    zero, zeros = jnp.zeros(()), jnp.zeros(num_groups)
+    zero, zeros, no = jnp.zeros(()), jnp.zeros(num_groups), jnp.zeros(NUM_STATES, bool)
+    features = jnp.zeros((NUM_STATES, num_features))
     return LensState(
         params=params,
         obs_stats=obs_stats,
@@ -191,7 +231,7 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
         td=GroupSums(zeros, zeros),
         promised=zero,
         kl=zero,
-        states=no_states(num_features),
+        states=States(features, jnp.zeros(NUM_STATES, jnp.int32), no, no),
         ratio=start_filter(),
         gained=zeros,
         ready=jnp.array(False),

@@ -173,6 +173,7 @@ class HostEnv:
     def _step(self, actions: PyTree) -> HostStep:
         step = self._vector.step(actions)
         restarted = [row for row, info in step.infos.items() if "restarted" in info]
+        # Before outputs are validated: an error names the seed of an environment recreated here.
         if restarted:
             self._count_restarts(step.infos, restarted)
         self._validate(step.obs)

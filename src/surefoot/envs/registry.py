@@ -37,6 +37,7 @@ def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
         if name and prefix in PLANNED:
             raise ConfigError(f"{env}: {prefix} environments are not supported yet")
         if name and prefix in ADAPTORS:
+            # By name, so that a library is imported only where it is used.
             module, _, function = ADAPTORS[prefix].partition(":")
             return getattr(importlib.import_module(module), function)(name, env_kwargs)
         return find_gymnasium(env, env_kwargs)

@@ -110,6 +110,7 @@ def _linear_layers(
     key: Key[Array, ""], sizes: list[int], config: Network, *, gain: float | None = None
 ) -> list[Layer]:
     """Linear layers of these sizes; `gain` is that of the initial weights."""
+    # The root of 2 is the gain of hidden layers in OpenAI's baselines and in CleanRL.
     if gain is None:
         gain = math.sqrt(2.0) if config.ortho_init else 1.0
     layers = []
@@ -230,6 +231,7 @@ def build(
         if head.std_size:
             policy["log_std"] = config.log_std_init * jnp.ones(head.std_size)
         critic = critic_net.init(critic_key, example)
+        # A shared torso lives with the policy, so that of the critic the head alone is kept.
         return {"policy": policy, "critic": {"head": critic["head"]} if shared else critic}
 
     def policy(params, inputs):

@@ -52,6 +52,7 @@ class Policy:
 
     @cached_property
     def _act(self) -> Any:
+        # In the instance's dictionary, past the frozen fields: compiled once, at the first call.
         return jax.jit(self.actor.act)
 
     def __call__(
@@ -78,6 +79,7 @@ class Policy:
             self.spec.observation_space,
             obs,
         )
+        # Masks and noise have a row for each observation, so a single one becomes a batch of one.
         single = _is_single(self.spec, obs)
         if single:
             obs = jax.tree.map(lambda leaf: np.asarray(leaf)[None], obs)

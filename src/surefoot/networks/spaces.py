@@ -28,12 +28,14 @@ def is_image(space: spaces.Space) -> bool:
     shape = shape_of(space)
     if not isinstance(space, spaces.Box) or len(shape) not in (2, 3):
         return False
+    # Two axes may also be a table of numbers: long sides, or bytes, make it a picture.
     return len(shape) == 3 or space.dtype.name == "uint8" or min(shape) > LARGEST_IMAGE
 
 
 def leaf_spaces(space: spaces.Space) -> list[spaces.Space]:
     """The parts of a nested space, in the order of a tree's leaves."""
     if isinstance(space, spaces.Dict):
+        # JAX sorts the keys of a dictionary, whose order Gymnasium keeps.
         return [leaf for key in sorted(space.spaces) for leaf in leaf_spaces(space[key])]
     if isinstance(space, spaces.Tuple):
         return [leaf for part in space.spaces for leaf in leaf_spaces(part)]

@@ -84,6 +84,7 @@ class MeshPlacement(Placement):
 
     def put_rollout(self, rollout: Rollout, episodes: Episodes) -> tuple[Rollout, Episodes]:
         """See `Placement`."""
+        # True last observations are listed block by block, without an axis of time before.
         final, rows = self._along(0), self._along(1)
         fields = dict.fromkeys(Rollout._fields, rows) | {"final_obs": final, "final_rows": final}
         placed = {name: _put(getattr(rollout, name), fields[name]) for name in fields}
@@ -170,6 +171,7 @@ def place(settings: Settings, count: int) -> Placement:
 
 def spread_over(devices: list[Any]) -> MeshPlacement:
     """Spread a run over these devices, in their order."""
+    # Auto: between our own constraints XLA decides where values are, and adds up what devices have.
     return MeshPlacement(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
 
 

@@ -82,6 +82,7 @@ def _bind_address(address: str) -> str | None:
         return address
     with contextlib.suppress(OSError), socket.socket() as trial:
         number = socket.gethostbyname(host)
+        # Only an address of this machine's own can be bound; any free port will do to see that.
         trial.bind((number, 0))
         return f"{number}:{port}"
     return None

@@ -35,6 +35,7 @@ class BlockRows(NamedTuple):
 
         def flatten(leaf: Array) -> Array:
             steps, envs, *rest = leaf.shape
+            # Blocks in front of time: the rows of a device are neighbours, and none has to move.
             blocks = leaf.reshape(steps, self.parts, envs // self.parts, *rest).swapaxes(0, 1)
             return blocks.reshape(steps * envs, *rest)
 

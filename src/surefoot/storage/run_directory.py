@@ -101,6 +101,7 @@ class RunDirectory:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to `metrics.jsonl`."""
         file = self.path / "metrics.jsonl"
+        # Not through a link, by which a run would write outside its directory.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with storage(file, "writing"), os.fdopen(os.open(file, flags, 0o644), "a") as rows:
             rows.write(json.dumps(row, allow_nan=False) + "\n")
