@@ -11,14 +11,14 @@ from jaxtyping import PyTree
 
 from surefoot.config.settings import Train
 from surefoot.envs.action_log import ActionLog
-from surefoot.envs.contract import Bounds, check_finite
+from surefoot.envs.contract import check_finite, outside
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
 from surefoot.envs.vector import ProcessVector
 from surefoot.errors import EnvContractError, EnvCrashError
-from surefoot.networks.spaces import empty_masks, own_dtype, write_mask
+from surefoot.networks.spaces import masks_of, own_dtype
 from surefoot.types import EnvSpec
 
 _Value = TypeVar("_Value")
@@ -87,7 +87,7 @@ class HostEnv:
         self._vector, self._limits = vector, limits or EnvLimits()
         self.num_envs, self.restarts = vector.num_envs, 0
         self._env_id = env_id
-        self._bounds, self._log = Bounds(vector.spaces[0]), ActionLog()
+        self._log = ActionLog()
         self._timeout = StepTimeout(self._limits.timeout_s, env_id)
         try:
             _, infos = self._reset([seed + index for index in range(self.num_envs)])
@@ -136,7 +136,7 @@ class HostEnv:
 
     def count_outside(self, obs: PyTree) -> tuple[int, str]:
         """Count a rollout's observations, [time, env, ...], outside their space; describe one."""
-        found = self._bounds.outside(obs, leading=2)
+        found = outside(self.spec.observation_space, obs, leading=2)
         return (0, "") if found is None else (int(found.rows.sum()), found.text)
 
     def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -202,7 +202,7 @@ class HostEnv:
     def _validate(self, obs: PyTree) -> None:
         check_finite(obs, "observation")
         if self._limits.strict:
-            found = self._bounds.outside(obs, leading=1)
+            found = outside(self._vector.spaces[0], obs, leading=1)
             if found is not None:
                 raise EnvContractError(found.text, index=found.at[0])
 
@@ -220,10 +220,7 @@ class HostEnv:
         """Masks for the next actions; an environment that returns none allows everything."""
         given = {row: info["action_mask"] for row, info in infos.items() if "action_mask" in info}
         if self.spec.masked:
-            masks = empty_masks(self.spec, self.num_envs)
-            for row, mask in given.items():
-                write_mask(self.spec, masks, mask, row)
-            return masks
+            return masks_of(self.spec, given, self.num_envs)
         if given:
             raise EnvContractError(
                 "info['action_mask'] came with a step but not with the reset; return one in every "

@@ -213,16 +213,12 @@ def build(
         )
     widths = list(config.hidden)
     critic_widths = widths if shared else list(config.critic_hidden or widths)
-    policy_net = (
-        _checked(own_policy, head.size, "policy", space)
-        if own_policy
-        else _network(space, widths, head.size, config, head_gain=config.head_scale)
-    )
-    critic_net = (
-        _checked(own_critic, 1, "critic", space)
-        if own_critic
-        else _network(space, critic_widths, 1, config, head_gain=1.0)
-    )
+    policy_net = _network(space, widths, head.size, config, head_gain=config.head_scale)
+    if own_policy:
+        policy_net = _checked(own_policy, head.size, "policy", space)
+    critic_net = _network(space, critic_widths, 1, config, head_gain=1.0)
+    if own_critic:
+        critic_net = _checked(own_critic, 1, "critic", space)
 
     def init(key):
         policy_key, critic_key = jax.random.split(key)

@@ -13,11 +13,10 @@ from surefoot.networks.actor_critic import Actor
 from surefoot.networks.spaces import (
     as_jax_dtype,
     by_part,
-    empty_masks,
     leaf_spaces,
+    masks_of,
     own_dtype,
     shape_of,
-    write_mask,
 )
 from surefoot.types import EnvSpec, Params
 
@@ -86,10 +85,12 @@ class Policy:
         num_rows = len(jax.tree.leaves(obs)[0])
         masks = None
         if action_mask is not None:
-            masks = empty_masks(self.spec, num_rows)
-            for row in range(num_rows):
-                given = action_mask if single else jax.tree.map(itemgetter(row), action_mask)
-                write_mask(self.spec, masks, given, row)
+            rows = (
+                {0: action_mask}
+                if single
+                else {row: jax.tree.map(itemgetter(row), action_mask) for row in range(num_rows)}
+            )
+            masks = masks_of(self.spec, rows, num_rows)
         noise = None
         if not deterministic:
             if key is None:

@@ -1,7 +1,7 @@
 """Gymnasium spaces as networks and environments see them: inputs, images, actions, masks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium.spaces as spaces
@@ -204,21 +204,19 @@ def full_mask(space: spaces.Space, leading: tuple[int, ...]) -> PyTree:
     return jnp.ones((*leading, size), bool) if size else None
 
 
-def empty_masks(spec: EnvSpec, num_rows: int) -> PyTree:
-    """Flat masks, a row each, that allow everything so far."""
-    return jax.tree.map(np.array, full_mask(spec.action_space, (num_rows,)))
-
-
-def write_mask(spec: EnvSpec, masks: PyTree, given: Any, row: int) -> None:
-    """Put one environment's mask, as its info has it, into a row of flat ones.
+def masks_of(spec: EnvSpec, given: Mapping[int, Any], num_rows: int) -> PyTree:
+    """Flat masks of so many rows, from those that infos have; other rows allow everything.
 
     An EnvContractError refuses another form or size, and a mask that allows nothing.
     """
-    try:
-        _write(spec.action_space, masks, given, row, "info['action_mask']")
-    except EnvContractError as breach:
-        breach.index = row
-        raise
+    masks = jax.tree.map(np.array, full_mask(spec.action_space, (num_rows,)))
+    for row, mask in given.items():
+        try:
+            _write(spec.action_space, masks, mask, row, "info['action_mask']")
+        except EnvContractError as breach:
+            breach.index = row
+            raise
+    return masks
 
 
 def _write(space: Any, masks: PyTree, given: Any, row: int, where: str) -> None:

@@ -157,7 +157,7 @@ def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
     """Store a checkpoint under `parent`, whole or not at all; StorageError if the disk refuses."""
     target = parent / f"step-{checkpoint.env_steps:09d}"
     aside = parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
-    state = {"format": FORMAT} | checkpoint._asdict()
+    state: dict[str, Any] = {"format": FORMAT, **checkpoint._asdict()}
     # safetensors writes memory as it lies, so views and other orders are copied.
     arrays = {name: np.array(leaf, order="C") for name, leaf in state.pop("arrays").items()}
     parts = {_PARTS[0]: safetensors.numpy.save(arrays), _PARTS[1]: dump(state)}
