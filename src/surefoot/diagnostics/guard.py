@@ -66,23 +66,17 @@ def guarded(
             layout,
             horizon=horizon,
         )
-        promises, known = _remember(state["promises"], state["known"], fit.across.mean)
+        found = jnp.isfinite(fit.across.mean)
+        newest = jnp.where(found, fit.across.mean, 0.0)
+        promises = jnp.concatenate([state["promises"][1:], newest[None]])
+        # An unknown promise resets the count, so that the 0 in its place is never averaged.
+        known = jnp.where(found, state["known"] + 1, 0)
         skip = is_hopeless(promises, known)
         new, inner, info = step(state["rule"], params, batch, key, skip)
         info |= cross_fit_metrics(fit) | {"guard/refused": skip.astype(jnp.int32)}
         return new, {"rule": inner, "promises": promises, "known": known}, info
 
     return UpdateRule(init, update)
-
-
-def _remember(
-    promises: Float[Array, " update"], known: Int[Array, ""], newest: Float[Array, ""]
-) -> tuple[Float[Array, " update"], Int[Array, ""]]:
-    """The last promises with one more, and how many in a row are known."""
-    found = jnp.isfinite(newest)
-    # An unknown promise resets the count, so that the 0 in its place is never averaged.
-    promises = jnp.concatenate([promises[1:], jnp.where(found, newest, 0.0)[None]])
-    return promises, jnp.where(found, known + 1, 0)
 
 
 def fraction_inside(

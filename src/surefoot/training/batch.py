@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from surefoot.config.settings import Settings
-from surefoot.diagnostics.groups import GroupSums, groups_of, num_groups, sum_by_group
+from surefoot.diagnostics.groups import GroupSums, Layout, groups_of, sum_by_group
 from surefoot.diagnostics.update_stats import some_rows
 from surefoot.formulas.advantages import (
     discounted_returns,
@@ -122,7 +122,8 @@ def td_sums(
         gamma=settings.train.gamma,
     )
     errors, valid = rows.flatten((errors, rollout.valid))
-    return sum_by_group(errors, valid, groups, num_groups(settings.train.num_envs))
+    layout = Layout(settings.train.num_envs, rows.parts)
+    return sum_by_group(errors, valid, groups, layout.num_groups)
 
 
 def make_batch(
