@@ -18,12 +18,8 @@ class Metric(NamedTuple):
     remedy: str = "nothing to do: it describes the run."
 
 
-def _read() -> dict[str, Metric]:
-    tables = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
-    return {name: Metric(**table) for name, table in tables.items()}
-
-
-METRICS = _read()
+_TABLES = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
+METRICS = {name: Metric(**table) for name, table in _TABLES.items()}
 
 
 def explain(name: str, others: Iterable[str] = ()) -> str:
