@@ -165,6 +165,7 @@ def place(settings: Settings, count: int) -> Placement:
     """Spread a run over that many devices of this process."""
     if count == 1:
         return ONE
+    claim_devices(count)
     check_blocks(settings, count)
     return spread_over(jax.local_devices()[:count])
 

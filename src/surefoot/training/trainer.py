@@ -17,7 +17,6 @@ from surefoot.parallel.mesh import (
     Placement,
     Ranks,
     check_blocks,
-    claim_devices,
     divide_cpu,
     place,
 )
@@ -65,7 +64,6 @@ class Resources(NamedTuple):
 
     def place(self, settings: Settings) -> Placement:
         """The devices of this process, and where the arrays of the run live."""
-        claim_devices(self.parallel.devices)
         if self.ranks.count > 1:
             check_blocks(settings, self.ranks.placement.count)
             return self.ranks.placement
