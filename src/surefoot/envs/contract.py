@@ -191,9 +191,7 @@ class Outside(NamedTuple):
     text: str
 
 
-def outside(
-    space: spaces.Space, obs: Any, leading: int, where: str = "observation"
-) -> Outside | None:
+def outside(space: Any, obs: Any, leading: int, where: str = "observation") -> Outside | None:
     """What is outside a space's bounds, if it has any, in a batch of so many leading axes."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named, found = isinstance(space, spaces.Dict), None
