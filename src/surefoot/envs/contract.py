@@ -194,8 +194,8 @@ class Outside(NamedTuple):
 def outside(space: Any, obs: Any, leading: int, where: str = "observation") -> Outside | None:
     """What is outside a space's bounds, if it has any, in a batch of so many leading axes."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        named, found = isinstance(space, spaces.Dict), None
-        for key, part in space.spaces.items() if named else enumerate(space.spaces):
+        found, parts = None, space.spaces
+        for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
             inner = outside(part, obs[key], leading, f"{where}[{key!r}]")
             if found is None or inner is None:
                 found = found or inner
