@@ -41,8 +41,7 @@ from surefoot.analysis.plots import curves as plots
 from surefoot.config.settings import PPO, TRPO, VPG, Critic, Network, Train
 from surefoot.errors import ConfigError, NotFiniteError, StorageError
 from surefoot.parallel.jobs import ComparisonStopped
-from surefoot.storage.names import folder_name
-from surefoot.storage.run_directory import RunDirectory
+from surefoot.storage.run_directory import RunDirectory, folder_name
 from surefoot.training import loop
 from surefoot.training.memory import fitting
 

@@ -28,9 +28,8 @@ from surefoot.analysis.text import figure
 from surefoot.cli.parser import main
 from surefoot.config.presets import settings_of
 from surefoot.diagnostics.catalogue import METRICS
-from surefoot.diagnostics.gain import gain_by_group, total_gain
 from surefoot.diagnostics.groups import GroupSums, interval_of
-from surefoot.diagnostics.lens import judge_update, start_lens
+from surefoot.diagnostics.lens import gain_by_group, judge_update, start_lens, total_gain
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.exact import TabularSoftmax, random_mdp, solve

@@ -11,18 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from surefoot.config.settings import NPG
 from surefoot.diagnostics.cross_fit import cross_fit
-from surefoot.diagnostics.gain import (
-    DRIFT,
-    GAIN_NOISE,
-    PRIOR_U,
-    filter_gain,
-    filtered_ratio,
-    realised_gain,
-    signal_share,
-    start_filter,
-    take_in_cross_fit,
-)
-from surefoot.diagnostics.gradient_noise import gradient_noise, unbiased_norms
+from surefoot.diagnostics.gradient_noise import gradient_noise, noise_metrics, unbiased_norms
 from surefoot.diagnostics.groups import (
     EPISODE_GROUPS,
     Estimate,
@@ -34,12 +23,24 @@ from surefoot.diagnostics.groups import (
     mean_of,
     sum_by_group,
 )
-from surefoot.diagnostics.lens import noise_metrics
-from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitation_shift
+from surefoot.diagnostics.lens import (
+    DRIFT,
+    GAIN_NOISE,
+    NUM_STATES,
+    PRIOR_U,
+    filter_gain,
+    filtered_ratio,
+    realised_gain,
+    sample_states,
+    signal_share,
+    start_filter,
+    take_in_cross_fit,
+)
+from surefoot.diagnostics.state_shift import visitation_shift
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
 from surefoot.exact import TabularSoftmax, random_mdp, solve
 from surefoot.formulas.distributions import Categorical
-from surefoot.parallel.rows import rows_in
+from surefoot.parallel.mesh import rows_in
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.rows import AllRows
 from surefoot.training.batch import fresh_explained_variance
@@ -295,7 +296,7 @@ def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_ba
         return norms, jnp.mean(each, axis=0), noise
 
     norms, gradients, noise = look(jax.random.split(jax.random.key(0), REPEATS))
-    for found, exact in ((norms.squared, truth @ truth), (norms.trace, trace)):
+    for found, exact in zip(norms, (truth @ truth, trace), strict=True):
         assert abs(np.mean(found) - exact) < 4 * np.std(found) / REPEATS**0.5
     unit = np.asarray(gradients) / np.linalg.norm(gradients, axis=1, keepdims=True)
     measured = np.mean(np.sum(unit[::2] * unit[1::2], axis=1))

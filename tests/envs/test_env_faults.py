@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces
 
 import surefoot as sf
-from surefoot.envs.contract import Bounds, ObsContract
+from surefoot.envs.contract import ObsContract, outside
 from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.registry import find_env
 from surefoot.errors import EnvContractError, EnvCrashError
@@ -340,7 +340,7 @@ def test_bounds_of_several_parts_blame_the_environment_of_the_first():
     space = spaces.Dict({"a": spaces.Box(-1, 1, (1,)), "b": spaces.Box(-1, 1, (1,))})
     obs = {"a": np.zeros((6, 1), np.float32), "b": np.zeros((6, 1), np.float32)}
     obs["a"][5], obs["b"][2] = 7.0, 8.0
-    found = Bounds(space).outside(obs, leading=1)
+    found = outside(space, obs, leading=1)
     assert found.at == (5,)
     assert found.text == "observation['a'][0] is 7, outside -1 to 1"
     assert found.rows.tolist() == [False, False, True, False, False, True]

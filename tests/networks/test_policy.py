@@ -11,8 +11,8 @@ from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import VPG, Critic, Network, Train
 from surefoot.errors import EnvContractError
 from surefoot.formulas.running_stats import RunningStats
-from surefoot.networks.actor_critic import build
-from surefoot.networks.policy import Policy, make_actor
+from surefoot.networks.actor_critic import build, make_actor
+from surefoot.networks.policy import Policy
 from surefoot.types import EnvSpec
 from tests.support.scripted import ACTION_SPACES, OBS_SPACES, shown
 from tests.support.trees import assert_same_bits, same_bits

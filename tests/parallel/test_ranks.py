@@ -282,7 +282,7 @@ def test_ranks_that_would_compute_something_else_do_not_start(each, text):
 def test_ranks_with_other_settings_do_not_start():
     with two(*LONG, own=(["--gamma", "0.99"], ["--gamma", "0.9"])) as ranks:
         assert codes(ranks) == [2, 2], output(0) + output(1)
-    assert "settings.train.gamma 0.9, not 0.99" in output(0)
+    assert "train.gamma 0.9, not 0.99" in output(0)
 
 
 @pytest.mark.thorough

@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 
 from surefoot.config.settings import RULES, Critic, Network
 from surefoot.networks.actor_critic import build
-from surefoot.parallel.mesh import spread_over
-from surefoot.parallel.rows import BlockRows, rows_in
+from surefoot.parallel.mesh import rows_in, spread_over
+from surefoot.parallel.rows import BlockRows
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.critic import critic_losses, fit_critic, start_critic
 from surefoot.rules.minibatch_adam import MinibatchAdam

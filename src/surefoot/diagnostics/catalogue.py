@@ -18,20 +18,12 @@ class Metric(NamedTuple):
     remedy: str = "nothing to do: it describes the run."
 
 
-def _read() -> dict[str, Metric]:
-    tables = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
-    return {name: Metric(**table) for name, table in tables.items()}
-
-
-METRICS = _read()
+_TABLES = tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
+METRICS = {name: Metric(**table) for name, table in _TABLES.items()}
 
 
 def explain(name: str, others: Iterable[str] = ()) -> str:
-    """What a metric is, in a few lines of text; `others` are names that an error may suggest.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known ones.
-    """
+    """What a metric is, in a few lines of text; `others` are names that an error may suggest."""
     if name.startswith("episode/") and name not in METRICS:
         return (
             f"{name}\n  Mean of info[{name.removeprefix('episode/')!r}] at the last step of the "

@@ -42,18 +42,11 @@ def cross_fit(
     *,
     horizon: float | Float[Array, ""],
 ) -> CrossFit:
-    """Make the update from each half of the groups, and score it on both.
+    """Make the update from each half of the groups, even and odd ones, and score it on both.
 
-    The error of `across` is that of scoring: it is about what these two updates are worth, not
-    about what other halves would have made. Where one half has no rows both promises are NaN.
-
-    Args:
-        update: the rule's update of `old_params` on a batch, as new policy parameters.
-        policy_fn: the policy.
-        old_params: the policy that collected the batch.
-        batch: rows with raw advantages; even groups are the first half.
-        layout: how its rows stand.
-        horizon: 1 / (1 - gamma).
+    `update` makes new policy parameters of `old_params` from a batch. The error of `across` is
+    that of scoring: it is about what these two updates are worth, not about what other halves
+    would have made. Where one half has no rows both promises are NaN.
 
     Source: the sample splitting of Chernozhukov et al. 2018, arXiv:1608.00060, section 1.
     """

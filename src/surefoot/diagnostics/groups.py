@@ -17,11 +17,6 @@ EPISODE_GROUPS = 8
 """Groups that the episodes of a single environment are dealt to."""
 
 
-def num_groups(num_envs: int) -> int:
-    """How many independent groups a rollout has at most."""
-    return num_envs if num_envs > 1 else EPISODE_GROUPS
-
-
 class Layout(NamedTuple):
     """How the rows of a batch stand: in `parts` equal parts, each of them time-major."""
 
@@ -31,7 +26,7 @@ class Layout(NamedTuple):
     @property
     def num_groups(self) -> int:
         """How many independent groups there are at most."""
-        return num_groups(self.num_envs)
+        return self.num_envs if self.num_envs > 1 else EPISODE_GROUPS
 
     @property
     def envs_in_part(self) -> int:

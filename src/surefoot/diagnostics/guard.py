@@ -34,16 +34,8 @@ def guarded(
     """A rule whose steps stay within `guard_kl` and `guard_worst_kl`, or are not taken.
 
     Every update is cross-fit before it is made. Once the mean of the last promises across halves
-    is significantly negative, the policy stays as it is.
-
-    Args:
-        rule: the rule to guard.
-        policy_fn: the policy.
-        config: the radii.
-        layout: how the rows of a batch stand, for cutting it into halves.
-        horizon: 1 / (1 - gamma).
-        policy_of: the policy's part of the rule's parameters.
-        shorten: the rule's parameters at a fraction of the way from old to new ones.
+    is significantly negative, the policy stays as it is. `policy_of` is the policy's part of the
+    rule's parameters; `shorten(old, new, fraction)` are those part of the way.
     """
 
     def step(state: Any, params: Params, batch: Batch, key: Any, skip: Any) -> Any:
@@ -64,6 +56,7 @@ def guarded(
         return {"rule": rule.init(params), "promises": promises, "known": jnp.int32(0)}
 
     def update(state, params, batch, key):
+        # A key of their own: the update itself draws the same numbers with a guard and without.
         half_key = jax.random.fold_in(key, 1)
         fit = cross_fit(
             lambda half: policy_of(step(state["rule"], params, half, half_key, False)[0]),
@@ -73,23 +66,17 @@ def guarded(
             layout,
             horizon=horizon,
         )
-        promises, known = _remember(state["promises"], state["known"], fit.across.mean)
+        found = jnp.isfinite(fit.across.mean)
+        newest = jnp.where(found, fit.across.mean, 0.0)
+        promises = jnp.concatenate([state["promises"][1:], newest[None]])
+        # An unknown promise resets the count, so that the 0 in its place is never averaged.
+        known = jnp.where(found, state["known"] + 1, 0)
         skip = is_hopeless(promises, known)
         new, inner, info = step(state["rule"], params, batch, key, skip)
         info |= cross_fit_metrics(fit) | {"guard/refused": skip.astype(jnp.int32)}
         return new, {"rule": inner, "promises": promises, "known": known}, info
 
     return UpdateRule(init, update)
-
-
-def _remember(
-    promises: Float[Array, " update"], known: Int[Array, ""], newest: Float[Array, ""]
-) -> tuple[Float[Array, " update"], Int[Array, ""]]:
-    """The last promises with one more, and how many in a row are known."""
-    found = jnp.isfinite(newest)
-    # An unknown promise resets the count, so that the 0 in its place is never averaged.
-    promises = jnp.concatenate([promises[1:], jnp.where(found, newest, 0.0)[None]])
-    return promises, jnp.where(found, known + 1, 0)
 
 
 def fraction_inside(
@@ -105,14 +92,7 @@ def fraction_inside(
 
     The full step comes first: 1 where it is inside. From a step outside, KL taken for quadratic
     gives the next trial, and halves follow. 0 where no trial is inside, or KL is not finite.
-
-    Args:
-        policy_fn: the policy.
-        old_policy: its parameters before the step.
-        new_policy: its parameters after it.
-        batch: the rows whose states count.
-        max_kl: radius of mean KL(old || new), in nats.
-        max_worst_kl: radius of the batch's worst state, in nats.
+    The radii are those of the mean KL(old || new) and of the batch's worst state, in nats.
     """
     old = policy_fn(old_policy, batch.inputs)
 

@@ -1,31 +1,201 @@
-"""What the lens carries from one update to the next, and the figures it gives out."""
+"""The lens: what an update really gained, and how much of its promise that is.
 
-from collections.abc import Callable
+The critic of before the update stays frozen as a yardstick. Under any function B of the state the
+mean of r + gamma B(s') - B(s) over a policy's states, times the horizon, is its return less B at
+the start; so the difference of two such means, before and after an update, is what the update
+gained, whatever B is. A B near the values only makes it less noisy.
+
+One update's gain is far noisier than it is large. But the gains of successive updates share
+rollouts: what is noise in one is taken back by the next, so their sum is a level known at every
+update to the precision of a single rollout. Two unknowns explain it: the level, and u, how fast
+the promise is eaten up with the distance, gain = promise x (1 - u sqrt(KL)).
+"""
+
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from surefoot.diagnostics.gain import (
-    RatioFilter,
-    filter_gain,
-    filtered_ratio,
-    gain_by_group,
-    realised_gain,
-    signal_share,
-    start_filter,
-    total_gain,
+from surefoot.diagnostics.groups import (
+    Estimate,
+    GroupSums,
+    combine,
+    groups_of,
+    interval_of,
+    mean_by_group,
+    mean_of,
 )
-from surefoot.diagnostics.gradient_noise import gradient_noise
-from surefoot.diagnostics.groups import GroupSums, Layout, interval_of
-from surefoot.diagnostics.state_shift import States, no_states, visitation_shift
-from surefoot.formulas.surrogate import weighted_mean
 from surefoot.rules.rows import Rows
-from surefoot.types import Batch, Inputs, Params
+from surefoot.types import Params, Rollout
 
-MAX_NOISE_GROUPS = 16
-"""Maximum number of groups, whose gradients are computed one after another."""
+PRIOR_KL = 0.03
+"""The KL at which half of a promise is expected to come true before anything is known."""
+PRIOR_U = 0.5 / PRIOR_KL**0.5
+GAIN_NOISE = 0.1
+"""Standard deviation of what the model leaves unexplained of a gain, as a share of the promise."""
+DRIFT = 0.05
+"""Standard deviation of u's change from one update to the next, as a share of its prior."""
+MEMORY = 0.9
+"""What is kept of the smoothed promises when another cross-fit comes in."""
+NUM_STATES = 512
+"""States of each rollout that are kept, to be compared with the next one's."""
+
+
+def gain_by_group(
+    before: GroupSums, after: GroupSums, *, horizon: float | Float[Array, ""]
+) -> Float[Array, " group"]:
+    """What an update gained in each environment: horizon x the change of its mean TD error."""
+    return horizon * (mean_by_group(after) - mean_by_group(before))
+
+
+def total_gain(gained: Float[Array, " group"]) -> Estimate:
+    """The mean of what each environment gained, its error judged by how environments differ."""
+    return mean_of(GroupSums(gained, jnp.ones_like(gained)))
+
+
+def realised_gain(
+    before: GroupSums, after: GroupSums, *, horizon: float | Float[Array, ""], paired: bool = True
+) -> Estimate:
+    """What an update gained: horizon x (mean TD error after - before), both under one critic.
+
+    Where a group is the same environment before and after, `paired`, the differences of groups
+    are the independent units, and else the groups of each side.
+
+    Source: Kakade & Langford 2002, lemma 6.1, for any function in the place of V.
+    """
+    if not paired:
+        return combine(mean_of(after), mean_of(before), horizon, -horizon)
+    return total_gain(gain_by_group(before, after, horizon=horizon))
+
+
+class RatioFilter(NamedTuple):
+    """The two states of the filter, their covariance, and what feeds it.
+
+    `level` is the return gained since the first update, `u` the slope; `observed` is the sum of
+    the realised gains. `insample` and `across` are smoothed cross-fits, whose ratio is the share
+    of a promise that is signal; both are 0 before the first.
+    """
+
+    level: Float[Array, ""]
+    u: Float[Array, ""]
+    covariance: Float[Array, "2 2"]
+    observed: Float[Array, ""]
+    insample: Float[Array, ""]
+    across: Float[Array, ""]
+
+
+def start_filter() -> RatioFilter:
+    """Nothing observed yet: u is its prior, give or take as much again."""
+    zero = jnp.zeros(())
+    covariance = jnp.diag(jnp.array([0.0, PRIOR_U**2]))
+    return RatioFilter(zero, jnp.full((), PRIOR_U), covariance, zero, zero, zero)
+
+
+def take_in_cross_fit(
+    state: RatioFilter, insample: Float[Array, ""], across: Float[Array, ""]
+) -> RatioFilter:
+    """The smoothed promises with one more cross-fit; one that is not finite is passed over."""
+    finite = jnp.isfinite(insample) & jnp.isfinite(across)
+
+    def smoothed(old: Float[Array, ""], new: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.where(finite, MEMORY * old + (1.0 - MEMORY) * new, old)
+
+    return state._replace(
+        insample=smoothed(state.insample, insample), across=smoothed(state.across, across)
+    )
+
+
+def signal_share(state: RatioFilter) -> Float[Array, ""]:
+    """Share of an in-sample promise that is signal, in [0, 1]; NaN before the first cross-fit."""
+    known = (state.insample != 0.0) | (state.across != 0.0)
+    share = state.across / jnp.where(state.insample > 0, state.insample, 1.0)
+    share = jnp.where(state.insample > 0, jnp.clip(share, 0.0, 1.0), 0.0)
+    return jnp.where(known, share, jnp.nan)
+
+
+def filter_gain(
+    state: RatioFilter,
+    gain: Estimate,
+    promised: Float[Array, ""],
+    kl: Float[Array, ""],
+) -> RatioFilter:
+    """Take in what one update promised, its mean KL, and what the next rollout says it gained.
+
+    Without a cross-fit so far the whole promise is taken for signal. A gain without a variance,
+    or one that is not finite, moves only the prediction.
+
+    Source: Kalman 1960, with the model of a gap quadratic in the step.
+    """
+    share = signal_share(state)
+    promise = jnp.where(jnp.isnan(share), 1.0, share) * promised
+    promise, root = (jnp.where(jnp.isfinite(x), x, 0.0) for x in (promise, jnp.sqrt(kl)))
+    known = jnp.isfinite(gain.mean) & (gain.variance > 0)
+    # A gain has the noise of two rollouts, the level that of the newest alone; the noise of the
+    # first stays in every level, as what is not known of where they start.
+    variance = jnp.where(known, 0.5 * gain.variance, 1.0)
+    begins = known & (state.covariance[0, 0] == 0)
+    covariance = state.covariance.at[0, 0].add(jnp.where(begins, variance, 0.0))
+    move = jnp.eye(2).at[0, 1].set(-promise * root)
+    noise = jnp.stack([(GAIN_NOISE * promise) ** 2, jnp.full((), (DRIFT * PRIOR_U) ** 2)])
+    level = state.level + promise * (1.0 - state.u * root)
+    covariance = move @ covariance @ move.T + jnp.diag(noise)
+    observed = state.observed + jnp.where(jnp.isfinite(gain.mean), gain.mean, 0.0)
+    weight = covariance[:, 0] / (covariance[0, 0] + variance)
+    weight = jnp.where(known, weight, 0.0)
+    surprise = observed - level
+    updated = covariance - jnp.outer(weight, covariance[0])
+    return state._replace(
+        level=level + weight[0] * surprise,
+        u=state.u + weight[1] * surprise,
+        # Rounding makes the product slightly asymmetric, and that would add up over updates.
+        covariance=0.5 * (updated + updated.T),
+        observed=observed,
+    )
+
+
+def filtered_ratio(
+    state: RatioFilter, kl: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Ratio of realised to promised at a mean KL, and its standard deviation."""
+    root = jnp.sqrt(kl)
+    # Rounding may leave a variance just below zero.
+    return 1.0 - state.u * root, jnp.sqrt(jnp.maximum(state.covariance[1, 1], 0.0)) * root
+
+
+class States(NamedTuple):
+    """Some states of one rollout: raw features, group, whether in its later half, and whether real.
+
+    `late` serves the null: the same policy's states, earlier against later.
+    """
+
+    features: Float[Array, "state feature"]
+    groups: Int[Array, " state"]
+    late: Bool[Array, " state"]
+    valid: Bool[Array, " state"]
+
+
+def sample_states(
+    features: Float[Array, "time env feature"],
+    rollout: Rollout,
+    key: Key[Array, ""],
+    rows: Rows,
+) -> States:
+    """`NUM_STATES` states of a rollout, drawn with replacement, evenly from the parts of rows."""
+    valid = rollout.valid
+    num_steps, _ = valid.shape
+    late = jnp.broadcast_to(jnp.arange(num_steps)[:, None] >= num_steps // 2, valid.shape)
+    shape, size = (rows.parts, NUM_STATES // rows.parts), valid.size // rows.parts
+    chosen = jax.random.randint(key, shape, 0, size).reshape(-1)
+    table = rows.flatten((features, groups_of(rollout), late, valid))
+    drawn, group, late, real = rows.take(table, chosen)
+    drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
+    # Parts that do not share the places evenly leave some empty.
+    spare = NUM_STATES - len(real)
+    return jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1)),
+        rows.replicate(States(drawn, group, late, real)),
+    )
 
 
 class LensState(NamedTuple):
@@ -52,19 +222,18 @@ class LensState(NamedTuple):
 
 def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features: int) -> LensState:
     """Nothing to judge yet."""
-    zero = jnp.zeros(())
-    sums = GroupSums(jnp.zeros(num_groups), jnp.zeros(num_groups))
-    states = no_states(num_features)
+    zero, zeros, no = jnp.zeros(()), jnp.zeros(num_groups), jnp.zeros(NUM_STATES, bool)
+    features = jnp.zeros((NUM_STATES, num_features))
     return LensState(
         params=params,
         obs_stats=obs_stats,
         return_scale=jnp.ones(()),
-        td=sums,
+        td=GroupSums(zeros, zeros),
         promised=zero,
         kl=zero,
-        states=states,
+        states=States(features, jnp.zeros(NUM_STATES, jnp.int32), no, no),
         ratio=start_filter(),
-        gained=jnp.zeros(num_groups),
+        gained=zeros,
         ready=jnp.array(False),
     )
 
@@ -74,11 +243,7 @@ def judge_update(
 ) -> tuple[LensState, dict[str, Array]]:
     """Judge the update before this rollout: the lens with its gain taken in, and the figures.
 
-    Args:
-        lens: what was kept of that update.
-        after: TD errors of this rollout under the critic of before that update.
-        horizon: 1 / (1 - gamma).
-        paired: whether a group is the same environment in both rollouts.
+    `after` has the TD errors of this rollout under the critic of before that update.
     """
     gain = realised_gain(lens.td, after, horizon=horizon, paired=paired)
     unknown = jnp.where(lens.ready, 0.0, jnp.nan)
@@ -92,6 +257,8 @@ def judge_update(
     # One reward that is not finite must not spoil the sums of a whole run.
     gained = lens.gained + jnp.where(lens.ready & jnp.isfinite(change), change, 0.0)
     # Episodes of one rollout are no pairs of those of the next.
+    # The intervals of single gains do not tell how well their sum is known: two successive ones
+    # share a rollout with opposite sign. How the environments' own sums differ does.
     total = interval_of(total_gain(gained))
     unpaired = unknown if paired else jnp.nan
     return (
@@ -110,51 +277,3 @@ def judge_update(
             "lens/signal_share": signal_share(ratio),
         },
     )
-
-
-def shift_metrics(lens: LensState, states: States, key: Key[Array, ""]) -> dict[str, Array]:
-    """How far this rollout's states are from those of the one before."""
-    shift = visitation_shift(lens.states, states, key)
-    unknown = jnp.where(lens.ready, 0.0, jnp.nan)
-    return {
-        "lens/visitation_shift": jnp.maximum(shift.bound, 0.0) + unknown,
-        "lens/visitation_null": jnp.maximum(shift.null, 0.0) + unknown,
-    }
-
-
-def noise_metrics(
-    policy_fn: Callable[[Params, Inputs], Any],
-    params: Params,
-    batch: Batch,
-    layout: Layout,
-    rows: Rows,
-) -> dict[str, Array]:
-    """How much of the batch's gradient is noise."""
-    # Over the whole batch: a mean of each group's own would hide how the groups differ.
-    centred = batch.advantages - weighted_mean(batch.advantages, batch.weights)
-    batch = batch._replace(advantages=centred)
-    width = layout.envs_in_part
-    count = _noise_groups(width) if width > 1 else layout.num_groups
-
-    def part(group: Int[Array, ""]) -> Batch:
-        if width == 1:
-            return batch._replace(weights=jnp.where(batch.groups == group, batch.weights, 0.0))
-        # A group has environments of every part, so that no rows need to go elsewhere.
-        size = width // count
-
-        def slice_of(leaf: Array) -> Array:
-            wide = leaf.reshape(layout.parts, -1, width, *leaf.shape[1:])
-            narrow = jax.lax.dynamic_slice_in_dim(wide, group * size, size, axis=2)
-            return narrow.reshape(-1, *leaf.shape[1:])
-
-        chosen = jax.tree.map(slice_of, batch._replace(return_scale=None))
-        return chosen._replace(return_scale=batch.return_scale)
-
-    noise = gradient_noise(policy_fn, params, part, count, rows)
-    return {"lens/noise_scale": noise.noise_scale, "lens/expected_cosine": noise.cosine}
-
-
-def _noise_groups(in_block: int) -> int:
-    """Groups of equally many environments: as many as allowed, or each alone where none fit."""
-    fitting = [n for n in range(2, MAX_NOISE_GROUPS + 1) if in_block % n == 0]
-    return max(fitting, default=in_block)

@@ -30,12 +30,7 @@ def diagnose(
 ) -> dict[str, Float[Array, ""]]:
     """Promise, divergence, ratios and entropy of an update, by metric name.
 
-    Args:
-        policy_fn: the policy.
-        old_params: its parameters when the batch was collected.
-        new_params: its parameters after the update; equal ones give zeros.
-        batch: the rows the update saw, with raw advantages.
-        horizon: 1 / (1 - gamma), which turns a gain per step into one of discounted return.
+    `horizon`, 1 / (1 - gamma), turns a gain per step into one of discounted return.
     """
     # Without the barriers XLA weaves the forward passes into the update before and every figure
     # behind: 5 % of an iteration of a small JAX-native run on two cores (docs/performance.md). Both
@@ -68,7 +63,6 @@ class _Rows(NamedTuple):
 def _means(
     old: Any, new: Any, batch: Batch, rows: _Rows, horizon: float | Float[Array, ""]
 ) -> dict[str, Float[Array, ""]]:
-    """What is averaged over the rows."""
     ratio, advantages, exact = rows.ratio, batch.advantages, rows.total_variation
     # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
@@ -98,7 +92,6 @@ def _means(
 
 
 def _extremes(batch: Batch, rows: _Rows) -> dict[str, Float[Array, ""]]:
-    """What is largest among the rows that count, or smallest."""
     exact = rows.total_variation
     found = _reduce_together(
         lambda table: jnp.max(jnp.where(batch.weights > 0, table, -jnp.inf), axis=-1),

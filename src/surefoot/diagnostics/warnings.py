@@ -66,7 +66,6 @@ def _newest(key: str, sign: float = 1.0) -> Callable[[Sequence[Row]], float | No
 
 
 def _sustained(key: str, count: int) -> Callable[[Sequence[Row]], float | None]:
-    """The least of the last `count` values."""
 
     def score(rows: Sequence[Row]) -> float | None:
         values = [row[key] for row in rows[-count:] if key in row]
@@ -86,11 +85,6 @@ def _surge(key: str) -> Callable[[Sequence[Row]], float | None]:
         return rows[-1][key] / usual if usual > 0 else None
 
     return score
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
 
 
 _SMALLER = "a smaller learning rate or radius, fewer epochs, a target_kl, or --guard."
@@ -178,7 +172,7 @@ class LossOfReturn:
         self._newest.append(value)
         if len(self._newest) < SMOOTH:
             return
-        mean = _mean(self._newest)
+        mean = statistics.fmean(self._newest)
         self._first = mean if math.isnan(self._first) else self._first
         self._best = max(self._best, mean)
         gained, fallen = self._best - self._first, self._best - mean
@@ -190,9 +184,8 @@ class LossOfReturn:
 class WarningMonitor:
     """Sees every row of a run once, in order, and raises warnings.
 
-    Attributes:
-        newly_red: whether the newest row raised a red warning that the one before did not.
-        newly_lost: whether the return lost a quarter of its gain with the newest row.
+    `newly_red` and `newly_lost`: whether the newest row raised a red warning that the one before
+    did not, and whether with it the return lost a quarter of its gain.
     """
 
     def __init__(self, rows: Iterable[Row] = ()):

@@ -24,8 +24,7 @@ class EnvHistory(NamedTuple):
 class ActionLog:
     """Seeds, and the actions of all environments since then, packed in blocks of steps.
 
-    Attributes:
-        seeds: of each environment, at its last seeded reset.
+    `seeds` has each environment's at its last seeded reset.
     """
 
     def __init__(self) -> None:
@@ -98,7 +97,6 @@ class ActionLog:
 
 
 def _last(actions: PyTree) -> str:
-    """The last action, on one line."""
     last = [leaf[-1] for leaf in jax.tree.leaves(actions)]
     shown = [np.array2string(leaf, precision=4, threshold=8, edgeitems=4) for leaf in last]
     return " ".join(" ".join(shown).split())

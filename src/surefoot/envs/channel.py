@@ -41,11 +41,7 @@ class Channel:
         self._poll.register(end, select.POLLIN)
 
     def send(self, message: Any = None) -> None:
-        """Pass the turn, and a message unless it is None.
-
-        Raises:
-            ChannelClosedError: if the other end is gone.
-        """
+        """Pass the turn, and a message unless it is None, or raise a ChannelClosedError."""
         data = None if message is None else ForkingPickler.dumps(message)  # which may fail
         try:
             self._socket.send(b"\0" if data is None else b"\1")
@@ -55,11 +51,7 @@ class Channel:
             raise ChannelClosedError from error
 
     def receive(self) -> Any:
-        """Wait for the turn; return the message that comes with it, or None.
-
-        Raises:
-            ChannelClosedError: if the other end is gone.
-        """
+        """Wait for the turn; return its message or None, or raise a ChannelClosedError."""
         try:
             byte = self._wait()
             data = self._connection.recv_bytes() if byte == b"\1" else None

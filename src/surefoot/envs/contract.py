@@ -1,9 +1,7 @@
 """What environments must return, validated at every reset and step."""
 
-import functools
-import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +27,9 @@ class ObsContract:
         self._plain = ((*self._leading, *(space.shape or ())), space.dtype) if plain else None
 
     def __call__(self, obs: Any) -> Any:
-        """The observation, with its space's structure, shapes and dtypes.
+        """The observation, with its space's structure, shapes and dtypes, or an EnvContractError.
 
         Other dtypes whose values fit are cast, with one warning if digits may be lost.
-
-        Raises:
-            EnvContractError: for the first part that does not fit, and why.
         """
         # Nearly always the observation is one array that fits, and this is the only cost.
         if type(obs) is np.ndarray and (obs.shape, obs.dtype) == self._plain:
@@ -196,52 +191,35 @@ class Outside(NamedTuple):
     text: str
 
 
-class Bounds:
-    """The bounds of an observation space, if it has any."""
-
-    def __init__(self, space: spaces.Space):
-        self._parts = list(_bounded_parts(space, "observation", ()))
-
-    def outside(self, obs: Any, leading: int) -> Outside | None:
-        """What is outside the bounds in a batch whose rows have `leading` axes."""
-        found: Outside | None = None
-        for space, where, path in self._parts:
-            values = functools.reduce(operator.getitem, path, obs)
-            low, high = space.low, space.high
-            if values.dtype.kind == "f":  # rounded as the values are, which may lie on a bound
-                low, high = low.astype(values.dtype), high.astype(values.dtype)
-            wrong = (values < low) | (values > high)
-            if wrong.any():
-                part = _describe(wrong, values, space, where, leading)
-                found = found._replace(rows=found.rows | part.rows) if found else part
+def outside(space: Any, obs: Any, leading: int, where: str = "observation") -> Outside | None:
+    """What is outside a space's bounds, if it has any, in a batch of so many leading axes."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        found, parts = None, space.spaces
+        for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
+            inner = outside(part, obs[key], leading, f"{where}[{key!r}]")
+            if found is None or inner is None:
+                found = found or inner
+            else:
+                found = found._replace(rows=found.rows | inner.rows)
         return found
-
-
-def _describe(
-    wrong: np.ndarray, values: np.ndarray, space: spaces.Box, where: str, leading: int
-) -> Outside:
+    if not isinstance(space, spaces.Box) or _dtype_keeps_bounds(space):
+        return None
+    low, high = space.low, space.high
+    if obs.dtype.kind == "f":  # rounded as the observations are, which may lie on a bound
+        low, high = low.astype(obs.dtype), high.astype(obs.dtype)
+    wrong = (obs < low) | (obs > high)
+    if not wrong.any():
+        return None
     place = tuple(np.argwhere(wrong)[0].tolist())
     at, inner = place[:leading], place[leading:]
     limits = f"{space.low[inner]:.6g} to {space.high[inner]:.6g}"
-    text = f"{where}{subscript(inner)} is {values[place]:.6g}, outside {limits}"
-    rows = np.any(wrong.reshape(*values.shape[:leading], -1), axis=-1)
+    text = f"{where}{subscript(inner)} is {obs[place]:.6g}, outside {limits}"
+    rows = np.any(wrong.reshape(*obs.shape[:leading], -1), axis=-1)
     return Outside(np.asarray(rows), at, text)
 
 
-def _bounded_parts(
-    space: Any, where: str, path: tuple[Any, ...]
-) -> Iterator[tuple[spaces.Box, str, tuple[Any, ...]]]:
-    """Boxes of a nested space with bounds that their dtype does not keep by itself.
-
-    Each comes with its name and the keys that lead to it.
-    """
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        named = isinstance(space, spaces.Dict)
-        for key, part in space.spaces.items() if named else enumerate(space.spaces):
-            yield from _bounded_parts(part, f"{where}[{key!r}]", (*path, key))
-    elif isinstance(space, spaces.Box):
-        dtype: Any = space.dtype
-        own = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else None
-        low, high = own or (-np.inf, np.inf)
-        if np.any(space.low > low) or np.any(space.high < high):
-            yield space, where, path
+def _dtype_keeps_bounds(space: spaces.Box) -> bool:
+    dtype: Any = space.dtype
+    # A whole image of bytes need not be compared with 0 and 255.
+    own = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-np.inf, np.inf)
+    return bool(np.all(space.low <= own[0]) and np.all(space.high >= own[1]))

@@ -13,8 +13,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import PyTree
 
 from surefoot.config.validation import nearest
-from surefoot.envs.processes import usable_cores
 from surefoot.envs.source import EnvSource
+from surefoot.envs.vector import usable_cores
 from surefoot.errors import ConfigError
 
 
@@ -99,11 +99,7 @@ def _with_presence(infos: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_envpool(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
-    """The source of an EnvPool id.
-
-    Raises:
-        ConfigError: if EnvPool is missing, or does not know the id or its arguments.
-    """
+    """The source of an EnvPool id; ConfigError without EnvPool, or for an unknown id."""
     env_id = f"envpool:{name}"
     try:
         import envpool

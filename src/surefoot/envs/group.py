@@ -60,11 +60,9 @@ class EnvFactory(NamedTuple):
     restart: bool = False
 
     def make_all(self, rows: range) -> list[gymnasium.Env]:
-        """Environments of these numbers, which must have the same spaces.
+        """Environments of these numbers.
 
-        Raises:
-            EnvContractError: for environments whose spaces differ.
-            EnvCrashError: if a constructor raises.
+        Raises an EnvContractError if their spaces differ, an EnvCrashError if a constructor raises.
         """
         envs: list[gymnasium.Env] = []
         try:
@@ -94,14 +92,13 @@ class EnvFactory(NamedTuple):
 class EnvGroup:
     """Environments of these `rows` among those of a run.
 
+    Outputs that break the contract raise an EnvContractError, and exceptions of an environment,
+    `SystemExit` included, an EnvCrashError; both have the environment's number.
+
     Attributes:
         spaces: of one observation and one action.
         time_limit: of the environments, in steps, or None.
         results: arrays that a step fills.
-
-    Raises:
-        EnvContractError: for outputs that break the contract, with the environment's number.
-        EnvCrashError: for an exception of an environment, `SystemExit` included.
     """
 
     def __init__(self, factory: EnvFactory, rows: range):
@@ -228,11 +225,9 @@ def map_arrays(function: Callable[[np.ndarray], Any], tree: Any) -> Any:
 def scalars(info: dict[str, Any]) -> dict[str, float]:
     """The scalar entries of an info, as plain numbers that any process can unpickle."""
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
-    values = {
-        key: value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
-        for key, value in info.items()
-    }
-    return {key: float(value) for key, value in values.items() if isinstance(value, kinds)}
+    # An index of no axes turns an array without axes into its scalar, and leaves others arrays.
+    values = {key: x[()] if isinstance(x, np.ndarray) else x for key, x in info.items()}
+    return {key: float(x) for key, x in values.items() if isinstance(x, kinds)}
 
 
 def _mask_of(info: dict[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,7 @@ global generator, of which another process has its own."""
 
 
 def find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
-    """The source of a bare id, `module:id`, or `module:factory`.
-
-    Raises:
-        ConfigError: for an unknown module or id, with the nearest valid one.
-    """
+    """The source of a bare id, `module:id` or `module:factory`; ConfigError for an unknown one."""
     module_name, _, name = env_id.rpartition(":")
     module = _import(module_name, env_id) if module_name else None
     factory: Any = getattr(module, name, None)
@@ -67,11 +63,7 @@ def _unknown(name: str, env_id: str, module: ModuleType | None) -> ConfigError:
 
 
 def wrap_gymnasium(env: Any) -> EnvSource:
-    """The source of a ready vector environment, an instance or a function that makes one.
-
-    Raises:
-        ConfigError: for any other object.
-    """
+    """The source of a vector environment, an instance or a function that makes one."""
     if isinstance(env, VectorEnv):
         return EnvSource(env_id=_name(env), make_vector=lambda _: env, reopens=False)
     if isinstance(env, gymnasium.Env):

@@ -15,11 +15,7 @@ from surefoot.types import EnvSpec
 
 
 def find_gymnax(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
-    """The source of a gymnax id.
-
-    Raises:
-        ConfigError: if gymnax is not installed or too old, or the id is unknown.
-    """
+    """The source of a gymnax id; ConfigError without gymnax 1.0, or for an unknown id."""
     try:
         import gymnax
     except ImportError as error:

@@ -11,15 +11,14 @@ from jaxtyping import PyTree
 
 from surefoot.config.settings import Train
 from surefoot.envs.action_log import ActionLog
-from surefoot.envs.contract import Bounds, check_finite
+from surefoot.envs.contract import check_finite, outside
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
 from surefoot.envs.vector import ProcessVector
 from surefoot.errors import EnvContractError, EnvCrashError
-from surefoot.networks.masks import empty_masks, write_mask
-from surefoot.networks.spaces import own_dtype
+from surefoot.networks.spaces import masks_of, own_dtype
 from surefoot.types import EnvSpec
 
 _Value = TypeVar("_Value")
@@ -84,18 +83,14 @@ class HostEnv:
         *,
         seed: int,
         limits: EnvLimits | None = None,
-        given: bool = False,
     ):
-        """Wrap a vector; `given` is whether it is the user's own."""
-        self._vector, self._given, self._limits = vector, given, limits or EnvLimits()
+        self._vector, self._limits = vector, limits or EnvLimits()
         self.num_envs, self.restarts = vector.num_envs, 0
         self._env_id = env_id
-        self._bounds, self._log = Bounds(vector.spaces[0]), ActionLog()
+        self._log = ActionLog()
         self._timeout = StepTimeout(self._limits.timeout_s, env_id)
-        seeds = [seed + index for index in range(self.num_envs)]
-        self._log.start(seeds)
         try:
-            _, infos = self._guarded(self._reset, seeds)
+            _, infos = self._reset([seed + index for index in range(self.num_envs)])
         except BaseException:
             self._timeout.close()
             raise
@@ -111,12 +106,9 @@ class HostEnv:
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; return the first observations and action masks.
 
-        Raises:
-            EnvCrashError: if an environment raises or hangs.
-            EnvContractError: for observations or masks that do not fit, or are not finite.
+        Raises the errors of `step`.
         """
-        self._log.start(seeds)
-        obs, infos = self._guarded(self._reset, seeds)
+        obs, infos = self._reset(seeds)
         return obs, self._guarded(self._mask, infos)
 
     def step(self, actions: PyTree) -> HostStep:
@@ -124,8 +116,7 @@ class HostEnv:
 
         Raises:
             EnvCrashError: if an environment raises or hangs.
-            EnvContractError: for outputs that do not fit or are not finite, and for an action mask
-                that allows nothing.
+            EnvContractError: for invalid outputs, and for an action mask that allows nothing.
         """
         actions = own_dtype(self.spec.action_space, actions)
         # Before the step, so that the history of an error includes the action that caused it.
@@ -139,18 +130,13 @@ class HostEnv:
             self._guarded(self._vector.close)
         self._timeout.close()
 
-    def abandon(self) -> None:
-        """Close after an error before training, unless the vector environment is the user's."""
-        if not self._given:
-            self.close()
-
     def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
         """Call `host` with these environments."""
         return host(self)
 
     def count_outside(self, obs: PyTree) -> tuple[int, str]:
         """Count a rollout's observations, [time, env, ...], outside their space; describe one."""
-        found = self._bounds.outside(obs, leading=2)
+        found = outside(self.spec.observation_space, obs, leading=2)
         return (0, "") if found is None else (int(found.rows.sum()), found.text)
 
     def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -179,13 +165,15 @@ class HostEnv:
         return crash_error(self._env_id, doing, error)
 
     def _reset(self, seeds: list[int]) -> tuple[PyTree, EnvInfos]:
-        obs, infos = self._vector.reset(seeds)
-        self._validate(obs)
+        self._log.start(seeds)
+        obs, infos = self._guarded(self._vector.reset, seeds)
+        self._guarded(self._validate, obs)
         return obs, infos
 
     def _step(self, actions: PyTree) -> HostStep:
         step = self._vector.step(actions)
         restarted = [row for row, info in step.infos.items() if "restarted" in info]
+        # Before outputs are validated: an error names the seed of an environment recreated here.
         if restarted:
             self._count_restarts(step.infos, restarted)
         self._validate(step.obs)
@@ -214,7 +202,7 @@ class HostEnv:
     def _validate(self, obs: PyTree) -> None:
         check_finite(obs, "observation")
         if self._limits.strict:
-            found = self._bounds.outside(obs, leading=1)
+            found = outside(self._vector.spaces[0], obs, leading=1)
             if found is not None:
                 raise EnvContractError(found.text, index=found.at[0])
 
@@ -232,10 +220,7 @@ class HostEnv:
         """Masks for the next actions; an environment that returns none allows everything."""
         given = {row: info["action_mask"] for row, info in infos.items() if "action_mask" in info}
         if self.spec.masked:
-            masks = empty_masks(self.spec, self.num_envs)
-            for row, mask in given.items():
-                write_mask(self.spec, masks, mask, row)
-            return masks
+            return masks_of(self.spec, given, self.num_envs)
         if given:
             raise EnvContractError(
                 "info['action_mask'] came with a step but not with the reset; return one in every "

@@ -43,9 +43,6 @@ class JaxEnv(NamedTuple):
     def close(self) -> None:
         """Do nothing: the environments' states are arrays of the training state."""
 
-    def abandon(self) -> None:
-        """Do nothing."""
-
     def visit(self, *, jax: "Callable[[JaxEnv], _Value]", host: Callable[[Any], _Value]) -> _Value:
         """Call `jax` with this environment."""
         return jax(self)

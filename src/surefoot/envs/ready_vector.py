@@ -95,7 +95,6 @@ def _row(values: Any, row: int) -> Any:
 
 
 def _masks(infos: dict[str, Any], rows: np.ndarray) -> EnvInfos:
-    """The action masks that these rows have."""
     given = infos.get("action_mask")
     if given is None:
         return {}

@@ -30,14 +30,14 @@ def imports_nothing(env_id: str) -> bool:
 def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of an id, an instance, a vector environment, a `JaxEnv` or a factory.
 
-    Raises:
-        ConfigError: for an unknown id (with the nearest valid one) or a missing extra.
+    A ConfigError names the nearest known id, or the extra that is missing.
     """
     if isinstance(env, str):
         prefix, _, name = env.partition(":")
         if name and prefix in PLANNED:
             raise ConfigError(f"{env}: {prefix} environments are not supported yet")
         if name and prefix in ADAPTORS:
+            # By name, so that a library is imported only where it is used.
             module, _, function = ADAPTORS[prefix].partition(":")
             return getattr(importlib.import_module(module), function)(name, env_kwargs)
         return find_gymnasium(env, env_kwargs)

@@ -9,18 +9,16 @@ from gymnasium.vector import VectorEnv
 
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvFactory, EnvGroup
-from surefoot.envs.processes import requested_processes, saves_time
+from surefoot.envs.vector import ProcessVector, requested_processes, saves_time
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
     from surefoot.envs.host import EnvLimits, HostEnv
     from surefoot.envs.jax_native import JaxEnv
-    from surefoot.envs.ready_vector import ReadyVector
-    from surefoot.envs.vector import ProcessVector
 
 OpenEnvs: TypeAlias = "JaxEnv | HostEnv"
-"""Open environments. Both have `spec`, `close()` and `abandon()`, no-ops of a `JaxEnv`, and
-`visit(jax=, host=)`, which calls the function for its own kind with itself."""
+"""Open environments. Both have `spec`, `close()`, a no-op of a `JaxEnv`, and `visit(jax=, host=)`,
+which calls the function for its own kind with itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +75,7 @@ class EnvSource:
             return self.jax_env
         # Imported late: every process that steps environments imports this module without JAX.
         from surefoot.envs.host import HostEnv
+        from surefoot.envs.ready_vector import ReadyVector
 
         restart = limits is not None and limits.restarts > 0
         if restart and not self.reopens:
@@ -84,38 +83,29 @@ class EnvSource:
                 f"{self.env_id} is a vector environment, whose environments cannot be recreated: "
                 "leave --on-env-error out, or give a function that makes one environment"
             )
-        vector, given = self._open_vector(num_envs, processes, restart), not self.reopens
+        vector: EnvGroup | ProcessVector | ReadyVector
         try:
-            return HostEnv(vector, self.env_id, seed=seed, limits=limits, given=given)
+            if self.make_vector is not None:
+                vector = ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
+            else:
+                assert self.make is not None
+                factory = EnvFactory(self.env_id, self.make, restart)
+                vector = (
+                    EnvGroup(factory, range(num_envs))
+                    if processes == 1
+                    else ProcessVector(factory, num_envs, processes)
+                )
+        except SurefootError:
+            raise
+        except Exception as error:
+            raise crash_error(self.env_id, "making it", error) from error
+        try:
+            return HostEnv(vector, self.env_id, seed=seed, limits=limits)
         except BaseException:
             # The user's own vector stays open, to be used again.
             if self.reopens:
                 vector.close()
             raise
-
-    def _open_vector(
-        self, num_envs: int, processes: int, restart: bool
-    ) -> "EnvGroup | ProcessVector | ReadyVector":
-        try:
-            if self.make is not None:
-                factory = EnvFactory(self.env_id, self.make, restart)
-                return _open_group(factory, num_envs, processes)
-            from surefoot.envs.ready_vector import ReadyVector
-
-            assert self.make_vector is not None
-            return ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
-        except SurefootError:
-            raise
-        except Exception as error:
-            raise crash_error(self.env_id, "making it", error) from error
-
-
-def _open_group(factory: EnvFactory, num_envs: int, processes: int) -> "EnvGroup | ProcessVector":
-    if processes == 1:
-        return EnvGroup(factory, range(num_envs))
-    from surefoot.envs.vector import ProcessVector
-
-    return ProcessVector(factory, num_envs, processes)
 
 
 def jax_source(env: "JaxEnv") -> EnvSource:

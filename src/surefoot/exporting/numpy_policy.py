@@ -66,7 +66,6 @@ class NumpyPolicy:
         return _map(lambda leaf: leaf[0], action) if single else action
 
     def _outputs(self, leaves: list[tuple[dict[str, Any], Any]]) -> np.ndarray:
-        """Outputs of the network's last layer."""
         rows, images = len(leaves[0][1]), []
         parts: list[np.ndarray] = [np.zeros((rows, 0), np.float32)]
         for i, (space, leaf) in enumerate(leaves):
@@ -148,7 +147,6 @@ class NumpyPolicy:
         return self._box(space, now.reshape(shape)), rest, stds + size
 
     def _box(self, space: dict[str, Any], action: np.ndarray) -> np.ndarray:
-        """Squash, scale, round and clip the sample of a Box."""
         low, high = self.arrays[f"{space['name']}.low"], self.arrays[f"{space['name']}.high"]
         if self.about["tanh"]:
             action = np.tanh(action)
@@ -171,7 +169,6 @@ def _gumbel(rng: np.random.Generator | None, like: np.ndarray) -> Any:
 
 
 def _flatten(space: dict[str, Any], value: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-    """The parts of a nested space, each with its part of a value."""
     if "parts" not in space:
         yield space, value
     for key, part in space.get("parts", ()):

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from surefoot.config.settings import Network, OwnNetwork
+from surefoot.config.settings import Network, OwnNetwork, Settings
 from surefoot.errors import ConfigError
+from surefoot.formulas.running_stats import normalize_obs
 from surefoot.networks.heads import make_head
 from surefoot.networks.spaces import (
     check_observations,
@@ -23,6 +24,7 @@ from surefoot.networks.spaces import (
     flatten_obs,
     is_image,
     leaf_spaces,
+    sent_action,
     shape_of,
 )
 from surefoot.types import EnvSpec, Inputs, Params
@@ -108,6 +110,7 @@ def _linear_layers(
     key: Key[Array, ""], sizes: list[int], config: Network, *, gain: float | None = None
 ) -> list[Layer]:
     """Linear layers of these sizes; `gain` is that of the initial weights."""
+    # The root of 2 is the gain of hidden layers in OpenAI's baselines and in CleanRL.
     if gain is None:
         gain = math.sqrt(2.0) if config.ortho_init else 1.0
     layers = []
@@ -186,16 +189,6 @@ def _checked(own: OwnNetwork, outputs: int, role: str, space: spaces.Space) -> O
     return OwnNetwork(own.init, apply)
 
 
-def _check_squash(spec: EnvSpec, config: Network) -> None:
-    """Refuse a distribution of Box actions where there are none."""
-    boxes = [space for space in leaf_spaces(spec.action_space) if isinstance(space, spaces.Box)]
-    if config.distribution == "tanh-gaussian" and not boxes:
-        raise ConfigError(
-            f"{spec.env_id}: --distribution tanh-gaussian is for Box actions, and these are "
-            f"{spec.action_space}; leave it out"
-        )
-
-
 def build(
     spec: EnvSpec,
     config: Network,
@@ -204,30 +197,28 @@ def build(
 ) -> ActorCritic:
     """The policy and the critic of an environment, own networks in their places.
 
-    Raises:
-        ConfigError: for a space that no network or head here fits, or a distribution of Box
-            actions where there are none.
+    A ConfigError refuses a space that no network or head here fits.
     """
-    _check_squash(spec, config)
     if own_policy is None or own_critic is None:
         check_observations(spec)
     shared = config.shared_torso
     if shared and (own_policy or own_critic):
         raise ConfigError("network: shared_torso cannot be combined with own networks")
-    space = spec.observation_space
-    head = make_head(spec.action_space, tanh=config.distribution == "tanh-gaussian")
+    space, tanh = spec.observation_space, config.distribution == "tanh-gaussian"
+    head = make_head(spec.action_space, tanh=tanh)
+    if tanh and not head.std_size:
+        raise ConfigError(
+            f"{spec.env_id}: --distribution tanh-gaussian is for Box actions, and these are "
+            f"{spec.action_space}; leave it out"
+        )
     widths = list(config.hidden)
     critic_widths = widths if shared else list(config.critic_hidden or widths)
-    policy_net = (
-        _checked(own_policy, head.size, "policy", space)
-        if own_policy
-        else _network(space, widths, head.size, config, head_gain=config.head_scale)
-    )
-    critic_net = (
-        _checked(own_critic, 1, "critic", space)
-        if own_critic
-        else _network(space, critic_widths, 1, config, head_gain=1.0)
-    )
+    policy_net = _network(space, widths, head.size, config, head_gain=config.head_scale)
+    if own_policy:
+        policy_net = _checked(own_policy, head.size, "policy", space)
+    critic_net = _network(space, critic_widths, 1, config, head_gain=1.0)
+    if own_critic:
+        critic_net = _checked(own_critic, 1, "critic", space)
 
     def init(key):
         policy_key, critic_key = jax.random.split(key)
@@ -236,6 +227,7 @@ def build(
         if head.std_size:
             policy["log_std"] = config.log_std_init * jnp.ones(head.std_size)
         critic = critic_net.init(critic_key, example)
+        # A shared torso lives with the policy, so that of the critic the head alone is kept.
         return {"policy": policy, "critic": {"head": critic["head"]} if shared else critic}
 
     def policy(params, inputs):
@@ -250,3 +242,32 @@ def build(
         return critic_net.apply(critic, inputs.obs)[..., 0]
 
     return ActorCritic(init, policy, value, head.noise)
+
+
+class Actor(NamedTuple):
+    """What acting needs besides parameters: the networks and how observations and actions map.
+
+    `act(policy, obs_stats, obs, action_mask, noise)` gives the action as sampled, as sent, and its
+    log-probability; where `noise` is None the action is the policy's mode.
+    """
+
+    network: ActorCritic
+    act: Callable[..., tuple[Any, Any, Any]]
+    inputs: Callable[..., Inputs]
+
+
+def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> Actor:
+    """The actor of a run."""
+    affine = settings.train.action_scale == "affine"
+    tanh = settings.network.distribution == "tanh-gaussian"
+
+    def inputs(obs_stats, obs, action_mask):
+        return Inputs(normalize_obs(obs_stats, obs, clip=settings.train.obs_clip), action_mask)
+
+    def act(policy, obs_stats, obs, action_mask, noise):
+        chosen = network.policy(policy, inputs(obs_stats, obs, action_mask))
+        action = chosen.mode() if noise is None else chosen.sample(noise)
+        sent = sent_action(action_space, action, affine=affine, tanh=tanh)
+        return action, sent, chosen.log_prob(action)
+
+    return Actor(network, act, inputs)

@@ -38,27 +38,22 @@ class Head(NamedTuple):
 def make_head(space: spaces.Space, *, tanh: bool) -> Head:
     """The head of one action space; Dict and Tuple become products.
 
-    Raises:
-        ConfigError: for a space no policy here can act in, or a squash without finite bounds.
+    A ConfigError refuses other kinds of space, and a squash without finite bounds.
     """
-    if isinstance(space, spaces.Discrete):
-        count = int(space.n)
-        return Head(
-            count,
-            0,
-            lambda out, std, mask: Categorical(mask_logits(out, mask)),
-            # The Gumbel-max trick: the argmax of logits plus this noise is a sample.
-            lambda key, leading: jax.random.gumbel(key, (*leading, count)),
-        )
     if isinstance(space, spaces.MultiDiscrete):
         return _multi_discrete_head(space)
-    if isinstance(space, spaces.MultiBinary):
-        size = math.prod(space.shape)
+    if isinstance(space, spaces.Discrete | spaces.MultiBinary):
+        if isinstance(space, spaces.Discrete):
+            size, family, draw = int(space.n), Categorical, jax.random.gumbel
+        else:
+            size, family, draw = math.prod(space.shape), Bernoulli, jax.random.logistic
         return Head(
             size,
             0,
-            lambda out, std, mask: Bernoulli(mask_logits(out, mask)),
-            lambda key, leading: jax.random.logistic(key, (*leading, size)),
+            lambda out, std, mask: family(mask_logits(out, mask)),
+            # The argmax of logits plus Gumbel noise is a sample, as is the sign of logit plus
+            # logistic noise.
+            lambda key, leading: draw(key, (*leading, size)),
         )
     if isinstance(space, spaces.Box):
         if tanh and not has_range(space):

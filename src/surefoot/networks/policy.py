@@ -1,49 +1,24 @@
 """A trained policy: observations in, actions out, with the statistics it was trained with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from surefoot.config.settings import Settings
-from surefoot.formulas.running_stats import normalize_obs
-from surefoot.networks.actor_critic import ActorCritic
-from surefoot.networks.masks import empty_masks, write_mask
-from surefoot.networks.spaces import leaf_spaces, obs_arrays, own_dtype, sent_action, shape_of
-from surefoot.types import EnvSpec, Inputs, Params
-
-
-class Actor(NamedTuple):
-    """What acting needs besides parameters: the networks and how observations and actions map.
-
-    `act(policy, obs_stats, obs, action_mask, noise)` gives the action as sampled, as sent, and its
-    log-probability; where `noise` is None the action is the policy's mode.
-    """
-
-    network: ActorCritic
-    act: Callable[..., tuple[Any, Any, Any]]
-    inputs: Callable[..., Inputs]
-
-
-def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> Actor:
-    """The actor of a run."""
-    affine = settings.train.action_scale == "affine"
-    tanh = settings.network.distribution == "tanh-gaussian"
-
-    def inputs(obs_stats, obs, action_mask):
-        return Inputs(normalize_obs(obs_stats, obs, clip=settings.train.obs_clip), action_mask)
-
-    def act(policy, obs_stats, obs, action_mask, noise):
-        chosen = network.policy(policy, inputs(obs_stats, obs, action_mask))
-        action = chosen.mode() if noise is None else chosen.sample(noise)
-        sent = sent_action(action_space, action, affine=affine, tanh=tanh)
-        return action, sent, chosen.log_prob(action)
-
-    return Actor(network, act, inputs)
+from surefoot.networks.actor_critic import Actor
+from surefoot.networks.spaces import (
+    as_jax_dtype,
+    by_part,
+    leaf_spaces,
+    masks_of,
+    own_dtype,
+    shape_of,
+)
+from surefoot.types import EnvSpec, Params
 
 
 def _is_single(spec: EnvSpec, obs: PyTree) -> bool:
@@ -76,6 +51,7 @@ class Policy:
 
     @cached_property
     def _act(self) -> Any:
+        # In the instance's dictionary, past the frozen fields: compiled once, at the first call.
         return jax.jit(self.actor.act)
 
     def __call__(
@@ -96,18 +72,25 @@ class Policy:
         Raises:
             ValueError: where the observation has another shape than the environment's.
         """
-        obs = obs_arrays(self.spec.observation_space, obs)
+        # In the space's own structure, lists and numbers included.
+        obs = by_part(
+            lambda part, leaf: as_jax_dtype(np.asarray(leaf, part.dtype)),
+            self.spec.observation_space,
+            obs,
+        )
+        # Masks and noise have a row for each observation, so a single one becomes a batch of one.
         single = _is_single(self.spec, obs)
         if single:
             obs = jax.tree.map(lambda leaf: np.asarray(leaf)[None], obs)
         num_rows = len(jax.tree.leaves(obs)[0])
         masks = None
         if action_mask is not None:
-            masks = empty_masks(self.spec, num_rows)
-            for row in range(num_rows):
-                one = lambda leaf, i=row: leaf[i]  # noqa: E731
-                given = action_mask if single else jax.tree.map(one, action_mask)
-                write_mask(self.spec, masks, given, row)
+            rows = (
+                {0: action_mask}
+                if single
+                else {row: jax.tree.map(itemgetter(row), action_mask) for row in range(num_rows)}
+            )
+            masks = masks_of(self.spec, rows, num_rows)
         noise = None
         if not deterministic:
             if key is None:

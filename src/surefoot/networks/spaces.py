@@ -1,8 +1,7 @@
-"""Gymnasium spaces as a network and an environment see them: flat inputs, images, sent actions."""
+"""Gymnasium spaces as networks and environments see them: inputs, images, actions, masks."""
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium.spaces as spaces
@@ -12,7 +11,7 @@ import numpy as np
 from gymnasium.vector.utils import create_empty_array
 from jaxtyping import PyTree
 
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, EnvContractError
 from surefoot.types import EnvSpec
 
 LARGEST_IMAGE = 16
@@ -29,12 +28,14 @@ def is_image(space: spaces.Space) -> bool:
     shape = shape_of(space)
     if not isinstance(space, spaces.Box) or len(shape) not in (2, 3):
         return False
+    # Two axes may also be a table of numbers: long sides, or bytes, make it a picture.
     return len(shape) == 3 or space.dtype.name == "uint8" or min(shape) > LARGEST_IMAGE
 
 
 def leaf_spaces(space: spaces.Space) -> list[spaces.Space]:
     """The parts of a nested space, in the order of a tree's leaves."""
     if isinstance(space, spaces.Dict):
+        # JAX sorts the keys of a dictionary, whose order Gymnasium keeps.
         return [leaf for key in sorted(space.spaces) for leaf in leaf_spaces(space[key])]
     if isinstance(space, spaces.Tuple):
         return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
@@ -47,11 +48,7 @@ def normalised_leaves(space: spaces.Space) -> tuple[bool, ...]:
 
 
 def check_observations(spec: EnvSpec) -> None:
-    """Refuse an observation space that the built networks do not read.
-
-    Raises:
-        ConfigError: for large pictures and for kinds of space without numbers.
-    """
+    """Refuse large pictures and spaces without numbers, which the built networks do not read."""
     for leaf in leaf_spaces(spec.observation_space):
         shape = shape_of(leaf)
         if is_image(leaf) and (len(shape) == 2 or max(shape[:2]) > LARGEST_IMAGE):
@@ -109,11 +106,6 @@ def as_jax_dtype(leaf: Any) -> np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
-def obs_arrays(space: spaces.Space, obs: Any) -> PyTree:
-    """An observation as arrays in the space's own structure, lists and numbers included."""
-    return by_part(lambda part, o: as_jax_dtype(np.asarray(o, part.dtype)), space, obs)
-
-
 def widened_obs(space: spaces.Space, obs: Any) -> PyTree:
     """A first observation, of dtypes that hold later ones too: a reset may give whole numbers."""
 
@@ -141,41 +133,54 @@ def sent_action(space: spaces.Space, action: PyTree, *, affine: bool, tanh: bool
     A bounded Box takes [-1, 1] mapped affinely onto it when `affine`, else the action as it is;
     both are clipped into the bounds. A tanh-Gaussian is squashed first and always mapped.
     """
-    return by_part(partial(_sent, affine=affine, tanh=tanh), space, action)
 
+    def sent(space: Any, action: Any) -> Any:
+        if isinstance(space, spaces.Discrete):
+            return action + int(space.start)
+        shaped = action.reshape(*action.shape[:-1], *shape_of(space))
+        if isinstance(space, spaces.MultiDiscrete):
+            return shaped + jnp.asarray(space.start)
+        if isinstance(space, spaces.MultiBinary):
+            return shaped.astype(space.dtype)
+        low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+        if tanh:
+            shaped = jnp.tanh(shaped)
+        if (affine or tanh) and has_range(space):
+            shaped = low + (jnp.clip(shaped, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
+        if jnp.issubdtype(space.dtype, jnp.integer):
+            # A cast alone would cut towards zero.
+            shaped = jnp.round(shaped)
+        return jnp.clip(shaped, low, high).astype(low.dtype)
 
-def _sent(space: spaces.Space, action: Any, *, affine: bool, tanh: bool) -> Any:
-    if isinstance(space, spaces.Discrete):
-        return action + int(space.start)
-    shaped = action.reshape(*action.shape[:-1], *shape_of(space))
-    if isinstance(space, spaces.MultiDiscrete):
-        return shaped + jnp.asarray(space.start)
-    if isinstance(space, spaces.MultiBinary):
-        return shaped.astype(space.dtype)
-    assert isinstance(space, spaces.Box)
-    low, high = jnp.asarray(space.low), jnp.asarray(space.high)
-    if tanh:
-        shaped = jnp.tanh(shaped)
-    if (affine or tanh) and has_range(space):
-        shaped = low + (jnp.clip(shaped, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
-    if jnp.issubdtype(space.dtype, jnp.integer):
-        # A cast alone would cut towards zero.
-        shaped = jnp.round(shaped)
-    return jnp.clip(shaped, low, high).astype(low.dtype)
+    return by_part(sent, space, action)
 
 
 def own_dtype(space: spaces.Space, action: PyTree) -> PyTree:
     """A sent action, off the device, in the dtype of its space: JAX's may be narrower."""
-    return by_part(_in_own_dtype, space, action)
+
+    def cast(space: spaces.Space, action: Any) -> np.ndarray:
+        array = np.asarray(action)
+        if array.dtype == space.dtype:
+            return array
+        array = array.astype(space.dtype)
+        # A bound that the narrower dtype cannot hold may have been rounded outwards.
+        return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
+
+    return by_part(cast, space, action)
 
 
-def _in_own_dtype(space: spaces.Space, action: Any) -> np.ndarray:
-    array = np.asarray(action)
-    if array.dtype == space.dtype:
-        return array
-    array = array.astype(space.dtype)
-    # A bound that the narrower dtype cannot hold may have been rounded outwards.
-    return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
+def obs_features(space: spaces.Space, obs: PyTree, *, max_features: int) -> Any:
+    """An observation as one vector, images flattened, of at most `max_features` numbers.
+
+    Where there are more, some are drawn: the same for every observation of that size.
+    """
+    flat, images = flatten_obs(space, obs)
+    leading = flat.shape[:-1]
+    whole = jnp.concatenate([flat, *(image.reshape(*leading, -1) for image in images)], axis=-1)
+    size = whole.shape[-1]
+    if size <= max_features:
+        return whole
+    return whole[..., np.sort(np.random.default_rng(0).permutation(size)[:max_features])]
 
 
 def mask_size(space: spaces.Space) -> int:
@@ -199,15 +204,44 @@ def full_mask(space: spaces.Space, leading: tuple[int, ...]) -> PyTree:
     return jnp.ones((*leading, size), bool) if size else None
 
 
-def obs_features(space: spaces.Space, obs: PyTree, *, max_features: int) -> Any:
-    """An observation as one vector, images flattened, of at most `max_features` numbers.
+def masks_of(spec: EnvSpec, given: Mapping[int, Any], num_rows: int) -> PyTree:
+    """Flat masks of so many rows, from those that infos have; other rows allow everything.
 
-    Where there are more, some are drawn: the same for every observation of that size.
+    An EnvContractError refuses another form or size, and a mask that allows nothing.
     """
-    flat, images = flatten_obs(space, obs)
-    leading = flat.shape[:-1]
-    whole = jnp.concatenate([flat, *(image.reshape(*leading, -1) for image in images)], axis=-1)
-    size = whole.shape[-1]
-    if size <= max_features:
-        return whole
-    return whole[..., np.sort(np.random.default_rng(0).permutation(size)[:max_features])]
+    masks = jax.tree.map(np.array, full_mask(spec.action_space, (num_rows,)))
+    for row, mask in given.items():
+        try:
+            _write(spec.action_space, masks, mask, row, "info['action_mask']")
+        except EnvContractError as breach:
+            breach.index = row
+            raise
+    return masks
+
+
+def _write(space: Any, masks: PyTree, given: Any, row: int, where: str) -> None:
+    if masks is None:
+        raise EnvContractError(f"{where} is for {space}, whose actions have no mask")
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        named = isinstance(space, spaces.Dict)
+        if not isinstance(given, dict if named else tuple | list):
+            raise EnvContractError(f"{where} must be a {'dict' if named else 'tuple'} like {space}")
+        keys: Any = space.spaces if named else range(len(space.spaces))
+        parts: Any = given
+        for key in keys:
+            part = parts.get(key) if named else parts[key]
+            if part is not None:
+                _write(space.spaces[key], masks[key], part, row, where)
+        return
+    parts = given if isinstance(given, list | tuple) else [given]
+    flat = np.concatenate([np.ravel(part) for part in parts])
+    if flat.shape != masks[row].shape:
+        raise EnvContractError(
+            f"{where} has {flat.size} entries, its action space needs {masks[row].size}"
+        )
+    masks[row] = flat.astype(bool)
+    sizes = space.nvec.reshape(-1) if isinstance(space, spaces.MultiDiscrete) else [flat.size]
+    choices = np.split(masks[row], np.cumsum(sizes)[:-1])
+    # A MultiBinary with everything forbidden still has one action: all bits off.
+    if not isinstance(space, spaces.MultiBinary) and not all(map(np.any, choices)):
+        raise EnvContractError(f"{where} allows no action")

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from surefoot.config.differences import differences
 from surefoot.errors import (
     ConfigError,
     ReplicaError,
@@ -25,9 +26,8 @@ from surefoot.errors import (
 )
 from surefoot.parallel import jax_private
 from surefoot.parallel.heartbeat import Heartbeat
-from surefoot.parallel.mesh import spread_over
-from surefoot.parallel.ranks import Ranks
-from surefoot.parallel.replicas import flatten_keys, installation, replica_check
+from surefoot.parallel.mesh import Ranks, spread_over
+from surefoot.parallel.replicas import installation, replica_check
 
 ANSWER_S = 60
 """Seconds within which every rank must send a value that the others wait for."""
@@ -69,19 +69,14 @@ class ConnectedRanks(Ranks):
 
     def _compare(self, settings: dict[str, Any]) -> None:
         """Refuse to start where a rank would compute something else."""
-        everywhere = self.exchange(flatten_keys({"settings": settings} | installation()))
-        first = everywhere[0]
+        everywhere = self.exchange(settings | installation())
         for rank, other in enumerate(everywhere):
-            differences = [
-                f"{key} {json.dumps(other.get(key))}, not {json.dumps(first[key])}"
-                for key in first
-                if other.get(key) != first[key]
-            ]
-            if differences:
+            pairs = differences(everywhere[0], other).items()
+            if pairs:
+                texts = [f"{k} {json.dumps(new)}, not {json.dumps(old)}" for k, (old, new) in pairs]
                 raise ConfigError(
-                    f"rank {rank} of {self.count} differs from rank 0: "
-                    f"{'; '.join(differences[:3])}; start all ranks with one command and one "
-                    "installation",
+                    f"rank {rank} of {self.count} differs from rank 0: {'; '.join(texts[:3])}; "
+                    "start all ranks with one command and one installation",
                     name="RANKS",
                 )
 
@@ -149,7 +144,6 @@ class ConnectedRanks(Ranks):
             _raise_error(message, rank)
 
     def _announce(self, message: dict[str, Any]) -> None:
-        """Send how the run opened here, once."""
         if not self._announced:
             self._announced = True
             self.exchange(message)
@@ -190,7 +184,6 @@ class ConnectedRanks(Ranks):
 
 
 def _raise_error(message: dict[str, Any], rank: int) -> None:
-    """Raise the error in another rank's message, if any."""
     if "error" in message:
         code, name, text = message["error"]
         raise error_of_code(code, name, f"rank {rank}: {text}")

@@ -83,11 +83,8 @@ def side_by_side(
 ) -> None:
     """Do `work` for each item, `jobs` at a time; an item that fails does not affect the others.
 
-    Args:
-        work: a function of a module, since with several jobs it is pickled.
-        items: its arguments; picklable with several jobs.
-        jobs: processes at a time; 1 works in this one.
-        done: called with an item's position and outcome as soon as it has ended.
+    With several jobs, `work` and the items are pickled. `done` is called with an item's position
+    and outcome as soon as it has ended.
 
     Raises:
         ComparisonStopped: after SIGINT, SIGTERM or SIGUSR1, once every process has stopped.

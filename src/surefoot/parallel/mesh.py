@@ -1,12 +1,14 @@
-"""Where the arrays of a run are: on one device, or block by block on several.
+"""Where a run computes: by default in this process, on one device.
 
-Parameters, statistics and all else that every device needs are copied to each; arrays with an
-environment axis are split. Programs do not depend on the number of devices: this module places
-their inputs, and `surefoot.parallel.rows` keeps rows on their device.
+On several devices, parameters, statistics and all else that each needs are copied to it; arrays
+with an environment axis are split. Programs do not depend on the number of devices: this module
+places their inputs, and `surefoot.parallel.rows` keeps rows on their device. Several processes
+are `connected_ranks`.
 """
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -17,7 +19,8 @@ from jaxtyping import PyTree
 
 from surefoot.config.settings import Settings
 from surefoot.errors import ConfigError
-from surefoot.parallel.rows import AXIS
+from surefoot.parallel.rows import AXIS, BlockRows
+from surefoot.rules.rows import AllRows, Rows
 from surefoot.types import Episodes, Rollout
 
 State = TypeVar("State", bound=Any)
@@ -37,9 +40,8 @@ class Placement:
     def shardings(self, axes: PyTree) -> Any:
         """Shardings of arrays, to be given to `jax.jit`; None where there is one device.
 
-        Args:
-            axes: a prefix of their tree: True for arrays that are split along their first axis, of
-                environments, False for arrays that every device has.
+        `axes` is a prefix of their tree: True for arrays that are split along their first axis, of
+        environments, False for arrays that every device has.
         """
 
     def put_state(self, state: State, axes: PyTree) -> State:
@@ -82,6 +84,7 @@ class MeshPlacement(Placement):
 
     def put_rollout(self, rollout: Rollout, episodes: Episodes) -> tuple[Rollout, Episodes]:
         """See `Placement`."""
+        # True last observations are listed block by block, without an axis of time before.
         final, rows = self._along(0), self._along(1)
         fields = dict.fromkeys(Rollout._fields, rows) | {"final_obs": final, "final_rows": final}
         placed = {name: _put(getattr(rollout, name), fields[name]) for name in fields}
@@ -162,12 +165,14 @@ def place(settings: Settings, count: int) -> Placement:
     """Spread a run over that many devices of this process."""
     if count == 1:
         return ONE
+    claim_devices(count)
     check_blocks(settings, count)
     return spread_over(jax.local_devices()[:count])
 
 
 def spread_over(devices: list[Any]) -> MeshPlacement:
     """Spread a run over these devices, in their order."""
+    # Auto: between our own constraints XLA decides where values are, and adds up what devices have.
     return MeshPlacement(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
 
 
@@ -180,3 +185,57 @@ def check_blocks(settings: Settings, count: int) -> None:
             f"evenly: train with --blocks {count}, or a multiple of it",
             name="DEVICES",
         )
+
+
+def rows_in(blocks: int) -> Rows:
+    """Access to the rows of so many blocks."""
+    return AllRows() if blocks == 1 else BlockRows(blocks)
+
+
+class Ranks:
+    """This process among those of its run; here alone, so that most methods do nothing.
+
+    Attributes:
+        rank: number of this process; only rank 0 writes.
+        count: number of processes.
+        placement: devices of all processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+    placement: Placement = ONE
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks; WorkerLostError after a minute without."""
+        return [value]
+
+    def opening(
+        self, settings: dict[str, Any], path: Path | None
+    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Context manager in which this rank opens the run: rank 0 first, then the others.
+
+        It yields, to ranks other than 0, the `iteration` of the run, or that it is `finished`. An
+        error that keeps a rank from `start` is raised on all ranks. Nested uses do nothing.
+        """
+        return contextlib.nullcontext({})
+
+    def start(self, iteration: int) -> None:
+        """Wait until all ranks have opened the run; raise the error of one that could not."""
+
+    def synchronize(self, replicated: PyTree, iteration: int, signal: int | None) -> int | None:
+        """Return a signal that any rank has received; every rank calls it after each chunk.
+
+        A ReplicaError means that a rank's `replicated` arrays differ from rank 0's, a
+        WorkerLostError that a rank is lost.
+        """
+        return signal
+
+    def reporting_loss(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager of a computation with the others: a lost rank is a WorkerLostError."""
+        return contextlib.nullcontext()
+
+    def leave(self) -> None:
+        """Wait for the others and disconnect."""
+
+
+ALONE = Ranks()

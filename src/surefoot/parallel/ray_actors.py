@@ -51,9 +51,8 @@ class EnvWorkers(NamedTuple):
 class EnvActors:
     """Collector of environments in Ray actors.
 
-    Attributes:
-        figures: metrics of the environments and actors: environments restarted, fragments that
-            were lost with their actor, and stale ones, which another policy had collected.
+    `figures` counts environments that were restarted, fragments that were lost with their actor,
+    and stale ones, which another policy had collected.
     """
 
     def __init__(

@@ -101,7 +101,6 @@ class RayRanks(NamedTuple):
         )
 
     def _resource(self) -> str:
-        """The resource that ranks need, of which Ray has enough."""
         workers, devices = self.settings.workers, self.settings.devices
         available = self.ray.cluster_resources()
         resource = "GPU" if available.get("GPU", 0) > 0 else "CPU"

@@ -11,8 +11,7 @@ from surefoot.errors import ConfigError, WorkerLostError
 from surefoot.parallel.connected_ranks import ConnectedRanks
 from surefoot.parallel.heartbeat import TIMEOUT_S, abort_rank
 from surefoot.parallel.jax_private import use_cpu_collectives_at
-from surefoot.parallel.mesh import divide_cpu
-from surefoot.parallel.ranks import ALONE, Ranks
+from surefoot.parallel.mesh import ALONE, Ranks, divide_cpu
 
 CONNECT_S = 60
 """Seconds within which all processes must have connected."""
@@ -83,6 +82,7 @@ def _bind_address(address: str) -> str | None:
         return address
     with contextlib.suppress(OSError), socket.socket() as trial:
         number = socket.gethostbyname(host)
+        # Only an address of this machine's own can be bound; any free port will do to see that.
         trial.bind((number, 0))
         return f"{number}:{port}"
     return None

@@ -42,15 +42,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def flatten_keys(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        nested = isinstance(value, dict) and value
-        flat |= flatten_keys(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
-
-
 def replica_check(mesh: Mesh) -> Callable[[int, list[Array]], np.ndarray]:
     """Build `(signal, leaves) -> table`: each device's signal and fingerprint of its leaves.
 

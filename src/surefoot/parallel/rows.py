@@ -18,16 +18,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from surefoot.formulas.surrogate import counted
-from surefoot.rules.rows import AllRows, Losses, Rows, minibatch_size, random_order
+from surefoot.rules.rows import Losses, minibatch_size, random_order
 from surefoot.types import Params
 
 AXIS = "block"
 """The axis of the mesh that blocks are spread over."""
-
-
-def rows_in(blocks: int) -> Rows:
-    """Access to the rows of so many blocks."""
-    return AllRows() if blocks == 1 else BlockRows(blocks)
 
 
 class BlockRows(NamedTuple):
@@ -40,6 +35,7 @@ class BlockRows(NamedTuple):
 
         def flatten(leaf: Array) -> Array:
             steps, envs, *rest = leaf.shape
+            # Blocks in front of time: the rows of a device are neighbours, and none has to move.
             blocks = leaf.reshape(steps, self.parts, envs // self.parts, *rest).swapaxes(0, 1)
             return blocks.reshape(steps * envs, *rest)
 

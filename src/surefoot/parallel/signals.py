@@ -15,12 +15,9 @@ _POLL_S = 0.5
 
 
 class CatchSignals:
-    """Context manager that records a stop signal instead of dying; a second one stops at once.
+    """Context manager that records the first stop signal, `caught`; a second one stops at once.
 
     Handlers are restored on exit. A no-op outside the main thread, which gets no signals.
-
-    Attributes:
-        caught: number of the first signal, or None.
     """
 
     def __init__(self, react: Callable[[int], Any] | None = None):
@@ -55,11 +52,11 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
     """
     parent = multiprocessing.parent_process()
     pid = parent.pid if parent is not None else os.getppid()
-    threading.Thread(target=_watch_parent, args=(pid, number), daemon=True).start()
 
+    def watch() -> None:
+        # An orphan's parent is init, or whatever process adopts it.
+        while os.getppid() == pid:
+            time.sleep(_POLL_S)
+        os.kill(os.getpid(), number)
 
-def _watch_parent(pid: int | None, number: int) -> None:
-    # An orphan's parent is init, or whatever process adopts it.
-    while os.getppid() == pid:
-        time.sleep(_POLL_S)
-    os.kill(os.getpid(), number)
+    threading.Thread(target=watch, daemon=True).start()

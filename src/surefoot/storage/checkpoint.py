@@ -51,11 +51,7 @@ def storage(path: Path, doing: str) -> Iterator[None]:
 
 
 def strict_json(data: bytes, path: Path) -> Any:
-    """JSON without NaN or infinity.
-
-    Raises:
-        CheckpointError: for anything else, or more of it than any file of ours has.
-    """
+    """JSON without NaN or infinity; CheckpointError for anything else, or more than we write."""
     if len(data) > LARGEST_JSON:
         raise CheckpointError(f"{path} is {len(data)} bytes; no file of ours is that long")
 
@@ -130,8 +126,7 @@ def _name(path: Any) -> str:
 def restore_arrays(template: PyTree, arrays: Mapping[str, np.ndarray], where: str) -> PyTree:
     """A tree like `template` (of arrays or shapes) with the named arrays in its leaves.
 
-    Raises:
-        CheckpointError: lists what is missing, left over or of another shape or dtype.
+    A CheckpointError lists what is missing, left over, or of another shape or dtype.
     """
     flat, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in flat]
@@ -159,22 +154,12 @@ def steps_of(path: Path) -> int:
 
 
 def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
-    """Store a checkpoint under `parent`; it is there whole, or not at all.
-
-    Raises:
-        StorageError: where the disk is full or cannot be written.
-    """
+    """Store a checkpoint under `parent`, whole or not at all; StorageError if the disk refuses."""
     target = parent / f"step-{checkpoint.env_steps:09d}"
     aside = parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
+    state: dict[str, Any] = {"format": FORMAT, **checkpoint._asdict()}
     # safetensors writes memory as it lies, so views and other orders are copied.
-    arrays = {name: np.array(array, order="C") for name, array in checkpoint.arrays.items()}
-    state = {
-        "format": FORMAT,
-        "iteration": checkpoint.iteration,
-        "env_steps": checkpoint.env_steps,
-        "exact": checkpoint.exact,
-        "versions": checkpoint.versions,
-    }
+    arrays = {name: np.array(leaf, order="C") for name, leaf in state.pop("arrays").items()}
     parts = {_PARTS[0]: safetensors.numpy.save(arrays), _PARTS[1]: dump(state)}
     files = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -28,21 +28,16 @@ class EnvErrorRecord(NamedTuple):
 
 def write_env_error(directory: RunDirectory, record: EnvErrorRecord) -> None:
     """Keep the error that ended a run."""
-    about = {"said": record.message, "name": record.name}
-    about |= {"index": record.index, "seed": record.seed}
+    about = record._asdict()
     # A slice of a larger array would be written as the memory that it lies in.
-    whole = {name: np.array(leaf, order="C") for name, leaf in record.actions.items()}
+    whole = {name: np.array(leaf, order="C") for name, leaf in about.pop("actions").items()}
     # The actions first: a record exists once its JSON file does.
     directory.write(ENV_ERROR_FILES[1], safetensors.numpy.save(whole))
     directory.write(ENV_ERROR_FILES[0], dump(about))
 
 
 def read_env_error(directory: RunDirectory) -> EnvErrorRecord:
-    """The error that ended a run.
-
-    Raises:
-        CheckpointError: if there is none, or its files are damaged.
-    """
+    """The error that ended a run; CheckpointError if there is none, or its files are damaged."""
     file, arrays = (directory.path / name for name in ENV_ERROR_FILES)
     if not file.exists():
         env = directory.config.get("env")  # raises where there is no run at all
@@ -60,6 +55,6 @@ def read_env_error(directory: RunDirectory) -> EnvErrorRecord:
         in_range = index >= 0 and 0 <= seed < 2**32
         if not (same_length and in_range and all(leaf.size for leaf in actions.values())):
             raise ValueError("not an environment error that surefoot has written")
-        return EnvErrorRecord(str(about["said"]), str(about["name"]), index, seed, actions)
+        return EnvErrorRecord(str(about["message"]), str(about["name"]), index, seed, actions)
     except Exception as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error

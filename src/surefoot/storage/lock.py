@@ -20,11 +20,7 @@ _held: dict[str, IO[str]] = {}
 
 
 def lock(path: Path) -> None:
-    """Take a directory for this process.
-
-    Raises:
-        StorageError: where another run has it, with its host and process.
-    """
+    """Take a directory for this process; a StorageError names the process that has it."""
     key = str(path.resolve())
     # Before the file is opened: the system does not lock a process out of its own lock, and
     # closing a second descriptor would release the first one's.
@@ -35,7 +31,9 @@ def lock(path: Path) -> None:
     except OSError as error:
         raise StorageError(f"locking {path}: {error.strerror or error}") from error
     try:
-        _take(file)
+        import fcntl  # where there is none, nothing is locked
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         with file:
             raise StorageError(
@@ -74,14 +72,7 @@ def _open(path: Path) -> IO[str]:
     return file
 
 
-def _take(file: IO[str]) -> None:
-    import fcntl  # where there is none, nothing is locked
-
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _owner(file: IO[str]) -> str:
-    """Who has it, as the file says."""
     try:
         file.seek(0)
         owner = json.loads(file.read(1000))

@@ -17,11 +17,7 @@ class Logger(NamedTuple):
 
 
 def tensorboard_logger(directory: Path) -> Logger:
-    """A logger of event files under the run directory.
-
-    Raises:
-        ConfigError: where tensorboardX is not installed.
-    """
+    """A logger of event files under the run directory; it needs tensorboardX."""
     writer = _package("tensorboardX", "tensorboard").SummaryWriter(str(directory / "tensorboard"))
 
     def log(row: Mapping[str, Any]) -> None:
@@ -34,8 +30,7 @@ def tensorboard_logger(directory: Path) -> Logger:
 def wandb_logger(directory: RunDirectory, project: str) -> Logger:
     """A logger of a Weights & Biases run, which keeps its id when the run is resumed.
 
-    Raises:
-        ConfigError: where wandb is not installed, or does not start (without a login).
+    Raises a ConfigError where wandb is not installed, or does not start (without a login).
     """
     wandb = _package("wandb", "wandb")
     stored = directory.read("wandb-id.txt")

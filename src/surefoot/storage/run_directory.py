@@ -32,6 +32,11 @@ NOT_FINITE = "not-finite.json"
 ENV_ERROR_FILES = ("env-error.json", "env-error.safetensors")
 
 
+def folder_name(env_id: str) -> str:
+    """An environment's id as one part of a path, such as `gymnax_CartPole-v1`."""
+    return re.sub(r"[^\w.-]", "_", env_id)
+
+
 class RunDirectory:
     """The files of one run."""
 
@@ -46,10 +51,11 @@ class RunDirectory:
             ConfigError: where a run or anything else is there already.
             StorageError: where it cannot be written, or another run is about to.
         """
+        run = cls(path)
         with storage(path, "reading"):
             # After a mistake in an environment is corrected, the same command works again.
-            if cls(path)._failed_at_once():
-                cls(path).clear()
+            if run._failed_at_once():
+                run.clear()
             used = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if used:
             raise ConfigError(
@@ -57,7 +63,6 @@ class RunDirectory:
                 f"`surefoot resume {path}`",
                 name="OUT-USED",
             )
-        run = cls(path)
         with storage(path, "writing"):
             path.mkdir(parents=True, exist_ok=True)
             lock(path)
@@ -77,11 +82,7 @@ class RunDirectory:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `config.json` froze.
-
-        Raises:
-            CheckpointError: where there is no run here.
-        """
+        """What `config.json` froze; CheckpointError where there is no run."""
         file = self.path / "config.json"
         # A `Path` has made one slash of two.
         if "://" in str(self.path) or re.match(r"\w+:/", str(self.path)):
@@ -100,6 +101,7 @@ class RunDirectory:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to `metrics.jsonl`."""
         file = self.path / "metrics.jsonl"
+        # Not through a link, by which a run would write outside its directory.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with storage(file, "writing"), os.fdopen(os.open(file, flags, 0o644), "a") as rows:
             rows.write(json.dumps(row, allow_nan=False) + "\n")
@@ -140,16 +142,8 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Remove a run that never reached a checkpoint; what else is here stays."""
-        names = (
-            "config.json",
-            "metrics.jsonl",
-            "score.json",
-            "wandb-id.txt",
-            NOT_FINITE,
-            "lock",
-        )
-        names += ENV_ERROR_FILES
-        for name in names:
+        files = ("config.json", "metrics.jsonl", "score.json", "wandb-id.txt", NOT_FINITE, "lock")
+        for name in files + ENV_ERROR_FILES:
             (self.path / name).unlink(missing_ok=True)
         kept = ("checkpoints", "best", "kept", "tensorboard", "wandb")
         folders = (self.path / name for name in kept)
@@ -160,11 +154,7 @@ class RunDirectory:
             self.path.rmdir()
 
     def clear(self) -> None:
-        """`forget` the run, while no other process writes to it.
-
-        Raises:
-            StorageError: where another process is.
-        """
+        """`forget` the run; StorageError where another process writes to it."""
         lock(self.path)
         try:
             with storage(self.path, "clearing"):
@@ -212,10 +202,7 @@ class RunDirectory:
     def newest(self, *, exact: bool = False, folder: str = "checkpoints") -> Checkpoint:
         """The newest checkpoint that reads well; with `exact`, the newest marked so.
 
-        Warns of newer ones that are damaged.
-
-        Raises:
-            CheckpointError: where there is none; the error of the newest one is in the message.
+        Warns of newer ones that are damaged. A CheckpointError has the error of the newest.
         """
         errors = []
         for path in reversed(self.checkpoints(folder)):
@@ -235,12 +222,5 @@ class RunDirectory:
 
 def finite_row(values: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics as plain numbers; those that are not finite (no episode ended) are left out."""
-    row = {}
-    for key, value in values.items():
-        if isinstance(value, str):
-            row[key] = value
-            continue
-        number = value.item() if hasattr(value, "item") else value
-        if not isinstance(number, float) or math.isfinite(number):
-            row[key] = number
-    return row
+    plain = {key: x.item() if hasattr(x, "item") else x for key, x in values.items()}
+    return {key: x for key, x in plain.items() if not isinstance(x, float) or math.isfinite(x)}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from surefoot.config.settings import Settings
-from surefoot.diagnostics.groups import GroupSums, groups_of, num_groups, sum_by_group
+from surefoot.diagnostics.groups import GroupSums, Layout, groups_of, sum_by_group
 from surefoot.diagnostics.update_stats import some_rows
 from surefoot.formulas.advantages import (
     discounted_returns,
@@ -17,7 +17,7 @@ from surefoot.formulas.advantages import (
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.running_stats import RunningStats, merge_stats, standard_deviation
 from surefoot.formulas.surrogate import weighted_mean
-from surefoot.networks.policy import Actor
+from surefoot.networks.actor_critic import Actor
 from surefoot.rules.critic import explained_variance
 from surefoot.rules.rows import Rows
 from surefoot.types import Batch, EnvSpec, Episodes, Inputs, Params, Rollout
@@ -122,7 +122,8 @@ def td_sums(
         gamma=settings.train.gamma,
     )
     errors, valid = rows.flatten((errors, rollout.valid))
-    return sum_by_group(errors, valid, groups, num_groups(settings.train.num_envs))
+    layout = Layout(settings.train.num_envs, rows.parts)
+    return sum_by_group(errors, valid, groups, layout.num_groups)
 
 
 def make_batch(

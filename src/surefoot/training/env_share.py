@@ -6,8 +6,7 @@ from surefoot.config.settings import Settings
 from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import as_host
-from surefoot.networks.actor_critic import build
-from surefoot.networks.policy import make_actor
+from surefoot.networks.actor_critic import build, make_actor
 from surefoot.training.rollout_host import HostCollector
 
 

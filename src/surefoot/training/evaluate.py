@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.source import OpenEnvs
-from surefoot.networks.policy import Actor
+from surefoot.networks.actor_critic import Actor
 from surefoot.networks.spaces import as_jax_dtype
 from surefoot.training.random_keys import Purpose, env_seeds, run_key
 from surefoot.types import Params

@@ -4,9 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from surefoot.diagnostics.cross_fit import cross_fit, cross_fit_metrics
-from surefoot.diagnostics.gain import take_in_cross_fit
-from surefoot.diagnostics.lens import LensState, judge_update, noise_metrics, shift_metrics
-from surefoot.diagnostics.state_shift import States, sample_states
+from surefoot.diagnostics.gradient_noise import noise_metrics
+from surefoot.diagnostics.lens import (
+    LensState,
+    States,
+    judge_update,
+    sample_states,
+    take_in_cross_fit,
+)
+from surefoot.diagnostics.state_shift import shift_metrics
 from surefoot.diagnostics.update_stats import diagnose
 from surefoot.networks.spaces import obs_features
 from surefoot.rules.critic import explained_variance
@@ -95,7 +101,8 @@ def look(
     batch, *_ = read_rollout(parts, state, rollout)
     policy, policy_fn = state.params["policy"], parts.network.policy
     states = _some_states(parts, state, rollout)
-    metrics = shift_metrics(lens, states, run_key(state.seed, state.iteration, Purpose.SHIFT))
+    shift_key = run_key(state.seed, state.iteration, Purpose.SHIFT)
+    metrics = shift_metrics(lens.states, states, shift_key, known=lens.ready)
     metrics |= noise_metrics(policy_fn, policy, batch, parts.layout, parts.rows)
     if parts.settings.train.guard:  # which cross-fits every update by itself
         return lens, metrics

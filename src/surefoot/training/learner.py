@@ -8,8 +8,7 @@ from typing import Any
 from surefoot.config.settings import Settings
 from surefoot.diagnostics.lens import LensState
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.networks.actor_critic import ActorCritic
-from surefoot.networks.policy import Actor
+from surefoot.networks.actor_critic import Actor, ActorCritic
 from surefoot.training.batch import Metrics
 from surefoot.training.inspect import inspect, look
 from surefoot.training.learn import learn

@@ -15,8 +15,7 @@ from surefoot.errors import (
     SurefootError,
     WorkerLostError,
 )
-from surefoot.parallel.mesh import ONE, Placement
-from surefoot.parallel.ranks import ALONE, Ranks
+from surefoot.parallel.mesh import ALONE, ONE, Placement, Ranks
 from surefoot.parallel.signals import CatchSignals
 from surefoot.storage.checkpoint import Checkpoint, name_arrays
 from surefoot.storage.run_directory import finite_row

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from surefoot.config.settings import Settings, Train
 from surefoot.envs.host import HostEnv, HostStep
-from surefoot.networks.policy import Actor
+from surefoot.networks.actor_critic import Actor
 from surefoot.networks.spaces import as_jax_dtype, widened_obs
 from surefoot.training.random_keys import Purpose, drawn_block, env_seeds, run_key
 from surefoot.types import Episodes, Params, Rollout

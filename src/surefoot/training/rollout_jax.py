@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from surefoot.config.settings import Settings
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.networks.policy import Actor
+from surefoot.networks.actor_critic import Actor
 from surefoot.rules.rows import Rows
 from surefoot.training.random_keys import drawn_block
 from surefoot.types import Episodes, Params, Rollout

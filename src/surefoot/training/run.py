@@ -201,7 +201,8 @@ def begin(
         state = start.lower().compile()(np.int32(train.seed))
         return Run(settings, source, learner, state), opened
     except BaseException:
-        opened.abandon()
+        if source.reopens:  # a vector environment of the user's own stays open
+            opened.close()
         raise
 
 
@@ -260,7 +261,8 @@ def open_run(
         _check_spaces(run, config, path)
         state = restore_arrays(run.state, checkpoint.arrays, str(path))
     except CheckpointError:
-        opened.abandon()
+        if source.reopens:
+            opened.close()
         raise
     if not opened.spec.jax_native:
         # Its environments start new episodes, whatever was open when the checkpoint was written.

@@ -13,10 +13,9 @@ from surefoot.diagnostics.lens import LensState, start_lens
 from surefoot.envs.jax_native import JaxEnv
 from surefoot.formulas.running_stats import RunningStats, start_obs_stats, start_stats
 from surefoot.formulas.trust_region import interpolate
-from surefoot.networks.actor_critic import ActorCritic
-from surefoot.networks.policy import Actor, make_actor
+from surefoot.networks.actor_critic import Actor, ActorCritic, make_actor
 from surefoot.networks.spaces import example_obs, normalised_leaves, obs_features
-from surefoot.parallel.rows import rows_in
+from surefoot.parallel.mesh import rows_in
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.critic import critic_losses, start_critic
 from surefoot.rules.rows import Rows

@@ -11,8 +11,15 @@ from surefoot.config.settings import Parallel, Settings
 from surefoot.envs.host import HostEnv
 from surefoot.envs.source import OpenEnvs
 from surefoot.errors import StoppedBySignal, SurefootError
-from surefoot.parallel.mesh import ONE, Placement, check_blocks, claim_devices, divide_cpu, place
-from surefoot.parallel.ranks import ALONE, Ranks
+from surefoot.parallel.mesh import (
+    ALONE,
+    ONE,
+    Placement,
+    Ranks,
+    check_blocks,
+    divide_cpu,
+    place,
+)
 from surefoot.parallel.ray import connected
 from surefoot.parallel.ray_actors import EnvActors, EnvWorkers
 from surefoot.parallel.rendezvous import join_cluster
@@ -57,7 +64,6 @@ class Resources(NamedTuple):
 
     def place(self, settings: Settings) -> Placement:
         """The devices of this process, and where the arrays of the run live."""
-        claim_devices(self.parallel.devices)
         if self.ranks.count > 1:
             check_blocks(settings, self.ranks.placement.count)
             return self.ranks.placement

@@ -14,8 +14,7 @@ from surefoot.config.settings import Critic, Network, OwnNetworks, Rule, Setting
 from surefoot.config.validation import shown
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError
-from surefoot.storage.names import folder_name
-from surefoot.storage.run_directory import RunDirectory
+from surefoot.storage.run_directory import RunDirectory, folder_name
 from surefoot.training.api import choose_groups
 
 EVALUATIONS = 10

@@ -24,8 +24,7 @@ from surefoot.analysis.compare.comparison import (
 )
 from surefoot.formulas.intervals import Interval
 from surefoot.storage.checkpoint import storage
-from surefoot.storage.names import folder_name
-from surefoot.storage.run_directory import RunDirectory
+from surefoot.storage.run_directory import RunDirectory, folder_name
 
 WIDTH = 96
 ONLY_THE_RULE = "nothing but the rule"

@@ -20,8 +20,7 @@ from surefoot.analysis.probe.policies import GROUP, PolicyFunctions
 from surefoot.analysis.probe.settings import ProbeSettings
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
-from surefoot.networks.masks import empty_masks
-from surefoot.networks.spaces import as_jax_dtype, own_dtype
+from surefoot.networks.spaces import as_jax_dtype, masks_of, own_dtype
 from surefoot.training.random_keys import Purpose, env_seeds, run_key
 from surefoot.types import EnvSpec
 
@@ -233,7 +232,7 @@ class HostPlayer:
         seeds = env_seeds(self._seed, group, GROUP, Purpose.PROBE)
         empty = create_empty_array(self._spec.observation_space, n=GROUP)
         obs = jax.tree.map(as_jax_dtype, empty)
-        masks = empty_masks(self._spec, GROUP) if self._spec.masked else None
+        masks = masks_of(self._spec, {}, GROUP) if self._spec.masked else None
         for row in range(GROUP)[rows]:
             # Opened when first needed: a small budget needs few.
             while row >= len(self._envs):

@@ -12,7 +12,7 @@ from jaxtyping import Float, PyTree
 
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import likelihood_ratio
-from surefoot.networks.policy import Actor
+from surefoot.networks.actor_critic import Actor
 from surefoot.networks.spaces import by_part
 from surefoot.training.random_keys import Purpose, run_key
 from surefoot.types import EnvSpec, Params

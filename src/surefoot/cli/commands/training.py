@@ -30,7 +30,7 @@ from surefoot.cli.flags import (
 from surefoot.config.presets import NAMES, known_rule, preset, settle
 from surefoot.config.settings import RULES
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.storage.names import folder_name
+from surefoot.storage.run_directory import folder_name
 from surefoot.training.callback import Callback
 
 
