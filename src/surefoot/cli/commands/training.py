@@ -30,7 +30,6 @@ from surefoot.cli.flags import (
 from surefoot.config.presets import NAMES, known_rule, preset, settle
 from surefoot.config.settings import RULES
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.storage.run_directory import folder_name
 from surefoot.training.callback import Callback
 
 
@@ -101,6 +100,9 @@ def _tables(path: str | None) -> dict[str, Any]:
 
 def _free_directory(env: str, rule: str, seed: int) -> Path:
     """`runs/ENV/RULE-seedN`, numbered on where it is used."""
+    # Imported late: it imports JAX, for which help does not wait.
+    from surefoot.storage.run_directory import folder_name
+
     base = Path("runs") / folder_name(env) / f"{rule}-seed{seed}"
     candidate, count = base, 1
     # A run is continued by `resume` or --resume auto only, never by accident.
