@@ -26,17 +26,15 @@ from surefoot.diagnostics.groups import (
 from surefoot.diagnostics.lens import (
     DRIFT,
     GAIN_NOISE,
-    NUM_STATES,
     PRIOR_U,
     filter_gain,
     filtered_ratio,
     realised_gain,
-    sample_states,
     signal_share,
     start_filter,
     take_in_cross_fit,
 )
-from surefoot.diagnostics.state_shift import visitation_shift
+from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitation_shift
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
 from surefoot.exact import TabularSoftmax, random_mdp, solve
 from surefoot.formulas.distributions import Categorical

@@ -21,12 +21,12 @@ import pytest
 
 import surefoot as sf
 from surefoot.envs import channel
-from surefoot.envs import vector as vector_module
+from surefoot.envs import processes as processes_module
 from surefoot.envs import vector as vectors
 from surefoot.envs.channel import Channel
+from surefoot.envs.processes import usable_cores
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
-from surefoot.envs.vector import usable_cores
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from tests.support.scripted import ACTION_SPACES, OBS_SPACES, Scripted, make_scripted, mask_of
 
@@ -341,8 +341,8 @@ def test_processes_whose_trainer_was_killed_end_by_themselves(tmp_path):
 def test_auto_takes_more_processes_where_they_save_time(
     monkeypatch, step_seconds, steps, cores, found
 ):
-    monkeypatch.setattr(vector_module, "step_seconds", lambda make: step_seconds)
-    monkeypatch.setattr(vector_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(processes_module, "step_seconds", lambda make: step_seconds)
+    monkeypatch.setattr(processes_module, "usable_cores", lambda: cores)
     source = find_env("CartPole-v1", {})
     processes = partial(source.num_processes, num_envs=8, steps=steps)
     assert processes("auto") == found
@@ -365,7 +365,7 @@ def test_auto_takes_more_processes_where_they_save_time(
     ids=["factory", "instance", "own-id", "own-factory", "on-jax"],
 )
 def test_auto_keeps_in_this_process_what_may_share_something_with_it(monkeypatch, env):
-    monkeypatch.setattr(vector_module, "step_seconds", lambda make: 1.0)
+    monkeypatch.setattr(processes_module, "step_seconds", lambda make: 1.0)
     assert find_env(env, {}).num_processes("auto", num_envs=8, steps=10**6) == 1
 
 
@@ -388,14 +388,14 @@ class Slow(Scripted):
 
 @pytest.mark.parametrize("making", [0.0, 0.3])
 def test_the_time_of_a_step_is_tried_on_an_environment_thrown_away(making, monkeypatch):
-    monkeypatch.setattr(vector_module, "TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr(processes_module, "TRIAL_SECONDS", 0.1)
     Slow.closed.clear()
-    assert 0.002 <= vector_module.step_seconds(partial(Slow, making)) < 0.1
+    assert 0.002 <= processes_module.step_seconds(partial(Slow, making)) < 0.1
     assert len(Slow.closed) == 1
 
 
 def test_what_cannot_be_tried_is_left_in_this_process():
-    assert vector_module.step_seconds(partial(Scripted, fail_at=3)) == 0.0
+    assert processes_module.step_seconds(partial(Scripted, fail_at=3)) == 0.0
 
 
 def test_a_groups_quota_bounds_the_cores(monkeypatch):

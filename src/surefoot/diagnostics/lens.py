@@ -13,21 +13,19 @@ the promise is eaten up with the distance, gain = promise x (1 - u sqrt(KL)).
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float
 
 from surefoot.diagnostics.groups import (
     Estimate,
     GroupSums,
     combine,
-    groups_of,
     interval_of,
     mean_by_group,
     mean_of,
 )
-from surefoot.rules.rows import Rows
-from surefoot.types import Params, Rollout
+from surefoot.diagnostics.state_shift import NUM_STATES, States
+from surefoot.types import Params
 
 PRIOR_KL = 0.03
 """The KL at which half of a promise is expected to come true before anything is known."""
@@ -38,8 +36,6 @@ DRIFT = 0.05
 """Standard deviation of u's change from one update to the next, as a share of its prior."""
 MEMORY = 0.9
 """What is kept of the smoothed promises when another cross-fit comes in."""
-NUM_STATES = 512
-"""States of each rollout that are kept, to be compared with the next one's."""
 
 
 def gain_by_group(
@@ -163,41 +159,6 @@ def filtered_ratio(
     return 1.0 - state.u * root, jnp.sqrt(jnp.maximum(state.covariance[1, 1], 0.0)) * root
 
 
-class States(NamedTuple):
-    """Some states of one rollout: raw features, group, whether in its later half, and whether real.
-
-    `late` serves the null: the same policy's states, earlier against later.
-    """
-
-    features: Float[Array, "state feature"]
-    groups: Int[Array, " state"]
-    late: Bool[Array, " state"]
-    valid: Bool[Array, " state"]
-
-
-def sample_states(
-    features: Float[Array, "time env feature"],
-    rollout: Rollout,
-    key: Key[Array, ""],
-    rows: Rows,
-) -> States:
-    """`NUM_STATES` states of a rollout, drawn with replacement, evenly from the parts of rows."""
-    valid = rollout.valid
-    num_steps, _ = valid.shape
-    late = jnp.broadcast_to(jnp.arange(num_steps)[:, None] >= num_steps // 2, valid.shape)
-    shape, size = (rows.parts, NUM_STATES // rows.parts), valid.size // rows.parts
-    chosen = jax.random.randint(key, shape, 0, size).reshape(-1)
-    table = rows.flatten((features, groups_of(rollout), late, valid))
-    drawn, group, late, real = rows.take(table, chosen)
-    drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
-    # Parts that do not share the places evenly leave some empty.
-    spare = NUM_STATES - len(real)
-    return jax.tree.map(
-        lambda leaf: jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1)),
-        rows.replicate(States(drawn, group, late, real)),
-    )
-
-
 class LensState(NamedTuple):
     """What is kept of one update until the next rollout can judge it.
 
@@ -256,10 +217,10 @@ def judge_update(
     change = gain_by_group(lens.td, after, horizon=horizon)
     # One reward that is not finite must not spoil the sums of a whole run.
     gained = lens.gained + jnp.where(lens.ready & jnp.isfinite(change), change, 0.0)
-    # Episodes of one rollout are no pairs of those of the next.
     # The intervals of single gains do not tell how well their sum is known: two successive ones
     # share a rollout with opposite sign. How the environments' own sums differ does.
     total = interval_of(total_gain(gained))
+    # Episodes of one rollout are no pairs of those of the next.
     unpaired = unknown if paired else jnp.nan
     return (
         lens._replace(ratio=ratio, gained=gained),

@@ -9,17 +9,56 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from surefoot.diagnostics.lens import States
+from surefoot.diagnostics.groups import groups_of
 from surefoot.formulas.conjugate_gradient import conjugate_gradient
 from surefoot.formulas.surrogate import weighted_mean
+from surefoot.rules.rows import Rows
+from surefoot.types import Rollout
 
+NUM_STATES = 512
+"""States of each rollout that are kept, to be compared with the next one's."""
 WIDTH = 64
 """Random features of the classifier, beside the state's own where they are no more than these."""
 RIDGE = 1e-2
 MAX_ITERATIONS = 40
 """Of the classifier's fit; stopping early is a ridge of its own."""
+
+
+class States(NamedTuple):
+    """Some states of one rollout: raw features, group, whether in its later half, and whether real.
+
+    `late` serves the null: the same policy's states, earlier against later.
+    """
+
+    features: Float[Array, "state feature"]
+    groups: Int[Array, " state"]
+    late: Bool[Array, " state"]
+    valid: Bool[Array, " state"]
+
+
+def sample_states(
+    features: Float[Array, "time env feature"],
+    rollout: Rollout,
+    key: Key[Array, ""],
+    rows: Rows,
+) -> States:
+    """`NUM_STATES` states of a rollout, drawn with replacement, evenly from the parts of rows."""
+    valid = rollout.valid
+    num_steps, _ = valid.shape
+    late = jnp.broadcast_to(jnp.arange(num_steps)[:, None] >= num_steps // 2, valid.shape)
+    shape, size = (rows.parts, NUM_STATES // rows.parts), valid.size // rows.parts
+    chosen = jax.random.randint(key, shape, 0, size).reshape(-1)
+    table = rows.flatten((features, groups_of(rollout), late, valid))
+    drawn, group, late, real = rows.take(table, chosen)
+    drawn = jnp.where(real[:, None], jnp.nan_to_num(drawn), 0.0)
+    # Parts that do not share the places evenly leave some empty.
+    spare = NUM_STATES - len(real)
+    return jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1)),
+        rows.replicate(States(drawn, group, late, real)),
+    )
 
 
 class Shift(NamedTuple):

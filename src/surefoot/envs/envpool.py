@@ -13,8 +13,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import PyTree
 
 from surefoot.config.validation import nearest
+from surefoot.envs.processes import usable_cores
 from surefoot.envs.source import EnvSource
-from surefoot.envs.vector import usable_cores
 from surefoot.errors import ConfigError
 
 

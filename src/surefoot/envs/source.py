@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvFactory, EnvGroup
-from surefoot.envs.vector import ProcessVector, requested_processes, saves_time
+from surefoot.envs.processes import requested_processes, saves_time
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class EnvSource:
         # Imported late: every process that steps environments imports this module without JAX.
         from surefoot.envs.host import HostEnv
         from surefoot.envs.ready_vector import ReadyVector
+        from surefoot.envs.vector import ProcessVector
 
         restart = limits is not None and limits.restarts > 0
         if restart and not self.reopens:

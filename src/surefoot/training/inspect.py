@@ -5,14 +5,8 @@ import jax.numpy as jnp
 
 from surefoot.diagnostics.cross_fit import cross_fit, cross_fit_metrics
 from surefoot.diagnostics.gradient_noise import noise_metrics
-from surefoot.diagnostics.lens import (
-    LensState,
-    States,
-    judge_update,
-    sample_states,
-    take_in_cross_fit,
-)
-from surefoot.diagnostics.state_shift import shift_metrics
+from surefoot.diagnostics.lens import LensState, judge_update, take_in_cross_fit
+from surefoot.diagnostics.state_shift import States, sample_states, shift_metrics
 from surefoot.diagnostics.update_stats import diagnose
 from surefoot.networks.spaces import obs_features
 from surefoot.rules.critic import explained_variance
