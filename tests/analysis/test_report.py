@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import surefoot.analysis.report
-from surefoot.analysis.plots.style import means, newest, starts_of
+from surefoot.analysis.plots.grouping import means, newest, starts_of
 from surefoot.analysis.report import report
 from surefoot.analysis.report.appendix import newest_probe
 from surefoot.analysis.report.learning import learning_section, summarize_returns

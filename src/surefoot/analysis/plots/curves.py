@@ -9,15 +9,8 @@ from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from surefoot.analysis.plots.style import (
-    blank,
-    draw_optimum,
-    group_size,
-    means,
-    save,
-    starts_of,
-    styles_of,
-)
+from surefoot.analysis.plots.grouping import group_size, means, starts_of
+from surefoot.analysis.plots.style import blank, draw_optimum, save, styles_of
 from surefoot.formulas.intervals import t_interval
 
 MAX_CURVE_POINTS = 100

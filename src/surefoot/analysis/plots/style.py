@@ -1,17 +1,14 @@
-"""What all figures share: their style, and the grouping of long rows into points.
+"""Style that all figures share; none needs a display.
 
-No figure needs a display. Colours are Okabe and Ito's, distinct for any colour vision; each
+Colours are Okabe and Ito's, distinct for any colour vision; each
 built-in rule has its own in every figure.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,13 +20,6 @@ DASHES = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), "solid", (0, (3, 1)), (0, (7, 1.5)
 GRAY = "#555555"
 WIDTH, HEIGHT, DPI = 8.0, 4.8, 100
 """A figure is 800 by 480 pixels."""
-MAX_POINTS = 200
-"""Maximum points of a line; rows of a longer run are drawn in groups."""
-
-Rows = Float[np.ndarray, " row"]
-Starts = Int[np.ndarray, " group"]
-Groups = Float[np.ndarray, " group"]
-Reduction = Callable[[Rows, Starts], Groups]
 
 
 def blank(title: str, *, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -72,25 +62,3 @@ def styles_of(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
         label: {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)]}
         for label, i in places.items()
     }
-
-
-def group_size(length: int, max_points: int = MAX_POINTS) -> int:
-    """Rows per point."""
-    return max(1, math.ceil(length / max_points))
-
-
-def starts_of(length: int, size: int | None = None) -> Starts:
-    """First rows of groups of equal size; the last group may be smaller."""
-    return np.arange(0, length, size or group_size(length))
-
-
-def means(values: Rows, starts: Starts) -> Groups:
-    """The mean of each group."""
-    # The last group may be smaller than the others.
-    sizes = np.diff(np.append(starts, len(values)))
-    return np.add.reduceat(values, starts) / sizes
-
-
-def newest(values: Rows, starts: Starts) -> Groups:
-    """The last value of each group, as for sums over a run."""
-    return values[np.append(starts[1:], len(values)) - 1]

@@ -13,8 +13,8 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
+from surefoot.analysis.plots.grouping import group_size
 from surefoot.analysis.plots.report import RaisedWarning, draw_panels, draw_timeline
-from surefoot.analysis.plots.style import group_size
 from surefoot.analysis.report.appendix import (
     newest_probe,
     probe_section,
@@ -22,13 +22,14 @@ from surefoot.analysis.report.appendix import (
     settings_section,
     warnings_section,
 )
+from surefoot.analysis.report.critic import critic_section
 from surefoot.analysis.report.learning import (
     ReturnSummary,
     describe_end,
     learning_section,
     summarize_returns,
 )
-from surefoot.analysis.report.promises import critic_section, lies_section, promise_section
+from surefoot.analysis.report.promises import lies_section, promise_section
 from surefoot.analysis.report.section import Facts, Section
 from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from surefoot.analysis.plots.grouping import starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
-from surefoot.analysis.plots.style import starts_of
 from surefoot.analysis.report.section import Color, Facts, Section, ends_of, line, section
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure

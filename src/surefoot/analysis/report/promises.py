@@ -1,4 +1,4 @@
-"""The promises of the updates: how much was realised, why the rest was not, and the critic.
+"""The promises of the updates: how much was realised, and why the rest was not.
 
 A promise fails for two reasons, noise and visitation shift; each has its own remedy.
 """
@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
+from surefoot.analysis.plots.grouping import newest, starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
-from surefoot.analysis.plots.style import newest, starts_of
 from surefoot.analysis.report.section import (
     GUIDE,
     Color,
@@ -46,15 +46,7 @@ NULL, BAND = "lens/visitation_null", ("lens/filtered_low", "lens/filtered_high")
 SHIFTED = 0.2
 """Lower bound on the total variation of visits, above its null, that is worth a look."""
 
-OWN, FRESH = "critic/explained_variance", "lens/explained_variance"
-COSINE = "lens/expected_cosine"
-
 _FAR = "One update shifts the visits far: a smaller radius keeps them closer."
-_WORSE = (
-    "The critic is worse than a constant: use more critic epochs, a higher critic step size, a "
-    "wider critic, or return_norm."
-)
-_DISAGREE = "Gradients hardly agree between batches: use more steps per batch."
 
 
 def promise_section(facts: Facts, found: Totals | None) -> Section:
@@ -178,36 +170,4 @@ def lies_section(facts: Facts) -> Section:
         Panel("share of the promise", shares, (MUCH_NOISE, 1.0), ylim=(-0.02, 1.05)),
         Panel("ratio", ratios, (HALF_KEPT, 1.5), levels, ylim=(-0.6, 1.6)),
         Panel("total variation", shifts, (0.0, SHIFTED), ylim=(-0.02, top)),
-    )
-
-
-def critic_section(facts: Facts) -> Section:
-    """Explained variance of the critic, and the expected cosine between gradients."""
-    table = facts.table
-    absent = table.missing(OWN, FRESH)
-    if len(absent) == 2:
-        return left_out("critic", absent)
-    # Fresh returns judge the critic better, but few runs and rows have them.
-    explained, on = table.recent(FRESH), "fresh returns"
-    if math.isnan(explained):
-        explained, on = table.recent(OWN), "its own targets"
-    cosine = table.recent(COSINE)
-    finding = recently(
-        (explained, f"explained variance is {figure(explained)} on {on}"),
-        (cosine, f"the expected cosine of two batches' gradients is {figure(cosine)}"),
-        known=True,
-    )
-    variances = [
-        *line(table, OWN, "on its own targets", Color.BAD),
-        *line(table, FRESH, "on fresh returns", Color.GOT),
-    ]
-    # A first critic may be worse by orders of magnitude.
-    lowest = min(min(table.known(key), default=0.0) for key in (OWN, FRESH))
-    ylim = (max(-1.05, min(-0.1, float(lowest) - 0.05)), 1.05)
-    levels = ((0.0, "no better than a constant"),)
-    cosines = line(table, COSINE, "gradients of two batches, expected", Color.EXTRA, points=True)
-    return section("critic", finding + not_logged(absent)).judged(
-        [(explained < 0.0, _WORSE), (cosine < 0.1, _DISAGREE)],
-        Panel("explained variance", variances, (0.0, 1.0), levels, ylim=ylim),
-        Panel("cosine", cosines, (0.1, 1.0), ylim=(-0.05, 1.05)),
     )

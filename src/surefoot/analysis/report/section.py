@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from surefoot.analysis.plots.grouping import Reduction, means, starts_of
 from surefoot.analysis.plots.report import Dash, Panel, PanelSeries
-from surefoot.analysis.plots.style import Reduction, means, starts_of
 from surefoot.analysis.report.table import Column, Table
 from surefoot.analysis.text import figure
 from surefoot.config.settings import Settings
