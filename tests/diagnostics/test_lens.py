@@ -34,7 +34,12 @@ from surefoot.diagnostics.lens import (
     start_filter,
     take_in_cross_fit,
 )
-from surefoot.diagnostics.state_shift import NUM_STATES, sample_states, visitation_shift
+from surefoot.diagnostics.state_shift import (
+    NUM_STATES,
+    sample_states,
+    shift_metrics,
+    visitation_shift,
+)
 from surefoot.diagnostics.update_stats import _quantiles, some_rows
 from surefoot.exact import TabularSoftmax, random_mdp, solve
 from surefoot.formulas.distributions import Categorical
@@ -258,6 +263,19 @@ def test_groups_of_different_sizes_tell_the_same_noise_as_equal_ones(pair):
     np.testing.assert_allclose(np.median(found), expected, atol=0.03)
 
 
+@pytest.mark.parametrize("used", [0, 1])
+def test_fewer_than_two_groups_tell_no_noise(pair, used):
+    _, old, _ = pair
+    batch = draw_rows(old, jax.random.key(0), np.repeat(np.arange(4), 3))
+
+    def part(group):
+        return batch._replace(weights=1.0 * ((batch.groups == group) & (group < used)))
+
+    noise = gradient_noise(policy_fn, jnp.zeros((6, 3)), part, 4, AllRows())
+    assert np.isnan(noise.cosine)
+    assert np.isnan(noise.noise_scale)
+
+
 def test_the_norms_of_the_gradient_are_unbiased_and_the_cosine_is_that_of_two_batches(pair):
     _, old, _ = pair
     theta, rows, groups = jnp.zeros((6, 3)), 512, 16
@@ -341,6 +359,19 @@ def test_states_that_change_with_time_show_in_the_null_too():
     found = visitation_shift(first, second, jax.random.key(2))
     assert found.bound > 0.9
     assert found.null > 0.9
+    # The null is of the rollout before, whatever the newest one does.
+    still = sample_states(0 * time, rollout, jax.random.key(1), AllRows())
+    assert visitation_shift(first, still, jax.random.key(2)).null > 0.9
+    assert visitation_shift(still, first, jax.random.key(2)).null < 0.1
+
+
+def test_the_shift_is_unknown_before_there_are_states_of_a_rollout_before():
+    rows = jax.random.normal(jax.random.key(0), (16, 8, 2))
+    states = sample_states(rows, rollout_with(np.zeros((16, 8))), jax.random.key(1), AllRows())
+    for known in (False, True):
+        found = shift_metrics(states, states, jax.random.key(2), known=jnp.array(known))
+        assert set(found) == {"lens/visitation_shift", "lens/visitation_null"}
+        assert all(np.isfinite(value) == known for value in found.values())
 
 
 def test_states_without_a_second_group_cannot_be_separation_on_held_out_ones():

@@ -344,6 +344,17 @@ def test_bounds_of_several_parts_blame_the_environment_of_the_first():
     assert found.at == (5,)
     assert found.text == "observation['a'][0] is 7, outside -1 to 1"
     assert found.rows.tolist() == [False, False, True, False, False, True]
+    obs["b"][2] = 0.0
+    assert outside(space, obs, leading=1).rows.tolist() == [False] * 5 + [True]
+    obs["a"][5] = 0.0
+    assert outside(space, obs, leading=1) is None
+
+
+@case(20)
+def test_an_observation_on_a_bound_that_float32_rounds_is_inside():
+    space = spaces.Box(-0.1, 0.1, (1,), np.float64)
+    assert outside(space, np.array([[0.1], [-0.1]], np.float32), leading=1) is None
+    assert outside(space, np.array([[0.1001]], np.float32), leading=1) is not None
 
 
 @case(20)

@@ -605,6 +605,40 @@ def test_environments_are_closed_when_a_run_ends_in_whatever_way():
     assert Closed.closed == NUM_ENVS
 
 
+class NeverStarts(Closed):
+    """Raises on its first reset."""
+
+    def reset(self, *, seed=None, options=None):
+        raise RuntimeError("no licence")
+
+
+class TooManyPixels(Closed):
+    """Shows pictures that the built networks do not read."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((64, 64, 3), np.uint8), super().reset(seed=seed, options=options)[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [(NeverStarts, EnvCrashError), (TooManyPixels, ConfigError)]
+)
+def test_environments_of_a_run_that_cannot_begin_are_closed_unless_they_are_the_users(kind, error):
+    kind.closed = 0
+    with pytest.raises(error):
+        train(**{**arguments("host"), "env": kind}, seed=3)
+    assert kind.closed == NUM_ENVS
+    vector = gymnasium.vector.SyncVectorEnv([kind] * NUM_ENVS)
+    with pytest.raises(error):
+        train(**{**arguments("host"), "env": vector}, seed=3)
+    assert kind.closed == NUM_ENVS
+    vector.close()
+    assert kind.closed == 2 * NUM_ENVS
+
+
 SEEDS = (3, 8)
 
 
