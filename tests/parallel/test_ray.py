@@ -94,7 +94,7 @@ def test_a_signal_to_the_driver_stores_and_stops():
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143, logs()
-    assert "--resume auto goes on from there" in Path("driver.log").read_text()
+    assert "--resume auto continues from there" in Path("driver.log").read_text()
     assert arrays()[0] == f"step-{64 * len(rows()):09d}"
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 

@@ -48,6 +48,8 @@ def join_cluster(devices: int = 1) -> Ranks:
     timer = threading.Timer(CONNECT_S - 5, abort_rank, [missing])
     timer.daemon = True
     timer.start()
+    # It would catch SIGTERM for itself: one that comes before the loop's handler would be lost.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address,
