@@ -31,6 +31,7 @@ from surefoot.envs.registry import find_env
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import weighted_mean
 from surefoot.training import inspect
+from surefoot.training.callback import Callback
 from surefoot.training.rollout_host import HostCollector
 from surefoot.training.run import begin
 from surefoot.training.steppers import HostStepper, JaxStepper, Stepper
@@ -74,7 +75,7 @@ class _Side:
         fields = {"steps": 100_000_000, "lens_every": each_call if name == "all" else 0}
         settings = settle(task, preset(task, rule), changes={"train": fields})
         run, env = begin(settings, source, OwnNetworks())
-        parts = (run.learner, settings, lambda what: None)
+        parts = (run.learner, settings, Callback())
         self._env = env
         self._stepper: Stepper = env.visit(
             jax=lambda _: JaxStepper(*parts),

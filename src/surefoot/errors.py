@@ -136,17 +136,20 @@ def error_of_code(code: int, name: str, message: str) -> SurefootError:
     return kinds.get(code, SurefootError)(message, name=name)
 
 
-class StoppedBySignal(Exception):  # noqa: N818
-    """A signal ended a run after an iteration; its checkpoint, if any, is written.
+class StoppedBySignal(KeyboardInterrupt):
+    """A signal ended a run; its checkpoint, if any, is written.
+
+    A `KeyboardInterrupt`, so that no `except Exception` of a sweep goes on with the next run.
 
     Attributes:
+        run: the run as far as it got, where one was trained here.
         number: the signal's number.
         code: the exit code, 128 more; of a scheduler's SIGUSR1 that of SIGTERM, which it announces.
         iteration: iterations done.
         path: the run directory to resume, or None.
     """
 
-    def __init__(self, number: int, iteration: int, path: Path | None):
+    def __init__(self, number: int, iteration: int, path: Path | None, run: Any = None):
         super().__init__(f"stopped by {signal.Signals(number).name} at iteration {iteration}")
-        self.number, self.iteration, self.path = number, iteration, path
+        self.number, self.iteration, self.path, self.run = number, iteration, path, run
         self.code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from surefoot.parallel.signals import STOP_SIGNALS, CatchSignals
@@ -31,6 +33,43 @@ def test_a_second_signal_stops_at_once_and_the_handlers_are_restored():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_is_announced_while_compiled_code_keeps_python_from_answering():
+    matrix, announced = np.ones((3000, 3000)), []
+    with CatchSignals(announce=lambda name: announced.append((name, time.monotonic()))) as signals:
+        sender = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        sender.start()
+        matrix @ matrix
+        done = time.monotonic()
+        sender.join()
+        assert signals.caught == signal.SIGTERM
+    name, when = announced[0]
+    assert name == "SIGTERM"
+    assert when < done
+
+
+def test_another_wakeup_of_signals_is_given_back():
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        before = signal.set_wakeup_fd(ours.fileno())
+        try:
+            with CatchSignals(announce=print):
+                pass
+            assert signal.set_wakeup_fd(before) == ours.fileno()
+        finally:
+            signal.set_wakeup_fd(before)
+
+
+def test_a_process_that_outlives_its_terminal_is_not_stopped_by_a_hangup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        with CatchSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.caught is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

@@ -28,6 +28,7 @@ from surefoot.errors import (
     ConfigError,
     EnvCrashError,
     NotFiniteError,
+    OutOfMemoryError,
     StoppedBySignal,
 )
 from surefoot.storage.checkpoint import read_checkpoint
@@ -214,7 +215,7 @@ def test_a_kill_in_the_middle_of_a_save_costs_no_exactness(whole, world, tmp_pat
     def fsync(descriptor):
         synced.append(descriptor)
         # One for config.json and five for each of two checkpoints; the third is begun.
-        if len(synced) == 14:
+        if len(synced) >= 14:
             raise Killed
         real(descriptor)
 
@@ -302,7 +303,7 @@ def test_a_signal_ends_the_run_after_the_iteration_with_a_checkpoint(world, numb
     assert checkpoint.exact == (world == "jax"), "the host's environments were mid-episode"
 
 
-def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
+def test_a_second_signal_stops_at_once_and_costs_nothing_that_was_learned(tmp_path):
     def interrupt_twice(row):
         if row["iteration"] == EVERY + 2:
             os.kill(os.getpid(), signal.SIGINT)
@@ -310,7 +311,64 @@ def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(**arguments("host"), seed=3, out=tmp_path / "run", callback=interrupt_twice)
-    assert RunDirectory(tmp_path / "run").newest().iteration == EVERY
+    assert RunDirectory(tmp_path / "run").newest().iteration == EVERY + 2
+
+
+class Interrupted(Scripted):
+    """Sends this process a signal at its 40th step of all."""
+
+    taken = 0
+
+    def step(self, action):
+        Interrupted.taken += 1
+        if Interrupted.taken == NUM_ENVS * (NUM_STEPS + 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(action)
+
+
+def test_a_signal_acts_at_the_next_step_and_the_unfinished_rollout_is_dropped(tmp_path):
+    Interrupted.taken, path = 0, tmp_path / "run"
+    with pytest.raises(StoppedBySignal) as caught:
+        train(**{**arguments("host"), "env": Interrupted}, seed=3, out=path)
+    assert Interrupted.taken == NUM_ENVS * (NUM_STEPS + 4)
+    assert caught.value.iteration == 1
+    assert RunDirectory(path).newest().iteration == len(stored_rows(path)) == 1
+    run = resume(path, env=make_scripted)
+    assert run.finished
+
+
+@both_worlds
+def test_a_run_that_was_stopped_is_carried_by_an_interrupt_that_no_sweep_swallows(world):
+    def interrupt(row):
+        if row["iteration"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(**arguments(world), seed=3, callback=interrupt)
+    assert not isinstance(caught.value, Exception)
+    assert caught.value.run.iteration == 2
+    assert caught.value.run.policy(np.zeros(2, np.float32)).shape == ()
+
+
+@both_worlds
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit]
+)
+def test_an_error_of_a_callback_costs_nothing_that_was_learned(whole, world, error, tmp_path):
+    path, at = tmp_path / "run", EVERY + 1  # the first row of a dispatch of two
+
+    def fail(row):
+        if row["iteration"] == at:
+            raise error
+
+    with pytest.raises((error, OutOfMemoryError)):
+        train(**arguments(world), seed=3, out=path, callback=fail)
+    newest = RunDirectory(path).newest().iteration
+    assert newest == len(stored_rows(path)) == (at if world == "host" else at + 1)
+    run = go_on(world, path)
+    assert run.finished
+    if world == "jax":
+        assert_same_run(run, whole(world))
 
 
 def test_a_run_outside_the_main_thread_leaves_signals_alone(whole):

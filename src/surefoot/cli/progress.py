@@ -17,6 +17,10 @@ from surefoot.config.settings import Settings, non_default
 from surefoot.diagnostics.catalogue import METRICS
 from surefoot.training.callback import Callback
 
+LONG_ITERATION = 120.0
+"""Seconds from which an iteration is announced with the `--num-steps` that shortens it..."""
+SHORT_ITERATION = 20.0
+"""...to about this many."""
 _SHOWN = (
     ("return", "episode/return_mean", "{:.1f}"),
     ("evaluation", "eval/return_mean", "{:.1f}"),
@@ -41,6 +45,9 @@ class Progress(Callback):
         # So that the first row is printed at once.
         self._last_line = -SECONDS_BETWEEN_LINES
         self._compiling = ""
+        self._rollout = ""
+        self._rolled: tuple[int, float] | None = None  # steps at the first look, and when
+        self._announced = False
 
     def on_start(self, run: Any, plan: Any) -> None:
         """Say what is about to happen, then show it."""
@@ -69,10 +76,38 @@ class Progress(Callback):
         else:
             self._print(f"compiling {what} ...")
 
+    def on_rollout(self, done: int, steps: int) -> None:
+        """Show how far a rollout is that takes seconds."""
+        now, self._compiling = time.monotonic(), ""
+        if self._rolled is None or done <= self._rolled[0]:
+            self._rolled = done, now
+            return
+        first, since = self._rolled
+        rate = (done - first) / (now - since)
+        self._rollout = (
+            f"rollout {done:,}/{steps:,} steps, {duration((steps - done) / rate)} left in it"
+        )
+        if steps / rate > LONG_ITERATION and not self._announced:
+            self._announced = True
+            self._print(
+                f"an iteration takes about {duration(steps / rate)}: {steps:,} steps of every "
+                f"environment; --num-steps {max(1, round(SHORT_ITERATION * rate))} would take "
+                f"{duration(SHORT_ITERATION)}"
+            )
+        if self._live:
+            self._live.update(self._draw())
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            iteration = self._latest.get("iteration", self._first) + 1
+            self._print(f"{iteration}/{self._plan.iterations}  {self._rollout}")
+
     def on_row(self, run: Any, row: Mapping[str, Any]) -> None:
         """Take in one iteration."""
+<<<<<<< HEAD
         self._compiling = ""
         # Not every row has every figure: the panel keeps the newest of each.
+=======
+        self._compiling, self._rollout, self._rolled = "", "", None
         self._latest |= row
         for part in self._seconds:
             self._seconds[part] += row.get(f"time/{part}", 0.0)
@@ -122,7 +157,8 @@ class Progress(Callback):
         head.add_column(justify="right")
         rate = row.get("time/steps_per_second")
         speed = f"{rate:,.0f} steps/s" if rate else ""
-        status = f"compiling {self._compiling} ..." if self._compiling else f"{self._left()} left"
+        status = f"compiling {self._compiling} ..." if self._compiling else self._rollout
+        status = status or f"{self._left()} left"
         head.add_row(
             ProgressBar(total=self._plan.iterations, completed=done),
             Text(f"{done}/{self._plan.iterations}  {speed}  {status}"),

@@ -14,6 +14,8 @@ import numpy as np
 from surefoot.errors import ConfigError, ReplicaError, SurefootError, WorkerLostError, error_of_code
 from surefoot.types import Params
 
+PULSE_S = 0.5
+"""Between two looks, while fragments are waited for, at whether the run is asked to stop."""
 MAX_STALE = 100
 """Fragments of another policy that a run refuses before it ends."""
 
@@ -89,14 +91,27 @@ class EnvActors:
     def warm_up(self, policy: Params, obs_stats: Any) -> None:
         """No-op: each actor compiles its programs with its first fragment."""
 
-    def collect(self, policy: Params, obs_stats: Any, iteration: int) -> Any:
-        """Collect one rollout; raise an environment's error, or a WorkerLostError."""
+    def collect(
+        self,
+        policy: Params,
+        obs_stats: Any,
+        iteration: int,
+        pulse: Callable[[int], None] = lambda done: None,
+    ) -> Any:
+        """Collect one rollout; raise an environment's error, or a WorkerLostError.
+
+        `pulse` is called while the actors are waited for, and may raise.
+        """
         # Stored once: as an argument it would be stored again for each actor.
         acting = self._ray.put(jax.device_get((policy, obs_stats)))
         fragments: dict[int, Any] = {}
         pending = {self._request(n, acting, iteration): n for n in range(len(self._actors))}
         while pending:
-            (done, *_), _ = self._ray.wait(list(pending))
+            ready, _ = self._ray.wait(list(pending), timeout=PULSE_S)
+            pulse(0)  # steps are counted where they are taken
+            if not ready:
+                continue
+            done = ready[0]
             number = pending.pop(done)
             fragment = self._receive(done, number, iteration)
             if fragment is None:

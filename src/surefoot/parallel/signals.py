@@ -3,14 +3,22 @@
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
-"""Ctrl-C, the end of a job, and the notice of a scheduler that is about to take the machine."""
+STOP_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    # Windows has neither of these.
+    getattr(signal, "SIGHUP", signal.SIGTERM),
+    getattr(signal, "SIGUSR1", signal.SIGTERM),
+)
+"""Ctrl-C, the end of a job, a terminal that is closed, and a scheduler's notice that it is about to
+take the machine."""
 _POLL_S = 0.5
 
 
@@ -20,11 +28,21 @@ class CatchSignals:
     Handlers are restored on exit. A no-op outside the main thread, which gets no signals.
     """
 
-    def __init__(self, react: Callable[[int], Any] | None = None):
-        """`react` is called with the first signal's number, inside the handler; it may raise."""
+    def __init__(
+        self,
+        react: Callable[[int], Any] | None = None,
+        announce: Callable[[str], Any] | None = None,
+    ):
+        """Catch nothing yet.
+
+        `react` is called with the first signal's number, inside the handler; it may raise.
+        `announce` is called with its name at once, from a thread: Python runs the handler only
+        when the compiled code that the main thread is in returns.
+        """
         self.caught: int | None = None
-        self._react = react
+        self._react, self._announce = react, announce
         self._previous: dict[int, Any] = {}
+        self._wakeup: tuple[socket.socket, int] | None = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.caught is not None:
@@ -37,12 +55,40 @@ class CatchSignals:
         if threading.current_thread() is threading.main_thread():
             # A set: without SIGUSR1 there is SIGTERM twice, and the second time its previous
             # handler would be ours.
-            self._previous = {n: signal.signal(n, self._handle) for n in set(STOP_SIGNALS)}
+            numbers = {n for n in STOP_SIGNALS if not _is_to_survive(n)}
+            self._previous = {n: signal.signal(n, self._handle) for n in numbers}
+            if self._announce is not None:
+                self._announce_from_a_thread(self._announce)
         return self
 
+    def _announce_from_a_thread(self, announce: Callable[[str], Any]) -> None:
+        ours, ends = socket.socketpair()
+        ends.setblocking(False)  # the C handler must never wait
+        self._wakeup = ends, signal.set_wakeup_fd(ends.fileno(), warn_on_full_buffer=False)
+
+        def watch() -> None:
+            with ours:
+                while numbers := ours.recv(64):
+                    stops = [n for n in numbers if n in self._previous]
+                    if stops:
+                        announce(signal.Signals(stops[0]).name)
+                        return
+
+        threading.Thread(target=watch, daemon=True).start()
+
     def __exit__(self, *_: Any) -> None:
+        if self._wakeup is not None:
+            ends, previous = self._wakeup
+            signal.set_wakeup_fd(previous)
+            ends.close()  # which ends the thread
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _is_to_survive(number: int) -> bool:
+    """Whether `nohup` started this process, which is to outlive its terminal."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return number == hangup and signal.getsignal(number) is signal.SIG_IGN
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:

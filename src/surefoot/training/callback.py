@@ -16,8 +16,14 @@ class Callback:
     def on_compile(self, what: str) -> None:
         """Called before a program is compiled, which takes seconds."""
 
+    def on_rollout(self, done: int, steps: int) -> None:
+        """Called about once a second while Python steps environments: `done` of `steps` taken."""
+
     def on_row(self, run: Any, row: Row) -> bool | None:
         """Called after each iteration; return True to stop the run."""
+
+    def on_stop(self, signal: str) -> None:
+        """Called as soon as a signal asks the run to stop, from a thread of its own."""
 
     def on_message(self, text: str) -> None:
         """Called with a line for people before other work that takes long, such as a probe's."""

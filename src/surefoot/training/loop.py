@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 from surefoot.diagnostics.warnings import WarningMonitor
 from surefoot.errors import (
-    EnvContractError,
-    EnvCrashError,
     NotFiniteError,
+    ReplicaError,
     StoppedBySignal,
     SurefootError,
-    WorkerLostError,
 )
 from surefoot.parallel.mesh import ALONE, ONE, Placement, Ranks
 from surefoot.parallel.signals import CatchSignals
@@ -24,7 +22,7 @@ from surefoot.training.plan import Plan
 from surefoot.training.replay_error import record_batch
 from surefoot.training.run import Evaluator, Run
 from surefoot.training.state import LoopState, replicated, without_open_episodes
-from surefoot.training.steppers import Stepper
+from surefoot.training.steppers import RolloutStopped, Stepper, Stopping
 
 MAX_IN_TROUBLE = 20
 """Updates kept for probes because they were in trouble, beside those of `probe_every`."""
@@ -71,6 +69,7 @@ class Loop:
         )
         self._monitor, self._in_trouble = WarningMonitor(run.rows), 0
         self._before, self._asked_to_stop = self._point(), False
+        self._logged = self._before  # the newest state of which every row is written
         self._stored = run.env_steps  # where the newest checkpoint is, known to all ranks alike
         self._evaluator = None
         if plan.evaluate_every:
@@ -81,11 +80,11 @@ class Loop:
         """Whether there is more to do."""
         return not self.run.finished and not self._asked_to_stop
 
-    def advance(self) -> None:
+    def advance(self, stopping: Stopping) -> None:
         """Train one chunk; evaluate, log and store where due."""
         # Only after an update is it known to be in trouble, and a probe needs the state before it.
         self._before = self._point()
-        rows = self.run.advance(*self._stepper.advance(self.run.state))
+        rows = self.run.advance(*self._stepper.advance(self.run.state, stopping))
         try:
             if self._evaluator and self._is_due(self._plan.evaluate_every):
                 self._evaluate(self._evaluator, rows[-1])
@@ -93,18 +92,23 @@ class Loop:
             self._asked_to_stop = self._log(rows)
         self._store()
 
+    def announce(self, signal: str) -> None:
+        """Tell the callback that a signal asks the run to stop."""
+        self._callback.on_stop(signal)
+
     def close(self, error: BaseException | None) -> None:
-        """Close the evaluation, and store the state.
+        """Close the evaluation, and store the newest state of which every row is written.
 
         Not after updates that were refused: the last good checkpoint is that before them.
         """
         if self._evaluator:
             self._evaluator.close()
-        good = error is None or isinstance(error, EnvCrashError | EnvContractError)
-        # When actors are lost the state is good; when ranks are, a part of it is lost with them.
-        good |= self.ranks.count == 1 and isinstance(error, WorkerLostError)
-        if good and self.run.env_steps != self._stored:
-            self._save(exact=self._always_exact)
+        good = not isinstance(error, NotFiniteError | ReplicaError)
+        # Gathering the state takes every rank, and after an error of one the others are elsewhere.
+        good &= self.ranks.count == 1 or error is None
+        if good and self._logged.env_steps != self._stored:
+            # Not after a reset, after which a host run would be exact.
+            self._save_point(self._logged._replace(exact=self._always_exact), "checkpoints")
 
     def _is_due(self, every: int) -> bool:
         return self.run.iteration % every == 0 or self.run.finished
@@ -125,19 +129,23 @@ class Loop:
     def _log(self, rows: list[Row]) -> bool:
         """Write and show rows; whether a callback asks to stop."""
         run, stop, in_trouble = self.run, False, False
+        limit = run.settings.train.max_refusals
+        refused = [i for i, row in enumerate(rows) if row["update/refusals"] >= limit]
+        rows = rows[: refused[0] + 1] if refused else rows
         for row in rows:
             raised = self._monitor.see(row)
             in_trouble |= self._monitor.newly_red or self._monitor.newly_lost
             if raised:
                 row["warnings"] = " ".join(raised)
             if run.directory:
-                # Before anything below can raise, so that the file shows the row that ended the
-                # run.
                 run.directory.append(row)
+        # Before anything below can raise: a callback's error costs nothing that was learned.
+        self._logged = self._point()
+        for row in rows:
             # In this order, so that the callback sees every row even after it has asked to stop.
             stop = bool(self._callback.on_row(run, row)) or stop
-            if row["update/refusals"] >= run.settings.train.max_refusals:
-                self._give_up(row)
+        if refused:
+            self._give_up(rows[-1])
         if in_trouble and self._in_trouble < MAX_IN_TROUBLE:
             self._in_trouble += 1
             self._keep_for_probe(self._before, self._point())
@@ -182,13 +190,13 @@ class Loop:
 
     def _keep_for_probe(self, *points: _Point) -> None:
         for point in points:
-            self._save_point(point, "kept", EVERY_ONE)
+            self._save_point(point, "kept")
 
     def _save(self, *, exact: bool, folder: str = "checkpoints") -> None:
-        keep = 1 if folder == "best" else self.run.settings.train.keep_checkpoints
-        self._save_point(_Point(self.run.state, self.run.env_steps, exact), folder, keep)
+        self._save_point(_Point(self.run.state, self.run.env_steps, exact), folder)
 
-    def _save_point(self, point: _Point, folder: str, keep: int) -> None:
+    def _save_point(self, point: _Point, folder: str) -> None:
+        keep = {"best": 1, "kept": EVERY_ONE}.get(folder, self.run.settings.train.keep_checkpoints)
         directory = self.run.directory
         if directory is None and self.ranks.count == 1:
             return
@@ -212,13 +220,15 @@ def run_loops(loops: Sequence[Loop]) -> list[SurefootError | None]:
     """
     errors: list[SurefootError | None] = [None] * len(loops)
     raised: BaseException | None = None
-    with CatchSignals() as signals:
+    with CatchSignals(announce=loops[0].announce) as signals:
         try:
             going, caught = [i for i, loop in enumerate(loops) if loop.going], signals.caught
             while going and caught is None:
                 for i in going:
                     try:
-                        loops[i].advance()
+                        loops[i].advance(lambda: signals.caught is not None)
+                    except RolloutStopped:
+                        break
                     except SurefootError as error:
                         errors[i] = error
                 going = [i for i in going if loops[i].going and errors[i] is None]
@@ -232,9 +242,13 @@ def run_loops(loops: Sequence[Loop]) -> list[SurefootError | None]:
                     loop.close(raised or errors[i])
                 except SurefootError as error:
                     errors[i] = errors[i] or error
+                except Exception:
+                    if raised is None:  # which matters more
+                        raise
     if loops[0].ranks.count == 1:
         caught = signals.caught  # one may have come while the loops were closed
     if caught is not None:
         run = next((loop.run for loop in loops if loop.going), loops[0].run)
-        raise StoppedBySignal(caught, run.iteration, run.directory and run.directory.path)
+        path = run.directory and run.directory.path
+        raise StoppedBySignal(caught, run.iteration, path, run)
     return errors

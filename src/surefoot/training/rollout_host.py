@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,13 @@ from surefoot.networks.actor_critic import Actor
 from surefoot.networks.spaces import as_jax_dtype, widened_obs
 from surefoot.training.random_keys import Purpose, drawn_block, env_seeds, run_key
 from surefoot.types import Episodes, Params, Rollout
+
+Pulse = Callable[[int], None]
+"""Called before each step of a rollout, with the steps taken so far; what it raises drops it."""
+
+
+def no_pulse(done: int) -> None:
+    """The pulse of a rollout that nothing watches."""
 
 
 class HostRollout(NamedTuple):
@@ -90,7 +98,9 @@ class Collector(Protocol):
         """Build the programs of a rollout, so that compiling them is not counted as acting."""
         ...
 
-    def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
+    def collect(
+        self, policy: Params, obs_stats: Any, iteration: int, pulse: Pulse = no_pulse
+    ) -> HostRollout:
         """One rollout under a policy."""
         ...
 
@@ -161,11 +171,15 @@ class HostCollector:
         """Metrics of the environments themselves."""
         return {"env/restarts": self._env.restarts}
 
-    def collect(self, policy: Params, obs_stats: Any, iteration: int) -> HostRollout:
+    def collect(
+        self, policy: Params, obs_stats: Any, iteration: int, pulse: Pulse = no_pulse
+    ) -> HostRollout:
         """One rollout under a policy."""
-        return assemble([self.gather(policy, obs_stats, iteration)], self._settings.train)
+        return assemble([self.gather(policy, obs_stats, iteration, pulse)], self._settings.train)
 
-    def gather(self, policy: Params, obs_stats: Any, iteration: int) -> Fragment:
+    def gather(
+        self, policy: Params, obs_stats: Any, iteration: int, pulse: Pulse = no_pulse
+    ) -> Fragment:
         """What these environments do under a policy."""
         steps = self._settings.train.num_steps
         key = run_key(self._settings.train.seed, iteration, Purpose.ACTION)
@@ -181,6 +195,7 @@ class HostCollector:
         env_seconds, started = 0.0, time.monotonic()
         _write(obs_rows, 0, self._obs)
         for t in range(steps):
+            pulse(t)
             if t % self._block == 0:
                 drawn = self._draw(jax.random.fold_in(key, t))
                 # To the host once a block: indexing a JAX array at every step would be a dispatch

@@ -16,10 +16,12 @@ from surefoot.training.state import LoopState
 from surefoot.training.steppers import (
     Compiled,
     Notice,
+    Stopping,
     advance_chunk,
     as_arrays,
     chunk_of,
     chunk_rows,
+    never,
 )
 from surefoot.types import Rollout
 
@@ -121,7 +123,9 @@ class _Seat:
     def reset(self, iteration: int) -> None:
         """Nothing: the environments' states are part of the loop's."""
 
-    def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
+    def advance(
+        self, state: LoopState, stopping: Stopping = never
+    ) -> tuple[LoopState, list[dict[str, Any]]]:
         """The state after the chunk, which the other runs go through as well."""
         return self._batch.chunk_of(self._position, int(state.learn.iteration))
 

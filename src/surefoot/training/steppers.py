@@ -10,10 +10,11 @@ import numpy as np
 
 from surefoot.config.settings import Settings
 from surefoot.parallel.mesh import ONE, Placement
+from surefoot.training.callback import Callback
 from surefoot.training.learner import Learner
 from surefoot.training.memory import return_memory
 from surefoot.training.plan import chunk_length, looks_at
-from surefoot.training.rollout_host import Collector
+from surefoot.training.rollout_host import Collector, Pulse
 from surefoot.training.state import STATE_AXES, LoopState
 from surefoot.types import Params, Rollout
 
@@ -65,6 +66,20 @@ def as_arrays(traced: Any) -> Any:
     return jax.tree.map(lambda number: np.asarray(number, jnp.zeros(()).dtype), traced)
 
 
+Stopping = Callable[[], bool]
+"""Whether the run is asked to stop."""
+SECONDS_BETWEEN_PULSES = 1.0
+
+
+def never() -> bool:
+    """That of a run that nothing asks to stop."""
+    return False
+
+
+class RolloutStopped(Exception):  # noqa: N818
+    """A rollout was dropped because the run is asked to stop."""
+
+
 class Stepper(Protocol):
     """Advances a run by one chunk of iterations."""
 
@@ -72,8 +87,14 @@ class Stepper(Protocol):
         """Start new episodes, where the environments live on the host."""
         ...
 
-    def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
-        """The state after the chunk, and one row of metrics an iteration."""
+    def advance(
+        self, state: LoopState, stopping: Stopping = never
+    ) -> tuple[LoopState, list[dict[str, Any]]]:
+        """The state after the chunk, and one row of metrics an iteration.
+
+        Raises:
+            RolloutStopped: where environments are stepped by Python, as soon as it is `stopping`.
+        """
         ...
 
     def last_rollout(self, state: LoopState) -> Rollout:
@@ -89,10 +110,11 @@ class HostStepper:
         collector: Collector,
         learner: Learner,
         settings: Settings,
-        compiling: Notice,
+        callback: Callback,
         placement: Placement = ONE,
     ):
         self._collector, self._settings, self._placement = collector, settings, placement
+        compiling = callback.on_compile
         self._traced = as_arrays(learner.traced)
         self._learn = Compiled(
             learner.learn,
@@ -104,18 +126,20 @@ class HostStepper:
         self._look = Compiled(
             learner.look, "the diagnostics", compiling, placement, placement.shardings(False)
         )
-        self._notice, self._warm = compiling, False
+        self._callback, self._warm = callback, False
 
     def reset(self, iteration: int) -> None:
         """New episodes everywhere."""
         self._collector.reset(iteration)
 
-    def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
+    def advance(
+        self, state: LoopState, stopping: Stopping = never
+    ) -> tuple[LoopState, list[dict[str, Any]]]:
         """One rollout and one update, with the expensive diagnostics before it where due."""
         warming, iteration = self._warm_up(state), int(state.learn.iteration)
         compiled = self._learn.seconds + self._look.seconds
         started = time.monotonic()
-        host = self._collector.collect(*self._acting(state), iteration)
+        host = self._collector.collect(*self._acting(state), iteration, self._pulse(stopping))
         self._rollout = host.rollout
         before = time.monotonic()
         rollout, episodes = self._placement.put_rollout(host.rollout, host.episodes)
@@ -141,6 +165,19 @@ class HostStepper:
         }
         return state, [row]
 
+    def _pulse(self, stopping: Stopping) -> Pulse:
+        shown, steps = time.monotonic(), self._settings.train.num_steps
+
+        def pulse(done: int) -> None:
+            nonlocal shown
+            if stopping():
+                raise RolloutStopped
+            if time.monotonic() - shown >= SECONDS_BETWEEN_PULSES:
+                shown = time.monotonic()
+                self._callback.on_rollout(done, steps)
+
+        return pulse
+
     def last_rollout(self, state: LoopState) -> Rollout:
         """The last one that was collected."""
         return self._rollout
@@ -150,7 +187,7 @@ class HostStepper:
         if self._warm:
             return 0.0
         started, self._warm = time.monotonic(), True
-        self._notice("the policy")
+        self._callback.on_compile("the policy")
         self._collector.warm_up(*self._acting(state))
         return time.monotonic() - started
 
@@ -176,10 +213,11 @@ class JaxStepper:
         self,
         learner: Learner,
         settings: Settings,
-        compiling: Notice,
+        callback: Callback,
         placement: Placement = ONE,
     ):
         self._settings, self._placement = settings, placement
+        compiling = callback.on_compile
         self._traced = as_arrays(learner.traced)
         self._run = Compiled(
             chunk_of(learner, chunk_length(settings)),
@@ -205,7 +243,9 @@ class JaxStepper:
         with self._placement.scope():
             return self._placement.whole(jax.jit(self._collect)(state)[1])
 
-    def advance(self, state: LoopState) -> tuple[LoopState, list[dict[str, Any]]]:
+    def advance(
+        self, state: LoopState, stopping: Stopping = never
+    ) -> tuple[LoopState, list[dict[str, Any]]]:
         """As many iterations as the chunk holds and the plan has left."""
         started = time.monotonic()
         iteration = int(state.learn.iteration)

@@ -147,7 +147,7 @@ class Trainer(NamedTuple):
 
     def _stepper(self, collector: Collector | None) -> Stepper:
         run = self.run
-        rest = run.learner, run.settings, self.callback.on_compile, self.placement
+        rest = run.learner, run.settings, self.callback, self.placement
 
         def host_stepper(env: HostEnv) -> Stepper:
             own = collector or HostCollector(env, run.learner.actor, run.settings)

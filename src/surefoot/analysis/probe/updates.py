@@ -135,7 +135,7 @@ class Rerun:
         """All iterations in turn: a rollout starts where the one before ended, within episodes."""
         settings = self._settings
         collector = HostCollector(env, self._learner.actor, settings)
-        stepper = HostStepper(collector, self._learner, settings, lambda what: None)
+        stepper = HostStepper(collector, self._learner, settings, Callback())
         # The run may have started new episodes after each scheduled checkpoint.
         every = make_plan(settings, self._learner.spec).checkpoint_every
         resets = bool(settings.train.reset_at_checkpoints)

@@ -141,6 +141,17 @@ class _Display(Callback):
         """Show that a program is being compiled."""
         self._progress.on_compile(what)
 
+    def on_rollout(self, done: int, steps: int) -> None:
+        """Show how far a rollout is."""
+        if self._progress:
+            self._progress.on_rollout(done, steps)
+
+    def on_stop(self, signal: str) -> None:
+        """Answer a signal at once; what it waits for may take long."""
+        from surefoot.cli.progress import say
+
+        say(f"surefoot: {signal}: stopping and saving; send it once more to stop at once")
+
     def on_row(self, run: Any, row: dict[str, Any]) -> None:
         """Show and log one iteration."""
         self._progress.on_row(run, row)
