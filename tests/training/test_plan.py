@@ -1,11 +1,19 @@
-"""When a run looks, fixed before it starts."""
+"""When a run looks and stores, fixed before it starts."""
+
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from surefoot.config.presets import preset, settle
-from surefoot.training.plan import FIRST_LOOK, chunk_length, looks_at
+from surefoot.training.plan import (
+    DEFAULT_EPISODE_LIMIT,
+    FIRST_LOOK,
+    chunk_length,
+    looks_at,
+    make_plan,
+)
 
 pytestmark = pytest.mark.core
 
@@ -40,3 +48,26 @@ def test_diagnostics_that_are_switched_off_never_run(iterations, dispatch):
 def test_a_run_of_one_look_an_iteration_looks_at_the_first():
     settings = settings_with(3, lens_every=1)
     assert [looks_at(settings, i) for i in range(3)] == [True] * 3
+
+
+@given(
+    steps=st.integers(32, 10**6),
+    explicit=st.integers(0, 10**6),
+    limit=st.integers(1, 10**5) | st.none(),
+    native=st.booleans(),
+    resets=st.booleans(),
+)
+def test_checkpoints_are_as_far_apart_as_asked_whatever_the_episodes(
+    steps, explicit, limit, native, resets
+):
+    fields = {"num_envs": 1, "num_steps": 32, "dispatch": 5, "reset_at_checkpoints": resets}
+    fields |= {"steps": steps, "checkpoint_every": explicit}
+    settings = settle("any", preset("any", "vpg", "none"), changes={"train": fields})
+    plan = make_plan(settings, SimpleNamespace(jax_native=native, max_episode_steps=limit))
+    wanted = (explicit or steps / 10) / 32
+    assert wanted <= plan.checkpoint_every < wanted + plan.chunk
+    if native or not resets:
+        assert plan.reset_every == 0 == plan.cut_share
+    else:
+        assert plan.reset_every * 32 >= 10 * (limit or DEFAULT_EPISODE_LIMIT)
+        assert plan.cut_share <= 0.1

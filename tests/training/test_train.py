@@ -71,7 +71,11 @@ def arguments(world, **more):
         ),
         "steps": ITERATIONS * BATCH,
         "train": Train(
-            num_envs=NUM_ENVS, num_steps=NUM_STEPS, dispatch=2, checkpoint_every=1, **more
+            num_envs=NUM_ENVS,
+            num_steps=NUM_STEPS,
+            dispatch=2,
+            checkpoint_every=EVERY * BATCH if world == "host" else 1,
+            **more,
         ),
         "network": Network(hidden=(8,)),
         "critic": Critic(num_epochs=2, num_minibatches=2, learning_rate=1e-2, final_fraction=0.1),
@@ -389,10 +393,10 @@ def plan_of(jax_native, limit, **given):
 @pytest.mark.core
 def test_a_schedule_lies_ten_episode_limits_apart_only_where_resets_cut_episodes():
     small = {"num_envs": 8, "num_steps": 256, "steps": 10**6, "checkpoint_every": 1}
-    assert plan_of(False, 1000, **small).checkpoint_every == 40
-    assert plan_of(False, None, **small).checkpoint_every == 40
+    assert plan_of(False, 1000, **small).reset_every == 40
+    assert plan_of(False, None, **small).reset_every == 40
     assert plan_of(False, 1000, **small).cut_share == 1000 / (40 * 256)
-    assert plan_of(False, 1000, **small, reset_at_checkpoints=False).checkpoint_every == 1
+    assert plan_of(False, 1000, **small, reset_at_checkpoints=False).reset_every == 0
     assert plan_of(True, 1000, **small, dispatch=7).checkpoint_every == 7
     assert plan_of(True, 1000, **small, dispatch=7).cut_share == 0.0
 

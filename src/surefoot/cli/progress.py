@@ -54,7 +54,11 @@ class Progress(Callback):
         settings: Settings = run.settings
         self._plan, self._first = plan, run.iteration
         self._title = f"{settings.rule.name} on {settings.env}"
-        cut = f", cutting at most {plan.cut_share:.0%} of episodes" if plan.cut_share else ""
+        cut = ""
+        if plan.reset_every:
+            cut = f", exact every {plan.reset_every} and at the end"
+        if plan.cut_share:
+            cut += f", which cuts at most {plan.cut_share:.0%} of episodes"
         self._print(
             f"[bold]{self._title}[/bold]: {plan.iterations} iterations of "
             f"{settings.train.num_envs} x {settings.train.num_steps} steps, seed "

@@ -149,11 +149,13 @@ class Train:
     eval_episodes: int = setting(20, "episodes of one evaluation", low=1)
     checkpoint_every: int = setting(
         0,
-        "steps between scheduled checkpoints; 0: a tenth of the run, at least ten episodes",
+        "steps between scheduled checkpoints; 0: a tenth of the run",
         low=0,
     )
     reset_at_checkpoints: bool = setting(
-        True, "reseed Gymnasium environments at scheduled checkpoints, so that a resume is exact"
+        True,
+        "reset Gymnasium environments at a scheduled checkpoint once in ten episode limits: from "
+        "such a checkpoint a resume is exact",
     )
     keep_checkpoints: int = setting(3, "newest checkpoints kept beside the best one", low=1)
     dispatch: int = setting(10, "iterations of a JAX-native run per call of its program", low=1)

@@ -61,7 +61,6 @@ class Loop:
         self._stepper, self._plan, self._callback = stepper, plan, callback
         self._placement = placement
         spec, train = run.learner.spec, run.settings.train
-        self._resets = not spec.jax_native and train.reset_at_checkpoints
         # A JAX-native run's environments are in its state: any checkpoint of it is exact.
         self._always_exact = spec.jax_native
         self._best = max(
@@ -168,24 +167,26 @@ class Loop:
     def _point(self) -> _Point:
         """The run's state; a host run is exact only right after a scheduled reset."""
         run = self.run
-        reset = self._resets and run.iteration % self._plan.checkpoint_every == 0
+        every = self._plan.reset_every
+        reset = every > 0 and run.iteration % every == 0
         exact = self._always_exact or reset or run.iteration == 0
         return _Point(run.state, run.env_steps, exact)
 
     def _store(self) -> None:
         """Write a checkpoint where one is scheduled."""
-        run, due = self.run, self._is_due(self._plan.checkpoint_every)
+        run, plan = self.run, self._plan
+        reset = plan.reset_every > 0 and self._is_due(plan.reset_every)
         # Before it is stored: a checkpoint is exact only if it holds what the run itself goes on
         # with.
-        if due and self._resets:
+        if reset:
             run.set_state(without_open_episodes(run.state))
-        if due:
-            self._save(exact=self._always_exact or self._resets)
+        if reset or self._is_due(plan.checkpoint_every):
+            self._save(exact=self._always_exact or reset)
             self._stored = run.env_steps
-        every = self._plan.probe_every
+        every = plan.probe_every
         if every and run.iteration % every == 0:
             self._keep_for_probe(self._point())
-        if due and self._resets and not run.finished:
+        if reset and not run.finished:
             self._stepper.reset(run.iteration)
 
     def _keep_for_probe(self, *points: _Point) -> None:

@@ -38,11 +38,23 @@ def looks_at(settings: Settings, iteration: int, count: int = 1) -> bool:
 
 
 class Plan(NamedTuple):
-    """When what happens, in iterations; `cut_share` bounds the episodes that resets cut short."""
+    """When what happens, in iterations.
+
+    Attributes:
+        iterations: of the run.
+        chunk: iterations in one call of a JAX-native run's program.
+        checkpoint_every: between two scheduled checkpoints.
+        reset_every: between two resets of a host run's environments, each with an exact checkpoint;
+            0 for none.
+        evaluate_every: between two evaluations, 0 for none.
+        probe_every: between two updates that are kept for probes, 0 for none.
+        cut_share: upper bound on the share of episodes that resets cut short.
+    """
 
     iterations: int
     chunk: int
     checkpoint_every: int
+    reset_every: int
     evaluate_every: int
     probe_every: int
     cut_share: float
@@ -51,21 +63,21 @@ class Plan(NamedTuple):
 def make_plan(settings: Settings, spec: EnvSpec) -> Plan:
     """Iterations, and how often to store and to evaluate, fixed before the start.
 
-    A host run's scheduled checkpoints lie at least ten episode limits apart, because resetting
-    at them cuts the episodes that are open.
+    A host run's environments are reset at a checkpoint only ten episode limits after the last
+    reset, which cuts the episodes that are open; the checkpoints between are not exact.
     """
     train = settings.train
     iterations, batch = settings.num_iterations, settings.batch_size
     chunk = chunk_length(settings) if spec.jax_native else 1
     limit = spec.max_episode_steps or DEFAULT_EPISODE_LIMIT
     every = math.ceil((train.checkpoint_every or train.steps / 10) / batch)
+    every, reset = math.ceil(every / chunk) * chunk, 0
     if not spec.jax_native and train.reset_at_checkpoints:
-        every = max(every, math.ceil(EPISODES_PER_CHECKPOINT * limit / train.num_steps))
-    every = math.ceil(every / chunk) * chunk
-    resets = not spec.jax_native and train.reset_at_checkpoints and every < iterations
+        reset = max(every, math.ceil(EPISODES_PER_CHECKPOINT * limit / train.num_steps))
     evaluate = math.ceil(math.ceil(train.eval_every / batch) / chunk) * chunk
-    share = min(1.0, limit / (every * train.num_steps)) if resets else 0.0
+    in_between = 0 < reset < iterations
+    share = min(1.0, limit / (reset * train.num_steps)) if in_between else 0.0
     # Where a reset makes the batch repeatable, an update that is kept for a probe follows one.
-    unit = every if resets else chunk
+    unit = reset if in_between else chunk
     probe = math.ceil(math.ceil(train.probe_every / batch) / unit) * unit
-    return Plan(iterations, chunk, every, evaluate, probe, share)
+    return Plan(iterations, chunk, every, reset, evaluate, probe, share)

@@ -137,13 +137,12 @@ class Rerun:
         collector = HostCollector(env, self._learner.actor, settings)
         stepper = HostStepper(collector, self._learner, settings, Callback())
         # The run may have started new episodes after each scheduled checkpoint.
-        every = make_plan(settings, self._learner.spec).checkpoint_every
-        resets = bool(settings.train.reset_at_checkpoints)
+        every = make_plan(settings, self._learner.spec).reset_every
         rollout: Any = None
         ages: Any = None
         for index in range(count + 1):
             iteration = int(state.learn.iteration)
-            if index == 0 or (resets and iteration % every == 0):
+            if index == 0 or (every and iteration % every == 0):
                 state = without_open_episodes(state)
                 stepper.reset(iteration)
                 ages = np.zeros(env.num_envs, np.int64)
