@@ -779,6 +779,7 @@ def test_evaluation_plays_whole_episodes_an_equal_share_each(mode, world):
         world.state.learn.params["policy"],
         world.state.learn.obs_stats,
         episodes=7,
+        max_steps=1000,
         stochastic=False,
         seed=5,
     )
@@ -786,6 +787,7 @@ def test_evaluation_plays_whole_episodes_an_equal_share_each(mode, world):
     played += [first_episode(seeds[1]) + i for i in range(3)]
     assert sorted(result.returns) == sorted(map(return_of, played))
     assert sorted(result.lengths) == sorted(map(length_of, played))
+    assert result.cut == 0
     successes = sorted(info["is_success"] for info in result.infos)
     assert successes == sorted(float(e % 2) for e in played)
 
@@ -806,6 +808,7 @@ def test_evaluation_of_a_jax_native_environment_plays_one_whole_episode_each(wor
             state.learn.params["policy"],
             state.learn.obs_stats,
             episodes=16,
+            max_steps=16 * LIMIT,
             stochastic=True,
             seed=seed,
         )

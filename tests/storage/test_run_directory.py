@@ -1,5 +1,6 @@
 """A run directory keeps what it was given, or says what is wrong with it; it runs nothing."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from surefoot.storage.checkpoint import (
 from surefoot.storage.run_directory import RunDirectory, finite_row
 from surefoot.training.api import resume, train
 from tests.support.programs import quickly_built
-from tests.support.scripted import scripted_jax
+from tests.support.scripted import Scripted, scripted_jax
 from tests.support.trees import assert_same_bits
 
 TREE = {
@@ -449,11 +450,45 @@ def test_a_loaded_run_is_the_one_that_was_stored(trained):
 @pytest.mark.core
 def test_a_run_on_a_module_of_ones_own_must_be_named_again(trained):
     command = f"--env {ENV}"
-    for read in (sf.load, resume):
+    path = trained.directory.path
+    for read in (lambda: sf.load(path).evaluate(1), lambda: resume(path)):
         with pytest.raises(CheckpointError, match="will not import by itself") as caught:
-            read(trained.directory.path)
+            read()
         assert command in str(caught.value)
         assert caught.value.name == "NAME-ENV"
+
+
+@pytest.mark.core
+def test_a_policy_is_loaded_and_acts_without_an_environment(trained):
+    policy = sf.load(trained.directory.path).policy
+    obs = np.array([[0.0, 1.0], [3.0, 2.0]], np.float32)
+    np.testing.assert_array_equal(policy(obs), trained.policy(obs))
+
+
+class Slow(Scripted):
+    """Its constructor takes a second; `made` counts the calls."""
+
+    made = 0
+
+    def __init__(self):
+        Slow.made += 1
+        if Slow.made > 4:
+            time.sleep(1.0)
+        super().__init__()
+
+
+def test_no_more_environments_are_opened_than_are_used(tmp_path):
+    Slow.made, given = 0, arguments() | {"callback": lambda row: True}
+    given["train"] = dataclasses.replace(given["train"], num_envs=4)
+    run = train(Slow, out=tmp_path / "run", **given)
+    assert Slow.made == 4
+    loaded = sf.load(run.directory.path)
+    loaded.policy(np.zeros(2, np.float32))
+    assert Slow.made == 4
+    started = time.monotonic()
+    assert sf.load(run.directory.path, env=Slow).evaluate(1)["episodes"] == 1
+    assert time.monotonic() - started < 5.0
+    assert Slow.made == 5
 
 
 def test_an_environment_named_again_gets_its_arguments_again(trained):
@@ -478,7 +513,7 @@ def test_nothing_that_a_run_names_is_imported(trained, tmp_path, monkeypatch):
     for name in ("hostile:Env-v0", "hostile:factory"):
         path = copied(trained, tmp_path, env=name, env_from_python=False)
         with pytest.raises(CheckpointError, match="will not import"):
-            sf.load(path)
+            sf.load(path).evaluate(1)
         shutil.rmtree(path)
     assert not (tmp_path / "it-ran").exists()
 
@@ -492,10 +527,13 @@ def test_another_environment_is_refused_with_what_differs(trained):
 
 
 def test_an_environment_whose_arrays_fit_and_whose_bounds_differ_is_refused(trained, tmp_path):
-    recorded = trained.directory.config["action_space"].replace("Box(", "Box(-7.0, ")
-    path = copied(trained, tmp_path, action_space=recorded)
-    with pytest.raises(CheckpointError, match="its action space is Box"):
-        sf.load(path, env=ENV)
+    spec = trained.directory.config["spec"]
+    spec["action_space"]["low"] = -7.0
+    path = copied(trained, tmp_path, spec=spec)
+    for read in (lambda: sf.load(path, env=ENV).evaluate(1), lambda: resume(path, env=ENV)):
+        with pytest.raises(CheckpointError, match="is of another environment") as caught:
+            read()
+        assert caught.value.name == "OTHER-ENV"
 
 
 def test_another_network_is_refused_with_what_differs(trained, tmp_path):

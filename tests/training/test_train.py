@@ -818,7 +818,7 @@ def test_no_seeds_are_refused():
 
 def test_an_evaluations_interval_is_students():
     returns = np.array([3.0, 5.0, 4.0, 9.0])
-    found = summarize(Evaluation(returns, np.ones(4, int), []))
+    found = summarize(Evaluation(returns, np.ones(4, int), [], 0))
     expected = stats.t.interval(0.95, 3, loc=returns.mean(), scale=stats.sem(returns))
     np.testing.assert_allclose(found["return_ci95"], expected, rtol=1e-12)
 

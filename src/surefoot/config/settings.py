@@ -147,6 +147,12 @@ class Train:
     )
     eval_every: int = setting(0, "steps between two evaluations; 0: none during the run", low=0)
     eval_episodes: int = setting(20, "episodes of one evaluation", low=1)
+    eval_max_steps: int = setting(
+        0,
+        "environment steps of one evaluation, all its episodes together; 0: the environment's time "
+        "limit for each, or without one 10,000 (or num_steps, if that is more)",
+        low=0,
+    )
     checkpoint_every: int = setting(
         0,
         "steps between scheduled checkpoints; 0: a tenth of the run",

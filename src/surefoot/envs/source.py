@@ -109,6 +109,28 @@ class EnvSource:
             raise
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeferredSource(EnvSource):
+    """The source of host environments that is looked for when they are opened.
+
+    Attributes:
+        find: finds it, or raises that it must be named again.
+    """
+
+    find: Callable[[], EnvSource]
+
+    def open(
+        self,
+        num_envs: int,
+        *,
+        seed: int,
+        processes: int = 1,
+        limits: "EnvLimits | None" = None,
+    ) -> OpenEnvs:
+        """Open environments of the source that is found; errors as there."""
+        return self.find().open(num_envs, seed=seed, processes=processes, limits=limits)
+
+
 def jax_source(env: "JaxEnv") -> EnvSource:
     """The source of one JAX-native environment."""
     return EnvSource(env_id=env.spec.env_id, jax_env=env)

@@ -29,11 +29,12 @@ from surefoot.errors import CheckpointError, ConfigError
 from surefoot.parallel.ray_ranks import RayRanks
 from surefoot.storage.checkpoint import dump
 from surefoot.storage.lock import lock, unlock
+from surefoot.storage.recorded_spec import record_spec
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.callback import Callback, as_callback
 from surefoot.training.loop import versions
 from surefoot.training.on_ray import RankJob, train_on_ray
-from surefoot.training.run import Run, begin, open_run, recorded_spaces
+from surefoot.training.run import Run, begin, open_run
 from surefoot.training.trainer import Resources, Trainer, connect
 
 
@@ -174,7 +175,7 @@ def keep_in_directory(run: Run, job: Job, *, devices: int = 1) -> Run:
         "own_networks": job.own != OwnNetworks(),
         "versions": versions(),
         "devices": devices,
-        **recorded_spaces(run),
+        "spec": record_spec(run.learner.spec),
     }
     return replace(run, directory=RunDirectory.create(job.out, config))
 
@@ -217,7 +218,7 @@ def _train_beside_rank_0(job: Job, resources: Resources, path: Path, callback: C
         if first.get("iteration") == 0:
             run, envs = begin(settings, job.source, job.own)
         else:
-            run, envs = open_run(path, env=job.env, own=job.own, to_train=True, settings=settings)
+            run, envs = open_run(path, env=job.env, own=job.own, settings=settings)
         if run.iteration != first.get("iteration", run.iteration):
             raise CheckpointError(
                 f"rank {ranks.rank} found the run in {path} at iteration {run.iteration}, rank 0 "
@@ -284,7 +285,6 @@ def _resume(
             env=env,
             own=own,
             exact=exact,
-            to_train=True,
             settings=settings,
             elsewhere=elsewhere,
         )

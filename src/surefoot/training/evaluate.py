@@ -1,12 +1,13 @@
 """Whole episodes under a frozen policy: returns as the environment gives them."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from surefoot.envs.host import HostEnv
 from surefoot.envs.jax_native import JaxEnv
@@ -16,16 +17,17 @@ from surefoot.networks.spaces import as_jax_dtype
 from surefoot.training.random_keys import Purpose, env_seeds, run_key
 from surefoot.types import Params
 
-LONGEST_EPISODE = 100_000
-"""Steps after which an episode without a time limit is cut."""
-
 
 class Evaluation(NamedTuple):
-    """Undiscounted returns and lengths of whole episodes, and the infos of their last steps."""
+    """Undiscounted returns and lengths of episodes, and the infos of their last steps.
+
+    The last `cut` of them had not ended when the steps were used up.
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
     infos: list[dict[str, float]]
+    cut: int
 
 
 def evaluate(
@@ -35,10 +37,11 @@ def evaluate(
     obs_stats: Any,
     *,
     episodes: int,
+    max_steps: int,
     stochastic: bool,
     seed: int,
 ) -> Evaluation:
-    """Play whole episodes under a frozen policy.
+    """Play whole episodes under a frozen policy, in at most `max_steps` steps of all together.
 
     Host environments play an equal share each; of a JAX-native one, every episode is another
     instance in one program.
@@ -46,7 +49,15 @@ def evaluate(
     play = env.visit(
         jax=lambda env: partial(_evaluate_jax, env), host=lambda env: partial(_evaluate_host, env)
     )
-    return play(actor, policy, obs_stats, episodes=episodes, stochastic=stochastic, seed=seed)
+    return play(
+        actor,
+        policy,
+        obs_stats,
+        episodes=episodes,
+        max_steps=max_steps,
+        stochastic=stochastic,
+        seed=seed,
+    )
 
 
 def _evaluate_host(
@@ -56,6 +67,7 @@ def _evaluate_host(
     obs_stats: Any,
     *,
     episodes: int,
+    max_steps: int,
     stochastic: bool,
     seed: int,
 ) -> Evaluation:
@@ -69,26 +81,29 @@ def _evaluate_host(
     totals, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     results: list[tuple[float, int]] = []
     infos: list[dict[str, float]] = []
-    steps = 0
-    while share.sum() > 0:
+    steps = played = 0  # only environments with an episode to play count as played
+    while share.sum() > 0 and played < max_steps:
         noise = draw(jax.random.fold_in(key, steps)) if stochastic else None
         obs = jax.tree.map(as_jax_dtype, obs)
         _, sent, _ = act(policy, obs_stats, obs, mask, noise)
         step = env.step(jax.tree.map(np.asarray, sent))
+        played += int(np.sum(step.valid & (share > 0)))
         totals += np.where(step.valid, step.rewards, 0.0)
         lengths += step.valid
         totals[step.restarted], lengths[step.restarted] = 0.0, 0  # episodes that are lost
-        for index in np.flatnonzero(
-            step.terminated | step.truncated | (lengths >= LONGEST_EPISODE)
-        ):
+        for index in np.flatnonzero(step.terminated | step.truncated):
             if share[index] > 0:
                 share[index] -= 1
                 results.append((float(totals[index]), int(lengths[index])))
                 infos.append(step.final_infos.get(int(index), {}))
             totals[index], lengths[index] = 0.0, 0
         obs, mask, steps = step.obs, step.action_mask, steps + 1
+    ended = len(results)
+    for index in np.flatnonzero((share > 0) & (lengths > 0)):
+        results.append((float(totals[index]), int(lengths[index])))
+        infos.append({})
     returns, counts = zip(*results, strict=True)
-    return Evaluation(np.array(returns), np.array(counts), infos)
+    return Evaluation(np.array(returns), np.array(counts), infos, len(results) - ended)
 
 
 def _evaluate_jax(
@@ -98,20 +113,23 @@ def _evaluate_jax(
     obs_stats: Any,
     *,
     episodes: int,
+    max_steps: int,
     stochastic: bool,
     seed: int,
 ) -> Evaluation:
-    returns, lengths = _play(
+    returns, lengths, running = _play(
         policy,
         obs_stats,
         run_key(seed, 0, Purpose.EVALUATION),
         env=env._replace(spec=None),
         actor=actor,
-        limit=env.spec.max_episode_steps or LONGEST_EPISODE,
+        limit=math.ceil(max_steps / episodes),
         episodes=episodes,
         stochastic=stochastic,
     )
-    return Evaluation(np.asarray(returns), np.asarray(lengths), [])
+    order = np.argsort(np.asarray(running), stable=True)  # those that were cut come last
+    cut = int(np.sum(np.asarray(running)))
+    return Evaluation(np.asarray(returns)[order], np.asarray(lengths)[order], [], cut)
 
 
 @partial(jax.jit, static_argnames=("env", "actor", "limit", "episodes", "stochastic"))
@@ -125,8 +143,11 @@ def _play(
     limit: int,
     episodes: int,
     stochastic: bool,
-) -> tuple[Float[Array, " episode"], Int[Array, " episode"]]:
-    """Returns and lengths; the environment comes without its spec, which has no hash."""
+) -> tuple[Float[Array, " episode"], Int[Array, " episode"], Bool[Array, " episode"]]:
+    """Returns, lengths, and whether the limit cut the episode.
+
+    The environment comes without its spec, which has no hash.
+    """
     reset_key, noise_key, step_key = jax.random.split(key, 3)
 
     def unfinished(carry):
@@ -155,4 +176,5 @@ def _play(
         jnp.zeros(episodes),
         jnp.zeros(episodes, jnp.int32),
     )
-    return jax.lax.while_loop(unfinished, advance, start)[4:]
+    *_, running, returns, lengths = jax.lax.while_loop(unfinished, advance, start)
+    return returns, lengths, running

@@ -1,9 +1,10 @@
 """A run: its settings, state, metrics and directory; and how it is begun, opened and evaluated."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,21 +13,25 @@ from surefoot.config.presets import read_settings
 from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env, imports_nothing
-from surefoot.envs.source import EnvSource, OpenEnvs
+from surefoot.envs.source import DeferredSource, EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.formulas.intervals import mean_interval
 from surefoot.networks.actor_critic import build
 from surefoot.networks.policy import Policy
-from surefoot.storage.checkpoint import restore_arrays
+from surefoot.storage.checkpoint import Checkpoint, restore_arrays
 from surefoot.storage.compilation_cache import keep_programs
+from surefoot.storage.recorded_spec import read_spec
 from surefoot.storage.run_directory import RunDirectory, finite_row
 from surefoot.training.callback import Row
 from surefoot.training.evaluate import Evaluation, evaluate
 from surefoot.training.learner import Learner
 from surefoot.training.memory import check_size
 from surefoot.training.state import LoopState, without_open_episodes
+from surefoot.types import EnvSpec
 
 MAX_EVALUATION_ENVS = 10
+EPISODE_WITHOUT_END = 10_000
+"""Steps an episode of an evaluation has on average where the environment states no time limit."""
 
 
 @dataclass
@@ -90,19 +95,36 @@ class Run:
         )
 
     def evaluate(
-        self, episodes: int = 20, *, stochastic: bool = False, seed: int | None = None
+        self,
+        episodes: int = 20,
+        *,
+        stochastic: bool = False,
+        seed: int | None = None,
+        max_steps: int | None = None,
     ) -> dict[str, Any]:
         """Play whole episodes on environments of its own; the policy and its normaliser stay.
 
+        Args:
+            episodes: to play.
+            stochastic: sample actions; else the policy's mode.
+            seed: of the environments and actions.
+            max_steps: environment steps of all episodes together; None: `eval_max_steps`.
+
         Returns:
             `return_mean`, `return_std`, `return_ci95` (a t interval over episodes), `episodes`,
-            `length_mean`, `returns`; `success_rate` where the infos tell `is_success`.
+            `cut` (those that `eval_max_steps` ended), `length_mean`, `returns`; `success_rate`
+            where the infos have `is_success`.
 
         Raises:
             NotFiniteError: where the environment's rewards are not finite.
         """
         number = self.settings.train.seed + 1_000_003 if seed is None else seed
-        evaluator = Evaluator(self.settings, self.source, self.learner, episodes)
+        if episodes < 1:
+            raise ConfigError(f"episodes must be at least 1, got {episodes}")
+        settings = self.settings
+        if max_steps is not None:
+            settings = settings.with_train(eval_max_steps=max_steps)
+        evaluator = Evaluator(settings, self.source, self.learner, episodes)
         try:
             result = evaluator(self.state, number, stochastic=stochastic)
         finally:
@@ -119,7 +141,10 @@ class Evaluator:
     """Separate environments for evaluation, kept open between two evaluations."""
 
     def __init__(self, settings: Settings, source: EnvSource, learner: Learner, episodes: int):
+        train = settings.train
         self._learner, self._episodes = learner, episodes
+        limit = learner.spec.max_episode_steps or max(EPISODE_WITHOUT_END, train.num_steps)
+        self._max_steps = train.eval_max_steps or episodes * limit
         if not source.reopens:
             raise ConfigError(
                 f"{source.env_id} came as a ready vector environment: evaluation needs more of "
@@ -127,9 +152,14 @@ class Evaluator:
             )
         self._env = source.open(
             min(episodes, MAX_EVALUATION_ENVS),
-            seed=settings.train.seed,
-            limits=EnvLimits.from_settings(settings.train),
+            seed=train.seed,
+            limits=EnvLimits.from_settings(train),
         )
+        try:
+            check_spaces(self._env.spec, learner.spec, f"the policy for {settings.env}")
+        except CheckpointError:
+            self._env.close()
+            raise
 
     def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
         """Play the episodes; what `Run.evaluate` returns."""
@@ -139,9 +169,17 @@ class Evaluator:
             state.learn.params["policy"],
             state.learn.obs_stats,
             episodes=self._episodes,
+            max_steps=self._max_steps,
             stochastic=stochastic,
             seed=seed,
         )
+        if result.cut:
+            warnings.warn(
+                f"{result.cut} of {len(result.returns)} evaluation episodes of "
+                f"{self._learner.spec.env_id} were cut before their end, and count as far as they "
+                f"were played: all together took {self._max_steps:,} steps (--eval-max-steps)",
+                stacklevel=2,
+            )
         return summarize(result)
 
     def close(self) -> None:
@@ -158,6 +196,7 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         "return_std": float(np.std(returns, ddof=1)) if count > 1 else 0.0,
         "return_ci95": interval and [interval.low, interval.high],
         "episodes": count,
+        "cut": evaluation.cut,
         "length_mean": float(np.mean(evaluation.lengths)),
         "returns": [float(total) for total in returns],
     }
@@ -172,33 +211,16 @@ def begin(
     source: EnvSource,
     own: OwnNetworks,
     *,
-    to_train: bool = True,
     elsewhere: bool = False,
 ) -> tuple[Run, OpenEnvs]:
     """A run at its first iteration, and its environments, opened.
 
-    They are spread over processes only where they are there `to_train`; where they are stepped
-    `elsewhere`, one alone is opened, to look at.
+    Where they are stepped `elsewhere`, one alone is opened, to look at.
     """
-    # Nothing here computes while Python does something else, and handing a step's small program to
-    # another thread takes longer than running it. It has no effect where JAX has been used before.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    keep_programs()
-    train = settings.train
-    processes, count = 1, 1 if elsewhere else train.num_envs
-    if to_train and not elsewhere:
-        processes = source.num_processes(
-            train.vectorization, num_envs=train.num_envs, steps=train.steps
-        )
-    limits = EnvLimits.from_settings(train)
-    opened = source.open(count, seed=train.seed, processes=processes, limits=limits)
+    opened = _open_envs(settings, source, elsewhere=elsewhere)
     try:
-        network = build(opened.spec, settings.network, own.policy, own.critic)
-        learner = Learner(settings, opened.spec, network, source.jax_env)
-        # Traced first: shapes are known before any memory is taken.
-        start = jax.jit(learner.init).trace(np.int32(train.seed))
-        check_size(start.out_info, f"{settings.env}'s run")
-        state = start.lower().compile()(np.int32(train.seed))
+        learner, start = _trace(settings, source, own, opened.spec)
+        state = start.lower().compile()(np.int32(settings.train.seed))
         return Run(settings, source, learner, state), opened
     except BaseException:
         if source.reopens:  # a vector environment of the user's own stays open
@@ -206,8 +228,74 @@ def begin(
         raise
 
 
-def named_source(directory: RunDirectory, env: Any = None) -> tuple[Settings, EnvSource]:
+def _open_envs(settings: Settings, source: EnvSource, *, elsewhere: bool) -> OpenEnvs:
+    train, processes = settings.train, 1
+    if not elsewhere:
+        processes = source.num_processes(
+            train.vectorization, num_envs=train.num_envs, steps=train.steps
+        )
+    return source.open(
+        1 if elsewhere else train.num_envs,
+        seed=train.seed,
+        processes=processes,
+        limits=EnvLimits.from_settings(train),
+    )
+
+
+def _trace(
+    settings: Settings, source: EnvSource, own: OwnNetworks, spec: EnvSpec
+) -> tuple[Learner, Any]:
+    """A run's learner, and its start, traced: shapes are known before any memory is taken."""
+    # Nothing here computes while Python does something else, and handing a step's small program to
+    # another thread takes longer than running it. It has no effect where JAX has been used before.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    keep_programs()
+    network = build(spec, settings.network, own.policy, own.critic)
+    learner = Learner(settings, spec, network, source.jax_env)
+    start = jax.jit(learner.init).trace(np.int32(settings.train.seed))
+    check_size(start.out_info, f"{settings.env}'s run")
+    return learner, start
+
+
+class _Stored(NamedTuple):
+    """A run as its directory has it."""
+
+    directory: RunDirectory
+    settings: Settings
+    source: EnvSource
+    own: OwnNetworks
+    checkpoint: Checkpoint
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What the run recorded of its environment, if its spaces have a record."""
+        if self.source.jax_env is not None:
+            return self.source.jax_env.spec
+        return recorded_spec(self.directory, self.settings.env)
+
+    def run(self, spec: EnvSpec) -> Run:
+        """The run, on environments of this spec."""
+        found, path = self.checkpoint, str(self.directory.path)
+        expected = recorded_spec(self.directory, self.settings.env)
+        if expected is not None:
+            check_spaces(spec, expected, path)
+        learner, start = _trace(self.settings, self.source, self.own, spec)
+        state = restore_arrays(start.out_info, found.arrays, path)
+        if not spec.jax_native:
+            # Its environments start new episodes, whatever was open when it was written.
+            state = without_open_episodes(state)
+        rows = [row for row in self.directory.rows() if row["iteration"] <= found.iteration]
+        return Run(
+            self.settings, self.source, learner, state, rows, self.directory, found.env_steps
+        )
+
+
+def named_source(
+    directory: RunDirectory, env: Any = None, *, to_open: bool = True
+) -> tuple[Settings, EnvSource]:
     """The settings of a run, and the source of its environments; nothing it names is imported.
+
+    One that is not `to_open` is looked for when it is opened, if ever.
 
     Raises:
         CheckpointError: where there is no run, or its environment must be named again.
@@ -217,15 +305,48 @@ def named_source(directory: RunDirectory, env: Any = None) -> tuple[Settings, En
     if not isinstance(named, str):
         raise CheckpointError(f"{path}: config.json names no environment")
     local = config.get("env_from_python", False) or not imports_nothing(named)
-    if env is None and local:
-        raise CheckpointError(
-            f"{path} was trained on {named}, which loading will not import by itself; "
-            f"name it again: --env {named} (in Python: env=...)",
-            name="NAME-ENV",
-        )
     settings = read_settings(config, path / "config.json")
-    by_id = env is None or isinstance(env, str)
-    return settings, find_env(named if env is None else env, settings.env_kwargs if by_id else {})
+
+    def find() -> EnvSource:
+        if env is None and local:
+            raise CheckpointError(
+                f"{path} was trained on {named}, which loading will not import by itself; "
+                f"name it again: --env {named} (in Python: env=...)",
+                name="NAME-ENV",
+            )
+        by_id = env is None or isinstance(env, str)
+        kwargs = settings.env_kwargs if by_id else {}
+        return find_env(named if env is None else env, kwargs)
+
+    if to_open or env is not None or recorded_spec(directory, named) is None:
+        return settings, find()
+    return settings, DeferredSource(env_id=named, find=find)
+
+
+def _read(
+    path: str | Path,
+    env: Any,
+    own: OwnNetworks | None,
+    *,
+    folder: str = "checkpoints",
+    exact: bool = False,
+    to_open: bool = True,
+    settings: Settings | None = None,
+) -> _Stored:
+    """What a directory has of a run.
+
+    Raises:
+        CheckpointError: where there is no run, no good checkpoint, or something must be named.
+    """
+    directory, own = RunDirectory(Path(path)), own or OwnNetworks()
+    frozen, source = named_source(directory, env, to_open=to_open)
+    if directory.config.get("own_networks", False) and own == OwnNetworks():
+        raise CheckpointError(
+            f"{path} was trained with a network of your own; give it again (network=...)",
+            name="NAME-NETWORK",
+        )
+    checkpoint = directory.newest(exact=exact, folder=folder)
+    return _Stored(directory, settings or frozen, source, own, checkpoint)
 
 
 def open_run(
@@ -235,7 +356,6 @@ def open_run(
     own: OwnNetworks | None = None,
     folder: str = "checkpoints",
     exact: bool = False,
-    to_train: bool = False,
     settings: Settings | None = None,
     elsewhere: bool = False,
 ) -> tuple[Run, OpenEnvs]:
@@ -247,50 +367,37 @@ def open_run(
     Raises:
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
-    directory, own = RunDirectory(Path(path)), own or OwnNetworks()
-    frozen, source = named_source(directory, env)
-    settings, config = settings or frozen, directory.config
-    if config.get("own_networks", False) and own == OwnNetworks():
-        raise CheckpointError(
-            f"{path} was trained with a network of your own; give it again (network=...)",
-            name="NAME-NETWORK",
-        )
-    checkpoint = directory.newest(exact=exact, folder=folder)
-    run, opened = begin(settings, source, own, to_train=to_train, elsewhere=elsewhere)
+    stored = _read(path, env, own, folder=folder, exact=exact, settings=settings)
+    opened = _open_envs(stored.settings, stored.source, elsewhere=elsewhere)
     try:
-        _check_spaces(run, config, path)
-        state = restore_arrays(run.state, checkpoint.arrays, str(path))
-    except CheckpointError:
-        if source.reopens:
+        return stored.run(opened.spec), opened
+    except BaseException:
+        if stored.source.reopens:
             opened.close()
         raise
-    if not opened.spec.jax_native:
-        # Its environments start new episodes, whatever was open when the checkpoint was written.
-        state = without_open_episodes(state)
-    rows = [row for row in directory.rows() if row["iteration"] <= checkpoint.iteration]
-    run = replace(run, state=state, rows=rows, directory=directory, env_steps=checkpoint.env_steps)
-    return run, opened
 
 
-def recorded_spaces(run: Run) -> dict[str, str]:
-    """The spaces of a run as its configuration keeps them."""
-    spec = run.learner.spec
-    return {
-        "observation_space": str(spec.observation_space),
-        "action_space": str(spec.action_space),
-    }
+def recorded_spec(directory: RunDirectory, env_id: str) -> EnvSpec | None:
+    """What a run recorded of its environments, if their spaces have a record."""
+    file = directory.path / "config.json"
+    return read_spec(directory.config.get("spec"), env_id, str(file))
 
 
-def _check_spaces(run: Run, config: dict[str, Any], path: str | Path) -> None:
-    """Refuse an environment whose arrays may fit, and whose spaces do not."""
-    differences = [
-        f"its {name.replace('_', ' ')} is {config[name]}, this environment's is {found}"
-        for name, found in recorded_spaces(run).items()
-        if config.get(name, found) != found
-    ]
+def check_spaces(found: EnvSpec, expected: EnvSpec, where: str) -> None:
+    """Refuse an environment whose arrays may fit, and whose spaces do not.
+
+    Raises:
+        CheckpointError: with the spaces that differ.
+    """
+    differences = []
+    for name in ("observation_space", "action_space"):
+        own, other = getattr(expected, name), getattr(found, name)
+        if own != other:
+            text = f"its {name.replace('_', ' ')} is {own}, this environment's is {other}"
+            differences.append(text if str(own) != str(other) else f"{text}, with other bounds")
     if differences:
         raise CheckpointError(
-            f"{path} is of another environment: {'; '.join(differences)}; name the one it was "
+            f"{where} is of another environment: {'; '.join(differences)}; name the one it was "
             "trained on",
             name="OTHER-ENV",
         )
@@ -305,6 +412,8 @@ def load(
 ) -> Run:
     """A run from its directory, at its newest checkpoint or at its best evaluation.
 
+    No environment is opened: `evaluate` does that, and may then ask for it by name.
+
     Args:
         path: the run directory.
         env: the environment again, where it needs an import of your own.
@@ -314,6 +423,10 @@ def load(
     Raises:
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
-    run, opened = open_run(path, env=env, own=network, folder="best" if best else "checkpoints")
-    opened.close()
-    return run
+    stored = _read(path, env, network, folder="best" if best else "checkpoints", to_open=False)
+    spec = stored.spec
+    if spec is None:
+        opened = _open_envs(stored.settings, stored.source, elsewhere=True)
+        spec = opened.spec
+        opened.close()
+    return stored.run(spec)

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 from surefoot.errors import ConfigError
-from surefoot.training.evaluate import LONGEST_EPISODE
 
+LONGEST_EPISODE = 100_000
+"""Steps after which an episode without a time limit is cut."""
 NEGLIGIBLE = 1e-3
 """Discount below which rewards are left to the frozen critic."""
 

@@ -68,6 +68,13 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=whole, default=20, help="number (default 20)")
     parser.add_argument("--stochastic", action="store_true", help="sample actions")
     parser.add_argument("--seed", type=whole, help="seed of the episodes")
+    parser.add_argument(
+        "--eval-max-steps",
+        type=whole,
+        metavar="N",
+        help="environment steps of all episodes together; those that go on are cut (default: "
+        "the time limit of each, or without one 10,000 an episode)",
+    )
 
 
 def _add_logging_flags(parser: argparse.ArgumentParser) -> None:
@@ -279,7 +286,12 @@ def evaluate_command(options: argparse.Namespace) -> int:
             "--best, or train with --eval-every STEPS"
         )
     run = load(options.path, env=options.env, best=options.best)
-    result = run.evaluate(options.episodes, stochastic=options.stochastic, seed=options.seed)
+    result = run.evaluate(
+        options.episodes,
+        stochastic=options.stochastic,
+        seed=options.seed,
+        max_steps=options.eval_max_steps,
+    )
     if options.json:
         emit(result)
         return 0
@@ -290,10 +302,11 @@ def evaluate_command(options: argparse.Namespace) -> int:
 def _describe(result: Mapping[str, Any], kind: str) -> str:
     """An evaluation in one line; a single episode has no spread and no interval."""
     mean, length = f"{result['return_mean']:.2f}", f"{result['length_mean']:.1f}"
+    cut = f" ({result['cut']} of them cut before their end)" if result["cut"] else ""
     if result["return_ci95"] is None:
-        return f"return {mean} in one {kind} episode of length {length}; one gives no interval"
+        return f"return {mean} in one {kind} episode{cut} of length {length}; one gives no interval"
     low, high = result["return_ci95"]
     return (
-        f"return {mean} ± {result['return_std']:.2f} over {result['episodes']} {kind} episodes, "
-        f"mean length {length}; 95 % interval of the mean {low:.2f} to {high:.2f}"
+        f"return {mean} ± {result['return_std']:.2f} over {result['episodes']} {kind} episodes"
+        f"{cut}, mean length {length}; 95 % interval of the mean {low:.2f} to {high:.2f}"
     )
