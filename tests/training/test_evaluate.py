@@ -54,9 +54,9 @@ def test_episodes_without_end_are_cut_at_the_budget_and_it_is_said():
 
 def test_episodes_that_ended_count_beside_those_that_were_cut():
     run = begun(Mixed)
-    with pytest.warns(UserWarning, match="2 of 4 evaluation episodes"):
-        result = run.evaluate(episodes=4, max_steps=50)
-    assert result["returns"] == [10.0, 10.0, 15.0, 15.0]
+    with pytest.warns(UserWarning, match="10 of 20 evaluation episodes"):
+        result = run.evaluate(episodes=20, max_steps=250)
+    assert result["returns"] == [10.0] * 10 + [15.0] * 10
 
 
 def test_an_environment_without_a_time_limit_has_a_budget_by_default():
