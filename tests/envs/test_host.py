@@ -251,8 +251,8 @@ def test_statistics_and_counts_take_in_the_valid_rows_alone(experience, world):
     mean = (old.mean * old.count + np.sum(seen, axis=0)) / new.count
     np.testing.assert_allclose(new.mean, mean, rtol=1e-5)
     spread = np.sum((np.array(seen) - mean) ** 2, axis=0)
-    m2 = old.m2 + old.count * (old.mean - mean) ** 2 + spread
-    np.testing.assert_allclose(new.m2, m2, rtol=1e-4)
+    squares = old.count * (old.variance + (old.mean - mean) ** 2) + spread
+    np.testing.assert_allclose(new.variance, squares / new.count, rtol=1e-4)
 
     totals = []
     for rows in experience.script:
@@ -263,7 +263,7 @@ def test_statistics_and_counts_take_in_the_valid_rows_alone(experience, world):
             total = 0.0 if row.terminated or row.truncated else total
     assert state.learn.return_stats.count == len(totals)
     np.testing.assert_allclose(state.learn.return_stats.mean, np.mean(totals), rtol=1e-4)
-    np.testing.assert_allclose(state.learn.return_stats.m2 / len(totals), np.var(totals), rtol=1e-4)
+    np.testing.assert_allclose(state.learn.return_stats.variance, np.var(totals), rtol=1e-4)
     np.testing.assert_allclose(metrics["normalize/return_scale"], np.std(totals), rtol=1e-4)
 
     finished = [r.episode for rows in experience.script for r in rows if r.terminated | r.truncated]

@@ -43,12 +43,12 @@ def test_merged_statistics_are_those_of_everything_seen(chunks, weights):
     mean = np.average(rows, axis=0, weights=flat)
     variance = np.average((rows - mean) ** 2, axis=0, weights=flat)
     np.testing.assert_allclose(stats.mean, mean, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(stats.m2 / stats.count, variance, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(stats.variance, variance, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_rows_that_are_not_finite_or_have_weight_0_are_left_out(poison):
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 3e38, -1.1e18])
+def test_rows_that_are_not_finite_or_beyond_all_measure_or_have_weight_0_are_left_out(poison):
     rng = np.random.default_rng(0)
     chunks, weights = rng.normal(size=(4, 6, 2)).astype(np.float32), np.ones((4, 6), np.float32)
     weights[:, 0] = 0
@@ -59,6 +59,45 @@ def test_rows_that_are_not_finite_or_have_weight_0_are_left_out(poison):
     without[:, 1] = 0
     for got, expected in zip(merged(spoiled, weights), merged(chunks, without), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.core
+@given(
+    arrays(
+        np.float32,
+        (4, 6, 2),
+        elements=st.floats(width=32, allow_nan=True, allow_infinity=True)
+        | st.sampled_from([1e15, -1e18, 1e18, 3e38]),
+    ),
+    WEIGHTS,
+)
+def test_statistics_of_any_numbers_are_finite_and_so_is_what_they_normalise(chunks, weights):
+    stats = merged(chunks, weights)
+    for part in (*stats, standard_deviation(stats)):
+        assert np.isfinite(part).all()
+    assert (stats.variance >= 0).all()
+    finite = np.where(np.isfinite(chunks), chunks, 0.0)
+    assert np.isfinite(normalize_obs((stats,), finite, clip=10.0)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e12, 1e15, 1e17])
+def test_a_standard_deviation_of_any_scale_is_right(scale):
+    rows = (scale * np.random.default_rng(3).normal(size=(4, 6, 2))).astype(np.float32)
+    stats = merged(rows, np.ones((4, 6), np.float32))
+    expected = rows.reshape(-1, 2).astype(np.float64).std(axis=0)
+    np.testing.assert_allclose(standard_deviation(stats), expected, rtol=1e-4)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("centre", [48.137, -1e4, 1e6, 0.1])
+def test_small_variations_around_a_large_mean_are_normalised_and_constants_are_not(centre):
+    # Some fifty times what float32 resolves there.
+    noise = 50 * abs(centre) * 1.2e-7 * np.random.default_rng(4).normal(size=(40, 50))
+    rows = np.stack([centre + noise, np.full((40, 50), centre)], axis=-1).astype(np.float32)
+    stats = merged(rows, np.ones((40, 50), np.float32))
+    normalised = normalize_obs((stats,), rows, clip=10.0)
+    np.testing.assert_allclose(normalised[..., 0].std(), 1.0, rtol=0.02)
+    np.testing.assert_array_equal(normalised[..., 1], 0.0)
 
 
 @pytest.mark.parametrize("centre", [0.0, 1e3, -1e4])

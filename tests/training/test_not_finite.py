@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 import surefoot as sf
 from surefoot.config.settings import Train
+from surefoot.exporting.export import export
 from surefoot.formulas.surrogate import likelihood_ratio
 from surefoot.networks.actor_critic import build
 from surefoot.training.rollout_host import _pad_final
@@ -154,6 +155,51 @@ def test_a_box_without_bounds_or_with_one(train, scale):
     ended = train("broken_envs:HalfBounded", "--action-scale", scale)
     assert ended.code == 0
     assert all(row["update/finite"] == 1 for row in rows_of(ended))
+
+
+class Spiked(Sound):
+    """Sound but for one step, whose reward or observation has an extreme value."""
+
+    def __init__(self, what: str, value: float):
+        super().__init__()
+        self.what, self.value, self.taken = what, value, 0
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        self.taken += 1
+        if self.taken == 20:
+            reward = self.value if self.what == "reward" else reward
+            obs = np.full_like(obs, self.value) if self.what == "obs" else obs
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize("value", [1e19, -3e38])
+@pytest.mark.parametrize("what", ["reward", "obs"])
+def test_one_extreme_value_leaves_the_statistics_of_the_others_as_they_are(what, value):
+    train = sf.Train(num_envs=1, num_steps=64, steps=256, gamma=0.9)
+    runs = [
+        sf.train(lambda one=one: Spiked(what, one), sf.VPG(), seed=0, train=train, **BRIEF)
+        for one in (value, 0.0)
+    ]
+    spiked, plain = (run.state.learn for run in runs)
+    assert all_finite(runs[0].state)
+    np.testing.assert_allclose(spiked.return_stats.variance, plain.return_stats.variance, rtol=0.5)
+    stats = zip(spiked.obs_stats, plain.obs_stats, strict=True)
+    for one, other in stats:
+        np.testing.assert_allclose(one.variance, other.variance, rtol=0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_policy_answers_no_observation_that_is_not_finite(value, tmp_path):
+    run = sf.train(Sound, sf.VPG(), steps=64, train=sf.Train(**SMALL), **BRIEF)
+    exported = export(run, tmp_path / "policy.npz")
+    for policy in (run.policy, exported):
+        obs = np.zeros(run.learner.spec.observation_space.shape, np.float32)
+        policy(obs)
+        obs.flat[-1] = value
+        for given in (obs, np.stack([np.zeros_like(obs), obs])):
+            with pytest.raises(ValueError, match="an observation that is not finite"):
+                policy(given)
 
 
 @case(42)

@@ -107,11 +107,8 @@ class Progress(Callback):
 
     def on_row(self, run: Any, row: Mapping[str, Any]) -> None:
         """Take in one iteration."""
-<<<<<<< HEAD
-        self._compiling = ""
-        # Not every row has every figure: the panel keeps the newest of each.
-=======
         self._compiling, self._rollout, self._rolled = "", "", None
+        # Not every row has every figure: the panel keeps the newest of each.
         self._latest |= row
         for part in self._seconds:
             self._seconds[part] += row.get(f"time/{part}", 0.0)

@@ -57,6 +57,8 @@ class NumpyPolicy:
             rng: draws a sample; without one the action is the most probable.
         """
         leaves = list(_flatten(self.about["observation"], obs))
+        if not all(np.isfinite(leaf).all() for _, leaf in leaves):
+            raise ValueError(f"an observation that is not finite: {obs}")
         single = np.ndim(leaves[0][1]) == len(leaves[0][0]["shape"])
         if single:
             leaves = [(space, np.asarray(leaf)[None]) for space, leaf in leaves]

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+MAX_MAGNITUDE = 1e18
+"""Largest value that statistics take in: the square of a difference of two must not overflow."""
+
 
 class RunningStats(NamedTuple):
-    """Count, mean and sum of squared deviations, each of the shape of one observation."""
+    """Count, mean and variance, the latter two of the shape of one observation."""
 
     count: Float[Array, ""]
     mean: Float[Array, "*shape"]
-    m2: Float[Array, "*shape"]
+    variance: Float[Array, "*shape"]
 
 
 def start_stats(shape: tuple[int, ...]) -> RunningStats:
@@ -23,35 +26,44 @@ def start_stats(shape: tuple[int, ...]) -> RunningStats:
 def merge_stats(
     stats: RunningStats, values: Shaped[Array, "batch ..."], weights: Float[Array, " batch"]
 ) -> RunningStats:
-    """Take in rows of weight above 0; a row with an element that is not finite is left out.
+    """Take in rows of weight above 0.
+
+    A row is left out if an element is not finite or beyond `MAX_MAGNITUDE`: one such number would
+    spoil the statistics of all the others for good.
 
     Source: Chan, Golub & LeVeque 1979, the pairwise update of variance.
     """
     values = values.astype(stats.mean.dtype)
-    finite = jnp.all(jnp.isfinite(values).reshape(values.shape[0], -1), axis=1)
-    weights = jnp.where(finite, weights, 0.0)
-    column = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
-    # Replaced as well as weighed: NaN times a weight of 0 is NaN.
-    values = jnp.where(column > 0, values, 0.0)
+    # NaN compares as False.
+    usable = jnp.all((jnp.abs(values) <= MAX_MAGNITUDE).reshape(values.shape[0], -1), axis=1)
+    weights = jnp.where(usable, weights, 0.0)
     added = jnp.sum(weights)
-    mean = jnp.sum(values * column, axis=0) / jnp.where(added > 0, added, 1.0)
-    m2 = jnp.sum((values - mean) ** 2 * column, axis=0)
+    # Divided before the sum, which could overflow where the mean does not.
+    shares = weights / jnp.where(added > 0, added, 1.0)
+    shares = shares.reshape(shares.shape + (1,) * (values.ndim - 1))
+    # Taken off first: the digits of values that vary little around a large mean are in what is
+    # left, which is exactly 0 where nothing varies.
+    first = values[jnp.argmax(weights > 0)]
+    pivot = jnp.where(stats.count > 0, stats.mean, jnp.where(added > 0, first, 0.0))
+    # Replaced as well as weighed: NaN times a weight of 0 is NaN.
+    values = jnp.where(shares > 0, values - pivot, 0.0)
+    mean = jnp.sum(values * shares, axis=0)
+    variance = jnp.sum((values - mean) ** 2 * shares, axis=0)
     count = stats.count + added
     share = added / jnp.where(count > 0, count, 1.0)
-    shift = mean - stats.mean
-    return RunningStats(
-        count, stats.mean + shift * share, stats.m2 + m2 + shift**2 * stats.count * share
-    )
+    shift = (pivot - stats.mean) + mean
+    variance = stats.variance * (1 - share) + variance * share + shift**2 * (share * (1 - share))
+    return RunningStats(count, stats.mean + shift * share, variance)
 
 
 def standard_deviation(stats: RunningStats) -> Float[Array, "*shape"]:
     """Root of the variance; 1 where nothing was seen or nothing varies.
 
-    What counts as no variation is judged against the mean, so that no scale is preferred.
+    No more than the rounding of the mean counts as no variation, so that no scale is preferred.
     """
-    variance = stats.m2 / jnp.where(stats.count > 0, stats.count, 1.0)
-    varies = variance > 1e-10 * stats.mean**2
-    return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 1.0)
+    rounding = 4 * jnp.finfo(stats.mean.dtype).eps * stats.mean
+    varies = stats.variance > rounding**2
+    return jnp.where(varies, jnp.sqrt(jnp.where(varies, stats.variance, 1.0)), 1.0)
 
 
 def start_obs_stats(obs: PyTree, normalised: tuple[bool, ...]) -> tuple[RunningStats | None, ...]:

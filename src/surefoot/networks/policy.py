@@ -70,7 +70,8 @@ class Policy:
             key: a JAX key or an integer for a sample; unset, a new one each time.
 
         Raises:
-            ValueError: where the observation has another shape than the environment's.
+            ValueError: where the observation has another shape than the environment's, or is not
+                finite: this may be a control loop, and every action would be a guess.
         """
         # In the space's own structure, lists and numbers included.
         obs = by_part(
@@ -78,6 +79,8 @@ class Policy:
             self.spec.observation_space,
             obs,
         )
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(obs)):
+            raise ValueError(f"{self.spec.env_id}: an observation that is not finite: {obs}")
         # Masks and noise have a row for each observation, so a single one becomes a batch of one.
         single = _is_single(self.spec, obs)
         if single:

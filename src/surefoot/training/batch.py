@@ -15,7 +15,12 @@ from surefoot.formulas.advantages import (
     td_errors,
 )
 from surefoot.formulas.distributions import kl
-from surefoot.formulas.running_stats import RunningStats, merge_stats, standard_deviation
+from surefoot.formulas.running_stats import (
+    MAX_MAGNITUDE,
+    RunningStats,
+    merge_stats,
+    standard_deviation,
+)
 from surefoot.formulas.surrogate import weighted_mean
 from surefoot.networks.actor_critic import Actor
 from surefoot.rules.critic import explained_variance
@@ -49,7 +54,8 @@ def scale_rewards(
     # A row that is not valid may hold a NaN, which would stay in the running statistics.
     rewards = jnp.where(rollout.valid, rollout.rewards, 0.0)
     ended = rollout.terminated | rollout.truncated
-    totals, so_far = discounted_returns(rewards, so_far, ended, gamma=settings.train.gamma)
+    gamma = settings.train.gamma
+    totals, so_far = discounted_returns(_measured(rewards), so_far, ended, gamma=gamma)
     # Of the return and not of the reward: its scale is that of what the critic predicts.
     totals, valid = rows.flatten((totals, rollout.valid))
     stats = merge_stats(stats, totals, valid.astype(totals.dtype))
@@ -58,6 +64,14 @@ def scale_rewards(
     scale = standard_deviation(stats)
     bound = settings.train.reward_clip
     return jnp.clip(rewards / scale, -bound, bound), stats, so_far, scale
+
+
+def _measured(rewards: Float[Array, "time env"]) -> Float[Array, "time env"]:
+    """Rewards that statistics take in: one beyond all measure counts as 0.
+
+    It would stay in the return for the rest of its episode, and in sums of squares for good.
+    """
+    return jnp.where(jnp.abs(rewards) <= MAX_MAGNITUDE, rewards, 0.0)
 
 
 def state_values(
@@ -115,7 +129,7 @@ def td_sums(
     """
     here, after = values
     errors = td_errors(
-        rollout.rewards,
+        _measured(rollout.rewards),
         return_scale * here,
         return_scale * after,
         rollout.terminated,
