@@ -155,8 +155,6 @@ class _Display(Callback):
 
     def on_stop(self, signal: str) -> None:
         """Answer a signal at once; what it waits for may take long."""
-        from surefoot.cli.progress import say
-
         say(f"surefoot: {signal}: stopping and saving; send it once more to stop at once")
 
     def on_row(self, run: Any, row: dict[str, Any]) -> None:
