@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import surefoot as sf
-from surefoot.storage.checkpoint import Checkpoint, dump
+from surefoot.storage.checkpoint import Checkpoint
+from surefoot.storage.files import dump
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
 from tests.support.broken_envs import Sound
@@ -436,6 +437,7 @@ def test_a_kill_in_a_row_of_metrics(train, command):
 @case(64)
 def test_old_checkpoints_are_removed():
     directory = RunDirectory(Path("run"))
+    directory.path.mkdir()
     for iteration in range(1, 9):
         arrays = {"a": np.full(3, iteration, np.float32)}
         point = Checkpoint(arrays, iteration, iteration, iteration == 3, {})

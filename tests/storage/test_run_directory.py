@@ -24,6 +24,7 @@ from surefoot.storage.checkpoint import (
     restore_arrays,
     write_checkpoint,
 )
+from surefoot.storage.files import Folder
 from surefoot.storage.run_directory import RunDirectory, finite_row
 from surefoot.training.api import resume, train
 from tests.support.programs import quickly_built
@@ -55,7 +56,7 @@ def directory(tmp_path):
 
 @pytest.mark.core
 def test_a_checkpoint_gives_back_what_was_stored_bit_for_bit(tmp_path):
-    path = write_checkpoint(tmp_path, checkpoint_of())
+    path = write_checkpoint(Folder.open(tmp_path), checkpoint_of())
     found = read_checkpoint(path)
     assert_same_bits(restore_arrays(TREE, found.arrays, "here"), TREE)
     assert found._replace(arrays={}) == Checkpoint({}, 1, 64, True, {"jax": "0"})
@@ -112,7 +113,7 @@ def test_a_damaged_file_is_named_and_never_read_as_if_it_were_whole(directory, f
 
 def test_every_single_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
     small = checkpoint_of({"a": np.arange(3, dtype=np.float32)})
-    path = write_checkpoint(tmp_path, small)
+    path = write_checkpoint(Folder.open(tmp_path), small)
     expected = read_checkpoint(path)
     for file in sorted(path.iterdir()):
         data = file.read_bytes()
@@ -262,7 +263,7 @@ def test_a_checkpoint_that_is_a_link_is_not_followed(directory, tmp_path):
     newest = directory.checkpoints()[-1]
     newest.rename(tmp_path / "elsewhere")
     newest.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="is a link"):
+    with pytest.raises(CheckpointError, match="is a link, or no directory"):
         read_checkpoint(newest)
 
 
@@ -364,7 +365,7 @@ def test_what_is_no_run_directory_is_told(tmp_path):
 
 def test_rows_pass_over_what_is_no_row_and_trim_leaves_no_gap_and_no_double(directory):
     for iteration in range(1, 5):
-        directory.append({"iteration": iteration, "policy/kl_mean": 0.5})
+        directory.append({"iteration": iteration, "env_steps": 9, "policy/kl_mean": 0.5})
     with open(directory.path / "metrics.jsonl", "ab") as file:
         file.write(b'7\n[]\n{"iteration": "x"}\n\xff\xfe\n{"iteration": 5, "pol')
     assert [row["iteration"] for row in directory.rows()] == [1, 2, 3, 4]

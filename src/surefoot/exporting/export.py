@@ -15,7 +15,7 @@ from surefoot.exporting.numpy_policy import FORMAT, NumpyPolicy
 from surefoot.formulas.running_stats import standard_deviation
 from surefoot.networks.actor_critic import LOG_STD_BOUNDS
 from surefoot.networks.spaces import has_range, is_image, mask_size, shape_of
-from surefoot.storage.checkpoint import replace_file, storage
+from surefoot.storage.files import replace_file
 from surefoot.training.run import Run
 
 COMPARED = 1000
@@ -43,8 +43,7 @@ def export(run: Run, path: str | Path) -> NumpyPolicy:
     # In memory first: given a path, `savez` appends .npz, and a kill would leave half a file.
     file = io.BytesIO()
     np.savez(file, **arrays)
-    with storage(Path(path), "writing"):
-        replace_file(Path(path), file.getvalue())
+    replace_file(Path(path), file.getvalue())
     return made
 
 

@@ -5,13 +5,9 @@ state), `state.json` (counters and versions) and `manifest.json` (sizes and SHA-
 leaves the old one or the new one. Reading it imports nothing, follows no link and runs no code.
 """
 
-import contextlib
 import hashlib
-import json
 import os
-import shutil
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +16,10 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import PyTree
 
-from surefoot.errors import CheckpointError, StorageError
+from surefoot.errors import CheckpointError, NotFiniteError
+from surefoot.storage.files import Folder, dump, storage, strict_json
 
 FORMAT = 1
-LARGEST_JSON = 16 * 2**20
 LARGEST_ARRAYS = 8 * 2**30
 _PARTS = ("arrays.safetensors", "state.json")
 
@@ -39,78 +35,6 @@ class Checkpoint(NamedTuple):
     env_steps: int
     exact: bool
     versions: dict[str, str]
-
-
-@contextlib.contextmanager
-def storage(path: Path, doing: str) -> Iterator[None]:
-    """Turns what the disk refuses into a StorageError that says what was being done where."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{doing} {path}: {error.strerror or error}") from error
-
-
-def strict_json(data: bytes, path: Path) -> Any:
-    """JSON without NaN or infinity; CheckpointError for anything else, or more than we write."""
-    if len(data) > LARGEST_JSON:
-        raise CheckpointError(f"{path} is {len(data)} bytes; no file of ours is that long")
-
-    def refuse(word: str) -> Any:
-        raise ValueError(f"{word} is not JSON")
-
-    try:
-        return json.loads(data.decode(), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file that is no link and no longer than `limit`."""
-    try:
-        # Non-blocking, since opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    # Of what was opened: the path may name another file by now.
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-        os.close(descriptor)
-        raise CheckpointError(f"{path} is no plain file of at most {limit} bytes")
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write and wait until the disk has it."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(target: Path, data: bytes) -> None:
-    """Write a file whole, or leave the old one."""
-    aside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    try:
-        write_file(aside, data)
-        aside.replace(target)
-    # Ctrl-C must not leave the half-written file either.
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def dump(value: Any) -> bytes:
-    """Strict JSON that a person can read."""
-    return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
 def name_arrays(tree: PyTree) -> dict[str, np.ndarray]:
@@ -153,88 +77,152 @@ def steps_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def write_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
-    """Store a checkpoint under `parent`, whole or not at all; StorageError if the disk refuses."""
-    target = parent / f"step-{checkpoint.env_steps:09d}"
-    aside = parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
-    state: dict[str, Any] = {"format": FORMAT, **checkpoint._asdict()}
+def name_of(env_steps: int) -> str:
+    """The name of a checkpoint."""
+    return f"step-{env_steps:09d}"
+
+
+def is_name(name: str) -> bool:
+    """Whether a checkpoint has this name; copies of one, such as `step-000000100.bak`, have not."""
+    steps = name.removeprefix("step-")
+    return steps.isdecimal() and steps.isascii() and name == name_of(int(steps))
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of arrays that are not finite; environments may have what they like in theirs."""
+    return [
+        name
+        for name, array in arrays.items()
+        if array.dtype.kind == "f" and not name.startswith("env/") and not np.isfinite(array).all()
+    ]
+
+
+def write_checkpoint(folder: Folder, checkpoint: Checkpoint) -> Path:
+    """Store a checkpoint in a folder; it is there whole, or not at all.
+
+    Raises:
+        NotFiniteError: for arrays that are not finite, of which nothing is stored.
+        StorageError: where the disk is full or cannot be written.
+    """
+    if names := not_finite(checkpoint.arrays):
+        raise NotFiniteError(
+            f"{', '.join(names[:5])} of the state at step {checkpoint.env_steps:,} are not finite: "
+            "nothing was stored"
+        )
+    name = name_of(checkpoint.env_steps)
+    aside = f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
     # safetensors writes memory as it lies, so views and other orders are copied.
-    arrays = {name: np.array(leaf, order="C") for name, leaf in state.pop("arrays").items()}
+    arrays = {name: np.array(array, order="C") for name, array in checkpoint.arrays.items()}
+    state = {
+        "format": FORMAT,
+        "iteration": checkpoint.iteration,
+        "env_steps": checkpoint.env_steps,
+        "exact": checkpoint.exact,
+        "versions": checkpoint.versions,
+    }
     parts = {_PARTS[0]: safetensors.numpy.save(arrays), _PARTS[1]: dump(state)}
     files = {
-        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in parts.items()
+        part: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for part, data in parts.items()
     }
-    with storage(target, "writing"):
-        aside.mkdir(parents=True)
+    parts["manifest.json"] = dump({"format": FORMAT, "files": files})
+    with storage(folder.path / name, "writing"):
         try:
-            for name, data in parts.items():
-                write_file(aside / name, data)
-            write_file(aside / "manifest.json", dump({"format": FORMAT, "files": files}))
-            # A directory's names are not on the disk merely because its files are.
-            _sync_directory(aside)
+            with folder.folder(aside, create=True) as made:
+                for part, data in parts.items():
+                    made.write(part, data)
+                made.sync()
             # The one that is replaced goes last: a kill can lose both only between two renames.
-            replaced = aside.with_name(f"{aside.name}-replaced")
-            if target.exists():
-                target.rename(replaced)
-            aside.rename(target)
-            _sync_directory(parent)
-            shutil.rmtree(replaced, ignore_errors=True)
+            replaced = f"{aside}-replaced"
+            if folder.has(name):
+                folder.rename(name, replaced)
+            folder.rename(aside, name)
+            folder.sync()
+            folder.remove(replaced)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            folder.remove(aside)
             raise
-    return target
+    return folder.path / name
 
 
 def marked_exact(path: Path) -> bool:
     """Whether a stored checkpoint says that it is exact; nothing else of it is read."""
     try:
-        # No digest is computed, since each save asks this of every checkpoint.
-        state = strict_json(read_file(path / _PARTS[1], LARGEST_JSON), path)
+        return read_state(path).get("exact") is True
     except CheckpointError:
         return False
-    return isinstance(state, dict) and state.get("exact") is True
+
+
+def read_state(path: Path) -> Mapping[str, Any]:
+    """The counters of a stored checkpoint, of which no digest is computed.
+
+    Raises:
+        CheckpointError: where they cannot be read.
+    """
+    with _open(path) as stored:
+        state = stored.read_json(_PARTS[1])
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / _PARTS[1]} has no counters of ours")
+    return state
+
+
+def _open(path: Path) -> Folder:
+    """A checkpoint's directory, which is no link."""
+    try:
+        with Folder.open(path.parent) as parent:
+            return parent.folder(path.name)
+    except OSError as error:
+        raise CheckpointError(f"{path} is a link, or no directory") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint: manifest first, then sizes, digests, and only then what is inside.
 
     Raises:
-        CheckpointError: where anything is missing, altered, of a newer format or not ours.
+        CheckpointError: where anything is missing, altered, not finite, of a newer format or not
+            ours.
     """
-    if path.is_symlink():
-        raise CheckpointError(f"{path} is a link; a checkpoint is a directory of its own")
-    manifest = strict_json(read_file(path / "manifest.json", LARGEST_JSON), path / "manifest.json")
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(f"{path / 'manifest.json'} is not a manifest of ours")
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {manifest.get('format')!r}, this surefoot reads {FORMAT}; "
-            "install the version that wrote it"
-        )
-    parts = {}
-    for name in _PARTS:
-        entry = manifest["files"].get(name)
-        if not isinstance(entry, dict):
-            raise CheckpointError(f"{path / 'manifest.json'} does not list {name}")
-        data = read_file(path / name, LARGEST_ARRAYS)
-        if len(data) != entry.get("size"):
+    with _open(path) as stored:
+        manifest = stored.read_json("manifest.json")
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+            raise CheckpointError(f"{path / 'manifest.json'} is not a manifest of ours")
+        if manifest.get("format") != FORMAT:
             raise CheckpointError(
-                f"{path / name} has {len(data)} bytes, its manifest says {entry.get('size')}"
+                f"{path} has format {manifest.get('format')!r}, this surefoot reads {FORMAT}; "
+                "install the version that wrote it"
             )
-        if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
-            raise CheckpointError(f"{path / name} differs from its SHA-256 digest: it was altered")
-        parts[name] = data
+        parts = {part: _read_part(stored, part, manifest["files"].get(part)) for part in _PARTS}
     state = strict_json(parts["state.json"], path / "state.json")
     try:
         arrays = safetensors.numpy.load(parts["arrays.safetensors"])
-        return Checkpoint(
-            arrays,
-            int(state["iteration"]),
-            int(state["env_steps"]),
-            bool(state["exact"]),
-            {str(key): str(value) for key, value in state["versions"].items()},
-        )
+        counters = _counter(state, "iteration"), _counter(state, "env_steps")
+        versions = {str(key): str(value) for key, value in state["versions"].items()}
+        checkpoint = Checkpoint(arrays, *counters, state["exact"] is True, versions)
     # safetensors has errors of its own, and counters may be of any kind.
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if names := not_finite(arrays):
+        raise CheckpointError(f"{path}: {', '.join(names[:5])} are not finite")
+    return checkpoint
+
+
+def _read_part(stored: Folder, part: str, entry: Any) -> bytes:
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{stored.path / 'manifest.json'} does not list {part}")
+    data = stored.read(part, LARGEST_ARRAYS)
+    if len(data) != entry.get("size"):
+        raise CheckpointError(
+            f"{stored.path / part} has {len(data)} bytes, its manifest says {entry.get('size')}"
+        )
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        raise CheckpointError(
+            f"{stored.path / part} differs from its SHA-256 digest: it was altered"
+        )
+    return data
+
+
+def _counter(state: Mapping[str, Any], name: str) -> int:
+    count = state[name]
+    if type(count) is not int or not 0 <= count < 2**63:
+        raise ValueError(f"{name} is {count!r}")
+    return count

@@ -6,7 +6,7 @@ import numpy as np
 import safetensors.numpy
 
 from surefoot.errors import CheckpointError
-from surefoot.storage.checkpoint import LARGEST_JSON, dump, read_file, strict_json
+from surefoot.storage.files import dump
 from surefoot.storage.run_directory import ENV_ERROR_FILES, RunDirectory
 
 MAX_ACTIONS_BYTES = 2**30
@@ -38,16 +38,16 @@ def write_env_error(directory: RunDirectory, record: EnvErrorRecord) -> None:
 
 def read_env_error(directory: RunDirectory) -> EnvErrorRecord:
     """The error that ended a run; CheckpointError if there is none, or its files are damaged."""
-    file, arrays = (directory.path / name for name in ENV_ERROR_FILES)
-    if not file.exists():
+    file = directory.path / ENV_ERROR_FILES[0]
+    about = directory.read_json(ENV_ERROR_FILES[0]) if directory.has("config.json") else None
+    if about is None:
         env = directory.config.get("env")  # raises where there is no run at all
         raise CheckpointError(
             f"{directory.path}, a run on {env}, has no environment error to replay: none ended it, "
             "or its environments are JAX-native or came as a vector environment",
             name="NO-ENV-ERROR",
         )
-    about = strict_json(read_file(file, LARGEST_JSON), file)
-    data = read_file(arrays, MAX_ACTIONS_BYTES)
+    data = directory.read(ENV_ERROR_FILES[1], MAX_ACTIONS_BYTES) or b""
     try:
         actions = safetensors.numpy.load(data)
         same_length = len({len(leaf) for leaf in actions.values()}) <= 1

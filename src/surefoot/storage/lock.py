@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from surefoot.errors import StorageError
+from surefoot.storage.files import Folder, storage
 
-_held: dict[str, IO[str]] = {}
+_held: dict[str, tuple[Folder, IO[str]]] = {}
 
 
 def lock(path: Path) -> None:
@@ -26,16 +27,19 @@ def lock(path: Path) -> None:
     # closing a second descriptor would release the first one's.
     if key in _held:
         raise StorageError(f"{path} is being written by another run of this process", name="LOCKED")
-    try:
-        file = _open(path / "lock")
-    except OSError as error:
-        raise StorageError(f"locking {path}: {error.strerror or error}") from error
+    with storage(path, "locking"):
+        folder = Folder.open(path)
+        try:
+            file = _open(folder)
+        except BaseException:
+            folder.close()
+            raise
     try:
         import fcntl  # where there is none, nothing is locked
 
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
-        with file:
+        with folder, file:
             raise StorageError(
                 f"{path} is being written by {_owner(file)}; wait for it, or choose another --out",
                 name="LOCKED",
@@ -46,29 +50,36 @@ def lock(path: Path) -> None:
             f"{path} cannot be locked ({error}); make sure that only one run writes there",
             stacklevel=2,
         )
-    _held[key] = file
+    _held[key] = folder, file
     with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         file.flush()
 
 
+def held(path: Path) -> Folder | None:
+    """The directory as it was opened when this process locked it, or None."""
+    found = _held.get(str(path.resolve()))
+    return found[0] if found else None
+
+
 def unlock(path: Path) -> None:
     """Give it back, if this process has it; the file stays, empty."""
-    file = _held.pop(str(path.resolve()), None)
-    if file is not None:
-        with contextlib.suppress(OSError), file:
+    found = _held.pop(str(path.resolve()), None)
+    if found is not None:
+        folder, file = found
+        with folder, contextlib.suppress(OSError), file:
             file.truncate(0)
 
 
-def _open(path: Path) -> IO[str]:
+def _open(folder: Folder) -> IO[str]:
     """The file of a lock, which is a plain one of its own: what a link names would be emptied."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o644), "a+")
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.fdopen(os.open("lock", flags, 0o644, dir_fd=folder.descriptor), "a+")
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         file.close()
-        raise OSError(errno.EINVAL, "lock is no plain file of its own", str(path))
+        raise OSError(errno.EINVAL, "lock is no plain file of its own")
     return file
 
 

@@ -33,7 +33,8 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
     Raises a ConfigError where wandb is not installed, or does not start (without a login).
     """
     wandb = _package("wandb", "wandb")
-    stored = directory.read("wandb-id.txt")
+    kept = directory.read("wandb-id.txt")
+    stored = None if kept is None else kept.decode(errors="replace")
     try:
         run = wandb.init(
             project=project,

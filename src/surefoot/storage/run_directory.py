@@ -3,31 +3,29 @@
 import contextlib
 import json
 import math
-import os
 import re
-import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import (
-    LARGEST_JSON,
     Checkpoint,
-    dump,
+    is_name,
     marked_exact,
     read_checkpoint,
-    read_file,
-    replace_file,
     steps_of,
-    storage,
-    strict_json,
     write_checkpoint,
-    write_file,
 )
-from surefoot.storage.lock import lock, unlock
+from surefoot.storage.files import LARGEST_JSON, Folder, dump, storage, strict_json
+from surefoot.storage.lock import held, lock, unlock
 
+METRICS_FILE = "metrics.jsonl"
+LARGEST_METRICS = 2**31
+TEXTS = ("warnings",)
+"""Entries of a row that are words; all others are numbers."""
+CHECKPOINT_FOLDERS = ("checkpoints", "best", "kept")
 NOT_FINITE = "not-finite.json"
 ENV_ERROR_FILES = ("env-error.json", "env-error.safetensors")
 
@@ -38,10 +36,15 @@ def folder_name(env_id: str) -> str:
 
 
 class RunDirectory:
-    """The files of one run."""
+    """The files of one run.
+
+    What this process has locked is written to the directory that it locked; a run whose directory
+    is replaced stops.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
+        # Absolute: an environment may change the working directory.
+        self.path = path.expanduser().absolute()
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunDirectory":
@@ -52,70 +55,87 @@ class RunDirectory:
             StorageError: where it cannot be written, or another run is about to.
         """
         run = cls(path)
-        with storage(path, "reading"):
+        with storage(run.path, "reading"):
             # After a mistake in an environment is corrected, the same command works again.
             if run._failed_at_once():
                 run.clear()
-            used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            used = run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir()))
         if used:
             raise ConfigError(
                 f"{path} is used already; choose another --out, or continue with "
                 f"`surefoot resume {path}`",
                 name="OUT-USED",
             )
-        with storage(path, "writing"):
-            path.mkdir(parents=True, exist_ok=True)
-            lock(path)
+        with storage(run.path, "writing"):
+            run.path.mkdir(parents=True, exist_ok=True)
+            lock(run.path)
             try:
-                write_file(path / "config.json", dump(dict(config)))
+                run.write("config.json", dump(dict(config)))
             except BaseException:
                 run.forget()
                 raise
         return run
 
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Folder]:
+        """The directory: as it was locked by this process, or opened for now."""
+        folder = held(self.path)
+        if folder is not None:
+            yield folder
+            return
+        with storage(self.path, "opening"):
+            folder = Folder.open(self.path)
+        with folder:
+            yield folder
+
     def _failed_at_once(self) -> bool:
         """Whether nothing is here but an environment error before the first update."""
-        ours = {"config.json", "lock", *ENV_ERROR_FILES}
-        if not (self.path / ENV_ERROR_FILES[0]).is_file():
+        if not self.has(ENV_ERROR_FILES[0]):
             return False
-        return {path.name for path in self.path.iterdir()} <= ours
+        with self._opened() as folder:
+            return set(folder.names()) <= {"config.json", "lock", *ENV_ERROR_FILES}
+
+    def has(self, name: str) -> bool:
+        """Whether it has a file of this name."""
+        if not self.path.is_dir():
+            return False
+        with self._opened() as folder:
+            return folder.has(name)
 
     @property
     def config(self) -> dict[str, Any]:
         """What `config.json` froze; CheckpointError where there is no run."""
-        file = self.path / "config.json"
         # A `Path` has made one slash of two.
-        if "://" in str(self.path) or re.match(r"\w+:/", str(self.path)):
+        address = re.search(r"(^|/)\w+:/", str(self.path))
+        if address:
             raise CheckpointError(
-                f"{self.path} is an address: runs are read from directories only; fetch it "
-                "yourself and check what you got",
+                f"{str(self.path)[address.start() :].strip('/')} is an address: runs are read from "
+                "directories only; fetch it yourself and check what you got",
                 name="ADDRESS",
             )
-        if not file.exists():
+        if not self.has("config.json"):
             raise CheckpointError(f"{self.path} is no run directory: it has no config.json")
-        config = strict_json(read_file(file, LARGEST_JSON), file)
+        config = self.read_json("config.json")
         if not isinstance(config, dict):
-            raise CheckpointError(f"{file} is not a configuration of ours")
+            raise CheckpointError(f"{self.path / 'config.json'} is not a configuration of ours")
         return config
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to `metrics.jsonl`."""
-        file = self.path / "metrics.jsonl"
-        # Not through a link, by which a run would write outside its directory.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        with storage(file, "writing"), os.fdopen(os.open(file, flags, 0o644), "a") as rows:
-            rows.write(json.dumps(row, allow_nan=False) + "\n")
+        data = (json.dumps(row, allow_nan=False) + "\n").encode()
+        with storage(self.path / METRICS_FILE, "writing"), self._opened() as folder:
+            folder.append(METRICS_FILE, data)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; a line cut short by a kill is passed over."""
-        file = self.path / "metrics.jsonl"
-        rows = []
-        for line in file.read_bytes().splitlines() if file.exists() else ():
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line.decode())
-                if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-                    rows.append(row)
-        return rows
+        """The rows of `metrics.jsonl`; what is no row of ours is passed over.
+
+        Such as a line cut short by a kill, or a number that is none.
+        """
+        if not self.has(METRICS_FILE):
+            return []
+        with self._opened() as folder:
+            lines = folder.read(METRICS_FILE, LARGEST_METRICS).splitlines()
+        return [row for line in lines if (row := read_row(line)) is not None]
 
     def trim(self, iteration: int, env_steps: int) -> list[dict[str, Any]]:
         """Drop the rows after an iteration, so that going on leaves no gap and no double.
@@ -123,32 +143,25 @@ class RunDirectory:
         Checkpoints of later steps are set aside as `left-step-*`: they are of a course that is
         not followed. What a kill left half written goes too.
         """
-        for folder in ("checkpoints", "best", "kept"):
-            for later in self.checkpoints(folder):
-                if steps_of(later) > env_steps:
-                    aside = later.with_name(f"left-{later.name}")
-                    shutil.rmtree(aside, ignore_errors=True)
-                    later.rename(aside)
-        for name in ENV_ERROR_FILES:  # of the run that continues
-            (self.path / name).unlink(missing_ok=True)
-        # Files behind a link are not ours to remove.
-        inner = (left for left in self.path.glob("*/.tmp-*") if not left.parent.is_symlink())
-        for left in (*self.path.glob(".tmp-*"), *inner):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
         kept = [row for row in self.rows() if row["iteration"] <= iteration]
+        with storage(self.path, "trimming"), self._opened() as folder:
+            for name in CHECKPOINT_FOLDERS:
+                if folder.has_folder(name):
+                    with folder.folder(name) as inner:
+                        _trim(inner, env_steps)
+            for name in (*ENV_ERROR_FILES, *_half_written(folder)):  # of the run that continues
+                folder.remove(name)
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-        self.write("metrics.jsonl", text)
+        self.write(METRICS_FILE, text)
         return kept
 
     def forget(self) -> None:
         """Remove a run that never reached a checkpoint; what else is here stays."""
-        files = ("config.json", "metrics.jsonl", "score.json", "wandb-id.txt", NOT_FINITE, "lock")
-        for name in files + ENV_ERROR_FILES:
-            (self.path / name).unlink(missing_ok=True)
-        kept = ("checkpoints", "best", "kept", "tensorboard", "wandb")
-        folders = (self.path / name for name in kept)
-        for left in (*self.path.glob(".tmp-*"), *folders):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+        files = ("config.json", METRICS_FILE, "score.json", "wandb-id.txt", NOT_FINITE, "lock")
+        folders = (*CHECKPOINT_FOLDERS, "tensorboard", "wandb")
+        with storage(self.path, "clearing"), self._opened() as folder:
+            for name in (*files, *ENV_ERROR_FILES, *folders, *_half_written(folder)):
+                folder.remove(name)
         unlock(self.path)
         with contextlib.suppress(OSError):  # other files are in it
             self.path.rmdir()
@@ -157,46 +170,63 @@ class RunDirectory:
         """`forget` the run; StorageError where another process writes to it."""
         lock(self.path)
         try:
-            with storage(self.path, "clearing"):
-                self.forget()
+            self.forget()
         finally:
             unlock(self.path)
 
-    def write(self, name: str, text: str | bytes) -> None:
-        """Write a small file whole, or leave the old one."""
-        target = self.path / name
-        with storage(target, "writing"):
-            replace_file(target, text.encode() if isinstance(text, str) else text)
+    def write(self, name: str, data: str | bytes) -> None:
+        """Write a small file whole, or leave the old one; `name` may be in a folder of the run."""
+        inner, _, last = name.rpartition("/")
+        data = data.encode() if isinstance(data, str) else data
+        with storage(self.path / name, "writing"), self._opened() as folder:
+            if not inner:
+                folder.replace(last, data)
+                return
+            with folder.folder(inner, create=True) as made:
+                made.replace(last, data)
 
-    def folder(self, name: str) -> Path:
-        """A folder of the run for what was made of it later, there from now on."""
-        path = self.path / name
-        with storage(path, "making"):
-            path.mkdir(exist_ok=True)
-        return path
+    def read(self, name: str, limit: int = LARGEST_JSON) -> bytes | None:
+        """A file's bytes, or None where there is none; `name` may be in a folder of the run."""
+        inner, _, last = name.rpartition("/")
+        with self._opened() as folder:
+            if not inner:
+                return folder.read(last, limit) if folder.has(last) else None
+            if not folder.has_folder(inner):
+                return None
+            with folder.folder(inner) as made:
+                return made.read(last, limit) if made.has(last) else None
 
-    def read(self, name: str) -> str | None:
-        """A small file's text, or None."""
-        file = self.path / name
-        return read_file(file, LARGEST_JSON).decode() if file.exists() else None
+    def read_json(self, name: str) -> Any:
+        """The value of a small JSON file, or None where there is none."""
+        data = self.read(name)
+        return None if data is None else strict_json(data, self.path / name)
 
     def checkpoints(self, folder: str = "checkpoints") -> list[Path]:
         """The stored checkpoints, oldest first."""
-        parent = self.path / folder
+        if not self.path.is_dir():
+            return []
+        with self._opened() as run:
+            if not run.has_folder(folder):
+                return []
+            with run.folder(folder) as inner:
+                names = [name for name in inner.names() if is_name(name)]
         # Beyond nine digits a longer name is a later step, though it sorts before.
-        own = parent.is_dir() and not parent.is_symlink()
-        stored = parent.glob("step-[0-9]*") if own else ()
-        return sorted(stored, key=lambda path: (len(path.name), path.name))
+        return [self.path / folder / name for name in sorted(names, key=lambda n: (len(n), n))]
 
     def save(self, checkpoint: Checkpoint, *, keep: int, folder: str = "checkpoints") -> Path:
         """Store a checkpoint and remove all but the newest `keep` and the newest exact one."""
-        path = write_checkpoint(self.path / folder, checkpoint)
-        stored = self.checkpoints(folder)
-        # Checkpoints that signals force are not exact, and could push out the last one that is.
-        exact = [old for old in stored if marked_exact(old)][-1:]
-        for old in stored[:-keep]:
-            if old not in exact:
-                shutil.rmtree(old, ignore_errors=True)
+        with (
+            storage(self.path / folder, "writing"),
+            self._opened() as run,
+            run.folder(folder, create=True) as inner,
+        ):
+            path = write_checkpoint(inner, checkpoint)
+            stored = self.checkpoints(folder)
+            # Checkpoints that signals force are not exact, and could push out the last one that is.
+            exact = [old for old in stored if marked_exact(old)][-1:]
+            for old in stored[:-keep]:
+                if old not in exact:
+                    inner.remove(old.name)
         return path
 
     def newest(self, *, exact: bool = False, folder: str = "checkpoints") -> Checkpoint:
@@ -218,6 +248,40 @@ class RunDirectory:
         kind = "exact checkpoint" if exact else "checkpoint"
         reason = f"; {errors[0]}" if errors else ""
         raise CheckpointError(f"{self.path} has no {kind} to load{reason}")
+
+
+def _half_written(folder: Folder) -> list[str]:
+    """What a kill left."""
+    return [name for name in folder.names() if name.startswith(".tmp-")]
+
+
+def _trim(folder: Folder, env_steps: int) -> None:
+    """Set the checkpoints of later steps aside."""
+    for name in folder.names():
+        if is_name(name) and steps_of(Path(name)) > env_steps:
+            folder.remove(f"left-{name}")
+            folder.rename(name, f"left-{name}")
+    for name in _half_written(folder):
+        folder.remove(name)
+
+
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`, or None where it is no row of ours."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    counters = [row.get(name) for name in ("iteration", "env_steps")]
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counters):
+        return None
+    # A figure of another type is left out, as if it had not been measured.
+    return {name: value for name, value in row.items() if name in TEXTS or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e300
 
 
 def finite_row(values: Mapping[str, Any]) -> dict[str, Any]:

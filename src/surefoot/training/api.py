@@ -27,7 +27,7 @@ from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.parallel.ray_ranks import RayRanks
-from surefoot.storage.checkpoint import dump
+from surefoot.storage.files import dump
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.recorded_spec import record_spec
 from surefoot.storage.run_directory import RunDirectory
@@ -340,7 +340,7 @@ def train_or_resume(
     assert job.out is not None
     with resources.ranks.opening(job.settings.to_dict(), job.out):
         directory = RunDirectory(job.out)
-        if not (directory.path / "config.json").exists():
+        if not directory.has("config.json"):
             return train_job(job, resources, callback)
         changed = _check_settings(directory, job.settings, override)
         if not directory.checkpoints():

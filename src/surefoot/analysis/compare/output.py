@@ -23,8 +23,8 @@ from surefoot.analysis.compare.comparison import (
     summarize_scores,
 )
 from surefoot.formulas.intervals import Interval
-from surefoot.storage.checkpoint import storage
-from surefoot.storage.run_directory import RunDirectory, folder_name
+from surefoot.storage.files import replace_file, storage
+from surefoot.storage.run_directory import folder_name
 
 WIDTH = 96
 ONLY_THE_RULE = "nothing but the rule"
@@ -199,7 +199,7 @@ def write_outputs(comparison: Comparison, out: str | Path) -> list[Path]:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Score._fields)
     writer.writerows(["" if v is None else v for v in score] for score in comparison.scores)
-    RunDirectory(out).write("scores.csv", file.getvalue())
+    replace_file(out / "scores.csv", file.getvalue().encode())
     written = [out / "scores.csv"]
     for env in comparison.envs:
         curves: dict[str, list[Series]] = {rule: [] for rule in comparison.rules(env)}

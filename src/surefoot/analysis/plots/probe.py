@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from surefoot.analysis.plots.exact import CLIPPED, PROMISE, RETURN, SURE, TRUST, kl_axis
-from surefoot.analysis.plots.style import DPI, save
+from surefoot.analysis.plots.style import DPI, as_png
 
 RANDOM = "#8C8C8C"
 ROOM = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
@@ -23,15 +22,10 @@ Record = Mapping[str, Any]
 """A probe, or a point of one, as JSON: an interval is `{mean, low, high}`, its ends may be None."""
 
 
-def plot_probe(record: Record, path: Path) -> None:
-    """Draw the waterfall and, where there is one, the sweep beside it.
+def plot_probe(record: Record) -> bytes:
+    """The waterfall and, where there is one, the sweep beside it, as PNG.
 
-    Args:
-        record: of a probe, from `Probe.to_dict` or from its file.
-        path: of the PNG.
-
-    Raises:
-        StorageError: if the file cannot be written.
+    `record` is of a probe, from `Probe.to_dict` or from its file.
     """
     swept = len(record["update"]) > 1
     width = WIDTH if swept else 0.5 * WIDTH
@@ -48,7 +42,7 @@ def plot_probe(record: Record, path: Path) -> None:
     wrapper = textwrap.TextWrapper(columns, initial_indent="•  ", subsequent_indent="    ")
     caption = "\n".join(wrapper.fill(sentence) for sentence in record["verdict"])
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=9.5, color="#333333")
-    save(figure, path)
+    return as_png(figure)
 
 
 class _Bar(NamedTuple):

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, distinct for any colour vision; each
 built-in rule has its own in every figure.
 """
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from surefoot.config.settings import RULES
-from surefoot.storage.checkpoint import storage
+from surefoot.storage.files import replace_file
 
 PALETTE = ("#E69F00", "#009E73", "#0072B2", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#8C6D1F")
 DASHES = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), "solid", (0, (3, 1)), (0, (7, 1.5)))
@@ -40,14 +41,20 @@ def draw_optimum(axes: Axes, optimum: float) -> None:
               va="bottom")  # fmt: skip
 
 
+def as_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG.
 
     Raises:
         StorageError: where the file cannot be written.
     """
-    with storage(path, "writing"):
-        figure.savefig(path, format="png")
+    replace_file(path, as_png(figure))
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from surefoot.formulas.edge_of_trust import Edge
 from surefoot.formulas.intervals import Interval, Value
+from surefoot.storage.files import replace_file
 
 REMEDIES = {
     "noise": "the update fits its own batch; use more samples, smaller steps, more damping or a "
@@ -118,9 +119,13 @@ class Probe:
         Raises:
             StorageError: if the file cannot be written.
         """
+        replace_file(Path(path), self.picture())
+
+    def picture(self) -> bytes:
+        """The waterfall and the sweep as PNG."""
         from surefoot.analysis.plots.probe import plot_probe
 
-        plot_probe(self.to_dict(), Path(path))
+        return plot_probe(self.to_dict())
 
 
 def _plain(value: Any) -> Any:

@@ -17,13 +17,7 @@ from surefoot.analysis.probe.rows import Experience, episode_ages
 from surefoot.envs.host import HostEnv
 from surefoot.envs.source import OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.storage.checkpoint import (
-    LARGEST_JSON,
-    read_checkpoint,
-    read_file,
-    restore_arrays,
-    strict_json,
-)
+from surefoot.storage.checkpoint import read_checkpoint, read_state, restore_arrays
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.batch import state_values
 from surefoot.training.callback import Callback
@@ -171,13 +165,12 @@ def find_checkpoints(directory: RunDirectory, *, jax_native: bool) -> list[Store
     found = []
     for path in (path for folder in FOLDERS for path in directory.checkpoints(folder)):
         # The small file alone: arrays are read from the checkpoints that are used.
-        file = path / "state.json"
-        state = strict_json(read_file(file, LARGEST_JSON), file)
+        state = read_state(path)
         try:
             exact = jax_native or bool(state["exact"])
             found.append(StoredCheckpoint(int(state["iteration"]), path, exact))
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{file} is not a checkpoint of surefoot: {error}") from error
+            raise CheckpointError(f"{path} is not a checkpoint of surefoot: {error}") from error
     if not found:
         raise CheckpointError(
             f"{directory.path} has no checkpoint: a probe needs one next to an update",

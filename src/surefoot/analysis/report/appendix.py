@@ -16,7 +16,7 @@ from surefoot.config.settings import GROUPS, non_default
 from surefoot.config.validation import shown
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError
-from surefoot.storage.checkpoint import LARGEST_JSON, read_file, strict_json
+from surefoot.storage.run_directory import RunDirectory
 
 LARGEST_PICTURE = 2**20
 """Bytes above which a probe's figure is named instead of embedded."""
@@ -78,15 +78,15 @@ def newest_probe(run: Path) -> StoredProbe | None:
     if not stored:
         return None
     # `lstat`, as a link to nothing must not stop the report; the name decides equal times.
-    newest = max(stored, key=lambda file: (file.lstat().st_mtime, file.name)).with_suffix(".json")
-    record, picture = {}, None
+    newest = max(stored, key=lambda file: (file.lstat().st_mtime, file.name)).stem
+    directory, record, picture = RunDirectory(run), {}, None
     with contextlib.suppress(CheckpointError):
-        read = strict_json(read_file(newest, LARGEST_JSON), newest)
+        read = directory.read_json(f"probe/{newest}.json")
         record = read if isinstance(read, dict) else {}
     with contextlib.suppress(CheckpointError):
-        data = read_file(newest.with_suffix(".png"), LARGEST_PICTURE)
+        data = directory.read(f"probe/{newest}.png", LARGEST_PICTURE) or b""
         picture = data if data.startswith(PNG) else None
-    return StoredProbe(newest.stem, record, picture)
+    return StoredProbe(newest, record, picture)
 
 
 def probe_section(probe: StoredProbe | None) -> Section:

@@ -84,6 +84,7 @@ def probe_command(options: argparse.Namespace) -> int:
 
     from surefoot.analysis.probe.api import probe_run
     from surefoot.analysis.probe.result import probe_report
+    from surefoot.storage.files import replace_file
     from surefoot.storage.run_directory import RunDirectory
 
     found = probe_run(
@@ -97,11 +98,11 @@ def probe_command(options: argparse.Namespace) -> int:
     )
     record, directory = found.to_dict(), RunDirectory(Path(options.path))
     name = f"update-{found.iteration:06d}"
-    file = directory.folder("probe") / name
+    file, picture = directory.path / "probe" / name, found.picture()
     directory.write(f"probe/{name}.json", json.dumps(record, indent=1, allow_nan=False))
-    for picture in (Path(f"{file}.png"), plot):
-        if picture is not None:
-            found.plot(picture)
+    directory.write(f"probe/{name}.png", picture)
+    if plot is not None:
+        replace_file(plot, picture)
     if options.json:
         emit({"event": "probe", "files": [f"{file}.json", f"{file}.png"], **record})
         return 0
@@ -116,7 +117,7 @@ def probe_command(options: argparse.Namespace) -> int:
 def report_command(options: argparse.Namespace) -> int:
     """Write one page that shows how a run went."""
     from surefoot.analysis.report import report
-    from surefoot.storage.checkpoint import storage
+    from surefoot.storage.files import replace_file, storage
     from surefoot.storage.run_directory import RunDirectory
 
     path = Path(options.path)
@@ -126,7 +127,7 @@ def report_command(options: argparse.Namespace) -> int:
     made = report(path, commands=_commands(path, RunDirectory(path).config))
     with storage(target.parent, "writing"):
         target.parent.mkdir(parents=True, exist_ok=True)
-    RunDirectory(target.parent).write(target.name, made.page)
+    replace_file(target, made.page.encode())
     if options.json:
         emit({"report": str(target), **made.summary})
         return 0

@@ -223,12 +223,12 @@ def essay_command(options: argparse.Namespace) -> int:
         else:
             print(as_text(claim) + "\n", flush=True)
     if out:
+        from surefoot.storage.files import replace_file, storage
+
         page = out / "essay.html"
-        try:
+        with storage(out, "making"):
             out.mkdir(parents=True, exist_ok=True)
-            page.write_text(as_html(judged), encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"writing {page}: {error.strerror}") from error
+        replace_file(page, as_html(judged).encode())
         if not options.json:
             print(f"page: {page}")
     return 0
