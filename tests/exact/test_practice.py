@@ -9,7 +9,7 @@ import pytest
 
 from surefoot.cli.parser import main
 from surefoot.config.settings import PPO
-from surefoot.envs.registry import imports_nothing
+from surefoot.envs.env_id import imports_nothing
 from surefoot.envs.tabular import tabular_env
 from surefoot.errors import ConfigError
 from surefoot.exact import (

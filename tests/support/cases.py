@@ -30,6 +30,7 @@ _C, _E, _N, _R, _S, _D, _X = (
     "Several devices and machines",
     "Sharing",
 )
+_F, _W, _L = "Files and programs of others", "Wrong in silence", "Work lost, or stuck"
 
 CASES = {
     1: Case(
@@ -290,6 +291,90 @@ CASES = {
     ),
     88: Case(
         _X, "control characters and secrets", "neither reaches the terminal or the run", "----"
+    ),
+    89: Case(
+        _F,
+        "a run whose configuration names a module",
+        "exit 6 with how to name it; nothing is imported, whatever the id looks like",
+        "????",
+    ),
+    90: Case(
+        _F,
+        "a file of the current directory has the name of a library's module",
+        "the library is imported, and the file never",
+        "????",
+    ),
+    91: Case(
+        _F,
+        "a module of the user's that is broken, ends the program, or is named by its path",
+        "exit 2 with its file and line, or its name",
+        "????",
+    ),
+    92: Case(
+        _F,
+        "a file of a run is a link, a pipe, a device, a directory or far too large",
+        "exit 6 or passed over, at once; nothing is written through a link",
+        "????",
+    ),
+    93: Case(
+        _F,
+        "weights of a checkpoint are not finite, though its digests are right",
+        "exit 6 naming them; and none is stored",
+        "????",
+    ),
+    94: Case(
+        _F,
+        "rows, counters and settings of other types, copies beside checkpoints",
+        "read past, or exit 2 or 6 in one line",
+        "????",
+    ),
+    95: Case(
+        _F,
+        "a run directory is replaced, or a forked process writes to it",
+        "the run stops with exit 7; nothing lands in another run",
+        "????",
+    ),
+    96: Case(
+        _W,
+        "an observation or a reward beyond all measure, or a large mean that hardly varies",
+        "statistics stay finite and right; nothing not finite is stored",
+        "????",
+    ),
+    97: Case(
+        _W,
+        "--checkpoint-every below ten episode limits, or no limit known",
+        "checkpoints as often as asked; between resets they are not exact",
+        "????",
+    ),
+    98: Case(
+        _W,
+        "an observation of NaN to a policy, trained or exported",
+        "ValueError: no action is guessed",
+        "????",
+    ),
+    99: Case(
+        _L,
+        "a callback raises, Ctrl-C once or twice, SIGHUP",
+        "the last good state is stored; the run is in the exception, a KeyboardInterrupt",
+        "????",
+    ),
+    100: Case(
+        _L,
+        "a stop in a rollout of minutes, or while a program is compiled",
+        "a word at once; the stop acts at the next step, the rollout is dropped",
+        "????",
+    ),
+    101: Case(
+        _L,
+        "episodes of an evaluation that never end",
+        "a budget of steps; what was played counts, and what was cut is said",
+        "????",
+    ),
+    102: Case(
+        _L,
+        "loading a policy of sixteen slow environments",
+        "no environment is made; an evaluation makes as many as it plays",
+        "????",
     ),
 }
 

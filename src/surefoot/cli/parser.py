@@ -108,8 +108,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     _fill_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
-    # For `my_module:MyEnv-v0`: an installed command has its own folder on the path instead.
-    sys.path.insert(0, os.getcwd())
     # Read by hand, so that they apply to errors of the command line itself too.
     as_json, debug = "--json" in arguments, "--debug" in arguments
     options = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gymnasium
 
+from surefoot.envs.env_id import describe_error
 from surefoot.envs.step_timeout import StepTimeoutError
 from surefoot.errors import EnvContractError, EnvCrashError, SurefootError
 
@@ -38,19 +39,15 @@ def attributed(error: BaseException, index: int) -> BaseException:
     elif isinstance(error, Exception | SystemExit) and not isinstance(error, SurefootError):
         if hint := _old_interface(error):
             return EnvContractError(hint, index=index)
-        return EnvCrashError(_describe(error), index=index)
+        return EnvCrashError(describe_error(error), index=index)
     return error
 
 
 def crash_error(env_id: str, doing: str, error: BaseException) -> EnvCrashError:
     """The error to raise for an exception that no single environment can be blamed for."""
     return EnvCrashError(
-        f"{env_id}: {doing} {_describe(error)}; run it alone with the same seed to see it"
+        f"{env_id}: {doing} {describe_error(error)}; run it alone with the same seed to see it"
     )
-
-
-def _describe(error: BaseException) -> str:
-    return f"raised {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def _old_interface(error: BaseException) -> str | None:

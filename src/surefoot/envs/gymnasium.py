@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
@@ -13,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from surefoot.config.validation import nearest
+from surefoot.envs.env_id import EnvId, import_own
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 
@@ -23,10 +23,10 @@ SELF_CONTAINED = tuple(
 global generator, of which another process has its own."""
 
 
-def find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
+def find_gymnasium(parts: EnvId, env_kwargs: Mapping[str, Any]) -> EnvSource:
     """The source of a bare id, `module:id` or `module:factory`; ConfigError for an unknown one."""
-    module_name, _, name = env_id.rpartition(":")
-    module = _import(module_name, env_id) if module_name else None
+    env_id, name = parts.within, parts.name
+    module = import_own(parts.module, env_id) if parts.module else None
     factory: Any = getattr(module, name, None)
     if callable(factory):
         make: Any = partial(factory, **env_kwargs)
@@ -38,19 +38,6 @@ def find_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     own = isinstance(spec.entry_point, str) and spec.entry_point.startswith(SELF_CONTAINED)
     make = partial(_make, spec, env_id, dict(env_kwargs))
     return EnvSource(env_id=env_id, make=make, self_contained=own)
-
-
-def _import(module_name: str, env_id: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # The module exists and lacks a package of its own, which this error names.
-        if error.name is not None and not module_name.startswith(error.name):
-            raise
-        raise ConfigError(
-            f"{env_id}: no module {module_name} in the current directory or installed",
-            name="UNKNOWN-ENV",
-        ) from error
 
 
 def _unknown(name: str, env_id: str, module: ModuleType | None) -> ConfigError:

@@ -277,11 +277,14 @@ def read_row(line: bytes) -> dict[str, Any] | None:
     if not all(type(count) is int and 0 <= count < 2**63 for count in counters):
         return None
     # A figure of another type is left out, as if it had not been measured.
-    return {name: value for name, value in row.items() if name in TEXTS or _is_number(value)}
+    return {name: value for name, value in row.items() if _is_figure(name, value)}
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e300
+def _is_figure(name: str, value: Any) -> bool:
+    if name in TEXTS:
+        return isinstance(value, str)
+    # Compared, not converted: a whole number of 400 digits has no float.
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def finite_row(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
+from surefoot.envs.env_id import imports_nothing
 from surefoot.envs.host import EnvLimits
-from surefoot.envs.registry import imports_nothing
 from surefoot.envs.source import EnvSource, as_host
 from surefoot.errors import (
     ConfigError,

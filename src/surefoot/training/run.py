@@ -11,8 +11,9 @@ import numpy as np
 
 from surefoot.config.presets import read_settings
 from surefoot.config.settings import OwnNetworks, Settings
+from surefoot.envs.env_id import imports_nothing
 from surefoot.envs.host import EnvLimits
-from surefoot.envs.registry import find_env, imports_nothing
+from surefoot.envs.registry import find_env
 from surefoot.envs.source import DeferredSource, EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.formulas.intervals import mean_interval

@@ -99,6 +99,6 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
 
 def env_flag(env: str) -> str:
     """The --env flag for commands on a run of this environment, as loading imports nothing."""
-    from surefoot.envs.registry import imports_nothing
+    from surefoot.envs.env_id import imports_nothing
 
     return f" --env {shlex.quote(env)}" if env and not imports_nothing(env) else ""

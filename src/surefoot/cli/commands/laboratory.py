@@ -71,8 +71,12 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 def exact_command(options: argparse.Namespace) -> int:
     """Make one update on a finite MDP, every quantity exact."""
     from surefoot import exact
+    from surefoot.envs.env_id import import_own, parse_env_id
 
     arguments = _given(options, (*MDP_PARAMETERS, "stay")) | parse_env_kwargs(options.env_kwargs)
+    own = parse_env_id(f"tabular:{options.mdp}").module
+    if own:
+        import_own(own, options.mdp)
     mdp = exact.find_mdp(options.mdp, arguments, gamma=options.gamma)
     policy = _policy(options)
     start = exact.starting_point(mdp, p_old=options.p_old, policy=policy, tabular=options.tabular)
