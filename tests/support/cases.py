@@ -376,6 +376,24 @@ CASES = {
         "no environment is made; an evaluation makes as many as it plays",
         "????",
     ),
+    103: Case(
+        _W,
+        "a function returns the same environment at every call",
+        "exit 2: no instance is stepped in two places",
+        "????",
+    ),
+    104: Case(
+        _W,
+        "an action mask that is missing later, or holds no truth values",
+        "exit 3 naming the environment, the step and the value",
+        "????",
+    ),
+    105: Case(
+        _W,
+        "an environment that changes the working directory",
+        "everything lands in the run's directory all the same",
+        "????",
+    ),
 }
 
 

@@ -79,7 +79,7 @@ def import_own(module: str, env_id: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         # The module may exist and lack a package of its own, which this error names.
-        if error.name is None or module.startswith(error.name):
+        if error.name is None or f"{module}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{env_id}: no module {module} in the current directory or installed",
                 name="UNKNOWN-ENV",

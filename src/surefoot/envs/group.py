@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 
 from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
 from surefoot.envs.env_errors import attributed, crash_error
-from surefoot.errors import EnvContractError, EnvCrashError, SurefootError
+from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
 
 Spaces = tuple[spaces.Space, spaces.Space]
 """Of one observation and one action."""
@@ -70,6 +70,7 @@ class EnvFactory(NamedTuple):
                 env = self.make()
                 if not isinstance(env, gymnasium.Env):
                     raise TypeError(f"a {type(env).__name__} is not a gymnasium.Env")
+                _refuse_twice(env, envs)
                 envs.append(env)
                 self.check_spaces(env, spaces_of(envs[0]), number)
         except (Exception, SystemExit) as error:
@@ -192,18 +193,32 @@ class EnvGroup:
         close_envs(self.envs)
 
 
+def _refuse_twice(env: gymnasium.Env, envs: Sequence[gymnasium.Env]) -> None:
+    """Refuse an environment that is, within its wrappers, one that was made before."""
+    if any(env.unwrapped is other.unwrapped for other in envs):
+        raise ConfigError(
+            "the function that makes environments returned the same one twice: each call must "
+            "make a new one, or num_envs be 1",
+            name="SAME-ENV",
+        )
+
+
 def spaces_of(env: gymnasium.Env) -> Spaces:
     """The spaces of an environment's observations and actions."""
     return env.observation_space, env.action_space
 
 
 def time_limit(env: gymnasium.Env) -> int | None:
-    """Steps after which episodes are truncated, from a wrapper or the registration."""
+    """Steps after which episodes are truncated: the smallest limit of wrappers and registration."""
+    limits = []
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, gymnasium.wrappers.TimeLimit):
-            return env._max_episode_steps
+            limits.append(env._max_episode_steps)
         env = env.env
-    return env.spec.max_episode_steps if env.spec else None
+    # Only of an environment without a wrapper that enforces it: `make` adds one.
+    if env.spec and env.spec.max_episode_steps and not limits:
+        limits.append(env.spec.max_episode_steps)
+    return min(limits, default=None)
 
 
 def close_envs(envs: Sequence[gymnasium.Env]) -> None:

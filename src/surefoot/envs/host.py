@@ -188,7 +188,7 @@ class HostEnv:
                     check_finite(final_obs[row], "last observation", row)
         return HostStep(
             obs=step.obs,
-            action_mask=self._mask(step.infos),
+            action_mask=self._mask(step.infos, ~(step.terminated | step.truncated)),
             # The next step overwrites the arrays of this one.
             rewards=np.copy(step.rewards),
             terminated=np.copy(step.terminated),
@@ -216,10 +216,21 @@ class HostEnv:
         for row in rows:
             self._log.restart(row, infos[row]["seed"])
 
-    def _mask(self, infos: EnvInfos) -> PyTree | None:
-        """Masks for the next actions; an environment that returns none allows everything."""
+    def _mask(self, infos: EnvInfos, acting: np.ndarray | None = None) -> PyTree | None:
+        """Masks for the next actions of environments, all of which have one, or none.
+
+        Those that are not `acting` start an episode first.
+        """
         given = {row: info["action_mask"] for row, info in infos.items() if "action_mask" in info}
         if self.spec.masked:
+            rows = range(self.num_envs) if acting is None else np.flatnonzero(acting).tolist()
+            missing = [row for row in rows if row not in given]
+            if missing:
+                raise EnvContractError(
+                    "info['action_mask'] is missing, which the first reset had; return one in "
+                    "every info",
+                    index=missing[0],
+                )
             return masks_of(self.spec, given, self.num_envs)
         if given:
             raise EnvContractError(

@@ -239,6 +239,13 @@ def _write(space: Any, masks: PyTree, given: Any, row: int, where: str) -> None:
         raise EnvContractError(
             f"{where} has {flat.size} entries, its action space needs {masks[row].size}"
         )
+    # The convention of logits, 0 and -inf, would read as its opposite.
+    if flat.dtype != bool and not (flat.dtype.kind in "iuf" and np.isin(flat, (0, 1)).all()):
+        wrong = next((x for x in flat.tolist() if x not in (0, 1)), flat.dtype)
+        raise EnvContractError(
+            f"{where} must be True or 1 where an action is allowed, else False "
+            f"or 0; it has {wrong!r}"
+        )
     masks[row] = flat.astype(bool)
     sizes = space.nvec.reshape(-1) if isinstance(space, spaces.MultiDiscrete) else [flat.size]
     choices = np.split(masks[row], np.cumsum(sizes)[:-1])

@@ -135,8 +135,17 @@ def train(
             devices=resources.num_devices,
         )
         own = network if isinstance(network, OwnNetworks) else OwnNetworks()
-        job = Job(env, source, settings, own, None if out is None else Path(out))
+        job = Job(env, source, settings, own, whole_path(out))
         return train_job(job, resources, as_callback(callback))
+
+
+def whole_path(out: str | Path | None) -> Path | None:
+    """A directory's absolute path, before an environment can change the working directory."""
+    if out is None:
+        return None
+    if not str(out):
+        raise ConfigError('out="" names no directory; None keeps nothing')
+    return RunDirectory(Path(out)).path
 
 
 def train_job(job: Job, resources: Resources, callback: Callback) -> Run:

@@ -195,7 +195,7 @@ def train_command(options: argparse.Namespace) -> int:
 
     # Imported late: help and refusals do not wait for JAX.
     from surefoot.envs.registry import find_env
-    from surefoot.training.api import Job, train_job, train_or_resume
+    from surefoot.training.api import Job, train_job, train_or_resume, whole_path
     from surefoot.training.trainer import connect
 
     with connect(parallel) as resources:
@@ -203,7 +203,7 @@ def train_command(options: argparse.Namespace) -> int:
         settings = settle(options.env, groups, changes=changes, env_kwargs=kwargs, devices=devices)
         out = Path(options.out) if options.out else None
         out = out or _free_directory(options.env, rule, settings.train.seed)
-        job = Job(options.env, find_env(options.env, kwargs), settings, out=out)
+        job = Job(options.env, find_env(options.env, kwargs), settings, out=whole_path(out))
         # The ranks train one and the same run.
         display = _Display(options) if resources.ranks.rank == 0 else Callback()
         if options.resume:
