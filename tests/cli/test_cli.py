@@ -1,3 +1,4 @@
+import argparse
 import importlib.metadata
 import json
 import os
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from surefoot.cli import parser as cli
+from surefoot.cli.flags import whole
 from surefoot.cli.parser import main
 from surefoot.diagnostics.catalogue import METRICS
+from tests.support.shell import SMALL, in_a_shell
 
 SMALL = [
     *("--num-envs", "2", "--num-steps", "16", "--hidden", "8", "--critic-num-minibatches", "2"),
@@ -344,3 +347,67 @@ def test_compare_refuses_what_it_would_have_to_ignore(
     assert code == 2
     assert f"error[{name}]" in line
     assert said in line
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"COLUMNS": "1"},
+        {"TERM": "dumb", "NO_COLOR": "1"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("explain",), ("exact", "corridor", "trpo")]
+)
+def test_every_kind_of_terminal_is_written_to(variables, words, empty_directory):
+    done = in_a_shell(*words, **variables)
+    assert done.returncode == 0, done.stderr
+    assert "INTERNAL" not in done.stderr
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("words", [("explain",), ("exact", "corridor", "trpo", "--json")])
+def test_a_full_device_for_the_output_is_a_storage_error(words, empty_directory):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "surefoot", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 7
+    assert done.stderr.startswith("surefoot: error[STORAGE]: standard output: No space left")
+
+
+@pytest.mark.thorough
+def test_a_warning_is_a_line_without_a_place_in_our_code(empty_directory):
+    (Path("own_env.py")).write_text(
+        "import gymnasium\n\n\nclass Endless(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(-1, 1, (2,))\n"
+        "    action_space = gymnasium.spaces.Discrete(2)\n\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return self.observation_space.low, {}\n\n"
+        "    def step(self, action):\n"
+        "        return self.observation_space.low, 1.0, False, False, {}\n"
+    )
+    words = ["train", "own_env:Endless", "vpg", *SMALL, "--steps", "32", "--eval-max-steps", "10"]
+    done = in_a_shell(*words, "--out", "run")
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    (warned,) = [line for line in lines if "were cut before their end" in line]
+    assert warned.startswith("surefoot: warning: 1 of 1 evaluation episodes")
+
+
+@pytest.mark.parametrize(("text", "value"), [("500k", 500_000), ("1M", 10**6), ("1.5M", 1_500_000)])
+def test_steps_may_be_written_in_thousands_and_millions(text, value):
+    assert whole(text) == value
+
+
+@pytest.mark.parametrize("text", ["k", "M", "1m", "1.5", "1kM", "0x1M", "١M"])
+def test_other_words_are_no_whole_number(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        whole(text)

@@ -2,8 +2,10 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
+import surefoot as sf
 from surefoot.config.settings import (
     NPG,
     PPO,
@@ -140,7 +142,6 @@ def test_a_value_outside_its_range_is_refused_by_name_value_and_range(kind, tabl
         (Train, {"steps": 10**400}, "a whole number"),
         (Train, {"obs_norm": 1}, "true or false"),
         (Train, {"vectorization": 3}, "a word"),
-        (Network, {"hidden": 64}, "a list of whole numbers"),
         (Network, {"hidden": ["64"]}, "a whole number"),
         (Network, {"hidden": "64"}, "a list of whole numbers"),
         (Train, {"info_keys": [1]}, "a word"),
@@ -248,3 +249,18 @@ def test_a_config_error_is_a_value_error_with_a_name_and_an_exit_code():
     assert isinstance(error, ValueError)
     assert isinstance(error, SurefootError)
     assert (error.name, error.code, error.retryable) == ("CONFIG", 2, False)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8, np.float32, np.float64])
+def test_numbers_of_numpy_are_numbers(kind):
+    train = sf.Train(steps=kind(64), seed=kind(3))
+    assert (train.steps, train.seed) == (64, 3)
+    assert type(train.steps) is int
+    assert sf.TRPO(max_kl=np.float32(0.25)).max_kl == 0.25
+    assert sf.Network(hidden=kind(32)) == sf.Network(hidden=(32,)) == sf.Network(hidden=32)
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), 1 + 0j, np.array([64]), "64", None])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(sf.ConfigError, match="steps must be a whole number"):
+        sf.Train(steps=value)

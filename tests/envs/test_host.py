@@ -693,7 +693,7 @@ def test_an_id_or_a_factory_is_found_in_a_module_of_ones_own(own_module, name):
 def test_a_module_that_is_not_there_is_separation_from_one_that_lacks_something(own_module):
     with pytest.raises(ConfigError, match="no module nowhere in the current directory"):
         find_env("nowhere:Env-v0", {})
-    with pytest.raises(ConfigError, match="raised ModuleNotFoundError: .*no_such_package"):
+    with pytest.raises(ConfigError, match=r"raised ModuleNotFoundError: .*no_such_package"):
         find_env("lacks_a_package:Env-v0", {})
 
 

@@ -119,7 +119,7 @@ def test_a_mask_that_does_not_fit_is_refused(mask, fault):
 
 def test_observations_are_normalised_as_in_training():
     plain = make_policy("box", "box")
-    stats = RunningStats(jnp.float32(4.0), jnp.array([1.0, 2.0]), jnp.array([16.0, 4.0]))
+    stats = RunningStats(jnp.float32(4.0), jnp.array([1.0, 2.0]), jnp.array([4.0, 1.0]))
     trained = Policy(plain.spec, plain.actor, plain.params, (stats,))
     obs = np.array([5.0, 1.0], np.float32)
     # Mean (1, 2), variance (4, 1).

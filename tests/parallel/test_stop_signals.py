@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from surefoot.parallel.signals import STOP_SIGNALS, CatchSignals
+from tests.support.cases import case
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -35,6 +36,7 @@ def test_a_second_signal_stops_at_once_and_the_handlers_are_restored():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@case(100)
 def test_a_signal_is_announced_while_compiled_code_keeps_python_from_answering():
     matrix, announced = np.ones((3000, 3000)), []
     with CatchSignals(announce=lambda name: announced.append((name, time.monotonic()))) as signals:
@@ -62,6 +64,7 @@ def test_another_wakeup_of_signals_is_given_back():
             signal.set_wakeup_fd(before)
 
 
+@case(99)
 def test_a_process_that_outlives_its_terminal_is_not_stopped_by_a_hangup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
     try:

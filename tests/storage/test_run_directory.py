@@ -27,6 +27,7 @@ from surefoot.storage.checkpoint import (
 from surefoot.storage.files import Folder
 from surefoot.storage.run_directory import RunDirectory, finite_row
 from surefoot.training.api import resume, train
+from tests.support.cases import case
 from tests.support.programs import quickly_built
 from tests.support.scripted import Scripted, scripted_jax
 from tests.support.trees import assert_same_bits
@@ -459,6 +460,7 @@ def test_a_run_on_a_module_of_ones_own_must_be_named_again(trained):
         assert caught.value.name == "NAME-ENV"
 
 
+@case(102)
 @pytest.mark.core
 def test_a_policy_is_loaded_and_acts_without_an_environment(trained):
     policy = sf.load(trained.directory.path).policy
@@ -478,6 +480,7 @@ class Slow(Scripted):
         super().__init__()
 
 
+@case(102)
 def test_no_more_environments_are_opened_than_are_used(tmp_path):
     Slow.made, given = 0, arguments() | {"callback": lambda row: True}
     given["train"] = dataclasses.replace(given["train"], num_envs=4)

@@ -394,6 +394,12 @@ CASES = {
         "everything lands in the run's directory all the same",
         "????",
     ),
+    106: Case(
+        _F,
+        "an MDP's file of other content, spoilt, or of claims that no memory holds",
+        "exit 2 in one line",
+        "????",
+    ),
 }
 
 

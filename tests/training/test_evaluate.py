@@ -8,6 +8,7 @@ from gymnasium import spaces
 import surefoot as sf
 from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.types import EnvSpec
+from tests.support.cases import case
 from tests.support.programs import quickly_built
 
 pytestmark = pytest.mark.core
@@ -42,6 +43,7 @@ def begun(env, **train):
         return sf.train(env, sf.VPG(), train=settings, critic=critic, preset="none")
 
 
+@case(101)
 def test_episodes_without_end_are_cut_at_the_budget_and_it_is_said():
     run = begun(lambda: Mixed(ends=False), eval_max_steps=300)
     Mixed.taken = 0
@@ -78,6 +80,7 @@ def endless():
     return JaxEnv(spec, lambda key: (jnp.zeros(()), jnp.zeros(2)), step)
 
 
+@case(101)
 def test_episodes_of_a_jax_native_environment_are_cut_alike():
     run = begun(endless(), eval_max_steps=300)
     with pytest.warns(UserWarning, match="3 of 3 evaluation episodes of Endless were cut"):

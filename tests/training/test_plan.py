@@ -14,6 +14,7 @@ from surefoot.training.plan import (
     looks_at,
     make_plan,
 )
+from tests.support.cases import case
 
 pytestmark = pytest.mark.core
 
@@ -50,6 +51,7 @@ def test_a_run_of_one_look_an_iteration_looks_at_the_first():
     assert [looks_at(settings, i) for i in range(3)] == [True] * 3
 
 
+@case(97)
 @given(
     steps=st.integers(32, 10**6),
     explicit=st.integers(0, 10**6),

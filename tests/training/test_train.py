@@ -307,6 +307,7 @@ def test_a_signal_ends_the_run_after_the_iteration_with_a_checkpoint(world, numb
     assert checkpoint.exact == (world == "jax"), "the host's environments were mid-episode"
 
 
+@case(99)
 def test_a_second_signal_stops_at_once_and_costs_nothing_that_was_learned(tmp_path):
     def interrupt_twice(row):
         if row["iteration"] == EVERY + 2:
@@ -330,6 +331,7 @@ class Interrupted(Scripted):
         return super().step(action)
 
 
+@case(100)
 def test_a_signal_acts_at_the_next_step_and_the_unfinished_rollout_is_dropped(tmp_path):
     Interrupted.taken, path = 0, tmp_path / "run"
     with pytest.raises(StoppedBySignal) as caught:
@@ -341,6 +343,7 @@ def test_a_signal_acts_at_the_next_step_and_the_unfinished_rollout_is_dropped(tm
     assert run.finished
 
 
+@case(99)
 @both_worlds
 def test_a_run_that_was_stopped_is_carried_by_an_interrupt_that_no_sweep_swallows(world):
     def interrupt(row):
@@ -354,6 +357,7 @@ def test_a_run_that_was_stopped_is_carried_by_an_interrupt_that_no_sweep_swallow
     assert caught.value.run.policy(np.zeros(2, np.float32)).shape == ()
 
 
+@case(99)
 @both_worlds
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit]

@@ -66,7 +66,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(text: str) -> int:
-    """A whole number, 1e6 included."""
+    """A whole number, 1e6, 500k and 1M included."""
+    if re.fullmatch(r"[0-9][0-9.]*[kM]", text):
+        text = text[:-1] + {"k": "e3", "M": "e6"}[text[-1]]
     try:
         number = float(text)
         if number.is_integer():

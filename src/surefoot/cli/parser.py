@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
+import io
 import os
 import shlex
 import sys
@@ -15,7 +17,7 @@ from surefoot.cli.commands import comparing, finished_runs, laboratory, training
 from surefoot.cli.commands.common import emit, env_flag, only_json
 from surefoot.cli.flags import Parser, add_run, refuse_unknown
 from surefoot.config.settings import RULES
-from surefoot.errors import StoppedBySignal, SurefootError, printable
+from surefoot.errors import StoppedBySignal, StorageError, SurefootError, printable
 from surefoot.storage.compilation_cache import keep_programs_of_processes
 
 
@@ -62,7 +64,13 @@ def _quiet_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", module="gymnasium")
+        warnings.showwarning = _show_warning
         yield
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a line for people, without the place in our code that raised it."""
+    print(f"surefoot: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _fail(error: SurefootError, *, as_json: bool) -> int:
@@ -107,6 +115,10 @@ def _fill_standard_streams() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     _fill_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has ASCII alone shows ? for ±, and nothing ends for that.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = sys.argv[1:] if arguments is None else arguments
     # Read by hand, so that they apply to errors of the command line itself too.
     as_json, debug = "--json" in arguments, "--debug" in arguments
@@ -129,7 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.words = arguments[1:]
         keep_programs_of_processes()
         with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
-            return options.run(options)
+            code = options.run(options)
+        sys.stdout.flush()  # a full device is noticed here and not at exit
+        return code
     except SurefootError as error:
         if debug:
             raise
@@ -148,6 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            text = f"standard output: {error.strerror}; the command's own files are whole"
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until exit, which flushes it)
+            return _fail(StorageError(text), as_json=False)
         text = (
             f"{type(error).__name__}: {error}; this is a bug: run it again with --debug and report "
             "what it prints"

@@ -56,11 +56,12 @@ class Progress(Callback):
         self._title = f"{settings.rule.name} on {settings.env}"
         cut = ""
         if plan.reset_every:
-            cut = f", exact every {plan.reset_every} and at the end"
+            within = plan.reset_every < plan.iterations
+            cut = f", exact every {plan.reset_every}" * within + ", exact at the end" * (not within)
         if plan.cut_share:
             cut += f", which cuts at most {plan.cut_share:.0%} of episodes"
         self._print(
-            f"[bold]{self._title}[/bold]: {plan.iterations} iterations of "
+            f"{self._title}: {plan.iterations} iterations of "
             f"{settings.train.num_envs} x {settings.train.num_steps} steps, seed "
             f"{settings.train.seed}; checkpoint every {plan.checkpoint_every} iterations{cut}"
         )
@@ -131,7 +132,7 @@ class Progress(Callback):
     def _print(self, text: str) -> None:
         """One record on one line, however long."""
         # Rich would colour numbers and paths, and break the line at the window's width.
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _done(self) -> int:
         return self._latest.get("iteration", self._first)
@@ -173,7 +174,7 @@ class Progress(Callback):
             body.add_row(
                 Text("steps", style="dim"), f"{row['env_steps']:,}", Text(self._shares(), "dim")
             )
-        return Panel(Group(head, body), title=self._title, title_align="left")
+        return Panel(Group(head, body), title=Text(self._title), title_align="left")
 
     def _shares(self) -> str:
         """The split of time; compilation is on top of it, in seconds."""

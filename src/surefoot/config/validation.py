@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+import numbers
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -163,9 +164,14 @@ def coerce(value: Any, template: Any, where: str) -> Any:
     Raises:
         ConfigError: where it is of another kind; nothing is ever evaluated or imported.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if template is bool and isinstance(value, bool):
         return value
+    # NumPy's numbers are numbers of Python's kinds; the sum of two of its booleans is not.
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     # `float` raises an OverflowError for an integer so large.
     if number and abs(value) > sys.float_info.max:
         value = math.inf if value > 0 else -math.inf
@@ -175,6 +181,8 @@ def coerce(value: Any, template: Any, where: str) -> Any:
         return float(value)
     if template is str and isinstance(value, str):
         return value
+    if template == tuple[int, ...] and number:
+        value = (value,)  # one layer
     if template in (tuple[int, ...], tuple[str, ...]) and isinstance(value, list | tuple):
         return tuple(coerce(entry, get_args(template)[0], where) for entry in value)
     raise ConfigError(f"{where} must be {_KINDS[template]}, got {value!r}")

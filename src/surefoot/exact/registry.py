@@ -1,6 +1,8 @@
 """Find a finite MDP by name: built-in families, a file, or a Gymnasium environment's table."""
 
 import inspect
+import os
+import stat
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,8 @@ from surefoot.exact.mdp import MDP, corridor, make_mdp, random_mdp, ridge
 from surefoot.exact.solution import episode_limit, time_limited_optimum
 
 BUILT_IN = {"corridor": corridor, "ridge": ridge}
+MAX_BYTES = 2**30
+"""Largest tables that are read from a file."""
 
 
 def find_mdp(name: str, arguments: Mapping[str, Any], *, gamma: float | None = None) -> MDP:
@@ -61,16 +65,7 @@ def _known(name: str, family: Callable[..., MDP], given: dict[str, Any]) -> dict
 
 def _from_file(path: Path, gamma: float | None) -> MDP:
     """An MDP from the arrays `transitions`, `rewards` and optional `gamma`, `start`, `terminal`."""
-    try:
-        # No pickles: a table from elsewhere must not be able to run code.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"{path} cannot be read: {reason}", name="MDP") from error
-    # What NumPy raises for an empty or cut file, for one array, and for pickles.
-    except (EOFError, zipfile.BadZipFile, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} was not written by np.savez: {error}", name="MDP") from error
+    arrays = _read_arrays(path)
     missing = {"transitions", "rewards"} - set(arrays)
     if missing:
         raise ConfigError(
@@ -78,6 +73,13 @@ def _from_file(path: Path, gamma: float | None) -> MDP:
             "transitions=..., rewards=..., gamma=...)",
             name="MDP",
         )
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or (name == "gamma" and array.shape):
+            raise ConfigError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}; give numbers"
+                f"{', and one gamma' if name == 'gamma' else ''}",
+                name="MDP",
+            )
     if gamma is None:
         gamma = float(arrays.get("gamma", 0.99))
     return make_mdp(
@@ -88,6 +90,34 @@ def _from_file(path: Path, gamma: float | None) -> MDP:
         terminal=arrays.get("terminal"),
         name=path.stem,
     )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that an MDP is made of, from a regular file within `MAX_BYTES`."""
+    names = ("transitions", "rewards", "gamma", "start", "terminal")
+    try:
+        # Opening a named pipe would wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as raw:
+            if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+                raise ConfigError(f"{path} is no plain file", name="MDP")
+            with zipfile.ZipFile(raw) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > MAX_BYTES:
+                text = f"{path} holds {size / 2**30:,.1f} GiB; an MDP has {MAX_BYTES / 2**30:g}"
+                raise ConfigError(f"{text} at most", name="MDP")
+            raw.seek(0)
+            # No pickles: a table from elsewhere must not be able to run code.
+            with np.load(raw, allow_pickle=False) as file:
+                return {key: np.asarray(file[key]) for key in names if key in file.files}
+    except ConfigError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{path} cannot be read: {reason}", name="MDP") from error
+    # NumPy and the unpackers raise what they like for a file that others have spoilt; a header may
+    # claim more than any memory holds.
+    except Exception as error:
+        raise ConfigError(f"{path} was not written by np.savez: {error}", name="MDP") from error
 
 
 def _from_gymnasium(env_id: str, env_kwargs: Mapping[str, Any], gamma: float) -> MDP:

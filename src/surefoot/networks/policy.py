@@ -36,6 +36,12 @@ def _is_single(spec: EnvSpec, obs: PyTree) -> bool:
     )
 
 
+def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
+    """A leaf with rows of zeros behind its own."""
+    filler = np.zeros((rows - len(leaf), *leaf.shape[1:]), leaf.dtype)
+    return np.concatenate([leaf, filler]) if len(filler) else leaf
+
+
 @dataclass(frozen=True)
 class Policy:
     """A frozen policy and its normaliser: what a run has learned.
@@ -86,6 +92,9 @@ class Policy:
         if single:
             obs = jax.tree.map(lambda leaf: np.asarray(leaf)[None], obs)
         num_rows = len(jax.tree.leaves(obs)[0])
+        # To the next power of two, so that batches of many sizes share few programs.
+        padded = 1 << max(num_rows - 1, 0).bit_length()
+        obs = jax.tree.map(lambda leaf: _padded(leaf, padded), obs)
         masks = None
         if action_mask is not None:
             rows = (
@@ -93,13 +102,13 @@ class Policy:
                 if single
                 else {row: jax.tree.map(itemgetter(row), action_mask) for row in range(num_rows)}
             )
-            masks = masks_of(self.spec, rows, num_rows)
+            masks = masks_of(self.spec, rows, padded)
         noise = None
         if not deterministic:
             if key is None:
                 key = int(np.random.SeedSequence().generate_state(1)[0])
             key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-            noise = self.actor.network.noise(key, (num_rows,))
+            noise = self.actor.network.noise(key, (padded,))
         _, sent, _ = self._act(self.params, self.obs_stats, obs, masks, noise)
         sent = own_dtype(self.spec.action_space, sent)
-        return jax.tree.map(lambda leaf: leaf[0], sent) if single else sent
+        return jax.tree.map(lambda leaf: leaf[0] if single else leaf[:num_rows], sent)

@@ -35,7 +35,7 @@ EPISODE_WITHOUT_END = 10_000
 """Steps an episode of an evaluation has on average where the environment states no time limit."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A run, whether finished, stopped or read from its directory.
 
@@ -56,6 +56,11 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     directory: RunDirectory | None = None
     env_steps: int = 0
+
+    def __repr__(self) -> str:
+        kept = f", kept in {self.directory.path}" if self.directory else ""
+        done = f"{self.iteration} of {self.settings.num_iterations} iterations"
+        return f"<Run of {self.settings.rule.name} on {self.settings.env}: {done}{kept}>"
 
     def advance(self, state: LoopState, metrics: Sequence[Mapping[str, Any]]) -> list[Row]:
         """Move on to a later state, with the metrics of each iteration since; their rows."""

@@ -230,8 +230,7 @@ _FROZEN = (
     "preset",
     "env_from_python",
     "own_networks",
-    "observation_space",
-    "action_space",
+    "spec",
     "versions",
     "devices",
 )
