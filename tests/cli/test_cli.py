@@ -14,7 +14,7 @@ from surefoot.cli import parser as cli
 from surefoot.cli.flags import whole
 from surefoot.cli.parser import main
 from surefoot.diagnostics.catalogue import METRICS
-from tests.support.shell import SMALL, in_a_shell
+from tests.support.shell import in_a_shell
 
 SMALL = [
     *("--num-envs", "2", "--num-steps", "16", "--hidden", "8", "--critic-num-minibatches", "2"),
