@@ -399,7 +399,7 @@ def host_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("host") / "run"
     sf.train(
         short_cartpole, sf.TRPO(fisher_fraction=1.0), out=path, steps=16 * 2 * 12, seed=1,
-        train=sf.Train(num_envs=2, num_steps=16, keep_checkpoints=9, checkpoint_every=1,
+        train=sf.Train(num_envs=2, num_steps=16, keep_checkpoints=9, checkpoint_every=128,
                        lens_every=0),
         callback=lambda row: row["iteration"] == 9, **SMALL,
     )  # fmt: skip

@@ -169,7 +169,7 @@ def test_a_ray_without_a_token_and_a_missing_ray_are_reported_at_once():
     done = in_a_shell("train", *RUN, "--cluster", "ray", "--workers", "0")
     assert (done.returncode, "--workers must be at least 1" in done.stderr) == (2, True)
     Path("ray.py").write_text("raise ImportError('no ray here')")
-    done = in_a_shell("train", *RUN, "--cluster", "ray")
+    done = in_a_shell("train", *RUN, "--cluster", "ray", PYTHONPATH=str(Path.cwd()))
     assert done.returncode == 2
     assert "pip install 'surefoot[ray]'" in done.stderr
     assert not Path("runs").exists()

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from surefoot.cli.commands import comparing, finished_runs, laboratory, training
-from surefoot.cli.commands.common import emit, env_flag, only_json
+from surefoot.cli.commands.common import emit, env_flag, only_json, shorten_below, shortened
 from surefoot.cli.flags import Parser, add_run, refuse_unknown
 from surefoot.config.settings import RULES
 from surefoot.errors import StoppedBySignal, StorageError, SurefootError, printable
@@ -64,18 +64,21 @@ def _quiet_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", module="gymnasium")
-        warnings.showwarning = _show_warning
-        yield
+        before, warnings.formatwarning = warnings.formatwarning, _format_warning
+        try:
+            yield
+        finally:
+            warnings.formatwarning = before
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning as a line for people, without the place in our code that raised it."""
-    print(f"surefoot: warning: {printable(str(message))}", file=sys.stderr)
+    return f"surefoot: warning: {shortened(printable(str(message)))}\n"
 
 
 def _fail(error: SurefootError, *, as_json: bool) -> int:
     """Print an error; its exit code."""
-    text = printable(str(error))
+    text = shortened(printable(str(error)))
     if as_json:
         record = {"event": "error", "name": error.name, "message": text, "exit_code": error.code}
         emit(record | {"retryable": error.retryable})
@@ -99,7 +102,7 @@ def _stopped(stop: StoppedBySignal, options: Any) -> int:
         text += f"; continue with: {command}"
     if command and stop.path and options.json:
         emit({"event": "stopped", "signal": stop.number, "resume": command})
-    print(f"surefoot: {text}", file=sys.stderr)
+    print(f"surefoot: {shortened(text)}", file=sys.stderr)
     return stop.code
 
 
@@ -115,6 +118,7 @@ def _fill_standard_streams() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     _fill_standard_streams()
+    shorten_below(os.getcwd())
     for stream in (sys.stdout, sys.stderr):
         # A terminal that has ASCII alone shows ? for ±, and nothing ends for that.
         if isinstance(stream, io.TextIOWrapper):

@@ -41,11 +41,11 @@ def merge_stats(
     # Divided before the sum, which could overflow where the mean does not.
     shares = weights / jnp.where(added > 0, added, 1.0)
     shares = shares.reshape(shares.shape + (1,) * (values.ndim - 1))
-    # Taken off first: the digits of values that vary little around a large mean are in what is
-    # left, which is exactly 0 where nothing varies.
-    first = values[jnp.argmax(weights > 0)]
-    pivot = jnp.where(stats.count > 0, stats.mean, jnp.where(added > 0, first, 0.0))
     # Replaced as well as weighed: NaN times a weight of 0 is NaN.
+    values = jnp.where(shares > 0, values, 0.0)
+    # Taken off first: the digits of values that vary little around a large mean are in what is
+    # left. No single row, which would have to reach every device.
+    pivot = jnp.where(stats.count > 0, stats.mean, jnp.sum(values * shares, axis=0))
     values = jnp.where(shares > 0, values - pivot, 0.0)
     mean = jnp.sum(values * shares, axis=0)
     variance = jnp.sum((values - mean) ** 2 * shares, axis=0)

@@ -188,6 +188,8 @@ class RunDirectory:
     def read(self, name: str, limit: int = LARGEST_JSON) -> bytes | None:
         """A file's bytes, or None where there is none; `name` may be in a folder of the run."""
         inner, _, last = name.rpartition("/")
+        if not self.path.is_dir():
+            return None
         with self._opened() as folder:
             if not inner:
                 return folder.read(last, limit) if folder.has(last) else None

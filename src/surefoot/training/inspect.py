@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from surefoot.diagnostics.cross_fit import cross_fit, cross_fit_metrics
 from surefoot.diagnostics.gradient_noise import noise_metrics
@@ -18,7 +19,7 @@ from surefoot.training.batch import (
     state_values,
     td_sums,
 )
-from surefoot.training.learn import Learned, read_rollout
+from surefoot.training.learn import Learned, all_finite, read_rollout
 from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.state import MAX_FEATURES, LearnState, Parts
 from surefoot.types import Episodes, Rollout
@@ -79,9 +80,13 @@ def inspect(
         promised=update["surrogate/promised_gain"],
         kl=update["policy/kl_mean"],
         states=_some_states(parts, before, rollout),
-        ready=jnp.array(True),
     )
-    return lens, metrics
+    # What a refused update promised may be NaN. It is not judged, and nothing of it is stored.
+    finite = all_finite(lens)
+    lens = jax.tree.map(
+        lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf)), lens
+    )
+    return lens._replace(ready=finite), metrics
 
 
 def look(
@@ -117,3 +122,7 @@ def _some_states(parts: Parts, state: LearnState, rollout: Rollout) -> States:
     features = obs_features(parts.spec.observation_space, obs, max_features=MAX_FEATURES)
     key = run_key(state.seed, state.iteration, Purpose.STATES)
     return sample_states(features, rollout, key, parts.rows)
+
+
+def _finite(leaf: Array) -> Array:
+    return jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))

@@ -53,7 +53,7 @@ def learn(parts: Parts, state: LearnState, rollout: Rollout) -> tuple[LearnState
         params, info = {"policy": params, "critic": critic_params}, info | critic_info
     # The rewards count too: an infinite one is clipped to an ordinary one.
     new, old = (params, rule, critic), (state.params, state.rule, state.critic)
-    finite = _all_finite((new, jnp.where(rollout.valid, rollout.rewards, 0.0)))
+    finite = all_finite((new, jnp.where(rollout.valid, rollout.rewards, 0.0)))
     # By selection and not by a product, in which NaN times zero would stay NaN.
     params, rule, critic = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
@@ -87,6 +87,7 @@ def read_rollout(
     return batch, rewards, values, (return_stats, returns_so_far)
 
 
-def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number of a tree is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

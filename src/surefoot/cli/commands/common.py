@@ -17,6 +17,7 @@ SECONDS_BETWEEN_LINES = 5.0
 """Between two lines of progress where standard error is no terminal."""
 
 _own_stdout: IO[str] | None = None
+_here = ""
 
 
 @contextlib.contextmanager
@@ -54,9 +55,21 @@ def emit(record: Mapping[str, Any]) -> None:
     print(json.dumps(record, allow_nan=False), file=_own_stdout, flush=True)
 
 
+def shorten_below(directory: str) -> None:
+    """Write paths below a directory, where the user is, relative to it."""
+    global _here
+    # The root itself is no prefix that anybody would miss.
+    _here = directory.rstrip(os.sep) + os.sep
+
+
+def shortened(text: str) -> str:
+    """A text for people, in which paths are as the user would write them."""
+    return text.replace(_here, "") if len(_here) > 1 else text
+
+
 def say(text: str) -> None:
     """Print a line for a person, off standard output."""
-    print(text, file=sys.stderr, flush=True)
+    print(shortened(text), file=sys.stderr, flush=True)
 
 
 def require_at_least(minimum: int, **counts: int | None) -> None:
