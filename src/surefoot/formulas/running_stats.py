@@ -43,9 +43,9 @@ def merge_stats(
     shares = shares.reshape(shares.shape + (1,) * (values.ndim - 1))
     # Replaced as well as weighed: NaN times a weight of 0 is NaN.
     values = jnp.where(shares > 0, values, 0.0)
-    # Taken off first: the digits of values that vary little around a large mean are in what is
-    # left. No single row, which would have to reach every device.
-    pivot = jnp.where(stats.count > 0, stats.mean, jnp.sum(values * shares, axis=0))
+    # The mean so far is taken off first: of values that vary little around a large one, the digits
+    # are in what is left. Not the mean of these rows, which would be one more sum over devices.
+    pivot = stats.mean
     values = jnp.where(shares > 0, values - pivot, 0.0)
     mean = jnp.sum(values * shares, axis=0)
     variance = jnp.sum((values - mean) ** 2 * shares, axis=0)
