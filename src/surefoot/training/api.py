@@ -184,7 +184,8 @@ def keep_in_directory(run: Run, job: Job, *, devices: int = 1) -> Run:
         "own_networks": job.own != OwnNetworks(),
         "versions": versions(),
         "devices": devices,
-        "spec": record_spec(run.learner.spec),
+        # A JAX-native environment is not opened, and its states are part of the run's.
+        "spec": None if run.learner.spec.jax_native else record_spec(run.learner.spec),
     }
     return replace(run, directory=RunDirectory.create(job.out, config))
 
