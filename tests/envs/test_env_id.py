@@ -1,5 +1,6 @@
 """Ids of environments: one grammar, and nothing is imported but the module that a user names."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -102,10 +103,15 @@ def probe(path):
 @pytest.mark.thorough
 @case(90)
 def test_a_file_of_the_current_directory_never_takes_the_place_of_a_library():
-    for name in ("numpy", "jax", "secrets", "gymnasium", "rich", "surefoot", "queue"):
+    for name in ("numpy", "jax", "secrets", "gymnasium", "rich", "queue"):
         Path(f"{name}.py").write_text(MARK)
     Path("own.py").write_text(OWN)
     done = in_a_shell("train", "own:Own", "vpg", *SMALL, "--steps", "64", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    # `python -m surefoot` would run this file in our place, as Python does; the command does not.
+    Path("surefoot.py").write_text(MARK)
+    script = [Path(sys.executable).with_name("surefoot"), "evaluate", "run", "--env", "own:Own"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not Path("it-ran").exists()
 

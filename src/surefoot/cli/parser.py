@@ -115,6 +115,26 @@ def _fill_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
 
 
+def _read(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line; without a command, its help is printed."""
+    parser = _parser()
+    options, extra = parser.parse_known_args(arguments)
+    if options.command is None:
+        refuse_unknown(parser, extra)
+        parser.print_help()
+        return options
+    if options.command == "train" and options.rule is None and extra[:1] and extra[0] in RULES:
+        # argparse takes an optional position only where it stands beside the first one.
+        options.rule = extra.pop(0)
+    if options.command == "exact":
+        # So too a list of positions that a flag cuts in two.
+        while extra[:1] and extra[0] in laboratory.EXACT_RULES:
+            options.rules.append(extra.pop(0))
+    refuse_unknown(options.parser, extra)
+    options.words = arguments[1:]
+    return options
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     _fill_standard_streams()
@@ -128,25 +148,14 @@ def main(arguments: list[str] | None = None) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     options = None
     try:
-        parser = _parser()
-        options, extra = parser.parse_known_args(arguments)
+        options = _read(arguments)
         if options.command is None:
-            refuse_unknown(parser, extra)
-            parser.print_help()
             return 0
-        if options.command == "train" and options.rule is None and extra[:1] and extra[0] in RULES:
-            # argparse takes an optional position only where it stands beside the first one.
-            options.rule = extra.pop(0)
-        if options.command == "exact":
-            # So too a list of positions that a flag cuts in two.
-            while extra[:1] and extra[0] in laboratory.EXACT_RULES:
-                options.rules.append(extra.pop(0))
-        refuse_unknown(options.parser, extra)
-        options.words = arguments[1:]
         keep_programs_of_processes()
         with _quiet_warnings(), only_json() if as_json else contextlib.nullcontext():
             code = options.run(options)
-        sys.stdout.flush()  # a full device is noticed here and not at exit
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full device is noticed here and not at exit
         return code
     except SurefootError as error:
         if debug:
@@ -161,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output has closed it, as `head` does.
         # Python flushes standard output once more at exit, which would raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
         if debug:

@@ -158,7 +158,7 @@ def _is_scalar(value: Any) -> bool:
     return True
 
 
-def all_finite(values: np.ndarray) -> bool:
+def _all_finite(values: np.ndarray) -> bool:
     """Whether a batch is certainly finite in float32; one product, half a microsecond."""
     flat = values if values.ndim == 1 else values.ravel()
     # NaN and infinity survive a sum of squares. Large finite values may exceed the bound as well:
@@ -174,7 +174,7 @@ def check_finite(values: Any, where: str, index: int | None = None) -> None:
     if isinstance(values, dict | tuple):
         for key, part in values.items() if isinstance(values, dict) else enumerate(values):
             check_finite(part, f"{where}[{key!r}]", index)
-    elif isinstance(values, np.ndarray) and values.dtype.kind == "f" and not all_finite(values):
+    elif isinstance(values, np.ndarray) and values.dtype.kind == "f" and not _all_finite(values):
         # Negated, so that NaN, for which no comparison holds, is found too.
         wrong = np.argwhere(~(np.abs(values) <= FLOAT32_MAX)).tolist()
         if wrong:

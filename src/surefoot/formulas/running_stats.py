@@ -37,21 +37,17 @@ def merge_stats(
     # NaN compares as False.
     usable = jnp.all((jnp.abs(values) <= MAX_MAGNITUDE).reshape(values.shape[0], -1), axis=1)
     weights = jnp.where(usable, weights, 0.0)
-    added = jnp.sum(weights)
-    # Divided before the sum, which could overflow where the mean does not.
-    shares = weights / jnp.where(added > 0, added, 1.0)
-    shares = shares.reshape(shares.shape + (1,) * (values.ndim - 1))
-    # Replaced as well as weighed: NaN times a weight of 0 is NaN.
-    values = jnp.where(shares > 0, values, 0.0)
+    column = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
     # The mean so far is taken off first: of values that vary little around a large one, the digits
-    # are in what is left. Not the mean of these rows, which would be one more sum over devices.
-    pivot = stats.mean
-    values = jnp.where(shares > 0, values - pivot, 0.0)
-    mean = jnp.sum(values * shares, axis=0)
-    variance = jnp.sum((values - mean) ** 2 * shares, axis=0)
+    # are in what is left. Replaced as well as weighed: NaN times a weight of 0 is NaN.
+    values = jnp.where(column > 0, values - stats.mean, 0.0)
+    added = jnp.sum(weights)
+    rows = jnp.where(added > 0, added, 1.0)
+    shift = jnp.sum(values * column, axis=0) / rows
+    # Divided before the sum, which could overflow where the variance does not.
+    variance = jnp.sum((values - shift) ** 2 * (column / rows), axis=0)
     count = stats.count + added
     share = added / jnp.where(count > 0, count, 1.0)
-    shift = (pivot - stats.mean) + mean
     variance = stats.variance * (1 - share) + variance * share + shift**2 * (share * (1 - share))
     return RunningStats(count, stats.mean + shift * share, variance)
 

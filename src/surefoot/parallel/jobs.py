@@ -40,7 +40,7 @@ class ComparisonStopped(KeyboardInterrupt):
         self.code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
-def describe_error(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, SurefootError):
         return f"error[{error.name}]: {error}"
@@ -54,7 +54,7 @@ def attempt(work: Callable[[Any], Any], item: Any) -> Outcome:
     except StoppedBySignal:
         raise
     except Exception as error:
-        return Outcome(None, describe_error(error))
+        return Outcome(None, error_line(error))
 
 
 def _in_own_process(work: Callable[[Any], Any], item: Any, writing: Connection) -> None:

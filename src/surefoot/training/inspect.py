@@ -82,11 +82,8 @@ def inspect(
         states=_some_states(parts, before, rollout),
     )
     # What a refused update promised may be NaN. It is not judged, and nothing of it is stored.
-    finite = all_finite(lens)
-    lens = jax.tree.map(
-        lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf)), lens
-    )
-    return lens._replace(ready=finite), metrics
+    finite = all_finite((lens.td, lens.promised, lens.kl))
+    return jax.tree.map(_or_zero, lens)._replace(ready=finite), metrics
 
 
 def look(
@@ -124,5 +121,5 @@ def _some_states(parts: Parts, state: LearnState, rollout: Rollout) -> States:
     return sample_states(features, rollout, key, parts.rows)
 
 
-def _finite(leaf: Array) -> Array:
+def _or_zero(leaf: Array) -> Array:
     return jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))

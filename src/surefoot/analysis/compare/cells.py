@@ -19,7 +19,7 @@ from surefoot.config.settings import OwnNetworks, Parallel, Settings
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError, SurefootError
-from surefoot.parallel.jobs import Outcome, attempt, describe_error
+from surefoot.parallel.jobs import Outcome, attempt, error_line
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.api import Job, keep_in_directory, train_or_resume
@@ -110,7 +110,7 @@ def train_group(group: Group, workers: Workers) -> list[Outcome]:
         # The program itself failed, and with it each of its runs.
         each = driven.value if driven.error is None else [driven.error] * len(some)
         for i, error in zip(some, each, strict=True):
-            errors[i] = describe_error(error) if isinstance(error, Exception) else error
+            errors[i] = error_line(error) if isinstance(error, Exception) else error
     for i, cell in enumerate(group):
         if errors[i] is None:
             errors[i] = attempt(partial(score_run, episodes=cell.episodes), opened[i].value).error
