@@ -689,8 +689,8 @@ def test_seeds_together_go_on_from_where_each_stands(together, tmp_path):
 def test_one_seed_that_fails_leaves_those_beside_it_be(together, tmp_path, monkeypatch):
     advance = loop.Loop.advance
 
-    def failing(self):
-        advance(self)
+    def failing(self, stopping):
+        advance(self, stopping)
         if self.run.settings.train.seed == 1 and self.run.iteration == 2:
             raise NotFiniteError("2 updates in a row were not finite")
 
@@ -711,8 +711,8 @@ def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
 ):
     advance = loop.Loop.advance
 
-    def failing(self):
-        advance(self)
+    def failing(self, stopping):
+        advance(self, stopping)
         if self.run.settings.train.seed == 1 and self.run.finished:
             raise RuntimeError("a bug")
 
@@ -756,10 +756,10 @@ def test_jobs_side_by_side_share_the_memory(monkeypatch, capsys):
 def test_a_signal_stops_all_seeds_with_a_checkpoint_each(together, tmp_path, monkeypatch):
     advance = loop.Loop.advance
 
-    def interrupted(self):
+    def interrupted(self, stopping):
         if self.run.settings.train.seed == 1 and self.run.iteration == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        advance(self)
+        advance(self, stopping)
 
     monkeypatch.setattr(loop.Loop, "advance", interrupted)
     out, how = tmp_path / "out", TINY_NATIVE | {"progress": silent}

@@ -399,7 +399,7 @@ def test_a_warning_is_a_line_without_a_place_in_our_code(empty_directory):
     assert done.returncode == 0
     lines = done.stderr.splitlines()
     (warned,) = [line for line in lines if "were cut before their end" in line]
-    assert warned.startswith("surefoot: warning: 1 of 1 evaluation episodes")
+    assert warned.startswith("surefoot: warning: 2 of 2 evaluation episodes")
 
 
 @pytest.mark.parametrize(("text", "value"), [("500k", 500_000), ("1M", 10**6), ("1.5M", 1_500_000)])

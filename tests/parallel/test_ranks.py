@@ -213,8 +213,8 @@ from surefoot.cli.parser import main
 
 good = steppers.JaxStepper.advance
 
-def advance(self, state):
-    state, rows = good(self, state)
+def advance(self, *given):
+    state, rows = good(self, *given)
     learn = state.learn
     if jax.process_index() == 1 and int(learn.iteration) == 7:
         leaf = learn.obs_stats[0].mean
