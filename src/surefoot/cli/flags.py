@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +39,12 @@ PEER_FLAGS = {
     "return-norm": ("norm-reward",),
 }
 """Our flags, and what other libraries call them."""
+
+_RULE = "the rule stands behind the environment, as in `surefoot train CartPole-v1 ppo`"
+_POSITIONS = dict.fromkeys(("algo", "algorithm", "agent", "rule"), _RULE) | dict.fromkeys(
+    ("env", "env-id", "env-name", "task"), "the environment stands behind the command"
+)
+"""What other programs have flags for, and where it stands here."""
 
 PRESET_NOTE = (
     "These defaults are the library's. A preset may change them: --preset auto, the default, does "
@@ -140,6 +147,33 @@ def _meanings(having: Mapping[str, Limits]) -> str:
     return "; ".join(f"{help} ({', '.join(rules)})" for help, rules in defaults.items())
 
 
+def setting_names() -> list[str]:
+    """Every rule, and every setting as its flag has it."""
+    owners = [(rule, "") for rule in RULES.values()] + list(SECTIONS.values())
+    names = [prefix + name.replace("_", "-") for kind, prefix in owners for name in limits_of(kind)]
+    return [*RULES, *dict.fromkeys(names)]
+
+
+def explain_setting(name: str) -> str | None:
+    """What a rule is, with its settings, or what a setting is; None for another name."""
+    if name in RULES:
+        lines = [f"{name}  [rule]", f"  {cleandoc(RULES[name].__doc__ or '').splitlines()[0]}"]
+        for field, limits in limits_of(RULES[name]).items():
+            flag = f"--{field.replace('_', '-')} {shown(limits.default)}"
+            lines.append(f"  {flag:28s} {limits.help}")
+        return "\n".join(lines)
+    flag = name.lstrip("-").replace("_", "-")
+    if flag not in setting_names():
+        return None
+    found = {key: limits_of(rule) for key, rule in RULES.items()}
+    found |= {key: limits_of(kind) for key, (kind, prefix) in SECTIONS.items() if not prefix}
+    field, prefixed = flag.replace("-", "_"), flag.removeprefix("critic-")
+    if prefixed != flag:
+        found, field = {"critic": limits_of(Critic)}, prefixed.replace("-", "_")
+    having = {key: table[field] for key, table in found.items() if field in table}
+    return f"{flag}  [setting of {', '.join(having)}]\n  --{flag}: {_meanings(having)}"
+
+
 def given(options: argparse.Namespace, section: str) -> dict[str, Any]:
     """The settings of one section that were given as flags."""
     found = {}
@@ -235,6 +269,8 @@ def refuse_unknown(parser: argparse.ArgumentParser, extra: list[str]) -> None:
     name = word.lstrip("-").partition("=")[0].replace("_", "-")
     if f"--{name}" in flags:
         raise ConfigError(f"{word} goes behind the command: {parser.prog} {word}", name="FLAG")
+    if name in _POSITIONS:
+        raise ConfigError(f"unknown flag {word}; {_POSITIONS[name]}", name="FLAG")
     ours = next((flag for flag, theirs in PEER_FLAGS.items() if name in theirs), None)
     if ours:
         # The one peer's flag whose number means something else.

@@ -14,9 +14,10 @@ from importlib.metadata import version
 from typing import Any
 
 from surefoot.cli.commands import comparing, finished_runs, laboratory, training
-from surefoot.cli.commands.common import emit, env_flag, only_json, shorten_below, shortened
+from surefoot.cli.commands.common import emit, only_json, shorten_below, shortened
 from surefoot.cli.flags import Parser, add_run, refuse_unknown
 from surefoot.config.settings import RULES
+from surefoot.envs.env_id import env_flag
 from surefoot.errors import StoppedBySignal, StorageError, SurefootError, printable
 from surefoot.storage.compilation_cache import keep_programs_of_processes
 

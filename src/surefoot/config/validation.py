@@ -199,7 +199,7 @@ def shown(value: Any) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing where no known name is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 

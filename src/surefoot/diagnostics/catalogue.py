@@ -34,7 +34,7 @@ def explain(name: str, others: Iterable[str] = ()) -> str:
         matches = [key for key in known if name.lower() in key]
         matches = matches or difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(matches[:4])}?" if matches else ""
-        raise ConfigError(f"no metric or warning {name}{hint} (`surefoot explain` lists them all)")
+        raise ConfigError(f"nothing is called {name}{hint} (`surefoot explain` lists them all)")
     metric = METRICS[name]
     return (
         f"{name}  [{metric.unit}]\n  {metric.what}\n  healthy: {metric.healthy}\n"

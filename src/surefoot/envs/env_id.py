@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -63,6 +64,11 @@ def imports_nothing(env_id: str) -> bool:
         return not parse_env_id(env_id).module
     except ConfigError:
         return True  # nothing is made by it
+
+
+def env_flag(env_id: str) -> str:
+    """The --env flag for commands on a run of this environment, as loading imports nothing."""
+    return f" --env {shlex.quote(env_id)}" if env_id and not imports_nothing(env_id) else ""
 
 
 def import_own(module: str, env_id: str) -> ModuleType:

@@ -17,6 +17,8 @@ from surefoot.envs.processes import usable_cores
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 
+_OURS = ("num_envs", "batch_size", "env_type", "seed", "env_seed", "gym_reset_return_info")
+
 
 class EnvPoolVector(VectorEnv):
     """Environments of one EnvPool id, recreated by a seeded reset.
@@ -109,8 +111,13 @@ def find_envpool(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
     known = envpool.list_all_envs()
     if name not in known:
         raise ConfigError(f"unknown environment {env_id}{nearest(name, known)}", name="UNKNOWN-ENV")
+    for key in env_kwargs:
+        if key in _OURS:
+            text = f"{env_id}: env_kwargs cannot hold {key}, which follows from the run's settings"
+            raise ConfigError(text, name="ENV-KWARGS")
     try:
         envpool.make_spec(name, **env_kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{env_id}: env_kwargs {dict(env_kwargs)}: {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        text = f"{env_id}: env_kwargs {dict(env_kwargs)}: {error}"
+        raise ConfigError(text, name="ENV-KWARGS") from error
     return EnvSource(env_id=env_id, make_vector=partial(EnvPoolVector, name, kwargs=env_kwargs))

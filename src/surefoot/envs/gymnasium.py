@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import importlib.util
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
@@ -29,6 +31,7 @@ def find_gymnasium(parts: EnvId, env_kwargs: Mapping[str, Any]) -> EnvSource:
     module = import_own(parts.module, env_id) if parts.module else None
     factory: Any = getattr(module, name, None)
     if callable(factory):
+        _check_arguments(factory, env_id, env_kwargs)
         make: Any = partial(factory, **env_kwargs)
         return EnvSource(env_id=env_id, make=make)
     try:
@@ -38,6 +41,16 @@ def find_gymnasium(parts: EnvId, env_kwargs: Mapping[str, Any]) -> EnvSource:
     own = isinstance(spec.entry_point, str) and spec.entry_point.startswith(SELF_CONTAINED)
     make = partial(_make, spec, env_id, dict(env_kwargs))
     return EnvSource(env_id=env_id, make=make, self_contained=own)
+
+
+def _check_arguments(factory: Callable[..., Any], name: str, env_kwargs: Mapping[str, Any]) -> None:
+    try:
+        inspect.signature(factory).bind(**env_kwargs)
+    except TypeError as error:
+        given = f"env_kwargs {dict(env_kwargs)}: " if env_kwargs else ""
+        raise ConfigError(f"{name}: {given}{error}", name="ENV-KWARGS") from error
+    except ValueError:
+        return  # some functions in C show no signature
 
 
 def _unknown(name: str, env_id: str, module: ModuleType | None) -> ConfigError:
@@ -58,6 +71,7 @@ def wrap_gymnasium(env: Any) -> EnvSource:
     if callable(env):
         make: Any = env
         name = getattr(env, "__qualname__", type(env).__name__)
+        _check_arguments(env, name, {})
         return EnvSource(env_id=name, make=make)
     raise ConfigError(
         f"{env!r} is no environment: give an id, a gymnasium.Env, a VectorEnv, a JaxEnv or a "
@@ -80,7 +94,10 @@ def _make(spec: EnvSpec, env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.E
 
 def _missing_extra(env_id: str, error: Exception) -> ConfigError:
     text = str(error).lower()
-    extra = next((e for e in ("mujoco", "box2d") if e in text), None)
+    # A package that is there already is not what an old version of a task lacks.
+    packages = {"mujoco": "mujoco", "box2d": "Box2D"}
+    lacking = (e for e, p in packages.items() if e in text and not importlib.util.find_spec(p))
+    extra = next(lacking, None)
     fix = f"pip install 'surefoot[{extra}]'" if extra else str(error).replace("\n", " ")
     return ConfigError(f"{env_id} needs a package that is not installed: {fix}", name="EXTRA")
 

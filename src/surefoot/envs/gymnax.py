@@ -27,7 +27,11 @@ def find_gymnax(name: str, env_kwargs: Mapping[str, Any]) -> EnvSource:
             f"unknown environment gymnax:{name}{nearest(name, gymnax.registered_envs)}",
             name="UNKNOWN-ENV",
         )
-    env, params = gymnax.make(name, **env_kwargs)
+    try:
+        env, params = gymnax.make(name, **env_kwargs)
+    except TypeError as error:
+        given = f"env_kwargs {dict(env_kwargs)}"
+        raise ConfigError(f"gymnax:{name}: {given}: {error}", name="ENV-KWARGS") from error
     # The number of values that a step returns shows the version; only traced, at no cost.
     shape = jax.eval_shape(
         lambda key: env.step(key, env.reset(key, params)[1], env.action_space(params).sample(key)),

@@ -33,9 +33,13 @@ def export(run: Run, path: str | Path) -> NumpyPolicy:
 
     Raises:
         ConfigError: for a network of the user's own, and where the exported policy does not act as
-            the run's does on `COMPARED` observations; nothing is written then.
+            the run's does on `COMPARED` observations, or a name that does not end in .npz;
+            nothing is written then.
         StorageError: where the file cannot be written.
     """
+    if Path(path).suffix != ".npz":
+        text = f"{path}: a policy is exported as arrays of NumPy; give a name that ends in .npz"
+        raise ConfigError(text, name="FORMAT")
     made = NumpyPolicy(*_describe(run))
     _compare(run, made)
     about = np.frombuffer(json.dumps(made.about).encode(), np.uint8)

@@ -7,6 +7,7 @@ This file imports nothing else: copy it beside the exported file onto a machine 
     action = policy(observation)
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,15 +36,25 @@ class NumpyPolicy:
         """A policy from the file that `surefoot export` wrote; no code in it is run.
 
         Raises:
-            ValueError: for a file of another kind, or of a newer format.
+            ValueError: for a file of another kind or of a newer format, and where a number is not
+                finite.
         """
-        with np.load(path, allow_pickle=False) as file:
-            if "about" not in file.files:
-                raise ValueError(f"{path} is not an exported policy")
-            about = json.loads(file["about"].tobytes())
-            if about["format"] != FORMAT:
-                raise ValueError(f"{path} has format {about['format']}, this file reads {FORMAT}")
-            return cls(about, {name: file[name] for name in file.files if name != "about"})
+        data = io.BytesIO(Path(path).read_bytes())
+        try:
+            with np.load(data, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            about = json.loads(arrays.pop("about").tobytes())
+            found = about["format"]
+        # NumPy and the unpackers raise what they like for a file that something else has written.
+        except Exception as error:
+            raise ValueError(f"{path} is not an exported policy: {error}") from error
+        if found != FORMAT:
+            raise ValueError(f"{path} has format {found}, this file reads {FORMAT}")
+        for name, array in arrays.items():
+            unbounded = name.startswith("action")  # an action's bounds may be infinite
+            if array.dtype.kind not in "biuf" or not (unbounded or np.isfinite(array).all()):
+                raise ValueError(f"{path}: {name} holds what is not a finite number")
+        return cls(about, arrays)
 
     def __call__(
         self, obs: Any, *, action_mask: Any = None, rng: np.random.Generator | None = None

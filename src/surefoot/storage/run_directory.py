@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from surefoot.envs.env_id import env_flag
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import (
     Checkpoint,
@@ -63,7 +64,7 @@ class RunDirectory:
         if used:
             raise ConfigError(
                 f"{path} is used already; choose another --out, or continue with "
-                f"`surefoot resume {path}`",
+                f"`surefoot resume {path}{env_flag(str(config.get('env') or ''))}`",
                 name="OUT-USED",
             )
         with storage(run.path, "writing"):

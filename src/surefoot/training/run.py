@@ -348,7 +348,7 @@ def _read(
     frozen, source = named_source(directory, env, to_open=to_open)
     if directory.config.get("own_networks", False) and own == OwnNetworks():
         raise CheckpointError(
-            f"{path} was trained with a network of your own; give it again (network=...)",
+            f"{path} was trained with a network of your own; give it again, in Python: network=...",
             name="NAME-NETWORK",
         )
     checkpoint = directory.newest(exact=exact, folder=folder)

@@ -103,7 +103,7 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
     """
     try:
         value = json.loads(text) if text else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--env-kwargs is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError("--env-kwargs must be a JSON object, such as '{\"render_mode\": null}'")

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 
 from surefoot.cli.commands.common import emit, require_at_least, say
-from surefoot.cli.flags import PRESET_NOTE, add_settings, given, whole
+from surefoot.cli.flags import (
+    PRESET_NOTE,
+    add_settings,
+    explain_setting,
+    given,
+    setting_names,
+    whole,
+)
 from surefoot.config.presets import known_rule
 from surefoot.errors import ConfigError, EnvCrashError
 
@@ -33,7 +40,7 @@ def add_explain_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def explain_command(options: argparse.Namespace) -> int:
-    """Explain a metric or a warning, and what to do."""
+    """Explain a metric, a warning, a rule or a setting, and what to do."""
     from surefoot.diagnostics.catalogue import METRICS, explain
     from surefoot.diagnostics.warnings import ALARMS, explain_alarm
 
@@ -46,8 +53,10 @@ def explain_command(options: argparse.Namespace) -> int:
             lines += [f"{name:28s} {alarm.level}: {alarm.what}" for name, alarm in ALARMS.items()]
             print("\n".join(lines))
         return 0
-    alarming = options.name in ALARMS
-    text = explain_alarm(options.name) if alarming else explain(options.name, ALARMS)
+    if options.name in ALARMS:
+        text = explain_alarm(options.name)
+    else:
+        text = explain_setting(options.name) or explain(options.name, [*ALARMS, *setting_names()])
     if options.json:
         emit({"name": options.name, "text": text})
     else:

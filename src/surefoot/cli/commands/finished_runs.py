@@ -13,11 +13,11 @@ from surefoot.cli.commands.common import (
     SECONDS_BETWEEN_LINES,
     check_seed,
     emit,
-    env_flag,
     picture_file,
     say,
 )
 from surefoot.cli.flags import add_run, whole
+from surefoot.envs.env_id import env_flag
 from surefoot.errors import ConfigError, printable
 from surefoot.training.callback import Callback
 

@@ -11,7 +11,6 @@ from typing import Any
 from surefoot.cli.commands.common import (
     check_seed,
     emit,
-    env_flag,
     parse_env_kwargs,
     require_at_least,
     say,
@@ -29,6 +28,7 @@ from surefoot.cli.flags import (
 )
 from surefoot.config.presets import NAMES, known_rule, preset, settle
 from surefoot.config.settings import RULES
+from surefoot.envs.env_id import env_flag
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.training.callback import Callback
 
@@ -82,7 +82,7 @@ def _add_logging_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases")
 
 
-def _tables(path: str | None) -> dict[str, Any]:
+def settings_file(path: str | None) -> dict[str, Any]:
     """A configuration file as tables; nothing in it is evaluated or imported."""
     if path is None:
         return {}
@@ -90,10 +90,11 @@ def _tables(path: str | None) -> dict[str, Any]:
     try:
         data = file.read_bytes()
         # A run's own config.json serves as well.
-        tables = json.loads(data) if file.suffix == ".json" else tomllib.loads(data.decode())
+        text = data.decode("utf-8-sig")
+        tables = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {error}") from error
     if not isinstance(tables, dict):
         raise ConfigError(f"--config {path} is not a set of tables")
@@ -174,7 +175,7 @@ class _Display(Callback):
 
 def train_command(options: argparse.Namespace) -> int:
     """Train a policy on an environment."""
-    config = _tables(options.config)
+    config = settings_file(options.config)
     named = config.get("rule", {}).get("name", "trpo")
     rule = known_rule(options.rule or str(named))
     flags = {group: given(options, group) for group in ("train", "network", "critic")}
