@@ -14,7 +14,7 @@ SOURCE = Path(surefoot.__file__).parent
 
 # One arrow: a room imports from rooms on the lines above its own, and from itself.
 FLOORS = (
-    {"errors", "types", "config"},
+    {"errors", "types", "config", "jax_defaults"},
     {"formulas"},
     {"rules", "networks", "exact"},
     {"envs"},

@@ -8,12 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+import surefoot as sf
 from surefoot.cli import parser as cli
-from surefoot.cli.flags import whole
+from surefoot.cli.flags import setting_names, whole
 from surefoot.cli.parser import main
 from surefoot.diagnostics.catalogue import METRICS
+from tests.support.cases import case
 from tests.support.shell import in_a_shell
 
 SMALL = [
@@ -411,3 +415,61 @@ def test_steps_may_be_written_in_thousands_and_millions(text, value):
 def test_other_words_are_no_whole_number(text):
     with pytest.raises(argparse.ArgumentTypeError):
         whole(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("trpo", "--max-kl 0.01"),
+        ("ppo-kl", "[rule]"),
+        ("max_kl", "[setting of npg, trpo]"),
+        ("--gamma", "discount per step"),
+        ("critic-learning-rate", "[setting of critic]"),
+        ("policy/kl_mean", "healthy:"),
+    ],
+)
+def test_explain_knows_rules_and_settings_too(name, said, capsys):
+    assert main(["explain", "--", name]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_every_rule_and_setting_is_explained(capsys):
+    for name in setting_names():
+        assert main(["explain", name]) == 0
+        assert name in capsys.readouterr().out
+
+
+@case(135)
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("JAX_PLATFORMS=nonsense", ["train", "CartPole-v1", "vpg", *SMALL]),
+        ("JAX_NUM_CPU_DEVICES=x", ["train", "CartPole-v1", "vpg", *SMALL]),
+        ("MPLBACKEND=nonsense", ["exact", "corridor", "trpo", "--plot", "x.png"]),
+    ],
+)
+def test_a_variable_that_a_library_refuses_is_named(variable, words, empty_directory):
+    name, _, value = variable.partition("=")
+    done = in_a_shell(*words, **{name: value})
+    assert done.returncode == 2
+    assert f"error[VARIABLE]: the environment variable {variable}: " in done.stderr
+
+
+@case(136)
+@pytest.mark.parametrize(
+    "name", ["debug_nans", "debug_infs", "disable_jit", "numpy_rank_promotion"]
+)
+@pytest.mark.parametrize("env", ["CartPole-v1", "gymnax:CartPole-v1"])
+@pytest.mark.thorough
+def test_settings_of_jax_for_debugging_do_not_apply_inside(name, env):
+    strict = {"numpy_rank_promotion": "raise"}.get(name, True)
+    context = jax.disable_jit() if name == "disable_jit" else getattr(jax, name)(strict)
+    told = f"jax_{name} does not apply inside surefoot"
+    with context:
+        with pytest.warns(UserWarning, match=told):
+            run = sf.train(env, "trpo", steps=64, num_envs=2, num_steps=16, preset="none")
+        with pytest.warns(UserWarning, match=told):
+            assert run.evaluate(episodes=1)["episodes"] == 1
+        with pytest.warns(UserWarning, match=told):
+            assert run.policy(np.zeros(4, np.float32)) in (0, 1)

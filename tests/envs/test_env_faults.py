@@ -19,6 +19,7 @@ from surefoot.envs.contract import ObsContract, outside
 from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.registry import find_env
 from surefoot.errors import EnvContractError, EnvCrashError
+from tests.support import broken_envs
 from tests.support.broken_envs import AT, Endless, Flaky, Sound, ThirdOf, ThirdUnlike
 from tests.support.cases import case
 from tests.support.shell import SMALL, in_a_shell, last_good, same_bits, told_of
@@ -460,3 +461,107 @@ def test_a_directory_without_a_run_is_said_to_be_none(command):
     ended = command("replay", "nowhere")
     assert "nowhere" in ended.line
     assert "no run" in ended.line
+
+
+@case(130)
+@pytest.mark.parametrize("kind", ["RaisesGeneratorExit", "RaisesCancelled", "RaisesOwn"])
+@HERE_AND_ELSEWHERE
+def test_an_exception_that_is_no_exception_is_a_crash(train, kind, where, how):
+    if where and kind != "RaisesOwn":
+        pytest.skip("one of them shows what another process passes on")
+    name = {"RaisesGeneratorExit": "GeneratorExit", "RaisesCancelled": "CancelledError"}
+    said = rf"raised {name.get(kind, 'Mine')}: no message .*broken_envs.py, line"
+    broken(train(of(kind), *how), kind, 4, said)
+
+
+@case(131)
+def test_infos_of_what_is_no_figure_are_passed_over(train):
+    assert train(of("OddInfos")).code == 0
+    assert last_good(env=of("OddInfos")).finished
+
+
+@case(132)
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("NoActions", "ENV-CONTRACT", "its action_space is None and not a gymnasium.Space"),
+        ("NoObservations", "ENV-CONTRACT", "its observation_space is None and not a gymnasium.S"),
+        ("vector", "ENV-CRASH", "CartPoleVectorEnv is not a gymnasium.Env: give the vector env"),
+    ],
+)
+def test_what_a_function_makes_is_named_where_it_is_no_environment(train, kind, name, said):
+    ended = train(of(kind))
+    assert f"error[{name}]" in ended.line
+    assert said in ended.line
+    assert not Path("run").exists()
+
+
+class Vector(gymnasium.vector.VectorEnv):
+    """Two environments whose every step is an episode."""
+
+    num_envs = 2
+    single_observation_space = spaces.Box(-1, 1, (2,))
+    single_action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-1, 1, (2, 2))
+    action_space = spaces.MultiDiscrete([2, 2])
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, wrong=""):
+        self.wrong = wrong
+
+    def reset(self, *, seed=None, options=None):
+        assert not isinstance(seed, list) or self.wrong != "seeds"
+        if self.wrong == "one seed" and isinstance(seed, list):
+            raise TypeError("seed must be a number")
+        return np.zeros((2, 2), np.float32), {}
+
+    def step(self, actions):
+        given = {
+            "rewards": np.ones(2),
+            "terminated": np.ones(2, bool),
+            "truncated": np.zeros(2, bool),
+        }
+        if self.wrong in given:
+            given[self.wrong] = given[self.wrong][:, None]
+        infos = {"final_obs": np.zeros((2, 2), np.float32)}
+        return np.zeros((2, 2), np.float32), *given.values(), {} if self.wrong == "obs" else infos
+
+
+TINY_VECTOR = {"steps": 64, "preset": "none", "num_envs": 2, "num_steps": 16}
+
+
+@case(133)
+@pytest.mark.parametrize("wrong", ["rewards", "terminated", "truncated"])
+def test_what_a_vector_gives_in_another_shape_is_named(wrong):
+    with pytest.raises(EnvContractError, match=rf"{wrong} have shape \(2, 1\), not \(2,\)"):
+        sf.train(Vector(wrong), "vpg", **TINY_VECTOR)
+
+
+@case(133)
+def test_a_vector_that_resets_in_the_step_must_give_the_last_observation():
+    with pytest.raises(EnvContractError, match="infos lack final_obs"):
+        sf.train(Vector("obs"), "vpg", **TINY_VECTOR)
+
+
+@case(133)
+@pytest.mark.parametrize("make", [lambda: Vector("one seed"), broken_envs.vector])
+def test_a_vector_that_takes_one_seed_is_given_one(make):
+    runs = [sf.train(make(), "vpg", **TINY_VECTOR) for _ in range(2)]
+    same_bits(*(run.state.learn.params for run in runs))
+
+
+@case(134)
+@pytest.mark.parametrize(
+    ("env", "given", "said"),
+    [
+        (of("Leveled"), {}, "missing a required argument: 'level'"),
+        (of("Sound"), {"level": 1}, "got an unexpected keyword argument 'level'"),
+        ("CartPole-v1", {"level": 1}, "unexpected keyword argument 'level'"),
+        ("gymnax:CartPole-v1", {"level": 1}, "unexpected keyword argument 'level'"),
+        ("tabular:corridor", {"level": 1}, "takes no level"),
+    ],
+)
+def test_arguments_that_an_environment_does_not_take_or_lacks(command, env, given, said):
+    ended = command("train", env, "vpg", *SMALL, "--env-kwargs", json.dumps(given))
+    assert ended.code == 2
+    assert said in ended.line

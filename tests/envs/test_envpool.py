@@ -112,7 +112,8 @@ def test_a_pool_that_cannot_be_made_is_named_in_one_line(monkeypatch):
     ("arguments", "name", "said"),
     [
         (["envpool:Hoper-v5"], "UNKNOWN-ENV", "did you mean Hopper-v5?"),
-        (["envpool:Hopper-v5", "--env-kwargs", '{"legs": 3}'], "CONFIG", "legs"),
+        (["envpool:Hopper-v5", "--env-kwargs", '{"legs": 3}'], "ENV-KWARGS", "legs"),
+        (["envpool:Hopper-v5", "--env-kwargs", '{"num_envs": 3}'], "ENV-KWARGS", "num_envs"),
     ],
 )
 def test_a_wrong_command_gets_one_line(arguments, name, said, capsys, tmp_path, monkeypatch):

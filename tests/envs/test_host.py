@@ -1,5 +1,6 @@
 """Every kind of environment tells the scripted story in the same terms; ids name what they say."""
 
+import importlib.util
 import sys
 from functools import partial
 from typing import Any, NamedTuple
@@ -714,6 +715,9 @@ def test_a_missing_extra_is_answered_with_the_command_that_installs_it(monkeypat
         "NeedsMujoco-v0",
         gymnasium.envs.registration.EnvSpec("NeedsMujoco-v0", entry_point=needs_mujoco),
     )
+    with pytest.raises(ConfigError, match="MuJoCo is not installed"):  # it is: no extra brings it
+        find_env("NeedsMujoco-v0", {}).make()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'surefoot\[mujoco\]'"):
         find_env("NeedsMujoco-v0", {}).make()
     monkeypatch.setitem(sys.modules, "gymnax", None)

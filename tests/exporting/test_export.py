@@ -1,6 +1,7 @@
 """An exported policy acts as the run does, with NumPy alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from surefoot.exporting.export import export
 from surefoot.exporting.numpy_policy import NumpyPolicy
 from surefoot.formulas.running_stats import RunningStats
 from surefoot.training.run import begin
+from tests.support.cases import case
 from tests.support.scripted import ACTION_SPACES, LIMIT, OBS_SPACES, make_scripted, mask_of
 
 
@@ -191,3 +193,24 @@ def test_the_command_writes_what_evaluates_alike(tmp_path, monkeypatch, capsys):
         obs, _, ended, *_ = env.step(int(made(obs)))
         obs = env.reset()[0] if ended else obs
     assert Path("policy.npz").stat().st_size < 20_000
+
+
+@case(137)
+def test_other_files_are_no_exported_policy(tmp_path):
+    good = {"about": np.frombuffer(b'{"format": 1}', np.uint8), "layer0.weight": np.ones(2)}
+    spoilt = [{}, {"about": good["about"][:-2]}, {"about": np.ones(3)}, {"about": good["about"]}]
+    spoilt += [good | {"layer0.weight": np.array([value, 1.0])} for value in (np.nan, np.inf)]
+    spoilt += [good | {"layer0.weight": np.array(["words"])}]
+    spoilt[3]["about"] = np.frombuffer(b'{"format": 2}', np.uint8)
+    for i, arrays in enumerate(spoilt):
+        np.savez(tmp_path / f"{i}.npz", **arrays)
+    (tmp_path / "text.npz").write_text("hello")
+    np.save(tmp_path / "bare.npy", np.ones(3))
+    for file in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=re.escape(str(file))):
+            NumpyPolicy.load(file)
+
+
+def test_an_export_is_an_npz(tmp_path):
+    with pytest.raises(ConfigError, match="give a name that ends in"):
+        export(None, tmp_path / "policy.onnx")

@@ -3,6 +3,7 @@
 Ten steps are an episode. Where nothing is broken an observation is two small numbers.
 """
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -331,3 +332,50 @@ def __getattr__(name: str) -> Any:
     if kind is None or not name.endswith("Elsewhere"):
         raise AttributeError(name)
     return lambda: Sound() if "jax" in sys.modules else kind()
+
+
+class Mine(BaseException):
+    """An exception of an environment's that `except Exception` does not catch."""
+
+
+class RaisesGeneratorExit(Sound):
+    raised: type[BaseException] = GeneratorExit
+
+    def broken(self, *given):
+        raise self.raised
+
+
+class RaisesCancelled(RaisesGeneratorExit):
+    raised = asyncio.CancelledError
+
+
+class RaisesOwn(RaisesGeneratorExit):
+    raised = Mine
+
+
+class OddInfos(Sound):
+    """Infos of what no figure is made of, to be passed over."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        info = {1: 2, ("a", 1): 3, "big": 10**400, "time": np.timedelta64(3)}
+        return obs, reward, terminated, truncated, info | {"any": np.array([object()], object)}
+
+
+class NoActions(Sound):
+    action_space = None
+
+
+class NoObservations(Sound):
+    observation_space = None
+
+
+class Leveled(Sound):
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
+
+
+def vector():
+    """Not one environment but two."""
+    return gymnasium.make_vec("CartPole-v1", num_envs=2)

@@ -400,6 +400,54 @@ CASES = {
         "exit 2 in one line",
         "????",
     ),
+    130: Case(
+        _E,
+        "an exception that is no Exception (GeneratorExit, CancelledError, one's own)",
+        "ENV-CRASH with its place, exit 4",
+        "????",
+    ),
+    131: Case(
+        _E,
+        "infos with numbers that no float holds, objects, keys that are no strings",
+        "passed over: only scalars are read",
+        "????",
+    ),
+    132: Case(
+        _E,
+        "a space that is None; a function that makes a vector environment",
+        "named before the first step",
+        "????",
+    ),
+    133: Case(
+        _E,
+        "a vector that takes one seed, or whose ends have another shape or lack final_obs",
+        "seeded as it takes it; named",
+        "????",
+    ),
+    134: Case(
+        _C,
+        "arguments that an environment does not take, or lacks",
+        "exit 2 with their names, before anything is made",
+        "????",
+    ),
+    135: Case(
+        _C,
+        "an environment variable that JAX or Matplotlib refuses",
+        "exit 2 with its name",
+        "????",
+    ),
+    136: Case(
+        _C,
+        "JAX's settings for debugging (JAX_DEBUG_NANS, strict promotion, no jit)",
+        "do not apply inside; a warning",
+        "????",
+    ),
+    137: Case(
+        _F,
+        "an exported policy of other content, or not finite",
+        "ValueError with the file's name",
+        "????",
+    ),
 }
 
 

@@ -18,7 +18,7 @@ from surefoot.cli.commands.common import emit, only_json, shorten_below, shorten
 from surefoot.cli.flags import Parser, add_run, refuse_unknown
 from surefoot.config.settings import RULES
 from surefoot.envs.env_id import env_flag
-from surefoot.errors import StoppedBySignal, StorageError, SurefootError, printable
+from surefoot.errors import ConfigError, StoppedBySignal, StorageError, SurefootError, printable
 from surefoot.storage.compilation_cache import keep_programs_of_processes
 
 
@@ -75,6 +75,19 @@ def _quiet_warnings() -> Iterator[None]:
 def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning as a line for people, without the place in our code that raised it."""
     return f"surefoot: warning: {shortened(printable(str(message)))}\n"
+
+
+def _wrong_variable(text: str) -> str | None:
+    """The environment variable that JAX or Matplotlib refuses in an error, as NAME=VALUE.
+
+    They read theirs when they are first used, and raise what they raise for bugs.
+    """
+    for name, value in os.environ.items():
+        option = name.removeprefix("MPL") if name.startswith("MPL") else name
+        known = name.startswith(("JAX_", "MPL")) and value and option.lower() in text.lower()
+        if known and (repr(value) in text or f'"{value}"' in text):
+            return f"{name}={value}"
+    return None
 
 
 def _fail(error: SurefootError, *, as_json: bool) -> int:
@@ -180,6 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
             text = f"standard output: {error.strerror}; the command's own files are whole"
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until exit, which flushes it)
             return _fail(StorageError(text), as_json=False)
+        if variable := _wrong_variable(str(error)):
+            text = f"the environment variable {variable}: {error}"
+            return _fail(ConfigError(text, name="VARIABLE"), as_json=as_json)
         text = (
             f"{type(error).__name__}: {error}; this is a bug: run it again with --debug and report "
             "what it prints"

@@ -36,7 +36,7 @@ def attributed(error: BaseException, index: int) -> BaseException:
     elif isinstance(error, EnvContractError):
         error.index = index
     # SystemExit would end the run without a word; KeyboardInterrupt is the user's and passes.
-    elif isinstance(error, Exception | SystemExit) and not isinstance(error, SurefootError):
+    elif not isinstance(error, SurefootError | KeyboardInterrupt):
         if hint := _old_interface(error):
             return EnvContractError(hint, index=index)
         return EnvCrashError(describe_error(error), index=index)

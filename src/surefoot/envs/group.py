@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
@@ -69,13 +71,14 @@ class EnvFactory(NamedTuple):
             for number in rows:
                 env = self.make()
                 if not isinstance(env, gymnasium.Env):
-                    raise TypeError(f"a {type(env).__name__} is not a gymnasium.Env")
+                    raise TypeError(f"a {type(env).__name__} is not a gymnasium.Env{_what(env)}")
+                _refuse_no_spaces(env, number)
                 _refuse_twice(env, envs)
                 envs.append(env)
                 self.check_spaces(env, spaces_of(envs[0]), number)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             close_envs(envs)
-            if isinstance(error, SurefootError):
+            if isinstance(error, SurefootError | KeyboardInterrupt):
                 raise
             doing = f"making environment {rows[len(envs)]}"
             raise crash_error(self.env_id, doing, error) from error
@@ -228,6 +231,21 @@ def close_envs(envs: Sequence[gymnasium.Env]) -> None:
             env.close()
 
 
+def _what(made: Any) -> str:
+    """What to give instead of what a function has made."""
+    if isinstance(made, VectorEnv):
+        return ": give the vector environment itself, or a function that makes one environment"
+    return ""
+
+
+def _refuse_no_spaces(env: gymnasium.Env, number: int) -> None:
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name, None)
+        if not isinstance(space, gymnasium.Space):
+            what = f"its {name} is {space!r} and not a gymnasium.Space"
+            raise EnvContractError(what, index=number)
+
+
 def map_arrays(function: Callable[[np.ndarray], Any], tree: Any) -> Any:
     """A tree of dicts and tuples with its arrays mapped."""
     if isinstance(tree, dict):
@@ -242,7 +260,12 @@ def scalars(info: dict[str, Any]) -> dict[str, float]:
     kinds = bool | int | float | np.bool_ | np.integer | np.floating
     # An index of no axes turns an array without axes into its scalar, and leaves others arrays.
     values = {key: x[()] if isinstance(x, np.ndarray) else x for key, x in info.items()}
-    return {key: float(x) for key, x in values.items() if isinstance(x, kinds)}
+    return {
+        key: float(x)
+        for key, x in values.items()
+        # A whole number of 400 digits has no float, and is no figure of anybody's.
+        if isinstance(x, kinds) and not (isinstance(x, int) and abs(x) > sys.float_info.max)
+    }
 
 
 def _mask_of(info: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def _make(spec: EnvSpec, env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.E
         # Without arguments of the user's it is an error in the environment's own code.
         if not env_kwargs:
             raise
-        raise ConfigError(f"{env_id}: env_kwargs {env_kwargs}: {error}") from error
+        text = f"{env_id}: env_kwargs {env_kwargs}: {error}"
+        raise ConfigError(text, name="ENV-KWARGS") from error
 
 
 def _missing_extra(env_id: str, error: Exception) -> ConfigError:

@@ -1,7 +1,9 @@
 """Gymnasium's vector environments, read in any of their autoreset modes."""
 
+import contextlib
 from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -25,6 +27,7 @@ class ReadyVector:
         self.spaces = vector.single_observation_space, vector.single_action_space
         self._contract = ObsContract(self.spaces[0], self.num_envs)
         self._resetting = np.zeros(self.num_envs, bool)
+        self._one_seed = False
 
     @property
     def time_limit(self) -> int | None:
@@ -36,22 +39,44 @@ class ReadyVector:
 
     def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
         """Start a new episode everywhere, with a seed for each environment."""
-        obs, infos = self._vector.reset(seed=seeds)
+        obs, infos = self._seeded_reset(seeds)
         self._resetting = np.zeros(self.num_envs, bool)
         return self._contract(obs), _masks(infos, np.ones(self.num_envs, bool))
+
+    def _seeded_reset(self, seeds: list[int]) -> tuple[Any, dict[str, Any]]:
+        """Some vectors take a seed for each environment, and some one for all of them."""
+        if not self._one_seed:
+            try:
+                return self._vector.reset(seed=seeds)
+            except (gymnasium.error.Error, TypeError) as error:
+                with contextlib.suppress(Exception):
+                    found = self._vector.reset(seed=seeds[0])
+                    self._one_seed = True
+                    return found
+                raise error
+        return self._vector.reset(seed=seeds[0])
 
     def step(self, actions: Any) -> VectorStep:
         """Step every environment; with autoreset disabled, reset those whose episode ended."""
         obs, rewards, terminated, truncated, infos = self._vector.step(actions)
         obs, rewards = self._contract(obs), np.asarray(rewards)
-        if rewards.shape != (self.num_envs,):
-            raise EnvContractError(f"rewards have shape {rewards.shape}, not {self.num_envs}")
-        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+        terminated, truncated = np.asarray(terminated), np.asarray(truncated)
+        for name, values in (
+            ("rewards", rewards),
+            ("terminated", terminated),
+            ("truncated", truncated),
+        ):
+            if values.shape != (self.num_envs,):
+                raise EnvContractError(f"{name} have shape {values.shape}, not {(self.num_envs,)}")
+        terminated, truncated = terminated.astype(bool), truncated.astype(bool)
         done, valid = terminated | truncated, ~self._resetting
         same_step = self._mode is AutoresetMode.SAME_STEP
         # In the other modes `obs` at an end is the episode's last, in which nothing acts: its mask
         # may allow nothing.
         found = _masks(infos, np.ones_like(done) if same_step else ~done)
+        if same_step and done.any() and "final_obs" not in infos:
+            what = "infos lack final_obs where an episode ends, which same-step autoreset needs"
+            raise EnvContractError(what)
         for row in np.flatnonzero(done).tolist():
             final_obs = _row(infos["final_obs"] if same_step else obs, row)
             final_info = _scalars_of(infos.get("final_info", {}) if same_step else infos, row)

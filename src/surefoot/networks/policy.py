@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from surefoot.jax_defaults import jax_defaults
 from surefoot.networks.actor_critic import Actor
 from surefoot.networks.spaces import (
     as_jax_dtype,
@@ -60,6 +61,7 @@ class Policy:
         # In the instance's dictionary, past the frozen fields: compiled once, at the first call.
         return jax.jit(self.actor.act)
 
+    @jax_defaults()
     def __call__(
         self,
         obs: PyTree,

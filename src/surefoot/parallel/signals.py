@@ -42,7 +42,7 @@ class CatchSignals:
         self.caught: int | None = None
         self._react, self._announce = react, announce
         self._previous: dict[int, Any] = {}
-        self._wakeup: tuple[socket.socket, int] | None = None
+        self._wakeup: tuple[socket.socket, int, threading.Thread] | None = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.caught is not None:
@@ -64,7 +64,7 @@ class CatchSignals:
     def _announce_from_a_thread(self, announce: Callable[[str], Any]) -> None:
         ours, ends = socket.socketpair()
         ends.setblocking(False)  # the C handler must never wait
-        self._wakeup = ends, signal.set_wakeup_fd(ends.fileno(), warn_on_full_buffer=False)
+        previous = signal.set_wakeup_fd(ends.fileno(), warn_on_full_buffer=False)
 
         def watch() -> None:
             with ours:
@@ -74,13 +74,17 @@ class CatchSignals:
                         announce(signal.Signals(stops[0]).name)
                         return
 
-        threading.Thread(target=watch, daemon=True).start()
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        self._wakeup = ends, previous, thread
 
     def __exit__(self, *_: Any) -> None:
         if self._wakeup is not None:
-            ends, previous = self._wakeup
+            ends, previous, thread = self._wakeup
             signal.set_wakeup_fd(previous)
             ends.close()  # which ends the thread
+            # One that is still on its way when the interpreter ends would abort the process.
+            thread.join(timeout=1.0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

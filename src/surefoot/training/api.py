@@ -26,6 +26,7 @@ from surefoot.config.validation import shown
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import CheckpointError, ConfigError
+from surefoot.jax_defaults import jax_defaults
 from surefoot.parallel.ray_ranks import RayRanks
 from surefoot.storage.files import dump
 from surefoot.storage.lock import lock, unlock
@@ -148,6 +149,7 @@ def whole_path(out: str | Path | None) -> Path | None:
     return RunDirectory(Path(out)).path
 
 
+@jax_defaults()
 def train_job(job: Job, resources: Resources, callback: Callback) -> Run:
     """Train a run from its first iteration; errors as in `train`."""
     if resources.parallel.cluster == "ray":
@@ -241,6 +243,7 @@ def _train_beside_rank_0(job: Job, resources: Resources, path: Path, callback: C
         return Trainer(run, envs, callback, ranks.placement, resources).train()
 
 
+@jax_defaults()
 def resume(
     path: str | Path,
     *,
@@ -330,6 +333,7 @@ def _warn_of_changes(config: Mapping[str, Any], directory: RunDirectory, devices
         )
 
 
+@jax_defaults()
 def train_or_resume(
     job: Job, resources: Resources, callback: Callback, *, override: Sequence[str] = ()
 ) -> Run:

@@ -17,6 +17,7 @@ from surefoot.envs.registry import find_env
 from surefoot.envs.source import DeferredSource, EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
 from surefoot.formulas.intervals import mean_interval
+from surefoot.jax_defaults import jax_defaults
 from surefoot.networks.actor_critic import build
 from surefoot.networks.policy import Policy
 from surefoot.storage.checkpoint import Checkpoint, restore_arrays
@@ -100,6 +101,7 @@ class Run:
             self.state.learn.obs_stats,
         )
 
+    @jax_defaults()
     def evaluate(
         self,
         episodes: int = 20,
@@ -409,6 +411,7 @@ def check_spaces(found: EnvSpec, expected: EnvSpec, where: str) -> None:
         )
 
 
+@jax_defaults()
 def load(
     path: str | Path,
     *,

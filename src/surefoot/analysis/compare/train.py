@@ -22,11 +22,13 @@ from surefoot.analysis.compare.read import read_runs
 from surefoot.analysis.text import duration
 from surefoot.config.settings import Rule
 from surefoot.errors import ConfigError
+from surefoot.jax_defaults import jax_defaults
 from surefoot.parallel.jobs import Outcome, side_by_side
 from surefoot.parallel.mesh import claim_devices
 from surefoot.storage.run_directory import RunDirectory
 
 
+@jax_defaults()
 def compare(
     envs: Sequence[Any],
     rules: Sequence[str | Rule],

@@ -30,6 +30,7 @@ from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 from surefoot.formulas.trust_region import interpolate
+from surefoot.jax_defaults import jax_defaults
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.batch import horizon_of
 from surefoot.training.callback import Callback, Row, as_callback
@@ -37,6 +38,7 @@ from surefoot.training.run import Run, open_run
 from surefoot.types import EnvSpec, Params
 
 
+@jax_defaults()
 def probe_run(
     path: str | Path,
     update: int | None = None,
@@ -107,6 +109,7 @@ def _logged_promise(run: Run, iteration: int) -> float | None:
     return None if promise is None else promise / horizon_of(run.settings, run.learner.spec)
 
 
+@jax_defaults()
 def probe_policies(
     env: Any,
     old: ProbedPolicy,

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,10 +107,3 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError("--env-kwargs must be a JSON object, such as '{\"render_mode\": null}'")
     return value
-
-
-def env_flag(env: str) -> str:
-    """The --env flag for commands on a run of this environment, as loading imports nothing."""
-    from surefoot.envs.env_id import imports_nothing
-
-    return f" --env {shlex.quote(env)}" if env and not imports_nothing(env) else ""
