@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from surefoot.diagnostics.lens import gain_by_group, judge_update, start_lens, t
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.exact import TabularSoftmax, random_mdp, solve
+from surefoot.storage.run_directory import RunDirectory
 from tests.support.runs_to_report import rows_of_a_run, write_run
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=y>"
@@ -599,3 +601,16 @@ def test_settings_that_are_none_are_refused(tmp_path):
     path = write_run(tmp_path / "run", rows_of_a_run(1), rule=5)
     with pytest.raises((CheckpointError, ConfigError)):
         report(path)
+
+
+def test_a_long_run_is_read_in_seconds(tmp_path):
+    """Of the thread itself: other processes may keep the core. A cell took 60 us, now 0.5."""
+    figures = {f"figure/{i}": i / 7 for i in range(48)}
+    rows = [{"iteration": i, "env_steps": 32 * i} | figures for i in range(1, 20_001)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    began = time.thread_time()
+    table = table_of(RunDirectory(tmp_path).rows())
+    assert time.thread_time() - began < 5.0
+    assert len(table.steps) == 20_000
+    assert table.column("figure/7")[-1] == 1.0

@@ -56,12 +56,14 @@ class Table(NamedTuple):
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Rows as columns; anything but a finite number is missing, and rows without steps skipped."""
-    kept = [row for row in rows if _is_figure(row.get("env_steps"))]
+    kept = [row for row in rows if math.isfinite(_number(row.get("env_steps")))]
     columns: dict[str, Column] = {}
-    for index, row in enumerate(kept):
-        for key, value in row.items():
-            if _is_figure(value):
-                columns.setdefault(key, np.full(len(kept), np.nan))[index] = value
+    for key in dict.fromkeys(key for row in kept for key in row):
+        cells = [row.get(key) for row in kept]
+        values = np.array([cell if type(cell) is float else _number(cell) for cell in cells])
+        values[~np.isfinite(values)] = np.nan
+        if not np.isnan(values).all():
+            columns[key] = values
     names = (row.get("warnings") for row in kept)
     return Table(
         np.array([row["iteration"] for row in kept], int),
@@ -71,14 +73,16 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> Table:
     )
 
 
-def _is_figure(value: Any) -> bool:
-    # In Python a bool is an int, but it is no figure.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+def _number(value: Any) -> float:
+    """A number as a float, NaN for anything else."""
+    if type(value) is float:
+        return value
+    if type(value) is not int:  # in Python a bool is an int, but it is no figure
+        return math.nan
     try:
-        return math.isfinite(float(value))
+        return float(value)
     except OverflowError:  # JSON's integers are unbounded
-        return False
+        return math.nan
 
 
 def _tenth(length: int) -> int:
