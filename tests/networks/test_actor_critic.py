@@ -399,7 +399,7 @@ def test_networks_that_are_not_shared_do_not_learn_from_each_other():
 def test_plain_weights_are_uniform_within_one_over_the_root_of_their_inputs():
     """As PyTorch's layers start; the policy's head is scaled, and biases of layers are 0."""
     shape = spaces.Box(0.0, 1.0, (6, 6, 4))
-    network = make(obs=shape, ortho_init=False, hidden=(256,), head_scale=0.5)
+    network = make(obs=shape, ortho_init=False, hidden=(256,), head_scale=0.5, images="all")
     params = jax.jit(network.init)(KEY)["policy"]["net"]
     (convolution,), (layer,), (head,) = *params["torso"], params["head"]
     for weight, inputs, gain in (

@@ -108,7 +108,8 @@ class EnvGroup:
         self.spaces, self.time_limit = spaces_of(self.envs[0]), time_limit(self.envs[0])
         self.results = allocate_step(self.spaces[0], self.num_envs)
         self._action_spaces = batch_space(self.spaces[1], self.num_envs)
-        self._contract = ObsContract(self.spaces[0])
+        # Several processes step environments of one kind: one of them is enough to warn.
+        self._contract = ObsContract(self.spaces[0], warn=rows.start == 0)
         self._seeds: Sequence[int] = ()
         self._restarts = 0
 
