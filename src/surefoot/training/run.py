@@ -12,7 +12,9 @@ import numpy as np
 from surefoot.config.presets import read_settings
 from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.env_id import imports_nothing
-from surefoot.envs.host import EnvLimits
+from surefoot.envs.global_generators import kept_generators
+from surefoot.envs.host import EnvLimits, HostEnv
+from surefoot.envs.jax_contract import check_jax_env, check_numbers
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import DeferredSource, EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
@@ -238,6 +240,8 @@ def _open_envs(settings: Settings, source: EnvSource, *, elsewhere: bool) -> Ope
     train, processes = settings.train, 1
     if not elsewhere:
         processes = source.num_processes(
+        if state.env is not None:
+            check_numbers(opened.spec, state.env.obs, strict=settings.train.strict_env)
             train.vectorization, num_envs=train.num_envs, steps=train.steps
         )
     return source.open(
