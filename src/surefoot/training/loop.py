@@ -138,8 +138,10 @@ class Loop:
         result = self.ranks.exchange(result)[0]
         names = ("return_mean", "return_std", "length_mean", "success_rate")
         row |= finite_row({f"eval/{name}": result[name] for name in names if name in result})
-        if result["return_mean"] > self._best:
-            self._best = result["return_mean"]
+        # Without one that is not finite, which no later one would exceed.
+        mean = row.get("eval/return_mean", -math.inf)
+        if mean > self._best:
+            self._best = mean
             self._save(exact=False, folder="best")
 
     def _log(self, rows: list[Row]) -> bool:

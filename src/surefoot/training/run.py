@@ -204,6 +204,7 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         "return_std": float(np.std(returns, ddof=1)) if count > 1 else 0.0,
         "return_ci95": interval and [interval.low, interval.high],
         "episodes": count,
+@np.errstate(invalid="ignore")  # of returns that are not finite, as their mean shows
         "cut": evaluation.cut,
         "length_mean": float(np.mean(evaluation.lengths)),
         "returns": [float(total) for total in returns],
