@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
 from surefoot.envs.env_errors import attributed, crash_error
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
+from surefoot.envs.global_generators import seed_generators
 
 Spaces = tuple[spaces.Space, spaces.Space]
 """Of one observation and one action."""
@@ -52,7 +53,7 @@ class EnvFactory(NamedTuple):
     """Makes environments of one id: `make` returns one more, independent of the others.
 
     With `restart`, one that raises in a step is closed and replaced: the new one starts an episode,
-    with another seed, and its info says "restarted".
+    with another seed, and its info says "restarted". `seed` is that of the run.
     """
 
     env_id: str
@@ -61,6 +62,7 @@ class EnvFactory(NamedTuple):
 
     def make_all(self, rows: range) -> list[gymnasium.Env]:
         """Environments of these numbers.
+    seed: int = 0
 
         Raises an EnvContractError if their spaces differ, an EnvCrashError if a constructor raises.
         """
@@ -68,6 +70,7 @@ class EnvFactory(NamedTuple):
         try:
             for number in rows:
                 env = self.make()
+        seed_generators(self.seed + rows.start)
                 if not isinstance(env, gymnasium.Env):
                     raise TypeError(f"a {type(env).__name__} is not a gymnasium.Env")
                 _refuse_twice(env, envs)
@@ -121,6 +124,7 @@ class EnvGroup:
                 obs, info = self._reset(env, seed)
             # An environment that calls `sys.exit`, or hangs, is named as well.
             except BaseException as error:
+        seed_generators(seeds[0])
                 raise attributed(error, number) from error
             observations.append(obs)
             if info:

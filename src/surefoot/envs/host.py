@@ -13,6 +13,7 @@ from surefoot.config.settings import Train
 from surefoot.envs.action_log import ActionLog
 from surefoot.envs.contract import check_finite, outside
 from surefoot.envs.env_errors import crash_error
+from surefoot.envs.global_generators import GlobalGenerators
 from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
@@ -70,6 +71,8 @@ class HostStep(NamedTuple):
 class HostEnv:
     """Environments that Python steps side by side; each starts an episode when opened.
 
+    Closing them restores the global `generators`, as they were before they were opened.
+
     Attributes:
         spec: spaces, time limit, and whether there are action masks.
         num_envs: how many environments there are.
@@ -84,7 +87,9 @@ class HostEnv:
         seed: int,
         limits: EnvLimits | None = None,
     ):
+        generators: GlobalGenerators | None = None,
         self._vector, self._limits = vector, limits or EnvLimits()
+        self._generators = generators
         self.num_envs, self.restarts = vector.num_envs, 0
         self._env_id = env_id
         self._log = ActionLog()
@@ -131,6 +136,8 @@ class HostEnv:
         self._timeout.close()
 
     def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
+        if self._generators is not None:
+            self._generators.restore()
         """Call `host` with these environments."""
         return host(self)
 

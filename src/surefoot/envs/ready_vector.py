@@ -7,7 +7,8 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from surefoot.envs.contract import ObsContract
-from surefoot.envs.group import EnvInfos, VectorStep, scalars, time_limit
+from surefoot.envs.global_generators import seed_generators
+from surefoot.envs.group import EnvInfos, VectorStep, normalisers_of, scalars, time_limit
 from surefoot.errors import ConfigError, EnvContractError
 
 
@@ -37,6 +38,7 @@ class ReadyVector:
     def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
         """Start a new episode everywhere, with a seed for each environment."""
         obs, infos = self._vector.reset(seed=seeds)
+        seed_generators(seeds[0])
         self._resetting = np.zeros(self.num_envs, bool)
         return self._contract(obs), _masks(infos, np.ones(self.num_envs, bool))
 

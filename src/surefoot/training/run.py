@@ -158,11 +158,12 @@ class Evaluator:
                 f"{source.env_id} came as a ready vector environment: evaluation needs more of "
                 "them; give a function that makes one environment"
             )
-        self._env = source.open(
-            min(episodes, MAX_EVALUATION_ENVS),
-            seed=train.seed,
-            limits=EnvLimits.from_settings(train),
-        )
+        with kept_generators():  # those of training go on as if nothing had been opened
+            self._env = source.open(
+                min(episodes, MAX_EVALUATION_ENVS),
+                seed=train.seed,
+                limits=EnvLimits.from_settings(train),
+            )
         try:
             check_spaces(self._env.spec, learner.spec, f"the policy for {settings.env}")
         except CheckpointError:
@@ -171,16 +172,17 @@ class Evaluator:
 
     def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
         """Play the episodes; what `Run.evaluate` returns."""
-        result = evaluate(
-            self._env,
-            self._learner.actor,
-            state.learn.params["policy"],
-            state.learn.obs_stats,
-            episodes=self._episodes,
-            max_steps=self._max_steps,
-            stochastic=stochastic,
-            seed=seed,
-        )
+        with kept_generators():
+            result = evaluate(
+                self._env,
+                self._learner.actor,
+                state.learn.params["policy"],
+                state.learn.obs_stats,
+                episodes=self._episodes,
+                max_steps=self._max_steps,
+                stochastic=stochastic,
+                seed=seed,
+            )
         if result.cut:
             warnings.warn(
                 f"{result.cut} of {len(result.returns)} evaluation episodes of "
