@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
 from surefoot.envs.env_errors import attributed, crash_error
-from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
 from surefoot.envs.global_generators import seed_generators
+from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
 
 Spaces = tuple[spaces.Space, spaces.Space]
 """Of one observation and one action."""
+NORMALISERS = ("NormalizeReward", "NormalizeObservation")
+"""Wrappers that do within an environment what training does itself."""
 EnvInfos = dict[int, dict[str, Any]]
 """What steps and resets return beside arrays, by the number of the environment: `action_mask`;
 `final_obs` and the scalars of `final_info` at an episode's end; `restarted` and the new `seed`."""
@@ -59,18 +62,18 @@ class EnvFactory(NamedTuple):
     env_id: str
     make: Callable[[], gymnasium.Env]
     restart: bool = False
+    seed: int = 0
 
     def make_all(self, rows: range) -> list[gymnasium.Env]:
         """Environments of these numbers.
-    seed: int = 0
 
         Raises an EnvContractError if their spaces differ, an EnvCrashError if a constructor raises.
         """
         envs: list[gymnasium.Env] = []
+        seed_generators(self.seed + rows.start)
         try:
             for number in rows:
                 env = self.make()
-        seed_generators(self.seed + rows.start)
                 if not isinstance(env, gymnasium.Env):
                     raise TypeError(f"a {type(env).__name__} is not a gymnasium.Env")
                 _refuse_twice(env, envs)
@@ -102,6 +105,7 @@ class EnvGroup:
     Attributes:
         spaces: of one observation and one action.
         time_limit: of the environments, in steps, or None.
+        normalisers: names of their wrappers that normalise.
         results: arrays that a step fills.
     """
 
@@ -109,6 +113,7 @@ class EnvGroup:
         self._factory, self._rows, self.num_envs = factory, rows, len(rows)
         self.envs = factory.make_all(rows)
         self.spaces, self.time_limit = spaces_of(self.envs[0]), time_limit(self.envs[0])
+        self.normalisers = normalisers_of(self.envs[0])
         self.results = allocate_step(self.spaces[0], self.num_envs)
         self._action_spaces = batch_space(self.spaces[1], self.num_envs)
         # Several processes step environments of one kind: one of them is enough to warn.
@@ -119,12 +124,12 @@ class EnvGroup:
     def reset(self, seeds: Sequence[int]) -> tuple[Any, EnvInfos]:
         """Start a new episode everywhere, with a seed for each environment."""
         infos, observations, self._seeds = {}, [], seeds
+        seed_generators(seeds[0])
         for number, env, seed in zip(self._rows, self.envs, seeds, strict=True):
             try:
                 obs, info = self._reset(env, seed)
             # An environment that calls `sys.exit`, or hangs, is named as well.
             except BaseException as error:
-        seed_generators(seeds[0])
                 raise attributed(error, number) from error
             observations.append(obs)
             if info:
@@ -224,6 +229,21 @@ def time_limit(env: gymnasium.Env) -> int | None:
     if env.spec and env.spec.max_episode_steps and not limits:
         limits.append(env.spec.max_episode_steps)
     return min(limits, default=None)
+
+
+def normalisers_of(env: Any) -> tuple[str, ...]:
+    """Names of the wrappers around an environment, or a vector of them, that normalise.
+
+    By name, so that those of vectors, older versions and libraries like Gymnasium count too.
+    """
+    found = []
+    while isinstance(env, gymnasium.Wrapper | VectorWrapper):
+        names = {kind.__name__ for kind in type(env).__mro__}
+        found += [name for name in NORMALISERS if name in names]
+        env = env.env
+    if isinstance(env, SyncVectorEnv):
+        found += normalisers_of(env.envs[0])
+    return tuple(found)
 
 
 def close_envs(envs: Sequence[gymnasium.Env]) -> None:

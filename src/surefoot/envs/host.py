@@ -77,6 +77,7 @@ class HostEnv:
         spec: spaces, time limit, and whether there are action masks.
         num_envs: how many environments there are.
         restarts: how many were recreated so far.
+        normalisers: names of wrappers in the environments that normalise.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class HostEnv:
         *,
         seed: int,
         limits: EnvLimits | None = None,
-    ):
         generators: GlobalGenerators | None = None,
-        self._vector, self._limits = vector, limits or EnvLimits()
+    ):
         self._generators = generators
+        self._vector, self._limits = vector, limits or EnvLimits()
         self.num_envs, self.restarts = vector.num_envs, 0
+        self.normalisers = vector.normalisers
         self._env_id = env_id
         self._log = ActionLog()
         self._timeout = StepTimeout(self._limits.timeout_s, env_id)
@@ -134,10 +136,10 @@ class HostEnv:
         with contextlib.suppress(Exception):
             self._guarded(self._vector.close)
         self._timeout.close()
-
-    def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
         if self._generators is not None:
             self._generators.restore()
+
+    def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
         """Call `host` with these environments."""
         return host(self)
 

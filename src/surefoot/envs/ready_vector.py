@@ -24,6 +24,7 @@ class ReadyVector:
             )
         self.num_envs = num_envs
         self.spaces = vector.single_observation_space, vector.single_action_space
+        self.normalisers = normalisers_of(vector)
         self._contract = ObsContract(self.spaces[0], self.num_envs)
         self._resetting = np.zeros(self.num_envs, bool)
 
@@ -37,8 +38,8 @@ class ReadyVector:
 
     def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
         """Start a new episode everywhere, with a seed for each environment."""
-        obs, infos = self._vector.reset(seed=seeds)
         seed_generators(seeds[0])
+        obs, infos = self._vector.reset(seed=seeds)
         self._resetting = np.zeros(self.num_envs, bool)
         return self._contract(obs), _masks(infos, np.ones(self.num_envs, bool))
 

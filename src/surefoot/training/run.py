@@ -33,6 +33,13 @@ from surefoot.training.state import LoopState, without_open_episodes
 from surefoot.types import EnvSpec
 
 MAX_EVALUATION_ENVS = 10
+_NORMALISED = {  # what is to be said of wrappers of these names
+    "NormalizeReward": "NormalizeReward inside the environment scales its rewards, so that returns "
+    "in the log and in evaluations are not the environment's; --return-norm scales them for "
+    "training alone.",
+    "NormalizeObservation": "NormalizeObservation inside the environment does what --obs-norm "
+    "does.",
+}
 EPISODE_WITHOUT_END = 10_000
 """Steps an episode of an evaluation has on average where the environment states no time limit."""
 
@@ -197,6 +204,7 @@ class Evaluator:
         self._env.close()
 
 
+@np.errstate(invalid="ignore")  # of returns that are not finite, as their mean shows
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """Mean, spread and 95 % t interval of the returns of an evaluation; of one, no interval."""
     returns, count = evaluation.returns, len(evaluation.returns)
@@ -206,7 +214,6 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         "return_std": float(np.std(returns, ddof=1)) if count > 1 else 0.0,
         "return_ci95": interval and [interval.low, interval.high],
         "episodes": count,
-@np.errstate(invalid="ignore")  # of returns that are not finite, as their mean shows
         "cut": evaluation.cut,
         "length_mean": float(np.mean(evaluation.lengths)),
         "returns": [float(total) for total in returns],
@@ -230,8 +237,11 @@ def begin(
     """
     opened = _open_envs(settings, source, elsewhere=elsewhere)
     try:
+        opened.visit(jax=check_jax_env, host=_warn_of_normalisers)
         learner, start = _trace(settings, source, own, opened.spec)
         state = start.lower().compile()(np.int32(settings.train.seed))
+        if state.env is not None:
+            check_numbers(opened.spec, state.env.obs, strict=settings.train.strict_env)
         return Run(settings, source, learner, state), opened
     except BaseException:
         if source.reopens:  # a vector environment of the user's own stays open
@@ -243,8 +253,6 @@ def _open_envs(settings: Settings, source: EnvSource, *, elsewhere: bool) -> Ope
     train, processes = settings.train, 1
     if not elsewhere:
         processes = source.num_processes(
-        if state.env is not None:
-            check_numbers(opened.spec, state.env.obs, strict=settings.train.strict_env)
             train.vectorization, num_envs=train.num_envs, steps=train.steps
         )
     return source.open(
@@ -253,6 +261,16 @@ def _open_envs(settings: Settings, source: EnvSource, *, elsewhere: bool) -> Ope
         processes=processes,
         limits=EnvLimits.from_settings(train),
     )
+
+
+def _warn_of_normalisers(env: HostEnv) -> None:
+    if env.normalisers:
+        what = " ".join(_NORMALISED[name] for name in dict.fromkeys(env.normalisers))
+        warnings.warn(
+            f"{env.spec.env_id}: {what} The wrapper's statistics start anew in each environment, "
+            "evaluation and resume; those of a run are one set, stored with it: remove the wrapper",
+            stacklevel=2,
+        )
 
 
 def _trace(
@@ -383,6 +401,7 @@ def open_run(
     stored = _read(path, env, own, folder=folder, exact=exact, settings=settings)
     opened = _open_envs(stored.settings, stored.source, elsewhere=elsewhere)
     try:
+        opened.visit(jax=check_jax_env, host=_warn_of_normalisers)
         return stored.run(opened.spec), opened
     except BaseException:
         if stored.source.reopens:
