@@ -96,7 +96,7 @@ def update_seconds(rule: Any, critic: sf.Critic, network: str, rows: int) -> flo
     """Seconds of one update of policy and critic on `rows` rows."""
     space, actions = OBSERVATIONS[network], spaces.Discrete(6)
     spec = EnvSpec(network, space, actions, 1000, masked=False, jax_native=True)
-    settings = settle(network, rule, sf.Train(), sf.Network(), critic)
+    settings = settle(network, rule, sf.Train(), sf.Network(images="all"), critic)
     net = build(spec, settings.network)
     update_rule, params = make_rule(settings, net), net.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 4)

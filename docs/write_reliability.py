@@ -53,6 +53,19 @@ outside of the run is opened.
 * `env_timeout_s` needs the main thread and a free SIGALRM: in another thread, or where a program
   uses that signal itself, a hang is not ended.
 * `--on-env-error restart:N` is for exceptions; a process that is killed ends the run.
+* An environment that calls `os._exit` ends the process that steps it. In the one that trains
+  nothing can be said any more, and the exit code is the environment's: the run is unfinished, as
+  `resume`, `report` and `compare` say. In another (`--vectorization cores` or `async`, all but
+  environment 0) it is a named error.
+* The generators of `random` and `numpy.random` are seeded at seeded resets, not around steps. What
+  a callback draws meanwhile is missing there, several processes are another run than one, and
+  trainings in threads share them. `numpy.random.default_rng()` without a seed, spaces that sample
+  and libraries of C are not seeded.
+* Wrappers that normalise are found by their names, and not inside an `AsyncVectorEnv`.
+* Offsets that float32 loses are looked for in the first 1,024 observations, where they are float64:
+  Gymnasium's own vectors have cast them before where the space is of float32.
+* The numbers of JAX-native environments are looked at in a run's first chunk; later ones show as
+  refused updates.
 * Under `--on-env-error restart:N` rows of the lost episode that an earlier rollout had are learned
   from already. N counts from the start of the process, and of each evaluation anew.
 * What is shown at the end of an episode that terminated is read by nobody: of environments that

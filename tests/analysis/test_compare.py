@@ -44,6 +44,7 @@ from surefoot.parallel.jobs import ComparisonStopped
 from surefoot.storage.run_directory import RunDirectory, folder_name
 from surefoot.training import loop
 from surefoot.training.memory import fitting
+from tests.support.cases import case
 
 ENV = "CartPole-v1"
 RULES = (VPG(), PPO(num_minibatches=1, num_epochs=1))
@@ -573,10 +574,14 @@ def test_one_run_is_not_counted_twice(out):
         read_runs([path, copy], episodes=3)
 
 
-def test_an_unfinished_run_is_no_result(out):
+@case(112)
+@pytest.mark.parametrize("scored", [False, True])
+def test_an_unfinished_run_is_no_result(out, scored):
+    """Nor is one that was scored, went on to more steps and was lost on the way."""
     path = out / ENV / "ppo" / "seed-0"
     change_config(path, "train", steps=320)
-    (path / "score.json").unlink()
+    if not scored:
+        (path / "score.json").unlink()
     with pytest.raises(ConfigError, match=r"not finished \(iteration 3 of 10\)"):
         read_runs([path], episodes=3)
 

@@ -15,6 +15,8 @@ import pytest
 from gymnasium import spaces
 
 import surefoot as sf
+from surefoot.analysis.compare import read_runs
+from surefoot.analysis.report import report
 from surefoot.envs.contract import ObsContract, outside
 from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.registry import find_env
@@ -214,6 +216,39 @@ def test_an_environments_process_is_killed(train):
     ended = train(of("KilledElsewhere"), *TWO)
     said = r"environments 1 to 1 \(pid \d+\) was killed by SIGKILL \(out of memory\?\)"
     broken(ended, "KilledElsewhere", 4, said)
+
+
+@case(112)
+@pytest.mark.parametrize(
+    ("kind", "status"), [("Leaves", 0), ("LeavesWith3", 3), ("LeavesInReset", 0)]
+)
+def test_an_environment_ends_its_own_process(train, kind, status):
+    said = rf"environments 1 to 1 \(pid \d+\) ended with exit status {status}; --vectorization sync"
+    broken(train(of(f"{kind}Elsewhere"), *TWO), f"{kind}Elsewhere", 4, said)
+
+
+@case(112)
+def test_an_environment_ends_its_own_process_where_it_is_made(train):
+    ended = train(of("LeavesAtOnceElsewhere"), *TWO)
+    assert ended.code == 4
+    assert "ended with exit status 0" in ended.line
+    assert processes() == []
+    assert not Path("run").exists()
+
+
+@case(112)
+def test_a_run_that_ends_with_its_process_is_not_called_finished():
+    flags = [*SMALL, "--out", "run", "--checkpoint-every", "32"]
+    done = in_a_shell("train", of("Leaves"), "vpg", "--steps", "256", *flags)
+    assert done.returncode == 0, "nothing in a process outlives its end"
+    run = last_good(env=of("Leaves"))
+    assert (run.iteration, run.finished) == (2, False)
+    assert report(Path("run")).summary["finished"] is False
+    with pytest.raises(sf.ConfigError, match=r"run is not finished \(iteration 2 of 8\)"):
+        read_runs(["run"], envs=[of("Leaves")])
+    # Its environments start anew, and break after as many steps again.
+    assert in_a_shell("resume", "run", "--env", of("Sound")).returncode == 0
+    assert last_good(env=of("Sound")).finished
 
 
 @case(14)

@@ -1,18 +1,22 @@
 """What would train wrongly without a word is refused, or does what it says."""
 
 import os
+import re
 from pathlib import Path
 
 import gymnasium
+import gymnasium.wrappers as wrappers
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 import surefoot as sf
-from surefoot.envs.group import time_limit
+from surefoot.envs.group import normalisers_of, time_limit
 from surefoot.errors import ConfigError, EnvContractError
 from tests.support.broken_envs import Sound
 from tests.support.cases import case
+from tests.support.shell import told_of
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
 
@@ -137,3 +141,160 @@ def limited(*limits):
 )
 def test_the_smallest_time_limit_counts(env, limit):
     assert time_limit(env) == limit
+
+
+class Instruments(gymnasium.Env):
+    """Shows what `look(step)` says; twenty steps are an episode."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space, look):
+        self.observation_space, self.look, self.taken = space, look, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.look(self.taken), {}
+
+    def step(self, action):
+        self.taken += 1
+        return self.look(self.taken), 1.0, self.taken % 20 == 0, False, {}
+
+
+def near(centre, amplitude):
+    """Values around a centre, with one beside them that is plain."""
+    return lambda step: np.array([np.sin(step), centre + amplitude * np.cos(step)])
+
+
+def box(dtype):
+    return spaces.Box(-np.inf, np.inf, (2,), dtype)
+
+
+def whole(step):
+    return np.array([step % 7, 100_000_000 + step % 3], np.int32)
+
+
+def within(look):
+    return lambda step: {"clock": look(step), "turn": np.int64(step % 2)}
+
+
+LOST = {
+    "double": (box(np.float64), near(1e8, 1.0), r"observation\[1\]"),
+    "cast": (box(np.float32), near(1e8, 1.0), r"observation\[1\]"),
+    "unix time": (box(np.float64), lambda step: np.array([0.0, 1.7e9 + step]), r"observation\[1\]"),
+    "whole numbers": (spaces.Box(0, 2**31 - 1, (2,), np.int32), whole, r"observation\[1\]"),
+    "part": (
+        spaces.Dict({"clock": box(np.float64), "turn": spaces.Discrete(2)}),
+        within(near(-3e6, 0.05)),
+        r"observation\['clock'\]\[1\]",
+    ),
+}
+HELD = {
+    "degrees": (box(np.float64), near(48.137, 1e-4)),
+    "rounding": (box(np.float64), near(1.0, 1e-16)),
+    "constant": (box(np.float64), near(1e8, 0.0)),
+    "wide": (box(np.float64), near(1e8, 1e4)),
+    "plain": (box(np.float32), lambda step: near(1e8, 1.0)(step).astype(np.float32)),
+}
+
+
+@case(108)
+@pytest.mark.filterwarnings("ignore:.*it is cast")
+@pytest.mark.parametrize("vectorization", ["sync", "cores", "ready vector"])
+@pytest.mark.parametrize("kind", LOST)
+def test_what_float32_cannot_tell_apart_is_named_once(kind, vectorization):
+    if (kind, vectorization) == ("cast", "ready vector"):
+        pytest.skip("Gymnasium's vector casts before anybody can look")
+    space, look, where = LOST[kind]
+
+    def make():
+        return Instruments(space, look)
+
+    source = make
+    train = {"num_envs": 2, "num_steps": 256, "eval_episodes": 1}
+    if vectorization == "ready vector":
+        source = SyncVectorEnv([make] * 2)
+    else:
+        train["vectorization"] = vectorization
+    with told_of("varies too little") as said:
+        sf.train(source, sf.VPG(), steps=2560, train=sf.Train(**train), critic=CRITIC)
+    (text,) = said
+    assert re.match(rf"{where} varies too little around .* for float32", text), text
+
+
+@case(108)
+@pytest.mark.filterwarnings("ignore:.*it is cast")
+@pytest.mark.parametrize("kind", HELD)
+def test_what_float32_tells_apart_is_no_matter_for_a_warning(kind):
+    space, look = HELD[kind]
+    train = sf.Train(num_envs=2, num_steps=256)
+    with told_of("varies too little") as said:
+        run = sf.train(
+            lambda: Instruments(space, look), sf.VPG(), steps=2560, train=train, critic=CRITIC
+        )
+    assert said == []
+    if kind in ("degrees", "wide"):
+        obs = np.stack([look(step) for step in range(20)]).astype(np.float32)
+        seen = run.learner.actor.inputs(run.state.learn.obs_stats, obs, None).obs
+        np.testing.assert_allclose(np.std(seen, axis=0), 1.0, rtol=0.1)
+
+
+class NormalizeReward(gymnasium.Wrapper):
+    """Somebody's own, of that name."""
+
+
+class Further(wrappers.NormalizeReward):
+    """One that does more."""
+
+
+def many(make):
+    return lambda: SyncVectorEnv([make] * 2)
+
+
+REWARD, OBS = ("NormalizeReward", "--return-norm"), ("NormalizeObservation", "--obs-norm")
+NORMALISING = {
+    "reward": (lambda: wrappers.NormalizeReward(Sound()), [REWARD]),
+    "observation": (lambda: wrappers.NormalizeObservation(Sound()), [OBS]),
+    "both": (
+        lambda: wrappers.NormalizeReward(wrappers.NormalizeObservation(Sound())),
+        [REWARD, OBS],
+    ),
+    "below another": (
+        lambda: wrappers.TimeLimit(wrappers.NormalizeReward(Sound()), 9),
+        [REWARD],
+    ),
+    "their own": (lambda: NormalizeReward(Sound()), [REWARD]),
+    "derived": (lambda: Further(Sound()), [REWARD]),
+    "within a vector": (many(lambda: wrappers.NormalizeReward(Sound())), [REWARD]),
+    "around a vector": (
+        lambda: wrappers.vector.NormalizeObservation(
+            wrappers.vector.NormalizeReward(SyncVectorEnv([Sound] * 2))
+        ),
+        [OBS, REWARD],
+    ),
+    "around processes": (
+        lambda: wrappers.vector.NormalizeReward(AsyncVectorEnv([Sound] * 2)),
+        [REWARD],
+    ),
+}
+
+
+@case(111)
+@pytest.mark.parametrize("kind", NORMALISING)
+def test_wrappers_that_normalise_are_named_once_with_the_setting_that_does_the_same(kind):
+    make, named = NORMALISING[kind]
+    source = make() if "vector" in kind or "processes" in kind else make
+    with told_of("inside the environment") as said:
+        brief(source)
+    (text,) = said
+    for words in named:
+        assert all(word in text for word in words), text
+    assert len(named) == text.count("inside the environment")
+
+
+@case(111)
+def test_an_instance_that_normalises_is_named_and_other_wrappers_are_not():
+    with told_of("inside the environment") as said:
+        brief(wrappers.NormalizeReward(Sound()), num_envs=1)
+        brief(lambda: wrappers.ClipReward(wrappers.RecordEpisodeStatistics(Sound()), -1, 1))
+    assert len(said) == 1
+    assert normalisers_of(wrappers.NormalizeReward(Sound())) == ("NormalizeReward",)

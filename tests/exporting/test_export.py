@@ -102,20 +102,20 @@ def test_every_nonlinearity_is_the_same(activation, tmp_path):
 class Pictures(gymnasium.Env):
     """A picture, and some numbers beside it."""
 
-    observation_space = spaces.Dict(
-        {
-            "see": spaces.Box(0, 1, (6, 5, 3), np.float32),
-            "feel": spaces.Box(-9, 9, (2,), np.float32),
-        }
-    )
     action_space = spaces.Discrete(4)
+
+    def __init__(self, high, dtype):
+        see, feel = spaces.Box(0, high, (6, 5, 3), dtype), spaces.Box(-9, 9, (2,), np.float32)
+        self.observation_space = spaces.Dict({"see": see, "feel": feel})
 
     def reset(self, *, seed=None, options=None):
         return jax.tree.map(np.zeros_like, self.observation_space.sample()), {}
 
 
-def test_pictures_are_seen_alike(tmp_path):
-    run = begun(Pictures)
+@pytest.mark.parametrize("images", ["auto", "all", "none"])
+@pytest.mark.parametrize(("high", "dtype"), [(1, np.float32), (255, np.uint8), (1, np.uint8)])
+def test_pictures_are_seen_alike(tmp_path, high, dtype, images):
+    run = begun(lambda: Pictures(high, dtype), images=images)
     export(run, tmp_path / "policy.npz")
     acts_alike(
         run, NumpyPolicy.load(tmp_path / "policy.npz"), run.learner.spec.observation_space.sample()

@@ -11,13 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from surefoot.config.presets import PRESETS, preset
 from surefoot.config.settings import Network, OwnNetwork
 from surefoot.errors import ConfigError
 from surefoot.formulas.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from surefoot.networks.actor_critic import _orthogonal, build
 from surefoot.networks.heads import make_head
-from surefoot.networks.spaces import flatten_obs, full_mask, mask_size, own_dtype, sent_action
+from surefoot.networks.spaces import (
+    flatten_obs,
+    full_mask,
+    mask_size,
+    normalised_leaves,
+    own_dtype,
+    sent_action,
+)
 from surefoot.types import EnvSpec, Inputs
+from tests.support.cases import case
 
 KEY = jax.random.key(0)
 VECTOR = spaces.Box(-1.0, 1.0, (5,))
@@ -27,7 +36,8 @@ DISCRETE = spaces.Discrete(3)
 OBSERVATIONS = {
     "vector": VECTOR,
     "matrix": spaces.Box(-1.0, 1.0, (2, 3)),
-    "image": spaces.Box(0.0, 1.0, (10, 10, 4)),
+    "planes": spaces.Box(0.0, 1.0, (10, 10, 4)),
+    "image": spaces.Box(0, 255, (10, 10, 4), np.uint8),
     "discrete": spaces.Discrete(4, start=-2),
     "multi-discrete": spaces.MultiDiscrete([[2, 3], [4, 2]]),
     "multi-binary": spaces.MultiBinary((2, 2)),
@@ -143,21 +153,70 @@ def test_every_observation_space_is_read_and_leading_axes_are_only_rows(name):
 
 
 def test_integers_are_read_as_one_hot_from_where_they_start():
-    flat, images = flatten_obs(OBSERVATIONS["discrete"], jnp.array([-2, 0, 1]))
+    flat, images = flatten_obs(OBSERVATIONS["discrete"], jnp.array([-2, 0, 1]), "auto")
     assert images == []
     np.testing.assert_array_equal(flat, [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     space = spaces.MultiDiscrete([2, 3], start=[5, -1])
-    flat, _ = flatten_obs(space, jnp.array([[6, -1], [5, 1]]))
+    flat, _ = flatten_obs(space, jnp.array([[6, -1], [5, 1]]), "auto")
     np.testing.assert_array_equal(flat, [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]])
 
 
 def test_a_nested_observation_is_split_into_one_vector_and_its_images():
     space = OBSERVATIONS["dict"]
     obs = observations(space, (3,))
-    flat, (image,) = flatten_obs(space, obs)
+    flat, (image,) = flatten_obs(space, obs, "auto")
     np.testing.assert_array_equal(flat[:, :2], jax.nn.one_hot(obs["a"], 2))
     np.testing.assert_array_equal(flat[:, 2:], obs["z"])
-    np.testing.assert_array_equal(image, obs["eye"].astype(jnp.float32))
+    np.testing.assert_array_equal(image, obs["eye"].astype(jnp.float32) / 255)
+
+
+def kinds_of(space, images):
+    """What a Box is read as, by the network and by the statistics."""
+    obs = observations(space, (2,))
+    flat, seen = flatten_obs(space, obs, images)
+    (normalised,) = normalised_leaves(space, images)
+    assert bool(seen) is not normalised
+    assert flat.shape[-1] == (0 if seen else np.prod(space.shape))
+    network = make(space, images=images, activation="relu")  # which does not saturate
+    params = filled(network)
+    out = network.policy(params["policy"], Inputs(obs, None)).logits
+    assert np.unique(np.round(out, 6), axis=0).shape == (2, 3), "both observations look alike"
+    return "image" if seen else "vector"
+
+
+@case(107)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool, np.int8, np.int32])
+@pytest.mark.parametrize("shape", [(4, 3, 1), (7, 3, 5), (10, 10, 4), (2, 9, 4), (20, 20)])
+def test_arrays_of_numbers_are_vectors_unless_they_are_said_to_be_images(shape, dtype):
+    space = spaces.Box(0, 1, shape, dtype)
+    assert kinds_of(space, "auto") == kinds_of(space, "none") == "vector"
+    whole = len(shape) == 3 and min(shape[:2]) >= 3
+    assert kinds_of(space, "all") == ("image" if whole else "vector")
+
+
+@case(107)
+@pytest.mark.parametrize("shape", [(3, 3, 1), (10, 10, 4), (2, 9, 3), (9, 2, 3), (2, 2), (128,)])
+@pytest.mark.parametrize("images", ["auto", "all"])
+def test_bytes_are_images_where_the_filters_leave_something_of_them(shape, images):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    whole = len(shape) == 3 and min(shape[:2]) >= 3
+    assert kinds_of(space, images) == ("image" if whole else "vector")
+    assert kinds_of(space, "none") == "vector"
+
+
+@case(107)
+@pytest.mark.parametrize("high", [1, 3, 255])
+def test_images_of_bytes_are_scaled_to_one(high):
+    space = spaces.Box(0, high, (5, 5, 2), np.uint8)
+    for images in ("auto", "all"):
+        _, (image,) = flatten_obs(space, jnp.full((5, 5, 2), high, jnp.uint8), images)
+        np.testing.assert_array_equal(image, 1.0)
+
+
+def test_the_presets_of_minatar_read_images():
+    for name in PRESETS:
+        images = preset(name).network.images
+        assert images == ("all" if "MinAtar" in name else "auto")
 
 
 def batch_of_actions(name, **settings):
@@ -290,7 +349,7 @@ def test_discrete_actions_are_sent_from_where_their_space_starts():
     [
         spaces.Box(0, 255, (84, 84, 3), np.uint8),
         spaces.Box(0, 255, (84, 84), np.uint8),
-        spaces.Dict({"camera": spaces.Box(0.0, 1.0, (17, 10, 3)), "joints": VECTOR}),
+        spaces.Dict({"camera": spaces.Box(0, 255, (17, 10, 3), np.uint8), "joints": VECTOR}),
     ],
 )
 def test_large_images_are_refused_by_name_unless_the_user_brings_both_networks(space):
@@ -301,6 +360,7 @@ def test_large_images_are_refused_by_name_unless_the_user_brings_both_networks(s
     with pytest.raises(ConfigError, match="pixel observations"):
         make(space, own_policy=own)
     make(space, own_policy=own, own_critic=own)
+    make(space, images="none")
 
 
 def test_spaces_that_nothing_here_fits_are_refused():
@@ -339,7 +399,7 @@ def test_networks_that_are_not_shared_do_not_learn_from_each_other():
 def test_plain_weights_are_uniform_within_one_over_the_root_of_their_inputs():
     """As PyTorch's layers start; the policy's head is scaled, and biases of layers are 0."""
     shape = spaces.Box(0.0, 1.0, (6, 6, 4))
-    network = make(obs=shape, ortho_init=False, hidden=(256,), head_scale=0.5)
+    network = make(obs=shape, ortho_init=False, hidden=(256,), head_scale=0.5, images="all")
     params = jax.jit(network.init)(KEY)["policy"]["net"]
     (convolution,), (layer,), (head,) = *params["torso"], params["head"]
     for weight, inputs, gain in (

@@ -56,6 +56,30 @@ class Exits(Sound):
         sys.exit("enough")
 
 
+class Leaves(Sound):
+    """Ends its process without a word, and as if all were well."""
+
+    def broken(self, *given):
+        os._exit(0)
+
+
+class LeavesWith3(Sound):
+    def broken(self, *given):
+        os._exit(3)
+
+
+class LeavesInReset(Sound):
+    def reset(self, **given):
+        if self.steps > AT:
+            os._exit(0)
+        return super().reset(**given)
+
+
+class LeavesAtOnce(Sound):
+    def __init__(self):
+        os._exit(0)
+
+
 class Hangs(Sound):
     def broken(self, *given):
         try:

@@ -400,6 +400,42 @@ CASES = {
         "exit 2 in one line",
         "????",
     ),
+    107: Case(
+        _W,
+        "arrays of two or three axes that are no images, and images of bytes",
+        "vectors, normalised, unless uint8 or --images all; bytes are scaled to [0, 1]",
+        "????",
+    ),
+    108: Case(
+        _W,
+        "float64 or whole numbers that vary by less than float32 resolves, such as 1e8 ± 1",
+        "one warning that names the part of the observation, and what to do",
+        "????",
+    ),
+    109: Case(
+        _W,
+        "a JAX-native environment breaks its contract",
+        "exit 3 before the first update: what, found, expected",
+        "????",
+    ),
+    110: Case(
+        _W,
+        "an environment draws from `random` or `numpy.random` themselves",
+        "the same run for the same seed; the caller's generators stay as they were",
+        "????",
+    ),
+    111: Case(
+        _W,
+        "a wrapper in the environment normalises rewards or observations",
+        "one warning that names it, the setting that does the same, and what differs",
+        "????",
+    ),
+    112: Case(
+        _W,
+        "an environment ends its process, whatever the exit code",
+        "in another process exit 4; in this one nothing reads the run as finished",
+        "????",
+    ),
     130: Case(
         _E,
         "an exception that is no Exception (GeneratorExit, CancelledError, one's own)",

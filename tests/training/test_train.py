@@ -510,25 +510,27 @@ def test_a_crash_of_an_evaluation_leaves_no_checkpoint_ahead_of_its_rows(tmp_pat
     assert [row["iteration"] for row in directory.rows()] == list(range(1, ITERATIONS + 1))
 
 
-def spoilt(episodes=range(1000)):
+def spoilt(episodes=range(1000), reward=jnp.nan):
     """JAX-native, and of some episodes the rewards are not a number."""
     twin = scripted_jax()
 
     def step(key, state, action):
         made = twin.step(key, state, action)
         bad = jnp.any(state[0] == jnp.array(list(episodes)))
-        return made._replace(reward=jnp.where(bad, jnp.nan, made.reward))
+        return made._replace(reward=jnp.where(bad, reward, made.reward))
 
     return twin._replace(step=step)
 
 
 def test_evaluations_that_are_not_finite_are_told_and_break_no_row(tmp_path):
-    how = {**arguments("jax", eval_every=BATCH, eval_episodes=1), "env": spoilt(), "steps": BATCH}
+    # Each is finite, so that training starts; their sum is not.
+    huge = spoilt(reward=jnp.float32(3e38))
+    how = {**arguments("jax", eval_every=BATCH, eval_episodes=4), "env": huge, "steps": BATCH}
     run = train(**how, seed=3, out=tmp_path / "run")
     assert "eval/return_mean" not in run.rows[-1]
     assert not (tmp_path / "run" / "best").exists()
     with pytest.raises(NotFiniteError, match="look at the environment's rewards"):
-        run.evaluate(1)
+        run.evaluate(4)
 
 
 class FailingCallback(Callback):

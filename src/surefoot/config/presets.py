@@ -66,7 +66,7 @@ _MINATAR = _Preset(
             "obs_norm": False,
             "return_norm": True,
         },
-        "network": {"hidden": (128,), "activation": "relu"},
+        "network": {"hidden": (128,), "activation": "relu", "images": "all"},
         "critic": {"num_minibatches": 16, "num_epochs": 4},
     },
     by_rule={

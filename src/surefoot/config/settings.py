@@ -194,13 +194,19 @@ class Train:
 
 @settings_group
 class Network:
-    """The policy's and the critic's networks: multilayer perceptrons, with a CNN for MinAtar."""
+    """The policy's and the critic's networks: multilayer perceptrons, a small CNN on images."""
 
     hidden: tuple[int, ...] = setting(
         (64, 64), "widths of the hidden layers", low=1, high=16384, fewest=1
     )
     critic_hidden: tuple[int, ...] = setting(
         (), "widths of the critic's hidden layers; none: as hidden", low=1, high=16384
+    )
+    images: str = setting(
+        "auto",
+        "observations that a CNN reads, unnormalised: those of uint8 (auto), all of three axes, or "
+        "none; others are flattened",
+        choices=("auto", "all", "none"),
     )
     activation: str = setting(
         "tanh", "nonlinearity", choices=("tanh", "relu", "swish", "elu", "gelu")

@@ -1,12 +1,14 @@
 """What environments must return, validated at every reset and step."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 
+from surefoot.envs.env_errors import subscript
+from surefoot.envs.offsets import OffsetCheck, loses_digits
 from surefoot.errors import EnvContractError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -18,13 +20,18 @@ _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 
 
 class ObsContract:
-    """Validates observations of one environment, or of `num_rows` at once, against their space."""
+    """Validates observations of one environment, or of `num_rows` at once, against their space.
 
-    def __init__(self, space: spaces.Space, num_rows: int | None = None):
-        self._space, self._warned = space, False
+    One that does not `warn` is beside another that does.
+    """
+
+    def __init__(self, space: spaces.Space, num_rows: int | None = None, *, warn: bool = True):
+        self._space, self._warned = space, not warn
         self._leading = () if num_rows is None else (num_rows,)
+        self._offsets = OffsetCheck(space, num_rows or 1) if warn else None
         plain = _dtype_suffices(space)
-        self._plain = ((*self._leading, *(space.shape or ())), space.dtype) if plain else None
+        self._quick = ((*self._leading, *(space.shape or ())), space.dtype) if plain else None
+        self._plain = None if warn and plain and loses_digits(space.dtype) else self._quick
 
     def __call__(self, obs: Any) -> Any:
         """The observation, with its space's structure, shapes and dtypes, or an EnvContractError.
@@ -34,7 +41,11 @@ class ObsContract:
         # Nearly always the observation is one array that fits, and this is the only cost.
         if type(obs) is np.ndarray and (obs.shape, obs.dtype) == self._plain:
             return obs
-        return self._fit(self._space, obs, "observation")
+        fitted = self._fit(self._space, obs, "observation")
+        # Before the cast, which loses the digits that are looked for.
+        if self._offsets is not None and not self._offsets.see(obs):
+            self._offsets, self._plain = None, self._quick
+        return fitted
 
     def _fit(self, space: Any, obs: Any, where: str) -> Any:
         if isinstance(space, spaces.Box):
@@ -97,11 +108,6 @@ class ObsContract:
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         index, rest = (at[0], at[1:]) if self._leading else (None, at)
         raise EnvContractError(f"{where}{subscript(rest)} is {array[at]}, {why}", index=index)
-
-
-def subscript(at: Sequence[int]) -> str:
-    """An index as it is written behind an array's name; nothing for a scalar."""
-    return f"[{', '.join(map(str, at))}]" if at else ""
 
 
 def _dtype_suffices(space: Any) -> bool:
@@ -188,7 +194,14 @@ class Outside(NamedTuple):
 
     rows: np.ndarray
     at: tuple[int, ...]
-    text: str
+    element: str
+    value: float
+    limits: str
+
+    @property
+    def text(self) -> str:
+        """What is outside, in words."""
+        return f"{self.element} is {self.value:.6g}, outside {self.limits}"
 
 
 def outside(space: Any, obs: Any, leading: int, where: str = "observation") -> Outside | None:
@@ -213,9 +226,9 @@ def outside(space: Any, obs: Any, leading: int, where: str = "observation") -> O
     place = tuple(np.argwhere(wrong)[0].tolist())
     at, inner = place[:leading], place[leading:]
     limits = f"{space.low[inner]:.6g} to {space.high[inner]:.6g}"
-    text = f"{where}{subscript(inner)} is {obs[place]:.6g}, outside {limits}"
     rows = np.any(wrong.reshape(*obs.shape[:leading], -1), axis=-1)
-    return Outside(np.asarray(rows), at, text)
+    element = f"{where}{subscript(inner)}"
+    return Outside(np.asarray(rows), at, element, float(obs[place]), limits)
 
 
 def _dtype_keeps_bounds(space: spaces.Box) -> bool:

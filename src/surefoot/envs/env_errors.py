@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
@@ -41,6 +42,11 @@ def attributed(error: BaseException, index: int) -> BaseException:
             return EnvContractError(hint, index=index)
         return EnvCrashError(describe_error(error), index=index)
     return error
+
+
+def subscript(at: Sequence[int]) -> str:
+    """An index as it is written behind an array's name; nothing for a scalar."""
+    return f"[{', '.join(map(str, at))}]" if at else ""
 
 
 def crash_error(env_id: str, doing: str, error: BaseException) -> EnvCrashError:

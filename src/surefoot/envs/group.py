@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
 from surefoot.envs.env_errors import attributed, crash_error
+from surefoot.envs.global_generators import seed_generators
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
 
 Spaces = tuple[spaces.Space, spaces.Space]
 """Of one observation and one action."""
+NORMALISERS = ("NormalizeReward", "NormalizeObservation")
+"""Wrappers that do within an environment what training does itself."""
 EnvInfos = dict[int, dict[str, Any]]
 """What steps and resets return beside arrays, by the number of the environment: `action_mask`;
 `final_obs` and the scalars of `final_info` at an episode's end; `restarted` and the new `seed`."""
@@ -54,12 +57,13 @@ class EnvFactory(NamedTuple):
     """Makes environments of one id: `make` returns one more, independent of the others.
 
     With `restart`, one that raises in a step is closed and replaced: the new one starts an episode,
-    with another seed, and its info says "restarted".
+    with another seed, and its info says "restarted". `seed` is that of the run.
     """
 
     env_id: str
     make: Callable[[], gymnasium.Env]
     restart: bool = False
+    seed: int = 0
 
     def make_all(self, rows: range) -> list[gymnasium.Env]:
         """Environments of these numbers.
@@ -67,6 +71,7 @@ class EnvFactory(NamedTuple):
         Raises an EnvContractError if their spaces differ, an EnvCrashError if a constructor raises.
         """
         envs: list[gymnasium.Env] = []
+        seed_generators(self.seed + rows.start)
         try:
             for number in rows:
                 env = self.make()
@@ -102,6 +107,7 @@ class EnvGroup:
     Attributes:
         spaces: of one observation and one action.
         time_limit: of the environments, in steps, or None.
+        normalisers: names of their wrappers that normalise.
         results: arrays that a step fills.
     """
 
@@ -109,15 +115,18 @@ class EnvGroup:
         self._factory, self._rows, self.num_envs = factory, rows, len(rows)
         self.envs = factory.make_all(rows)
         self.spaces, self.time_limit = spaces_of(self.envs[0]), time_limit(self.envs[0])
+        self.normalisers = normalisers_of(self.envs[0])
         self.results = allocate_step(self.spaces[0], self.num_envs)
         self._action_spaces = batch_space(self.spaces[1], self.num_envs)
-        self._contract = ObsContract(self.spaces[0])
+        # Several processes step environments of one kind: one of them is enough to warn.
+        self._contract = ObsContract(self.spaces[0], warn=rows.start == 0)
         self._seeds: Sequence[int] = ()
         self._restarts = 0
 
     def reset(self, seeds: Sequence[int]) -> tuple[Any, EnvInfos]:
         """Start a new episode everywhere, with a seed for each environment."""
         infos, observations, self._seeds = {}, [], seeds
+        seed_generators(seeds[0])
         for number, env, seed in zip(self._rows, self.envs, seeds, strict=True):
             try:
                 obs, info = self._reset(env, seed)
@@ -222,6 +231,21 @@ def time_limit(env: gymnasium.Env) -> int | None:
     if env.spec and env.spec.max_episode_steps and not limits:
         limits.append(env.spec.max_episode_steps)
     return min(limits, default=None)
+
+
+def normalisers_of(env: Any) -> tuple[str, ...]:
+    """Names of the wrappers around an environment, or a vector of them, that normalise.
+
+    By name, so that those of vectors, older versions and libraries like Gymnasium count too.
+    """
+    found = []
+    while isinstance(env, gymnasium.Wrapper | VectorWrapper):
+        names = {kind.__name__ for kind in type(env).__mro__}
+        found += [name for name in NORMALISERS if name in names]
+        env = env.env
+    if isinstance(env, SyncVectorEnv):
+        found += normalisers_of(env.envs[0])
+    return tuple(found)
 
 
 def close_envs(envs: Sequence[gymnasium.Env]) -> None:

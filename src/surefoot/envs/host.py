@@ -13,6 +13,7 @@ from surefoot.config.settings import Train
 from surefoot.envs.action_log import ActionLog
 from surefoot.envs.contract import check_finite, outside
 from surefoot.envs.env_errors import crash_error
+from surefoot.envs.global_generators import GlobalGenerators
 from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
@@ -70,10 +71,13 @@ class HostStep(NamedTuple):
 class HostEnv:
     """Environments that Python steps side by side; each starts an episode when opened.
 
+    Closing them restores the global `generators`, as they were before they were opened.
+
     Attributes:
         spec: spaces, time limit, and whether there are action masks.
         num_envs: how many environments there are.
         restarts: how many were recreated so far.
+        normalisers: names of wrappers in the environments that normalise.
     """
 
     def __init__(
@@ -83,9 +87,12 @@ class HostEnv:
         *,
         seed: int,
         limits: EnvLimits | None = None,
+        generators: GlobalGenerators | None = None,
     ):
+        self._generators = generators
         self._vector, self._limits = vector, limits or EnvLimits()
         self.num_envs, self.restarts = vector.num_envs, 0
+        self.normalisers = vector.normalisers
         self._env_id = env_id
         self._log = ActionLog()
         self._timeout = StepTimeout(self._limits.timeout_s, env_id)
@@ -129,6 +136,8 @@ class HostEnv:
         with contextlib.suppress(Exception):
             self._guarded(self._vector.close)
         self._timeout.close()
+        if self._generators is not None:
+            self._generators.restore()
 
     def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
         """Call `host` with these environments."""

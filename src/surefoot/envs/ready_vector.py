@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from surefoot.envs.contract import ObsContract
-from surefoot.envs.group import EnvInfos, VectorStep, scalars, time_limit
+from surefoot.envs.global_generators import seed_generators
+from surefoot.envs.group import EnvInfos, VectorStep, normalisers_of, scalars, time_limit
 from surefoot.errors import ConfigError, EnvContractError
 
 
@@ -25,6 +26,7 @@ class ReadyVector:
             )
         self.num_envs = num_envs
         self.spaces = vector.single_observation_space, vector.single_action_space
+        self.normalisers = normalisers_of(vector)
         self._contract = ObsContract(self.spaces[0], self.num_envs)
         self._resetting = np.zeros(self.num_envs, bool)
         self._one_seed = False
@@ -39,6 +41,7 @@ class ReadyVector:
 
     def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
         """Start a new episode everywhere, with a seed for each environment."""
+        seed_generators(seeds[0])
         obs, infos = self._seeded_reset(seeds)
         self._resetting = np.zeros(self.num_envs, bool)
         return self._contract(obs), _masks(infos, np.ones(self.num_envs, bool))

@@ -1,5 +1,6 @@
 """Environment sources: one interface to open environments, whatever library they are from."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -8,6 +9,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 from surefoot.envs.env_errors import crash_error
+from surefoot.envs.global_generators import GlobalGenerators
 from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.processes import requested_processes, saves_time
 from surefoot.errors import ConfigError, SurefootError
@@ -15,6 +17,8 @@ from surefoot.errors import ConfigError, SurefootError
 if TYPE_CHECKING:
     from surefoot.envs.host import EnvLimits, HostEnv
     from surefoot.envs.jax_native import JaxEnv
+    from surefoot.envs.ready_vector import ReadyVector
+    from surefoot.envs.vector import ProcessVector
 
 OpenEnvs: TypeAlias = "JaxEnv | HostEnv"
 """Open environments. Both have `spec`, `close()`, a no-op of a `JaxEnv`, and `visit(jax=, host=)`,
@@ -75,8 +79,6 @@ class EnvSource:
             return self.jax_env
         # Imported late: every process that steps environments imports this module without JAX.
         from surefoot.envs.host import HostEnv
-        from surefoot.envs.ready_vector import ReadyVector
-        from surefoot.envs.vector import ProcessVector
 
         restart = limits is not None and limits.restarts > 0
         if restart and not self.reopens:
@@ -84,29 +86,34 @@ class EnvSource:
                 f"{self.env_id} is a vector environment, whose environments cannot be recreated: "
                 "leave --on-env-error out, or give a function that makes one environment"
             )
-        vector: EnvGroup | ProcessVector | ReadyVector
+        with contextlib.ExitStack() as undo:
+            generators = GlobalGenerators.now()
+            undo.callback(generators.restore)
+            vector = self._make_vector(num_envs, seed, processes, restart=restart)
+            if self.reopens:  # the user's own vector stays open, to be used again
+                undo.callback(vector.close)
+            env = HostEnv(vector, self.env_id, seed=seed, limits=limits, generators=generators)
+            undo.pop_all()
+            return env
+
+    def _make_vector(
+        self, num_envs: int, seed: int, processes: int, *, restart: bool
+    ) -> "EnvGroup | ProcessVector | ReadyVector":
+        from surefoot.envs.ready_vector import ReadyVector
+        from surefoot.envs.vector import ProcessVector
+
         try:
             if self.make_vector is not None:
-                vector = ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
-            else:
-                assert self.make is not None
-                factory = EnvFactory(self.env_id, self.make, restart)
-                vector = (
-                    EnvGroup(factory, range(num_envs))
-                    if processes == 1
-                    else ProcessVector(factory, num_envs, processes)
-                )
+                return ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
+            assert self.make is not None
+            factory = EnvFactory(self.env_id, self.make, restart, seed)
+            if processes == 1:
+                return EnvGroup(factory, range(num_envs))
+            return ProcessVector(factory, num_envs, processes)
         except SurefootError:
             raise
         except Exception as error:
             raise crash_error(self.env_id, "making it", error) from error
-        try:
-            return HostEnv(vector, self.env_id, seed=seed, limits=limits)
-        except BaseException:
-            # The user's own vector stays open, to be used again.
-            if self.reopens:
-                vector.close()
-            raise
 
 
 @dataclass(frozen=True, kw_only=True)

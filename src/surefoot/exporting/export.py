@@ -14,7 +14,14 @@ from surefoot.errors import ConfigError
 from surefoot.exporting.numpy_policy import FORMAT, NumpyPolicy
 from surefoot.formulas.running_stats import standard_deviation
 from surefoot.networks.actor_critic import LOG_STD_BOUNDS
-from surefoot.networks.spaces import has_range, is_image, mask_size, shape_of
+from surefoot.networks.spaces import (
+    has_range,
+    image_range,
+    is_image,
+    leaf_spaces,
+    mask_size,
+    shape_of,
+)
 from surefoot.storage.files import replace_file
 from surefoot.training.run import Run
 
@@ -70,6 +77,11 @@ def _describe(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         for j, module in enumerate(modules):
             arrays[f"{kind}{j}.weight"] = np.asarray(module.weight)
             arrays[f"{kind}{j}.bias"] = np.asarray(module.bias)
+    images = settings.network.images
+    seen = [leaf for leaf in leaf_spaces(spec.observation_space) if is_image(leaf, images)]
+    for j, leaf in enumerate(seen):
+        # The first layer is linear, so it takes in the scale of the image that it reads.
+        arrays[f"conv{j}.weight"] = arrays[f"conv{j}.weight"] / np.float32(image_range(leaf))
     if "log_std" in policy.params:
         # The training policy clips it at each use; clipped here, it needs no bounds in the file.
         arrays["log_std"] = np.clip(np.asarray(policy.params["log_std"]), *LOG_STD_BOUNDS)
@@ -79,8 +91,8 @@ def _describe(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "env": settings.env,
         "rule": settings.rule.name,
         "env_steps": run.env_steps,
-        "observation": _space(spec.observation_space, "obs", arrays, scaled=False),
-        "action": _space(spec.action_space, "action", arrays, scaled=scaled),
+        "observation": _space(spec.observation_space, "obs", arrays, images, scaled=False),
+        "action": _space(spec.action_space, "action", arrays, "none", scaled=scaled),
         "activation": settings.network.activation,
         "layers": len(layers),
         "obs_clip": settings.train.obs_clip,
@@ -90,20 +102,23 @@ def _describe(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _space(
-    space: spaces.Space, name: str, arrays: dict[str, np.ndarray], *, scaled: bool
+    space: spaces.Space, name: str, arrays: dict[str, np.ndarray], images: str, *, scaled: bool
 ) -> dict[str, Any]:
     """A space as plain values; the bounds of actions go to the arrays."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named = isinstance(space, spaces.Dict)
         # Sorted by key, the order in which JAX flattens a dictionary.
         inner = sorted(space.spaces.items()) if named else enumerate(space.spaces)
-        parts = [[key, _space(part, f"{name}.{key}", arrays, scaled=scaled)] for key, part in inner]
+        parts = [
+            [key, _space(part, f"{name}.{key}", arrays, images, scaled=scaled)]
+            for key, part in inner
+        ]
         return {"kind": "Dict" if named else "Tuple", "parts": parts}
     about: dict[str, Any] = {
         "kind": type(space).__name__,
         "shape": list(shape_of(space)),
         "dtype": str(space.dtype),
-        "image": is_image(space),
+        "image": is_image(space, images),
         "size": mask_size(space),
         "name": name,
     }

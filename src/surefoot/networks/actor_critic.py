@@ -19,6 +19,7 @@ from surefoot.errors import ConfigError
 from surefoot.formulas.running_stats import normalize_obs
 from surefoot.networks.heads import make_head
 from surefoot.networks.spaces import (
+    FILTER_SIDE,
     check_observations,
     example_obs,
     flatten_obs,
@@ -102,7 +103,8 @@ def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[
 
 def _convolution(key: Key[Array, ""], channels: int) -> Layer:
     weight_key, bias_key = jax.random.split(key)
-    shape, fan_in = (FILTERS, channels, 3, 3), 9 * channels
+    shape = (FILTERS, channels, FILTER_SIDE, FILTER_SIDE)
+    fan_in = math.prod(shape[1:])
     return Layer(_uniform(weight_key, shape, fan_in), _uniform(bias_key, (FILTERS, 1, 1), fan_in))
 
 
@@ -134,7 +136,8 @@ def _network(
 ) -> OwnNetwork:
     """A torso, images through a small CNN and the rest as a vector, and a linear head on it."""
     activation = _ACTIVATIONS[config.activation]
-    images = [shape_of(part) for part in leaf_spaces(space) if is_image(part)]
+    reads = config.images
+    images = [shape_of(part) for part in leaf_spaces(space) if is_image(part, reads)]
 
     def init(key, obs):
         torso_key, head_key = jax.random.split(key)
@@ -148,7 +151,7 @@ def _network(
 
     def features(convolutions, obs):
         """What the first linear layer reads, for observations with any leading axes."""
-        vector, seen = flatten_obs(space, obs)
+        vector, seen = flatten_obs(space, obs, reads)
         parts = [vector]
         for layer, image in zip(convolutions, seen, strict=True):
             leading = image.shape[:-3]
@@ -200,7 +203,7 @@ def build(
     A ConfigError refuses a space that no network or head here fits.
     """
     if own_policy is None or own_critic is None:
-        check_observations(spec)
+        check_observations(spec, config.images)
     shared = config.shared_torso
     if shared and (own_policy or own_critic):
         raise ConfigError("network: shared_torso cannot be combined with own networks")

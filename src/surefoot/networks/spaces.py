@@ -16,6 +16,8 @@ from surefoot.types import EnvSpec
 
 LARGEST_IMAGE = 16
 """Longest side of an image the small CNN reads; MinAtar's are 10 x 10."""
+FILTER_SIDE = 3
+"""Side of the CNN's filters."""
 
 
 def shape_of(space: spaces.Space) -> tuple[int, ...]:
@@ -23,13 +25,24 @@ def shape_of(space: spaces.Space) -> tuple[int, ...]:
     return tuple(space.shape or ())
 
 
-def is_image(space: spaces.Space) -> bool:
-    """Whether a Box is a picture: three axes, or two long ones, or two of bytes."""
+def is_image(space: spaces.Space, images: str) -> bool:
+    """Whether a Box is read as an image under the setting `images`.
+
+    Three axes alone do not make one: prices, chess planes and images look alike. One that is
+    smaller than the filters would leave nothing behind them, and is read as a vector.
+    """
     shape = shape_of(space)
-    if not isinstance(space, spaces.Box) or len(shape) not in (2, 3):
+    if not isinstance(space, spaces.Box) or min(shape[:2], default=0) < FILTER_SIDE:
         return False
-    # Two axes may also be a table of numbers: long sides, or bytes, make it a picture.
-    return len(shape) == 3 or space.dtype.name == "uint8" or min(shape) > LARGEST_IMAGE
+    bytes_ = space.dtype == np.uint8 and len(shape) in (2, 3)
+    return {"auto": bytes_, "all": bytes_ or len(shape) == 3, "none": False}[images]
+
+
+def image_range(space: spaces.Space) -> float:
+    """What an image is divided by: the largest value of one of bytes, usually 255."""
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8:
+        return float(max(np.max(space.high), 1))
+    return 1.0
 
 
 def leaf_spaces(space: spaces.Space) -> list[spaces.Space]:
@@ -42,20 +55,21 @@ def leaf_spaces(space: spaces.Space) -> list[spaces.Space]:
     return [space]
 
 
-def normalised_leaves(space: spaces.Space) -> tuple[bool, ...]:
+def normalised_leaves(space: spaces.Space, images: str) -> tuple[bool, ...]:
     """Which leaves of an observation take running statistics: Boxes that are not images."""
-    return tuple(isinstance(s, spaces.Box) and not is_image(s) for s in leaf_spaces(space))
+    return tuple(isinstance(s, spaces.Box) and not is_image(s, images) for s in leaf_spaces(space))
 
 
-def check_observations(spec: EnvSpec) -> None:
-    """Refuse large pictures and spaces without numbers, which the built networks do not read."""
+def check_observations(spec: EnvSpec, images: str) -> None:
+    """Refuse large images and spaces without numbers, which the built networks do not read."""
     for leaf in leaf_spaces(spec.observation_space):
         shape = shape_of(leaf)
-        if is_image(leaf) and (len(shape) == 2 or max(shape[:2]) > LARGEST_IMAGE):
+        if is_image(leaf, images) and (len(shape) == 2 or max(shape[:2]) > LARGEST_IMAGE):
             raise ConfigError(
                 f"{spec.env_id}: pixel observations of shape {shape} are not supported yet "
                 f"(images up to {LARGEST_IMAGE} x {LARGEST_IMAGE} with channels last are); reduce "
-                "them to features in a wrapper, or pass your own network",
+                "them to features in a wrapper, pass your own network, or flatten them with "
+                "--images none",
                 name="PIXELS",
             )
         known = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -67,9 +81,12 @@ def check_observations(spec: EnvSpec) -> None:
             )
 
 
-def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
-    """The flat part of an observation (integers as one-hot) and its images, channels last."""
-    flat, images, leading = [], [], ()
+def flatten_obs(space: spaces.Space, obs: PyTree, images: str) -> tuple[Any, list[Any]]:
+    """The flat part of an observation (integers as one-hot) and its images, channels last.
+
+    Images of bytes are scaled to [0, 1].
+    """
+    flat, seen, leading = [], [], ()
     for leaf_space, leaf in zip(leaf_spaces(space), jax.tree.leaves(obs), strict=True):
         leading = leaf.shape[: leaf.ndim - len(shape_of(leaf_space))]
         if isinstance(leaf_space, spaces.Discrete):
@@ -79,15 +96,15 @@ def flatten_obs(space: spaces.Space, obs: PyTree) -> tuple[Any, list[Any]]:
             values = leaf.reshape(*leading, -1)
             for position, (size, start) in enumerate(zip(sizes, starts, strict=True)):
                 flat.append(jax.nn.one_hot(values[..., position] - int(start), int(size)))
-        elif is_image(leaf_space):
+        elif is_image(leaf_space, images):
             # The default float, which is wider where JAX's x64 mode is on.
-            images.append(leaf.astype(jnp.zeros(()).dtype))
+            seen.append(leaf.astype(jnp.zeros(()).dtype) / image_range(leaf_space))
         else:
             flat.append(leaf.reshape(*leading, -1).astype(jnp.zeros(()).dtype))
     # `concatenate` refuses an empty list, and images alone still need a vector beside them.
     if not flat:
         flat.append(jnp.zeros((*leading, 0)))
-    return jnp.concatenate(flat, axis=-1), images
+    return jnp.concatenate(flat, axis=-1), seen
 
 
 def by_part(function: Callable[[Any, Any], Any], space: spaces.Space, value: Any) -> Any:
@@ -169,14 +186,14 @@ def own_dtype(space: spaces.Space, action: PyTree) -> PyTree:
     return by_part(cast, space, action)
 
 
-def obs_features(space: spaces.Space, obs: PyTree, *, max_features: int) -> Any:
+def obs_features(space: spaces.Space, obs: PyTree, images: str, *, max_features: int) -> Any:
     """An observation as one vector, images flattened, of at most `max_features` numbers.
 
     Where there are more, some are drawn: the same for every observation of that size.
     """
-    flat, images = flatten_obs(space, obs)
+    flat, seen = flatten_obs(space, obs, images)
     leading = flat.shape[:-1]
-    whole = jnp.concatenate([flat, *(image.reshape(*leading, -1) for image in images)], axis=-1)
+    whole = jnp.concatenate([flat, *(image.reshape(*leading, -1) for image in seen)], axis=-1)
     size = whole.shape[-1]
     if size <= max_features:
         return whole

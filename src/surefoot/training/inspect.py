@@ -116,7 +116,12 @@ def look(
 
 def _some_states(parts: Parts, state: LearnState, rollout: Rollout) -> States:
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
-    features = obs_features(parts.spec.observation_space, obs, max_features=MAX_FEATURES)
+    features = obs_features(
+        parts.spec.observation_space,
+        obs,
+        parts.settings.network.images,
+        max_features=MAX_FEATURES,
+    )
     key = run_key(state.seed, state.iteration, Purpose.STATES)
     return sample_states(features, rollout, key, parts.rows)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from surefoot.diagnostics.warnings import WarningMonitor
+from surefoot.envs.jax_contract import check_numbers, check_rollout
 from surefoot.errors import (
     NotFiniteError,
     ReplicaError,
@@ -83,13 +84,29 @@ class Loop:
         """Train one chunk; evaluate, log and store where due."""
         # Only after an update is it known to be in trouble, and a probe needs the state before it.
         self._before = self._point()
-        rows = self.run.advance(*self._stepper.advance(self.run.state, stopping))
+        state, metrics = self._stepper.advance(self.run.state, stopping)
+        if state.env is not None and not self.run.iteration:
+            self._check_start(state, metrics[0])
+        rows = self.run.advance(state, metrics)
         try:
             if self._evaluator and self._is_due(self._plan.evaluate_every):
                 self._evaluate(self._evaluator, rows[-1])
         finally:  # an evaluation that crashes must not leave a checkpoint ahead of its rows
             self._asked_to_stop = self._log(rows)
         self._store()
+
+    def _check_start(self, state: LoopState, metrics: Mapping[str, Any]) -> None:
+        """Validate the numbers of JAX-native environments before anything of the run is kept.
+
+        Inside the program nothing can be refused but an update.
+        """
+        run = self.run
+        if not metrics["update/finite"]:
+            # Collected once more, as the program kept nothing of it.
+            check_rollout(run.learner.spec, self._stepper.last_rollout(run.state))
+        assert state.env is not None
+        obs = self._placement.whole(state.env.obs)
+        check_numbers(run.learner.spec, obs, strict=run.settings.train.strict_env)
 
     def announce(self, signal: str) -> None:
         """Tell the callback that a signal asks the run to stop."""
@@ -121,8 +138,10 @@ class Loop:
         result = self.ranks.exchange(result)[0]
         names = ("return_mean", "return_std", "length_mean", "success_rate")
         row |= finite_row({f"eval/{name}": result[name] for name in names if name in result})
-        if result["return_mean"] > self._best:
-            self._best = result["return_mean"]
+        # Without one that is not finite, which no later one would exceed.
+        mean = row.get("eval/return_mean", -math.inf)
+        if mean > self._best:
+            self._best = mean
             self._save(exact=False, folder="best")
 
     def _log(self, rows: list[Row]) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from surefoot.config.presets import settle
 from surefoot.config.settings import Critic, Network, Rule, Settings, Train
+from surefoot.envs.jax_contract import check_jax_env, check_numbers
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
@@ -33,6 +34,7 @@ def _jax_learner(
             f"{source.env_id} does not compile into the program: make_train and train_many need "
             "a JAX-native environment (gymnax:ID or a JaxEnv); use train, or compare --jobs"
         )
+    check_jax_env(source.jax_env)
     groups = choose_groups(source.env_id, rule, train, network, critic)
     settings = settle(source.env_id, groups, changes={"train": fields})
     spec = source.jax_env.spec
@@ -112,6 +114,9 @@ def train_many(
     settings, source, learner = _jax_learner(env, rule, train, network, critic, fields)
     init = jax.jit(learner.init)
     runs = [Run(settings.with_train(seed=int(s)), source, learner, init(s)) for s in seeds]
+    env = runs[0].state.env
+    assert env is not None
+    check_numbers(learner.spec, env.obs, strict=settings.train.strict_env)
     for error in train_together(runs):
         if error is not None:
             raise error

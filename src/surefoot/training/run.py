@@ -12,7 +12,9 @@ import numpy as np
 from surefoot.config.presets import read_settings
 from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.env_id import imports_nothing
-from surefoot.envs.host import EnvLimits
+from surefoot.envs.global_generators import kept_generators
+from surefoot.envs.host import EnvLimits, HostEnv
+from surefoot.envs.jax_contract import check_jax_env, check_numbers
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import DeferredSource, EnvSource, OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError, NotFiniteError
@@ -32,6 +34,13 @@ from surefoot.training.state import LoopState, without_open_episodes
 from surefoot.types import EnvSpec
 
 MAX_EVALUATION_ENVS = 10
+_NORMALISED = {  # what is to be said of wrappers of these names
+    "NormalizeReward": "NormalizeReward inside the environment scales its rewards, so that returns "
+    "in the log and in evaluations are not the environment's; --return-norm scales them for "
+    "training alone.",
+    "NormalizeObservation": "NormalizeObservation inside the environment does what --obs-norm "
+    "does.",
+}
 EPISODE_WITHOUT_END = 10_000
 """Steps an episode of an evaluation has on average where the environment states no time limit."""
 
@@ -158,11 +167,12 @@ class Evaluator:
                 f"{source.env_id} came as a ready vector environment: evaluation needs more of "
                 "them; give a function that makes one environment"
             )
-        self._env = source.open(
-            min(episodes, MAX_EVALUATION_ENVS),
-            seed=train.seed,
-            limits=EnvLimits.from_settings(train),
-        )
+        with kept_generators():  # those of training go on as if nothing had been opened
+            self._env = source.open(
+                min(episodes, MAX_EVALUATION_ENVS),
+                seed=train.seed,
+                limits=EnvLimits.from_settings(train),
+            )
         try:
             check_spaces(self._env.spec, learner.spec, f"the policy for {settings.env}")
         except CheckpointError:
@@ -171,16 +181,17 @@ class Evaluator:
 
     def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
         """Play the episodes; what `Run.evaluate` returns."""
-        result = evaluate(
-            self._env,
-            self._learner.actor,
-            state.learn.params["policy"],
-            state.learn.obs_stats,
-            episodes=self._episodes,
-            max_steps=self._max_steps,
-            stochastic=stochastic,
-            seed=seed,
-        )
+        with kept_generators():
+            result = evaluate(
+                self._env,
+                self._learner.actor,
+                state.learn.params["policy"],
+                state.learn.obs_stats,
+                episodes=self._episodes,
+                max_steps=self._max_steps,
+                stochastic=stochastic,
+                seed=seed,
+            )
         if result.cut:
             warnings.warn(
                 f"{result.cut} of {len(result.returns)} evaluation episodes of "
@@ -195,6 +206,7 @@ class Evaluator:
         self._env.close()
 
 
+@np.errstate(invalid="ignore")  # of returns that are not finite, as their mean shows
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """Mean, spread and 95 % t interval of the returns of an evaluation; of one, no interval."""
     returns, count = evaluation.returns, len(evaluation.returns)
@@ -227,8 +239,11 @@ def begin(
     """
     opened = _open_envs(settings, source, elsewhere=elsewhere)
     try:
+        opened.visit(jax=check_jax_env, host=_warn_of_normalisers)
         learner, start = _trace(settings, source, own, opened.spec)
         state = start.lower().compile()(np.int32(settings.train.seed))
+        if state.env is not None:
+            check_numbers(opened.spec, state.env.obs, strict=settings.train.strict_env)
         return Run(settings, source, learner, state), opened
     except BaseException:
         if source.reopens:  # a vector environment of the user's own stays open
@@ -248,6 +263,16 @@ def _open_envs(settings: Settings, source: EnvSource, *, elsewhere: bool) -> Ope
         processes=processes,
         limits=EnvLimits.from_settings(train),
     )
+
+
+def _warn_of_normalisers(env: HostEnv) -> None:
+    if env.normalisers:
+        what = " ".join(_NORMALISED[name] for name in dict.fromkeys(env.normalisers))
+        warnings.warn(
+            f"{env.spec.env_id}: {what} The wrapper's statistics start anew in each environment, "
+            "evaluation and resume; those of a run are one set, stored with it: remove the wrapper",
+            stacklevel=2,
+        )
 
 
 def _trace(
@@ -378,6 +403,7 @@ def open_run(
     stored = _read(path, env, own, folder=folder, exact=exact, settings=settings)
     opened = _open_envs(stored.settings, stored.source, elsewhere=elsewhere)
     try:
+        opened.visit(jax=check_jax_env, host=_warn_of_normalisers)
         return stored.run(opened.spec), opened
     except BaseException:
         if stored.source.reopens:

@@ -174,12 +174,13 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
     settings, space = parts.settings, parts.spec.observation_space
     seed = jnp.asarray(seed, jnp.uint32)
     params = parts.network.init(run_key(seed, 0, Purpose.INIT))
-    normalised = normalised_leaves(space)
+    images = settings.network.images
+    normalised = normalised_leaves(space, images)
     if not settings.train.obs_norm:
         normalised = (False,) * len(normalised)
     num_envs = settings.train.num_envs
     obs_stats = start_obs_stats(example_obs(space), normalised)
-    features = obs_features(space, example_obs(space), max_features=MAX_FEATURES)
+    features = obs_features(space, example_obs(space), images, max_features=MAX_FEATURES)
     start = run_key(seed, 0, Purpose.RESET)
     learn = LearnState(
         seed=seed,

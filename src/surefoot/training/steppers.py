@@ -240,6 +240,7 @@ class JaxStepper:
 
     def last_rollout(self, state: LoopState) -> Rollout:
         """The one that comes next: those before it stayed inside the program."""
+        state = self._placement.put_state(state, STATE_AXES)
         with self._placement.scope():
             return self._placement.whole(jax.jit(self._collect)(state)[1])
 

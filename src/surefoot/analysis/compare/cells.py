@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from surefoot.config.presets import settings_of
 from surefoot.config.settings import OwnNetworks, Parallel, Settings
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
@@ -172,11 +173,18 @@ def score_run(run: Run, episodes: int) -> dict[str, Any]:
 
 
 def stored_score(directory: RunDirectory, episodes: int) -> dict[str, Any] | None:
-    """The score stored beside a run, if it is of as many episodes."""
+    """The score stored beside a run, if it is of as many episodes and of the run's end."""
     try:
         score = json.loads(directory.read(SCORE_FILE) or "null")
         if score["episodes"] == episodes and math.isfinite(score["return_mean"]):
-            return {**score, "env_steps": int(score["env_steps"])}
+            score["env_steps"] = int(score["env_steps"])
+            return score if _of_the_end(directory, score["env_steps"]) else None
     except (ValueError, TypeError, KeyError):
         pass
     return None
+
+
+def _of_the_end(directory: RunDirectory, env_steps: int) -> bool:
+    """Whether a run had its last row by then: one that was scored may go on, and be lost."""
+    done = [row["iteration"] for row in directory.rows() if row["env_steps"] <= env_steps]
+    return max(done, default=0) >= settings_of(directory.config).num_iterations
