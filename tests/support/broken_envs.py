@@ -325,6 +325,18 @@ class Scaled(Sound):
         return obs, self.scale * reward, *rest
 
 
+class Level(Sound):
+    """Pays its level at every step, whatever the action."""
+
+    def __init__(self, level: int = 0):
+        super().__init__()
+        self.level = level
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, float(self.level), *rest
+
+
 def __getattr__(name: str) -> Any:
     """`RaisesElsewhere` is sound where the trainer steps it, and `Raises` in another process."""
     kind = globals().get(name.removesuffix("Elsewhere"))

@@ -400,6 +400,42 @@ CASES = {
         "exit 2 in one line",
         "????",
     ),
+    120: Case(
+        _L,
+        "an instance that the user gave, in training, evaluation and after them",
+        "it stays open, with its changes; copies have them too, or exit 2 asks for a function",
+        "????",
+    ),
+    121: Case(
+        _L,
+        "a simulator of which there can be one (--max-envs 1)",
+        "training, evaluation, resume and probe take turns with it",
+        "????",
+    ),
+    122: Case(
+        _L,
+        "a constructor, reset or close that never returns, or code that keeps Python's lock",
+        "exit 4 after env_timeout_s; by the lock, ended by a process that watches, with the same line",
+        "????",
+    ),
+    123: Case(
+        _W,
+        "a kill, and going on from an older checkpoint, with TensorBoard or Weights & Biases",
+        "every step stands once",
+        "????",
+    ),
+    124: Case(
+        _W,
+        "going on with other settings that --override names",
+        "each is what trains, or exit 2 where the state already holds its effect",
+        "????",
+    ),
+    125: Case(
+        _L,
+        "SIGINT, SIGTERM or SIGHUP while anything is imported, opened, compiled or evaluated",
+        "a line at once, exit 130 or 143",
+        "????",
+    ),
 }
 
 

@@ -105,7 +105,9 @@ class Train:
     """The run: how much experience, from how many environments, how normalised."""
 
     steps: int = setting(1_000_000, "environment steps, rounded up to whole iterations", low=1)
-    seed: int = setting(0, "seed of every random number of the run", low=0, high=2**31 - 1)
+    seed: int = setting(
+        0, "seed of every random number of the run", initial=True, low=0, high=2**31 - 1
+    )
     num_envs: int = setting(8, "parallel environments", low=1)
     num_steps: int = setting(256, "steps of each environment between two updates", low=1)
     blocks: int = setting(
@@ -205,9 +207,13 @@ class Network:
     activation: str = setting(
         "tanh", "nonlinearity", choices=("tanh", "relu", "swish", "elu", "gelu")
     )
-    ortho_init: bool = setting(True, "orthogonal initial weights, gain sqrt(2)")
-    head_scale: float = setting(0.01, "initial gain of the policy's last layer", low=0.0)
-    log_std_init: float = setting(0.0, "initial log standard deviation", low=-5.0, high=2.0)
+    ortho_init: bool = setting(True, "orthogonal initial weights, gain sqrt(2)", initial=True)
+    head_scale: float = setting(
+        0.01, "initial gain of the policy's last layer", initial=True, low=0.0
+    )
+    log_std_init: float = setting(
+        0.0, "initial log standard deviation", initial=True, low=-5.0, high=2.0
+    )
     distribution: str = setting(
         "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
     )
@@ -299,7 +305,9 @@ class PPOKL:
     target_kl: float = setting(
         0.01, "mean KL(old || new) that the penalty aims at, in nats", traced=True, **_POSITIVE
     )
-    kl_coef: float = setting(1.0, "penalty per nat at the first update", traced=True, **_POSITIVE)
+    kl_coef: float = setting(
+        1.0, "penalty per nat at the first update", traced=True, initial=True, **_POSITIVE
+    )
     learning_rate: float = _learning_rate(3e-4)
     final_fraction: float = _final_fraction(0.0, "learning_rate")
     num_epochs: int = _num_epochs()

@@ -297,11 +297,16 @@ class _Stored(NamedTuple):
 
 
 def named_source(
-    directory: RunDirectory, env: Any = None, *, to_open: bool = True
+    directory: RunDirectory,
+    env: Any = None,
+    *,
+    to_open: bool = True,
+    settings: Settings | None = None,
 ) -> tuple[Settings, EnvSource]:
     """The settings of a run, and the source of its environments; nothing it names is imported.
 
-    One that is not `to_open` is looked for when it is opened, if ever.
+    One that is not `to_open` is looked for when it is opened, if ever. `settings` take the place
+    of its own.
 
     Raises:
         CheckpointError: where there is no run, or its environment must be named again.
@@ -311,7 +316,7 @@ def named_source(
     if not isinstance(named, str):
         raise CheckpointError(f"{path}: config.json names no environment")
     local = config.get("env_from_python", False) or not imports_nothing(named)
-    settings = read_settings(config, path / "config.json")
+    found = settings or read_settings(config, path / "config.json")
 
     def find() -> EnvSource:
         if env is None and local:
@@ -321,12 +326,12 @@ def named_source(
                 name="NAME-ENV",
             )
         by_id = env is None or isinstance(env, str)
-        kwargs = settings.env_kwargs if by_id else {}
+        kwargs = found.env_kwargs if by_id else {}
         return find_env(named if env is None else env, kwargs)
 
     if to_open or env is not None or recorded_spec(directory, named) is None:
-        return settings, find()
-    return settings, DeferredSource(env_id=named, find=find)
+        return found, find()
+    return found, DeferredSource(env_id=named, find=find)
 
 
 def _read(
@@ -345,14 +350,14 @@ def _read(
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
     directory, own = RunDirectory(Path(path)), own or OwnNetworks()
-    frozen, source = named_source(directory, env, to_open=to_open)
+    own_settings, source = named_source(directory, env, to_open=to_open, settings=settings)
     if directory.config.get("own_networks", False) and own == OwnNetworks():
         raise CheckpointError(
             f"{path} was trained with a network of your own; give it again (network=...)",
             name="NAME-NETWORK",
         )
     checkpoint = directory.newest(exact=exact, folder=folder)
-    return _Stored(directory, settings or frozen, source, own, checkpoint)
+    return _Stored(directory, own_settings, source, own, checkpoint)
 
 
 def open_run(
