@@ -415,7 +415,7 @@ CASES = {
     122: Case(
         _L,
         "a constructor, reset or close that never returns, or code that keeps Python's lock",
-        "exit 4 after env_timeout_s; by the lock, ended by a process that watches, with the same line",
+        "exit 4 after env_timeout_s; where the lock is kept, a process that watches ends it",
         "????",
     ),
     123: Case(

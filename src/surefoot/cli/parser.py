@@ -17,7 +17,13 @@ from surefoot.cli.commands import comparing, finished_runs, laboratory, training
 from surefoot.cli.commands.common import emit, env_flag, only_json, shorten_below, shortened
 from surefoot.cli.flags import Parser, add_run, refuse_unknown
 from surefoot.config.settings import RULES
-from surefoot.errors import StoppedBySignal, StorageError, SurefootError, printable
+from surefoot.errors import (
+    StoppedAtOnce,
+    StoppedBySignal,
+    StorageError,
+    SurefootError,
+    printable,
+)
 from surefoot.storage.compilation_cache import keep_programs_of_processes
 
 
@@ -163,6 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = _fail(error, as_json=as_json)
     except StoppedBySignal as stop:
         return _stopped(stop, options)
+    except StoppedAtOnce as stop:
+        code = stop.code  # its handler has printed the line
     except KeyboardInterrupt:
         print("surefoot: stopped at once", file=sys.stderr)
         # 128 + SIGINT, as a shell reports it.
