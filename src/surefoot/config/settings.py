@@ -109,6 +109,12 @@ class Train:
         0, "seed of every random number of the run", initial=True, low=0, high=2**31 - 1
     )
     num_envs: int = setting(8, "parallel environments", low=1)
+    max_envs: int = setting(
+        0,
+        "maximum environments open at a time, at least num_envs: evaluations during the run play "
+        "in those that train, which start new episodes after it; 0: no maximum",
+        low=0,
+    )
     num_steps: int = setting(256, "steps of each environment between two updates", low=1)
     blocks: int = setting(
         1,
@@ -472,6 +478,11 @@ def check_together(settings: Settings) -> None:
         if getattr(train, name) != limits[name].default:
             flag = name.replace("_", "-")
             raise ConfigError(f"train: {name} needs a guard: add --guard to --{flag}")
+    if 0 < train.max_envs < train.num_envs:
+        raise ConfigError(
+            f"train: num_envs {train.num_envs} is more than max_envs {train.max_envs}; set "
+            f"--num-envs {train.max_envs}"
+        )
     if train.num_envs % train.blocks:
         raise ConfigError(
             f"train: {train.blocks} blocks do not divide num_envs {train.num_envs}; nearest that "

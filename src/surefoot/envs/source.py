@@ -9,6 +9,7 @@ from gymnasium.vector import VectorEnv
 
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvFactory, EnvGroup
+from surefoot.envs.own_instance import A_WAY_OUT
 from surefoot.envs.processes import requested_processes, saves_time
 from surefoot.errors import ConfigError, SurefootError
 
@@ -32,7 +33,8 @@ class EnvSource:
         make_vector: `make_vector(num_envs)`, with processes or threads of its own.
         self_contained: whether single environments share no state with the program, so that
             another process makes the very same ones.
-        reopens: whether more can be opened beside those in use; not of the user's own vector.
+        lent: whether they are the user's own: they stay open, and are not recreated.
+        reopens: whether single ones can be opened; not of the user's own vector.
     """
 
     env_id: str
@@ -40,6 +42,7 @@ class EnvSource:
     make: Callable[[], gymnasium.Env] | None = None
     make_vector: Callable[[int], VectorEnv] | None = None
     self_contained: bool = False
+    lent: bool = False
     reopens: bool = True
 
     def num_processes(self, vectorization: str, *, num_envs: int, steps: int) -> int:
@@ -79,10 +82,10 @@ class EnvSource:
         from surefoot.envs.vector import ProcessVector
 
         restart = limits is not None and limits.restarts > 0
-        if restart and not self.reopens:
+        if restart and self.lent:
             raise ConfigError(
-                f"{self.env_id} is a vector environment, whose environments cannot be recreated: "
-                "leave --on-env-error out, or give a function that makes one environment"
+                f"{self.env_id} came ready made and cannot be recreated: leave --on-env-error out, "
+                f"or {A_WAY_OUT}"
             )
         vector: EnvGroup | ProcessVector | ReadyVector
         try:
@@ -103,9 +106,7 @@ class EnvSource:
         try:
             return HostEnv(vector, self.env_id, seed=seed, limits=limits)
         except BaseException:
-            # The user's own vector stays open, to be used again.
-            if self.reopens:
-                vector.close()
+            vector.close()
             raise
 
 

@@ -219,6 +219,8 @@ def _check_env_workers(job: Job, resources: Resources) -> None:
             "env workers step their environments in one process each: leave out --vectorization",
             name="FLAG",
         )
+    if settings.train.max_envs:
+        raise ConfigError("env workers open environments of their own: leave out --max-envs")
     workers.check(settings.train.num_envs)
 
 

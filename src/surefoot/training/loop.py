@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from surefoot.diagnostics.warnings import WarningMonitor
+from surefoot.envs.source import OpenEnvs
 from surefoot.errors import (
     NotFiniteError,
     ReplicaError,
@@ -56,8 +57,14 @@ class Loop:
         callback: Callback,
         placement: Placement = ONE,
         ranks: Ranks = ALONE,
+        shared: "OpenEnvs | None" = None,
     ):
+        """Begin a run's loop; its evaluations play in environments of their own or `shared` ones.
+
+        Those are the ones that the run trains in, and start new episodes after it.
+        """
         self.run, self.ranks = run, ranks
+        self._shares = shared is not None
         self._stepper, self._plan, self._callback = stepper, plan, callback
         self._placement = placement
         spec, train = run.learner.spec, run.settings.train
@@ -72,7 +79,9 @@ class Loop:
         self._stored = run.env_steps  # where the newest checkpoint is, known to all ranks alike
         self._evaluator = None
         if plan.evaluate_every:
-            self._evaluator = Evaluator(run.settings, run.source, run.learner, train.eval_episodes)
+            self._evaluator = Evaluator(
+                run.settings, run.source, run.learner, train.eval_episodes, shared
+            )
 
     @property
     def going(self) -> bool:
@@ -115,6 +124,8 @@ class Loop:
     def _evaluate(self, evaluator: Evaluator, row: dict[str, Any]) -> None:
         """Add an evaluation to the newest row, and keep the policy if it is the best so far."""
         run = self.run
+        if self._shares:
+            run.set_state(without_open_episodes(run.state))
         seed = run.settings.train.seed + run.iteration
         result = evaluator(self._placement.whole(run.state), seed, stochastic=False)
         # Every rank has evaluated; machines may differ in the last digit.
@@ -124,6 +135,8 @@ class Loop:
         if result["return_mean"] > self._best:
             self._best = result["return_mean"]
             self._save(exact=False, folder="best")
+        if self._shares and not run.finished:
+            self._stepper.reset(run.iteration)
 
     def _log(self, rows: list[Row]) -> bool:
         """Write and show rows; whether a callback asks to stop."""

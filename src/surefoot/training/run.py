@@ -144,27 +144,34 @@ class Run:
 
 
 class Evaluator:
-    """Separate environments for evaluation, kept open between two evaluations."""
+    """Environments for evaluation, kept open between two evaluations: its own, or those given."""
 
-    def __init__(self, settings: Settings, source: EnvSource, learner: Learner, episodes: int):
+    def __init__(
+        self,
+        settings: Settings,
+        source: EnvSource,
+        learner: Learner,
+        episodes: int,
+        env: "OpenEnvs | None" = None,
+    ):
         train = settings.train
         self._learner, self._episodes = learner, episodes
         limit = learner.spec.max_episode_steps or max(EPISODE_WITHOUT_END, train.num_steps)
         self._max_steps = train.eval_max_steps or episodes * limit
-        if not source.reopens:
-            raise ConfigError(
-                f"{source.env_id} came as a ready vector environment: evaluation needs more of "
-                "them; give a function that makes one environment"
+        self._opened = None
+        if env is None:
+            # No more than trained: there may be licences, ports or memory for so many.
+            count = min(episodes, MAX_EVALUATION_ENVS, train.num_envs)
+            self._opened = env = source.open(
+                count if source.reopens else train.num_envs,
+                seed=train.seed,
+                limits=EnvLimits.from_settings(train),
             )
-        self._env = source.open(
-            min(episodes, MAX_EVALUATION_ENVS),
-            seed=train.seed,
-            limits=EnvLimits.from_settings(train),
-        )
+        self._env = env
         try:
             check_spaces(self._env.spec, learner.spec, f"the policy for {settings.env}")
         except CheckpointError:
-            self._env.close()
+            self.close()
             raise
 
     def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
@@ -189,8 +196,9 @@ class Evaluator:
         return summarize(result)
 
     def close(self) -> None:
-        """Close the environments."""
-        self._env.close()
+        """Close the environments that it has opened."""
+        if self._opened is not None:
+            self._opened.close()
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
@@ -229,8 +237,7 @@ def begin(
         state = start.lower().compile()(np.int32(settings.train.seed))
         return Run(settings, source, learner, state), opened
     except BaseException:
-        if source.reopens:  # a vector environment of the user's own stays open
-            opened.close()
+        opened.close()
         raise
 
 
@@ -383,8 +390,7 @@ def open_run(
     try:
         return stored.run(opened.spec), opened
     except BaseException:
-        if stored.source.reopens:
-            opened.close()
+        opened.close()
         raise
 
 

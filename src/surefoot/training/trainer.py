@@ -120,7 +120,8 @@ class Trainer(NamedTuple):
                 plan = make_plan(run.settings, run.learner.spec)
                 stepper.reset(run.iteration)
                 self.callback.on_start(run, plan)
-                loop = Loop(run, stepper, plan, self.callback, self.placement, ranks)
+                shared = self.envs if self._takes_turns() else None
+                loop = Loop(run, stepper, plan, self.callback, self.placement, ranks, shared)
                 with ranks.reporting_loss(), reporting_memory(run.settings):
                     (error,) = run_loops([loop])
                 if error is not None:
@@ -134,6 +135,10 @@ class Trainer(NamedTuple):
             except SurefootError as error:
                 record_error(run, error)
                 raise
+
+    def _takes_turns(self) -> bool:
+        """Whether evaluations play in the environments that train."""
+        return self.run.settings.train.max_envs > 0 and not self.run.learner.spec.jax_native
 
     def _env_actors(self, closing: contextlib.ExitStack) -> Collector | None:
         """Actors that step the environments elsewhere, or None."""
