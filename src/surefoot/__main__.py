@@ -13,16 +13,16 @@ _SIGNALS = [
 ]
 
 
-def main() -> int:
+def run_command() -> int:
     """Run one command. A signal outside of training, which has handlers of its own, stops it."""
     for number in _SIGNALS:
         # What `nohup` started is to outlive its terminal.
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     try:
-        from surefoot.cli.parser import main as run
+        from surefoot.cli.parser import main
 
-        return run()
+        return main()
     except KeyboardInterrupt as stop:  # around what answers it elsewhere
         return getattr(stop, "code", 130)
     finally:
@@ -67,4 +67,4 @@ if __name__ == "__main__":
     # installed.
     if sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
-    sys.exit(main())
+    sys.exit(run_command())

@@ -6,6 +6,7 @@ Ten steps are an episode. Where nothing is broken an observation is two small nu
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -323,6 +324,40 @@ class Scaled(Sound):
     def step(self, action):
         obs, reward, *rest = super().step(action)
         return obs, self.scale * reward, *rest
+
+
+class HangsIn(Sound):
+    """Never returns from one call, here or in another process than the one that trains.
+
+    It is asleep, waits in native code for itself, keeps Python's lock, or leaves a process behind.
+    """
+
+    def __init__(self, when: str = "made", how: str = "asleep", where: str = "here"):
+        super().__init__()
+        self.when, self.how = when, how
+        self.hangs = ("jax" in sys.modules) == (where == "here")
+        self.hang("made")
+
+    def hang(self, when):
+        if when != self.when or not self.hangs:
+            return
+        if self.how == "leaves":
+            subprocess.Popen(["sleep", "60"])
+        elif self.how == "native":
+            HangsDeep.broken(self)
+        else:
+            (ctypes.PyDLL(None).sleep if self.how == "lock" else time.sleep)(60)
+
+    def reset(self, **given):
+        self.hang("reset")
+        return super().reset(**given)
+
+    def broken(self, *given):
+        self.hang("step")
+        return given
+
+    def close(self):
+        self.hang("close")
 
 
 class Level(Sound):

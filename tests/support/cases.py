@@ -414,8 +414,9 @@ CASES = {
     ),
     122: Case(
         _L,
-        "a constructor, reset or close that never returns, or code that keeps Python's lock",
-        "exit 4 after env_timeout_s; where the lock is kept, a process that watches ends it",
+        "a constructor, reset, step or close that never returns, or a process left behind",
+        "exit 4 after env_timeout_s; in another process also where it keeps Python's lock, and what "
+        "it has started ends with it",
         "????",
     ),
     123: Case(

@@ -138,7 +138,10 @@ class Train:
         choices=("auto", "sync", "cores", "async"),
     )
     env_timeout_s: float = setting(
-        600.0, "seconds after which a step that has not returned ends the run; 0: never", low=0.0
+        600.0,
+        "seconds after which a constructor, reset, step or close that has not returned ends the "
+        "run; 0: never",
+        low=0.0,
     )
     on_env_error: str = setting(
         "stop",

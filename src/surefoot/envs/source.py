@@ -1,5 +1,7 @@
 """Environment sources: one interface to open environments, whatever library they are from."""
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -7,10 +9,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from surefoot.envs.env_errors import crash_error
+from surefoot.envs.env_errors import crash_error, hung_error
 from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.own_instance import A_WAY_OUT
 from surefoot.envs.processes import requested_processes, saves_time
+from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ class EnvSource:
         Raises:
             ConfigError: if so many cannot be opened, or not in other processes, or not recreated.
             EnvContractError: for environments whose spaces differ, or whose reset is invalid.
-            EnvCrashError: if a constructor or a reset raises.
+            EnvCrashError: if a constructor or a reset raises or hangs.
         """
         if self.jax_env is not None:
             return self.jax_env
@@ -88,6 +91,11 @@ class EnvSource:
                 f"or {A_WAY_OUT}"
             )
         vector: EnvGroup | ProcessVector | ReadyVector
+        # In this process the clock starts again with each environment; from another one, that makes
+        # several, there is no word in between.
+        share = math.ceil(num_envs / processes) if processes > 1 else 1
+        timeout = StepTimeout(share * limits.timeout_s if limits else 0.0, self.env_id)
+        timeout.started = time.monotonic()
         try:
             if self.make_vector is not None:
                 vector = ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
@@ -99,15 +107,16 @@ class EnvSource:
                     if processes == 1
                     else ProcessVector(factory, num_envs, processes)
                 )
+        except StepTimeoutError as error:
+            raise hung_error(self.env_id, error, timeout) from error
         except SurefootError:
             raise
         except Exception as error:
             raise crash_error(self.env_id, "making it", error) from error
-        try:
-            return HostEnv(vector, self.env_id, seed=seed, limits=limits)
-        except BaseException:
-            vector.close()
-            raise
+        finally:
+            timeout.started = None
+            timeout.close()
+        return HostEnv(vector, self.env_id, seed=seed, limits=limits)
 
 
 @dataclass(frozen=True, kw_only=True)

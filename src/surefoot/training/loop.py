@@ -105,18 +105,18 @@ class Loop:
         self._callback.on_stop(signal)
 
     def close(self, error: BaseException | None) -> None:
-        """Close the evaluation, and store the newest state of which every row is written.
+        """Store the newest state of which every row is written, and close the evaluation.
 
         Not after updates that were refused: the last good checkpoint is that before them.
         """
-        if self._evaluator:
-            self._evaluator.close()
         good = not isinstance(error, NotFiniteError | ReplicaError)
         # Gathering the state takes every rank, and after an error of one the others are elsewhere.
         good &= self.ranks.count == 1 or error is None
         if good and self._logged.env_steps != self._stored:
             # Not after a reset, after which a host run would be exact.
             self._save_point(self._logged._replace(exact=self._always_exact), "checkpoints")
+        if self._evaluator:
+            self._evaluator.close()  # last, for it may hang
 
     def _is_due(self, every: int) -> bool:
         return self.run.iteration % every == 0 or self.run.finished
