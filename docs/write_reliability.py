@@ -48,8 +48,17 @@ outside of the run is opened.
 ## Limits
 
 * A hang in native code that holds the interpreter's lock stops the thread that watches as well;
-  nothing in the process can end it. In another process (`--vectorization cores` or `async`) it is
-  ended like any other.
+  nothing in the process can end it. In another process it is ended like any other; but the first
+  environments are always in this one, with `--vectorization cores` and `async` too.
+* `env_timeout_s` is the time of one step or reset of all environments of a process, of one
+  constructor and of one `close`; of the constructors of another process, all together, as many
+  times as it has environments. An environment of another process has five seconds to close: then
+  it is killed, and the run ends as it would have.
+* A process that an environment starts in this one and leaves behind keeps our standard output
+  open, so that what reads it waits; in another process it is killed when they are closed.
+* An instance is copied with what its Python objects hold. A handle that is a bare number, such as a
+  connection to a simulator, cannot be told from any other number: give a function.
+* Weights & Biases keep the rows that they were given before a kill; offline they know of none.
 * `env_timeout_s` needs the main thread and a free SIGALRM: in another thread, or where a program
   uses that signal itself, a hang is not ended.
 * `--on-env-error restart:N` is for exceptions; a process that is killed ends the run.

@@ -152,4 +152,21 @@ class StoppedBySignal(KeyboardInterrupt):
     def __init__(self, number: int, iteration: int, path: Path | None, run: Any = None):
         super().__init__(f"stopped by {signal.Signals(number).name} at iteration {iteration}")
         self.number, self.iteration, self.path, self.run = number, iteration, path, run
-        self.code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        self.code = signal_code(number)
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal ended a command outside of training, where there is nothing to store.
+
+    Attributes:
+        code: the exit code, as that of `StoppedBySignal`.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.code = signal_code(number)
+
+
+def signal_code(number: int) -> int:
+    """The exit code after a signal: 130 of SIGINT, 143 of all others."""
+    return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)

@@ -439,7 +439,7 @@ def test_every_rule_and_setting_is_explained(capsys):
         assert name in capsys.readouterr().out
 
 
-@case(135)
+@case(124)
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variable", "words"),
@@ -456,7 +456,7 @@ def test_a_variable_that_a_library_refuses_is_named(variable, words, empty_direc
     assert f"error[VARIABLE]: the environment variable {variable}: " in done.stderr
 
 
-@case(136)
+@case(125)
 @pytest.mark.parametrize(
     "name", ["debug_nans", "debug_infs", "disable_jit", "numpy_rank_promotion"]
 )

@@ -498,7 +498,7 @@ def test_a_directory_without_a_run_is_said_to_be_none(command):
     assert "no run" in ended.line
 
 
-@case(130)
+@case(119)
 @pytest.mark.parametrize("kind", ["RaisesGeneratorExit", "RaisesCancelled", "RaisesOwn"])
 @HERE_AND_ELSEWHERE
 def test_an_exception_that_is_no_exception_is_a_crash(train, kind, where, how):
@@ -509,13 +509,13 @@ def test_an_exception_that_is_no_exception_is_a_crash(train, kind, where, how):
     broken(train(of(kind), *how), kind, 4, said)
 
 
-@case(131)
+@case(120)
 def test_infos_of_what_is_no_figure_are_passed_over(train):
     assert train(of("OddInfos")).code == 0
     assert last_good(env=of("OddInfos")).finished
 
 
-@case(132)
+@case(121)
 @pytest.mark.parametrize(
     ("kind", "name", "said"),
     [
@@ -565,27 +565,27 @@ class Vector(gymnasium.vector.VectorEnv):
 TINY_VECTOR = {"steps": 64, "preset": "none", "num_envs": 2, "num_steps": 16}
 
 
-@case(133)
+@case(122)
 @pytest.mark.parametrize("wrong", ["rewards", "terminated", "truncated"])
 def test_what_a_vector_gives_in_another_shape_is_named(wrong):
     with pytest.raises(EnvContractError, match=rf"{wrong} have shape \(2, 1\), not \(2,\)"):
         sf.train(Vector(wrong), "vpg", **TINY_VECTOR)
 
 
-@case(133)
+@case(122)
 def test_a_vector_that_resets_in_the_step_must_give_the_last_observation():
     with pytest.raises(EnvContractError, match="infos lack final_obs"):
         sf.train(Vector("obs"), "vpg", **TINY_VECTOR)
 
 
-@case(133)
+@case(122)
 @pytest.mark.parametrize("make", [lambda: Vector("one seed"), broken_envs.vector])
 def test_a_vector_that_takes_one_seed_is_given_one(make):
     runs = [sf.train(make(), "vpg", **TINY_VECTOR) for _ in range(2)]
     same_bits(*(run.state.learn.params for run in runs))
 
 
-@case(134)
+@case(123)
 @pytest.mark.parametrize(
     ("env", "given", "said"),
     [

@@ -7,6 +7,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -348,6 +349,52 @@ class Scaled(Sound):
     def step(self, action):
         obs, reward, *rest = super().step(action)
         return obs, self.scale * reward, *rest
+
+
+class HangsIn(Sound):
+    """Never returns from one call, here or in another process than the one that trains.
+
+    It is asleep, waits in native code for itself, keeps Python's lock, or leaves a process behind.
+    """
+
+    def __init__(self, when: str = "made", how: str = "asleep", where: str = "here"):
+        super().__init__()
+        self.when, self.how = when, how
+        self.hangs = ("jax" in sys.modules) == (where == "here")
+        self.hang("made")
+
+    def hang(self, when):
+        if when != self.when or not self.hangs:
+            return
+        if self.how == "leaves":
+            subprocess.Popen(["sleep", "60"])
+        elif self.how == "native":
+            HangsDeep.broken(self)
+        else:
+            (ctypes.PyDLL(None).sleep if self.how == "lock" else time.sleep)(60)
+
+    def reset(self, **given):
+        self.hang("reset")
+        return super().reset(**given)
+
+    def broken(self, *given):
+        self.hang("step")
+        return given
+
+    def close(self):
+        self.hang("close")
+
+
+class Level(Sound):
+    """Pays its level at every step, whatever the action."""
+
+    def __init__(self, level: int = 0):
+        super().__init__()
+        self.level = level
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, float(self.level), *rest
 
 
 def __getattr__(name: str) -> Any:

@@ -436,49 +436,86 @@ CASES = {
         "in another process exit 4; in this one nothing reads the run as finished",
         "????",
     ),
-    130: Case(
+    113: Case(
+        _L,
+        "an instance that the user gave, in training, evaluation and after them",
+        "it stays open, with its changes; copies have them too, or exit 2 asks for a function",
+        "????",
+    ),
+    114: Case(
+        _L,
+        "a simulator of which there can be one (--max-envs 1)",
+        "training, evaluation, resume and probe take turns with it",
+        "????",
+    ),
+    115: Case(
+        _L,
+        "a constructor, reset, step or close that never returns, or a process left behind",
+        "exit 4 after env_timeout_s, in another process also where it keeps Python's lock; what "
+        "it has started ends with it",
+        "????",
+    ),
+    116: Case(
+        _W,
+        "a kill, and going on from an older checkpoint, with TensorBoard or Weights & Biases",
+        "every step stands once",
+        "????",
+    ),
+    117: Case(
+        _W,
+        "going on with other settings that --override names",
+        "each is what trains, or exit 2 where the state already holds its effect",
+        "????",
+    ),
+    118: Case(
+        _L,
+        "SIGINT, SIGTERM or SIGHUP while anything is imported, opened, compiled or evaluated",
+        "a line at once, exit 130 or 143",
+        "????",
+    ),
+    119: Case(
         _E,
         "an exception that is no Exception (GeneratorExit, CancelledError, one's own)",
         "ENV-CRASH with its place, exit 4",
         "????",
     ),
-    131: Case(
+    120: Case(
         _E,
         "infos with numbers that no float holds, objects, keys that are no strings",
         "passed over: only scalars are read",
         "????",
     ),
-    132: Case(
+    121: Case(
         _E,
         "a space that is None; a function that makes a vector environment",
         "named before the first step",
         "????",
     ),
-    133: Case(
+    122: Case(
         _E,
         "a vector that takes one seed, or whose ends have another shape or lack final_obs",
         "seeded as it takes it; named",
         "????",
     ),
-    134: Case(
+    123: Case(
         _C,
         "arguments that an environment does not take, or lacks",
         "exit 2 with their names, before anything is made",
         "????",
     ),
-    135: Case(
+    124: Case(
         _C,
         "an environment variable that JAX or Matplotlib refuses",
         "exit 2 with its name",
         "????",
     ),
-    136: Case(
+    125: Case(
         _C,
         "JAX's settings for debugging (JAX_DEBUG_NANS, strict promotion, no jit)",
         "do not apply inside; a warning",
         "????",
     ),
-    137: Case(
+    126: Case(
         _F,
         "an exported policy of other content, or not finite",
         "ValueError with the file's name",

@@ -37,7 +37,7 @@ class Mixed(gymnasium.Env):
 
 def begun(env, **train):
     """A run after its first iteration."""
-    settings = sf.Train(num_envs=2, num_steps=16, steps=32, **train)
+    settings = sf.Train(num_envs=10, num_steps=16, steps=160, **train)
     critic = sf.Critic(num_epochs=1, num_minibatches=1)
     with quickly_built():
         return sf.train(env, sf.VPG(), train=settings, critic=critic, preset="none")

@@ -18,7 +18,14 @@ from surefoot.cli.commands.common import emit, only_json, shorten_below, shorten
 from surefoot.cli.flags import Parser, add_run, refuse_unknown
 from surefoot.config.settings import RULES
 from surefoot.envs.env_id import env_flag
-from surefoot.errors import ConfigError, StoppedBySignal, StorageError, SurefootError, printable
+from surefoot.errors import (
+    ConfigError,
+    StoppedAtOnce,
+    StoppedBySignal,
+    StorageError,
+    SurefootError,
+    printable,
+)
 from surefoot.storage.compilation_cache import keep_programs_of_processes
 
 
@@ -177,6 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = _fail(error, as_json=as_json)
     except StoppedBySignal as stop:
         return _stopped(stop, options)
+    except StoppedAtOnce as stop:
+        code = stop.code  # its handler has printed the line
     except KeyboardInterrupt:
         print("surefoot: stopped at once", file=sys.stderr)
         # 128 + SIGINT, as a shell reports it.

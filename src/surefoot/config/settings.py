@@ -105,8 +105,16 @@ class Train:
     """The run: how much experience, from how many environments, how normalised."""
 
     steps: int = setting(1_000_000, "environment steps, rounded up to whole iterations", low=1)
-    seed: int = setting(0, "seed of every random number of the run", low=0, high=2**31 - 1)
+    seed: int = setting(
+        0, "seed of every random number of the run", initial=True, low=0, high=2**31 - 1
+    )
     num_envs: int = setting(8, "parallel environments", low=1)
+    max_envs: int = setting(
+        0,
+        "maximum environments open at a time, at least num_envs: evaluations during the run play "
+        "in those that train, which start new episodes after it; 0: no maximum",
+        low=0,
+    )
     num_steps: int = setting(256, "steps of each environment between two updates", low=1)
     blocks: int = setting(
         1,
@@ -130,7 +138,10 @@ class Train:
         choices=("auto", "sync", "cores", "async"),
     )
     env_timeout_s: float = setting(
-        600.0, "seconds after which a step that has not returned ends the run; 0: never", low=0.0
+        600.0,
+        "seconds after which a constructor, reset, step or close that has not returned ends the "
+        "run; 0: never",
+        low=0.0,
     )
     on_env_error: str = setting(
         "stop",
@@ -211,9 +222,13 @@ class Network:
     activation: str = setting(
         "tanh", "nonlinearity", choices=("tanh", "relu", "swish", "elu", "gelu")
     )
-    ortho_init: bool = setting(True, "orthogonal initial weights, gain sqrt(2)")
-    head_scale: float = setting(0.01, "initial gain of the policy's last layer", low=0.0)
-    log_std_init: float = setting(0.0, "initial log standard deviation", low=-5.0, high=2.0)
+    ortho_init: bool = setting(True, "orthogonal initial weights, gain sqrt(2)", initial=True)
+    head_scale: float = setting(
+        0.01, "initial gain of the policy's last layer", initial=True, low=0.0
+    )
+    log_std_init: float = setting(
+        0.0, "initial log standard deviation", initial=True, low=-5.0, high=2.0
+    )
     distribution: str = setting(
         "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
     )
@@ -305,7 +320,9 @@ class PPOKL:
     target_kl: float = setting(
         0.01, "mean KL(old || new) that the penalty aims at, in nats", traced=True, **_POSITIVE
     )
-    kl_coef: float = setting(1.0, "penalty per nat at the first update", traced=True, **_POSITIVE)
+    kl_coef: float = setting(
+        1.0, "penalty per nat at the first update", traced=True, initial=True, **_POSITIVE
+    )
     learning_rate: float = _learning_rate(3e-4)
     final_fraction: float = _final_fraction(0.0, "learning_rate")
     num_epochs: int = _num_epochs()
@@ -470,6 +487,11 @@ def check_together(settings: Settings) -> None:
         if getattr(train, name) != limits[name].default:
             flag = name.replace("_", "-")
             raise ConfigError(f"train: {name} needs a guard: add --guard to --{flag}")
+    if 0 < train.max_envs < train.num_envs:
+        raise ConfigError(
+            f"train: num_envs {train.num_envs} is more than max_envs {train.max_envs}; set "
+            f"--num-envs {train.max_envs}"
+        )
     if train.num_envs % train.blocks:
         raise ConfigError(
             f"train: {train.blocks} blocks do not divide num_envs {train.num_envs}; nearest that "

@@ -25,7 +25,8 @@ class Limits(NamedTuple):
 
     `choices` are its words; with a `pattern` for them, what they look like. A `traced` number is
     data of the compiled program, so that another value compiles nothing; where it is
-    `off_at_zero`, 0 leaves a part of the program out.
+    `off_at_zero`, 0 leaves a part of the program out. One that is `initial` decides how a run
+    begins: a run that continues has its effect in its state already.
     """
 
     default: Any
@@ -39,6 +40,7 @@ class Limits(NamedTuple):
     fewest: int = 0
     traced: bool = False
     off_at_zero: bool = False
+    initial: bool = False
 
     def describe(self) -> str:
         """The allowed values in words, for an error message."""

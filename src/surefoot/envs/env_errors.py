@@ -8,7 +8,7 @@ from pathlib import Path
 import gymnasium
 
 from surefoot.envs.env_id import describe_error
-from surefoot.envs.step_timeout import StepTimeoutError
+from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
 from surefoot.errors import EnvContractError, EnvCrashError, SurefootError
 
 _CALLERS = Path(__file__).parents[1], Path(gymnasium.__file__).parent
@@ -54,6 +54,12 @@ def crash_error(env_id: str, doing: str, error: BaseException) -> EnvCrashError:
     return EnvCrashError(
         f"{env_id}: {doing} {describe_error(error)}; run it alone with the same seed to see it"
     )
+
+
+def hung_error(env_id: str, error: StepTimeoutError, timeout: StepTimeout) -> EnvCrashError:
+    """The error to raise for environments that hang while they are made or closed."""
+    what = error.args[0] if error.args else "it"
+    return EnvCrashError(f"{env_id}: {what} {timeout.message}", name="ENV-HUNG")
 
 
 def _old_interface(error: BaseException) -> str | None:

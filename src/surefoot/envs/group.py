@@ -1,6 +1,5 @@
 """Environments that one process steps one after another, with same-step autoreset."""
 
-import contextlib
 import copy
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
 from surefoot.envs.env_errors import attributed, crash_error
 from surefoot.envs.global_generators import seed_generators
+from surefoot.envs.step_timeout import StepTimeoutError, restart_clocks
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
 
 Spaces = tuple[spaces.Space, spaces.Space]
@@ -74,6 +74,7 @@ class EnvFactory(NamedTuple):
         seed_generators(self.seed + rows.start)
         try:
             for number in rows:
+                restart_clocks()
                 env = self.make()
                 if not isinstance(env, gymnasium.Env):
                     raise TypeError(f"a {type(env).__name__} is not a gymnasium.Env{_what(env)}")
@@ -83,9 +84,11 @@ class EnvFactory(NamedTuple):
                 self.check_spaces(env, spaces_of(envs[0]), number)
         except BaseException as error:
             close_envs(envs)
-            if isinstance(error, SurefootError | KeyboardInterrupt):
-                raise
             doing = f"making environment {rows[len(envs)]}"
+            if isinstance(error, StepTimeoutError):
+                error.args = (doing,)
+            if isinstance(error, SurefootError | StepTimeoutError | KeyboardInterrupt):
+                raise
             raise crash_error(self.env_id, doing, error) from error
         return envs
 
@@ -182,13 +185,13 @@ class EnvGroup:
 
     def _restart(self, i: int, error: EnvCrashError) -> tuple[Any, dict[str, Any]]:
         """Replace an environment that raised by another, at the start of an episode."""
-        close_envs([self.envs[i]])
         self._restarts += 1
         # Not the old seed, which may lead to the same error again; not a random one, so that a run
         # can be repeated.
         words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)
         seed = int(words[0]) & 0x7FFFFFFF
         try:
+            close_envs([self.envs[i]])
             self.envs[i] = self._factory.make()
             if spaces_of(self.envs[i]) != self.spaces:
                 raise EnvContractError("recreated, it has other spaces")
@@ -249,10 +252,19 @@ def normalisers_of(env: Any) -> tuple[str, ...]:
 
 
 def close_envs(envs: Sequence[gymnasium.Env]) -> None:
-    """Close environments; an error in one `close` does not stop the next."""
-    for env in envs:
-        with contextlib.suppress(Exception):
+    """Close environments; an error in one `close` does not stop the next, and a hang is raised."""
+    hung = None
+    for number, env in enumerate(envs):
+        restart_clocks()
+        try:
             env.close()
+        except StepTimeoutError as error:
+            error.args = (f"closing environment {number}",)
+            hung = hung or error
+        except Exception:
+            pass  # it has closed as far as it could
+    if hung is not None:
+        raise hung
 
 
 def _what(made: Any) -> str:

@@ -1,7 +1,5 @@
 """The adaptor of Gymnasium: ids, factories of a module, instances, and vector environments."""
 
-import contextlib
-import copy
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,6 +13,7 @@ from gymnasium.vector import VectorEnv
 
 from surefoot.config.validation import nearest
 from surefoot.envs.env_id import EnvId, import_own
+from surefoot.envs.own_instance import lend_instance, lend_vector
 from surefoot.envs.source import EnvSource
 from surefoot.errors import ConfigError
 
@@ -65,9 +64,11 @@ def _unknown(name: str, env_id: str, module: ModuleType | None) -> ConfigError:
 def wrap_gymnasium(env: Any) -> EnvSource:
     """The source of a vector environment, an instance or a function that makes one."""
     if isinstance(env, VectorEnv):
-        return EnvSource(env_id=_name(env), make_vector=lambda _: env, reopens=False)
+        name = _name(env)
+        return EnvSource(env_id=name, make_vector=lend_vector(env, name), lent=True, reopens=False)
     if isinstance(env, gymnasium.Env):
-        return EnvSource(env_id=_name(env), make=_copies_of(env))
+        name = _name(env)
+        return EnvSource(env_id=name, make=lend_instance(env, name), lent=True)
     if callable(env):
         make: Any = env
         name = getattr(env, "__qualname__", type(env).__name__)
@@ -105,24 +106,3 @@ def _missing_extra(env_id: str, error: Exception) -> ConfigError:
 
 def _name(env: Any) -> str:
     return env.spec.id if getattr(env, "spec", None) else type(env).__name__
-
-
-def _copies_of(env: gymnasium.Env) -> Callable[[], gymnasium.Env]:
-    """The instance itself first, then others like it: evaluation must not disturb training."""
-    handed_out = []
-
-    def make():
-        if not handed_out:
-            handed_out.append(env)
-            return env
-        if env.spec is not None:
-            # A wrapper that does not record its arguments can only be copied.
-            with contextlib.suppress(Exception):
-                return gymnasium.make(env.spec, disable_env_checker=True)
-        try:
-            return copy.deepcopy(env)
-        except Exception as error:
-            why = f"the instance cannot be copied ({error}); give a function that makes one"
-            raise ConfigError(f"{_name(env)}: {why}") from error
-
-    return make

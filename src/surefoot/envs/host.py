@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from surefoot.config.settings import Train
 from surefoot.envs.action_log import ActionLog
 from surefoot.envs.contract import check_finite, outside
-from surefoot.envs.env_errors import crash_error
+from surefoot.envs.env_errors import crash_error, hung_error
 from surefoot.envs.global_generators import GlobalGenerators
 from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
@@ -24,15 +24,13 @@ from surefoot.types import EnvSpec
 
 _Value = TypeVar("_Value")
 
-CLOSE_SECONDS = 30.0
-"""Minimum time that environments have to close, if a step has less."""
-
 
 class EnvLimits(NamedTuple):
     """What environments may do before a run ends with an error.
 
     `strict` treats an observation outside its space as an error; `timeout_s` is the maximum time of
-    a step, 0 for none; `restarts` is how many environments that raise are recreated.
+    a step, a reset, a constructor or a close, 0 for none; `restarts` is how many environments that
+    raise are recreated.
     """
 
     strict: bool = False
@@ -99,7 +97,8 @@ class HostEnv:
         try:
             _, infos = self._reset([seed + index for index in range(self.num_envs)])
         except BaseException:
-            self._timeout.close()
+            with contextlib.suppress(EnvCrashError):  # the first error matters more
+                self.close()
             raise
         self.spec = EnvSpec(
             env_id=env_id,
@@ -131,13 +130,19 @@ class HostEnv:
         return self._guarded(self._step, actions)
 
     def close(self) -> None:
-        """Close the environments and their processes; errors in doing so are ignored."""
-        self._timeout.seconds = max(self._timeout.seconds, CLOSE_SECONDS)
-        with contextlib.suppress(Exception):
-            self._guarded(self._vector.close)
-        self._timeout.close()
-        if self._generators is not None:
-            self._generators.restore()
+        """Close the environments and their processes; of errors in doing so a hang is raised."""
+        self._timeout.started = time.monotonic()
+        try:
+            self._vector.close()
+        except StepTimeoutError as error:
+            raise hung_error(self._env_id, error, self._timeout) from error
+        except Exception:
+            pass  # they have closed as far as they could
+        finally:
+            self._timeout.started = None
+            self._timeout.close()
+            if self._generators is not None:
+                self._generators.restore()
 
     def visit(self, *, jax: Callable[[Any], _Value], host: "Callable[[HostEnv], _Value]") -> _Value:
         """Call `host` with these environments."""

@@ -1,6 +1,8 @@
 """Environment sources: one interface to open environments, whatever library they are from."""
 
 import contextlib
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -8,10 +10,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from surefoot.envs.env_errors import crash_error
+from surefoot.envs.env_errors import crash_error, hung_error
 from surefoot.envs.global_generators import GlobalGenerators
 from surefoot.envs.group import EnvFactory, EnvGroup
+from surefoot.envs.own_instance import A_WAY_OUT
 from surefoot.envs.processes import requested_processes, saves_time
+from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
 from surefoot.errors import ConfigError, SurefootError
 
 if TYPE_CHECKING:
@@ -36,7 +40,8 @@ class EnvSource:
         make_vector: `make_vector(num_envs)`, with processes or threads of its own.
         self_contained: whether single environments share no state with the program, so that
             another process makes the very same ones.
-        reopens: whether more can be opened beside those in use; not of the user's own vector.
+        lent: whether they are the user's own: they stay open, and are not recreated.
+        reopens: whether single ones can be opened; not of the user's own vector.
     """
 
     env_id: str
@@ -44,6 +49,7 @@ class EnvSource:
     make: Callable[[], gymnasium.Env] | None = None
     make_vector: Callable[[int], VectorEnv] | None = None
     self_contained: bool = False
+    lent: bool = False
     reopens: bool = True
 
     def num_processes(self, vectorization: str, *, num_envs: int, steps: int) -> int:
@@ -73,7 +79,7 @@ class EnvSource:
         Raises:
             ConfigError: if so many cannot be opened, or not in other processes, or not recreated.
             EnvContractError: for environments whose spaces differ, or whose reset is invalid.
-            EnvCrashError: if a constructor or a reset raises.
+            EnvCrashError: if a constructor or a reset raises or hangs.
         """
         if self.jax_env is not None:
             return self.jax_env
@@ -81,39 +87,48 @@ class EnvSource:
         from surefoot.envs.host import HostEnv
 
         restart = limits is not None and limits.restarts > 0
-        if restart and not self.reopens:
+        if restart and self.lent:
             raise ConfigError(
-                f"{self.env_id} is a vector environment, whose environments cannot be recreated: "
-                "leave --on-env-error out, or give a function that makes one environment"
+                f"{self.env_id} came ready made and cannot be recreated: leave --on-env-error out, "
+                f"or {A_WAY_OUT}"
             )
         with contextlib.ExitStack() as undo:
             generators = GlobalGenerators.now()
             undo.callback(generators.restore)
-            vector = self._make_vector(num_envs, seed, processes, restart=restart)
-            if self.reopens:  # the user's own vector stays open, to be used again
-                undo.callback(vector.close)
+            vector = self._make_vector(num_envs, seed, processes, limits)
             env = HostEnv(vector, self.env_id, seed=seed, limits=limits, generators=generators)
             undo.pop_all()
             return env
 
     def _make_vector(
-        self, num_envs: int, seed: int, processes: int, *, restart: bool
+        self, num_envs: int, seed: int, processes: int, limits: "EnvLimits | None"
     ) -> "EnvGroup | ProcessVector | ReadyVector":
         from surefoot.envs.ready_vector import ReadyVector
         from surefoot.envs.vector import ProcessVector
 
+        # In this process the clock starts again with each environment; from another one, that makes
+        # several, there is no word in between.
+        share = math.ceil(num_envs / processes) if processes > 1 else 1
+        timeout = StepTimeout(share * limits.timeout_s if limits else 0.0, self.env_id)
+        timeout.started = time.monotonic()
         try:
             if self.make_vector is not None:
                 return ReadyVector(self.make_vector(num_envs), self.env_id, num_envs)
             assert self.make is not None
+            restart = limits is not None and limits.restarts > 0
             factory = EnvFactory(self.env_id, self.make, restart, seed)
             if processes == 1:
                 return EnvGroup(factory, range(num_envs))
             return ProcessVector(factory, num_envs, processes)
+        except StepTimeoutError as error:
+            raise hung_error(self.env_id, error, timeout) from error
         except SurefootError:
             raise
         except Exception as error:
             raise crash_error(self.env_id, "making it", error) from error
+        finally:
+            timeout.started = None
+            timeout.close()
 
 
 @dataclass(frozen=True, kw_only=True)

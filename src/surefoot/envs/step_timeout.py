@@ -1,4 +1,4 @@
-"""Time out environment steps that hang.
+"""Time out environments that hang while they are made, reset, stepped or closed.
 
 A thread watches the clock and interrupts the main thread, wherever it is in Python or in a system
 call. Native code that never returns to Python cannot be interrupted: there the process exits with
@@ -19,13 +19,13 @@ INTERRUPT_SECONDS = 5.0
 
 
 class StepTimeoutError(BaseException):
-    """A step took too long. No `except Exception` of an environment's may swallow it."""
+    """A call took too long. No `except Exception` of an environment's may swallow it."""
 
 
 class StepTimeout:
-    """A limit of `seconds` for each step; 0 is none.
+    """A limit of `seconds` for each call of an environment; 0 is none.
 
-    Set `started` to the monotonic clock before a step, and to None after it.
+    Set `started` to the monotonic clock before a call, and to None after it.
     """
 
     def __init__(self, seconds: float, env_id: str):
@@ -84,6 +84,19 @@ class StepTimeout:
 
 _watching: dict[StepTimeout, threading.Thread] = {}
 _overdue: dict[StepTimeout, float] = {}
+
+
+def restart_clocks() -> None:
+    """Give the next of several calls that are timed as one the whole time."""
+    for timeout in _watching:
+        if timeout.started is not None:
+            timeout.started = time.monotonic()
+
+
+def stop_clocks() -> None:
+    """Time nothing of what is left of a call, because it has a limit of its own."""
+    for timeout in _watching:
+        timeout.started = None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

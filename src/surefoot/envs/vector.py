@@ -64,5 +64,7 @@ class ProcessVector:
 
     def close(self) -> None:
         """Close the environments and end the processes."""
-        end_workers(self._workers)
-        self._group.close()
+        try:
+            self._group.close()
+        finally:
+            end_workers(self._workers)

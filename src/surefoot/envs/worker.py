@@ -21,7 +21,7 @@ from surefoot.envs.channel import Channel, ChannelClosedError
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvFactory, EnvGroup, EnvInfos, Spaces
 from surefoot.envs.shared_memory import SharedBuffers
-from surefoot.envs.step_timeout import StepTimeoutError
+from surefoot.envs.step_timeout import StepTimeoutError, stop_clocks
 from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
 GRACE_SECONDS = 5.0
@@ -68,6 +68,9 @@ class WorkerProcess:
                 [spawn.get_executable(), *flags, "-c", _START, *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
+                # Of its own: the terminal's Ctrl-C goes past it, and what its environments start
+                # and leave behind, with our standard output open, ends with it.
+                process_group=0,
             )
         self._channel = Channel(
             ours, busy_seconds=busy_seconds, alive=lambda: self._process.poll() is None
@@ -121,10 +124,13 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def end_workers(workers: Sequence[WorkerProcess]) -> None:
-    """End processes, all at once."""
+    """End processes, all at once, with `GRACE_SECONDS` to close their environments."""
+    stop_clocks()
     for worker in workers:
         worker.hang_up()
     # One deadline for all, so that many that hang take no longer than one.
@@ -164,6 +170,9 @@ def serve() -> None:
     except BaseException as error:
         with contextlib.suppress(ChannelClosedError):
             channel.send(_sendable(error))
+    finally:
+        if os.getppid() != trainer:  # which can no longer end what is left
+            os.killpg(0, signal.SIGKILL)
 
 
 def _serve(channel: Channel, shared: SharedBuffers) -> None:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from surefoot.errors import StoppedBySignal, SurefootError
+from surefoot.errors import StoppedBySignal, SurefootError, signal_code
 from surefoot.parallel.signals import CatchSignals, end_with_parent
 
 
@@ -37,7 +37,7 @@ class ComparisonStopped(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues")
         self.number = number
-        self.code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        self.code = signal_code(number)
 
 
 def error_line(error: Exception) -> str:

@@ -16,13 +16,18 @@ class Logger(NamedTuple):
     close: Callable[[], None]
 
 
-def tensorboard_logger(directory: Path) -> Logger:
-    """A logger of event files under the run directory; it needs tensorboardX."""
-    writer = _package("tensorboardX", "tensorboard").SummaryWriter(str(directory / "tensorboard"))
+def tensorboard_logger(directory: Path, env_steps: int) -> Logger:
+    """A logger of event files under the run directory; it needs tensorboardX.
+
+    What earlier files have of steps after `env_steps`, where the run continues, is purged.
+    """
+    package = _package("tensorboardX", "tensorboard")
+    writer = package.SummaryWriter(str(directory / "tensorboard"), purge_step=env_steps + 1)
 
     def log(row: Mapping[str, Any]) -> None:
         for key, value in _numbers(row).items():
             writer.add_scalar(key, value, int(row["env_steps"]))
+        writer.flush()  # a kill must leave no gap before the checkpoint that a resume starts from
 
     return Logger(log, writer.close)
 
@@ -51,10 +56,14 @@ def wandb_logger(directory: RunDirectory, project: str) -> Logger:
         ) from error
     if stored is None:
         directory.write("wandb-id.txt", run.id)
-    run.define_metric("env_steps")
-    # Otherwise the axis is the number of calls of `log`.
-    run.define_metric("*", step_metric="env_steps")
-    return Logger(lambda row: run.log(_numbers(row)), run.finish)
+
+    def log(row: Mapping[str, Any]) -> None:
+        # It keeps what it has: after a resume from an older checkpoint, rows of steps that it was
+        # given before are repetitions.
+        if row["env_steps"] >= run.step:
+            run.log(_numbers(row), step=int(row["env_steps"]))
+
+    return Logger(log, run.finish)
 
 
 def _package(name: str, extra: str) -> Any:

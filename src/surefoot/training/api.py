@@ -11,6 +11,7 @@ from surefoot.config.differences import differences
 from surefoot.config.presets import Groups, read_settings, settle
 from surefoot.config.presets import preset as find_preset
 from surefoot.config.settings import (
+    GROUPS,
     RULES,
     TRPO,
     Critic,
@@ -22,7 +23,7 @@ from surefoot.config.settings import (
     Train,
     check_kind,
 )
-from surefoot.config.validation import shown
+from surefoot.config.validation import limits_of, shown
 from surefoot.envs.registry import find_env
 from surefoot.envs.source import EnvSource
 from surefoot.errors import CheckpointError, ConfigError
@@ -220,6 +221,8 @@ def _check_env_workers(job: Job, resources: Resources) -> None:
             "env workers step their environments in one process each: leave out --vectorization",
             name="FLAG",
         )
+    if settings.train.max_envs:
+        raise ConfigError("env workers open environments of their own: leave out --max-envs")
     workers.check(settings.train.num_envs)
 
 
@@ -356,16 +359,19 @@ def train_or_resume(
         directory = RunDirectory(job.out)
         if not directory.has("config.json"):
             return train_job(job, resources, callback)
-        changed = _check_settings(directory, job.settings, override)
+        changed = _changed_settings(directory, job.settings, override)
         if not directory.checkpoints():
             directory.clear()
             return train_job(job, resources, callback)
+        _refuse_initial(job.settings, changed)
         settings = job.settings if changed else None
         return _resume(job.out, resources, callback, env=job.env, own=job.own, settings=settings)
 
 
-def _check_settings(directory: RunDirectory, settings: Settings, override: Sequence[str]) -> bool:
-    """Whether a run has other settings than these, in fields that may differ.
+def _changed_settings(
+    directory: RunDirectory, settings: Settings, override: Sequence[str]
+) -> list[str]:
+    """The fields, as `train.gamma`, in which a run has other settings; all of them may differ.
 
     Raises:
         ConfigError: where others differ.
@@ -375,15 +381,32 @@ def _check_settings(directory: RunDirectory, settings: Settings, override: Seque
     refused = [
         f"{name} is {shown(there)} there and {shown(here)} here"
         for name, (there, here) in found.items()
-        # The dot keeps `steps` from matching `num_steps`.
-        if not any(f".{name}".endswith(f".{key}") for key in override)
+        # A key is a field, a group, or all of `env_kwargs`. The dots keep `steps` from matching
+        # `num_steps`.
+        if not any(f".{key}." in f".{name}." for key in override)
     ]
     if refused:
         raise ConfigError(
             f"{directory.path} holds another run: {'; '.join(refused[:5])}; name those that may "
             "differ with --override KEY.."
         )
-    return bool(found)
+    return list(found)
+
+
+def _refuse_initial(settings: Settings, changed: Sequence[str]) -> None:
+    """Refuse to change what only decides how a run begins, where one continues.
+
+    Raises:
+        ConfigError: because its checkpoint has the old effect.
+    """
+    for name in changed:
+        group, _, key = name.partition(".")
+        limits = limits_of(getattr(settings, group)).get(key) if group in GROUPS else None
+        if limits is not None and limits.initial:
+            raise ConfigError(
+                f"--override {key}: {name} has its effect at the start of a run alone; leave it as "
+                "it was, or train in another --out"
+            )
 
 
 def _train_on_ray(

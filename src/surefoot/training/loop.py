@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from surefoot.diagnostics.warnings import WarningMonitor
 from surefoot.envs.jax_contract import check_numbers, check_rollout
+from surefoot.envs.source import OpenEnvs
 from surefoot.errors import (
     NotFiniteError,
     ReplicaError,
@@ -57,8 +58,14 @@ class Loop:
         callback: Callback,
         placement: Placement = ONE,
         ranks: Ranks = ALONE,
+        shared: "OpenEnvs | None" = None,
     ):
+        """Begin a run's loop; its evaluations play in environments of their own or `shared` ones.
+
+        Those are the ones that the run trains in, and start new episodes after it.
+        """
         self.run, self.ranks = run, ranks
+        self._shares = shared is not None
         self._stepper, self._plan, self._callback = stepper, plan, callback
         self._placement = placement
         spec, train = run.learner.spec, run.settings.train
@@ -73,7 +80,9 @@ class Loop:
         self._stored = run.env_steps  # where the newest checkpoint is, known to all ranks alike
         self._evaluator = None
         if plan.evaluate_every:
-            self._evaluator = Evaluator(run.settings, run.source, run.learner, train.eval_episodes)
+            self._evaluator = Evaluator(
+                run.settings, run.source, run.learner, train.eval_episodes, shared
+            )
 
     @property
     def going(self) -> bool:
@@ -113,18 +122,18 @@ class Loop:
         self._callback.on_stop(signal)
 
     def close(self, error: BaseException | None) -> None:
-        """Close the evaluation, and store the newest state of which every row is written.
+        """Store the newest state of which every row is written, and close the evaluation.
 
         Not after updates that were refused: the last good checkpoint is that before them.
         """
-        if self._evaluator:
-            self._evaluator.close()
         good = not isinstance(error, NotFiniteError | ReplicaError)
         # Gathering the state takes every rank, and after an error of one the others are elsewhere.
         good &= self.ranks.count == 1 or error is None
         if good and self._logged.env_steps != self._stored:
             # Not after a reset, after which a host run would be exact.
             self._save_point(self._logged._replace(exact=self._always_exact), "checkpoints")
+        if self._evaluator:
+            self._evaluator.close()  # last, for it may hang
 
     def _is_due(self, every: int) -> bool:
         return self.run.iteration % every == 0 or self.run.finished
@@ -132,6 +141,8 @@ class Loop:
     def _evaluate(self, evaluator: Evaluator, row: dict[str, Any]) -> None:
         """Add an evaluation to the newest row, and keep the policy if it is the best so far."""
         run = self.run
+        if self._shares:
+            run.set_state(without_open_episodes(run.state))
         seed = run.settings.train.seed + run.iteration
         result = evaluator(self._placement.whole(run.state), seed, stochastic=False)
         # Every rank has evaluated; machines may differ in the last digit.
@@ -143,6 +154,8 @@ class Loop:
         if mean > self._best:
             self._best = mean
             self._save(exact=False, folder="best")
+        if self._shares and not run.finished:
+            self._stepper.reset(run.iteration)
 
     def _log(self, rows: list[Row]) -> bool:
         """Write and show rows; whether a callback asks to stop."""

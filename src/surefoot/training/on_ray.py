@@ -43,7 +43,9 @@ def train_on_ray(
             f"{settings.env} is stepped by Python: --cluster ray trains JAX-native environments "
             "(gymnax:ID); --env-workers N steps others on many machines"
         )
-    run = replace(begin(settings, source, OwnNetworks())[0], directory=directory)
+    known = max(map(steps_of, directory.checkpoints()), default=0)
+    run = begin(settings, source, OwnNetworks())[0]
+    run = replace(run, directory=directory, env_steps=known)
     plan = make_plan(settings, run.learner.spec)
     started = False
 
@@ -56,7 +58,6 @@ def train_on_ray(
             callback.on_start(run, plan)
         callback.on_row(run, row)
 
-    known = max(map(steps_of, directory.checkpoints()), default=0)
     try:
         ranks.run(partial(train_rank, job), env_steps=known, on_row=on_row)
     except WorkerLostError as error:

@@ -155,28 +155,35 @@ class Run:
 
 
 class Evaluator:
-    """Separate environments for evaluation, kept open between two evaluations."""
+    """Environments for evaluation, kept open between two evaluations: its own, or those given."""
 
-    def __init__(self, settings: Settings, source: EnvSource, learner: Learner, episodes: int):
+    def __init__(
+        self,
+        settings: Settings,
+        source: EnvSource,
+        learner: Learner,
+        episodes: int,
+        env: "OpenEnvs | None" = None,
+    ):
         train = settings.train
         self._learner, self._episodes = learner, episodes
         limit = learner.spec.max_episode_steps or max(EPISODE_WITHOUT_END, train.num_steps)
         self._max_steps = train.eval_max_steps or episodes * limit
-        if not source.reopens:
-            raise ConfigError(
-                f"{source.env_id} came as a ready vector environment: evaluation needs more of "
-                "them; give a function that makes one environment"
-            )
-        with kept_generators():  # those of training go on as if nothing had been opened
-            self._env = source.open(
-                min(episodes, MAX_EVALUATION_ENVS),
-                seed=train.seed,
-                limits=EnvLimits.from_settings(train),
-            )
+        self._opened = None
+        if env is None:
+            # No more than trained: there may be licences, ports or memory for so many.
+            count = min(episodes, MAX_EVALUATION_ENVS, train.num_envs)
+            with kept_generators():  # those of training go on as if nothing had been opened
+                self._opened = env = source.open(
+                    count if source.reopens else train.num_envs,
+                    seed=train.seed,
+                    limits=EnvLimits.from_settings(train),
+                )
+        self._env = env
         try:
             check_spaces(self._env.spec, learner.spec, f"the policy for {settings.env}")
         except CheckpointError:
-            self._env.close()
+            self.close()
             raise
 
     def __call__(self, state: LoopState, seed: int, *, stochastic: bool) -> dict[str, Any]:
@@ -202,8 +209,9 @@ class Evaluator:
         return summarize(result)
 
     def close(self) -> None:
-        """Close the environments."""
-        self._env.close()
+        """Close the environments that it has opened."""
+        if self._opened is not None:
+            self._opened.close()
 
 
 @np.errstate(invalid="ignore")  # of returns that are not finite, as their mean shows
@@ -246,8 +254,7 @@ def begin(
             check_numbers(opened.spec, state.env.obs, strict=settings.train.strict_env)
         return Run(settings, source, learner, state), opened
     except BaseException:
-        if source.reopens:  # a vector environment of the user's own stays open
-            opened.close()
+        opened.close()
         raise
 
 
@@ -324,11 +331,16 @@ class _Stored(NamedTuple):
 
 
 def named_source(
-    directory: RunDirectory, env: Any = None, *, to_open: bool = True
+    directory: RunDirectory,
+    env: Any = None,
+    *,
+    to_open: bool = True,
+    settings: Settings | None = None,
 ) -> tuple[Settings, EnvSource]:
     """The settings of a run, and the source of its environments; nothing it names is imported.
 
-    One that is not `to_open` is looked for when it is opened, if ever.
+    One that is not `to_open` is looked for when it is opened, if ever. `settings` take the place
+    of its own.
 
     Raises:
         CheckpointError: where there is no run, or its environment must be named again.
@@ -338,7 +350,7 @@ def named_source(
     if not isinstance(named, str):
         raise CheckpointError(f"{path}: config.json names no environment")
     local = config.get("env_from_python", False) or not imports_nothing(named)
-    settings = read_settings(config, path / "config.json")
+    found = settings or read_settings(config, path / "config.json")
 
     def find() -> EnvSource:
         if env is None and local:
@@ -348,12 +360,12 @@ def named_source(
                 name="NAME-ENV",
             )
         by_id = env is None or isinstance(env, str)
-        kwargs = settings.env_kwargs if by_id else {}
+        kwargs = found.env_kwargs if by_id else {}
         return find_env(named if env is None else env, kwargs)
 
     if to_open or env is not None or recorded_spec(directory, named) is None:
-        return settings, find()
-    return settings, DeferredSource(env_id=named, find=find)
+        return found, find()
+    return found, DeferredSource(env_id=named, find=find)
 
 
 def _read(
@@ -372,14 +384,14 @@ def _read(
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
     directory, own = RunDirectory(Path(path)), own or OwnNetworks()
-    frozen, source = named_source(directory, env, to_open=to_open)
+    own_settings, source = named_source(directory, env, to_open=to_open, settings=settings)
     if directory.config.get("own_networks", False) and own == OwnNetworks():
         raise CheckpointError(
             f"{path} was trained with a network of your own; give it again, in Python: network=...",
             name="NAME-NETWORK",
         )
     checkpoint = directory.newest(exact=exact, folder=folder)
-    return _Stored(directory, settings or frozen, source, own, checkpoint)
+    return _Stored(directory, own_settings, source, own, checkpoint)
 
 
 def open_run(
@@ -406,8 +418,7 @@ def open_run(
         opened.visit(jax=check_jax_env, host=_warn_of_normalisers)
         return stored.run(opened.spec), opened
     except BaseException:
-        if stored.source.reopens:
-            opened.close()
+        opened.close()
         raise
 
 

@@ -10,7 +10,7 @@ import jax
 from surefoot.config.settings import Parallel, Settings
 from surefoot.envs.host import HostEnv
 from surefoot.envs.source import OpenEnvs
-from surefoot.errors import StoppedBySignal, SurefootError
+from surefoot.errors import EnvCrashError, StoppedBySignal, SurefootError
 from surefoot.parallel.mesh import (
     ALONE,
     ONE,
@@ -111,7 +111,7 @@ class Trainer(NamedTuple):
         with contextlib.ExitStack() as closing:
             # An ExitStack closes in reverse: the lock goes last, when nothing writes any more.
             closing.callback(_unlock, run)
-            closing.callback(self.envs.close)
+            closing.push(self._close_envs)
             collector = self._env_actors(closing)
             stepper = self._stepper(collector)
             closing.callback(self.callback.on_end, run)
@@ -120,7 +120,8 @@ class Trainer(NamedTuple):
                 plan = make_plan(run.settings, run.learner.spec)
                 stepper.reset(run.iteration)
                 self.callback.on_start(run, plan)
-                loop = Loop(run, stepper, plan, self.callback, self.placement, ranks)
+                shared = self.envs if self._takes_turns() else None
+                loop = Loop(run, stepper, plan, self.callback, self.placement, ranks, shared)
                 with ranks.reporting_loss(), reporting_memory(run.settings):
                     (error,) = run_loops([loop])
                 if error is not None:
@@ -134,6 +135,21 @@ class Trainer(NamedTuple):
             except SurefootError as error:
                 record_error(run, error)
                 raise
+
+    def _close_envs(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Close the environments; that they hang is the run's error where it has no other."""
+        try:
+            self.envs.close()
+        except EnvCrashError as hung:
+            if error is not None:
+                return
+            if self.run.directory:
+                hung.add(f"the run is kept in {self.run.directory.path}")
+            raise
+
+    def _takes_turns(self) -> bool:
+        """Whether evaluations play in the environments that train."""
+        return self.run.settings.train.max_envs > 0 and not self.run.learner.spec.jax_native
 
     def _env_actors(self, closing: contextlib.ExitStack) -> Collector | None:
         """Actors that step the environments elsewhere, or None."""

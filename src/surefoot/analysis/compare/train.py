@@ -83,6 +83,8 @@ def _check_workers(workers: Workers, cells: Sequence[Cell], seeds: int) -> None:
         raise ConfigError(
             f"{by_python[0]}: with several jobs an environment must be an id (module:id)"
         )
+    if workers.jobs > 1 and any(cell.settings.train.max_envs for cell in cells):
+        raise ConfigError("compare: jobs open environments side by side: leave out --max-envs")
     if workers.devices > 1 and workers.jobs > 1:
         raise ConfigError(
             "compare: devices and jobs cannot be combined: each job would take the same devices"

@@ -175,7 +175,7 @@ def _open_player(
     # No restarts: a recreated environment would play another episode.
     limits = EnvLimits.from_settings(train)._replace(restarts=0)
     open_env = partial(source.open, 1, seed=settings.seed, limits=limits)
-    return HostPlayer(open_env, make_functions, settings)
+    return HostPlayer(open_env, make_functions, settings, max_envs=train.max_envs)
 
 
 def _refuse_vectors(source: EnvSource) -> None:

@@ -154,7 +154,8 @@ class HostPlayer:
 
     Environments are opened one by one, with the validation and time-outs of training: episodes of
     a group end at different steps, and none is stepped past its end. An episode's random numbers
-    follow from its place in a group.
+    follow from its place in a group. More than `max_envs` episodes
+    are played in lots, one after another; 0: no maximum.
     """
 
     group, default_budget = GROUP, 200_000
@@ -164,8 +165,10 @@ class HostPlayer:
         open_env: Callable[[], Any],
         make_functions: Callable[[EnvSpec], PolicyFunctions],
         settings: ProbeSettings,
+        *,
+        max_envs: int = 0,
     ):
-        self._open = open_env
+        self._open, self._max_envs = open_env, max_envs or GROUP
         self._envs: list[HostEnv] = [open_env()]
         self._spec = self._envs[0].spec
         self.functions = make_functions(self._spec)
@@ -178,7 +181,11 @@ class HostPlayer:
         if self.paired is None:
             # Found out once, with two short episodes, before the first ones that count.
             self.paired = self._repeats(policy)
-        return self._play(policy, range(first, first + count), keep=keep, limit=self.limit)
+        lots = [
+            self._play(policy, range(start, end), keep=keep, limit=self.limit)
+            for start, end in lots_of(first, count, self._max_envs)
+        ]
+        return lots[0] if len(lots) == 1 else _joined(lots)
 
     def close(self) -> None:
         """Close the environments."""
@@ -209,7 +216,7 @@ class HostPlayer:
                 seen = jax.tree.map(np.array, (obs, masks, actions))
                 kept.append(Trajectories._make([*seen, rewards]))
             for row in map(int, np.flatnonzero(running)):
-                step = self._envs[row].step(jax.tree.map(lambda leaf, i=row: leaf[i : i + 1], sent))
+                step = self._at(row).step(jax.tree.map(lambda leaf, i=row: leaf[i : i + 1], sent))
                 rewards[row], terminated[row] = step.rewards[0], step.terminated[0]
                 running[row] = not (step.terminated[0] or step.truncated[0])
                 lengths[row] += 1
@@ -235,10 +242,36 @@ class HostPlayer:
         masks = masks_of(self._spec, {}, GROUP) if self._spec.masked else None
         for row in range(GROUP)[rows]:
             # Opened when first needed: a small budget needs few.
-            while row >= len(self._envs):
+            while row % self._max_envs >= len(self._envs):
                 self._envs.append(self._open())
-            _write((obs, masks), row, self._envs[row].reset([seeds[row]]))
+            _write((obs, masks), row, self._at(row).reset([seeds[row]]))
         return obs, masks
+
+    def _at(self, row: int) -> HostEnv:
+        """The environment of a place in the group; another place of its lot has another one."""
+        return self._envs[row % self._max_envs]
+
+
+def lots_of(first: int, count: int, size: int) -> list[tuple[int, int]]:
+    """Ranges of at most `size` episodes, from `first` on."""
+    last = first + count
+    return [(start, min(start + size, last)) for start in range(first, last, size)]
+
+
+def _joined(lots: list[PlayedEpisodes]) -> PlayedEpisodes:
+    """Episodes that were played one lot after another; trajectories are padded with zeros."""
+    rest = [lot._replace(trajectories=None) for lot in lots]
+    found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rest)
+    kept = [lot.trajectories for lot in lots if lot.trajectories is not None]
+    if not kept:
+        return found
+    length = max(len(each.rewards) for each in kept)
+
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        pads = [[(0, length - len(leaf))] + [(0, 0)] * (leaf.ndim - 1) for leaf in leaves]
+        return np.concatenate([np.pad(*pair) for pair in zip(leaves, pads, strict=True)], axis=1)
+
+    return found._replace(trajectories=jax.tree.map(join, *kept))
 
 
 def _write(rows: PyTree, row: int, values: PyTree) -> None:

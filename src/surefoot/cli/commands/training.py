@@ -137,7 +137,7 @@ class _Display(Callback):
         from surefoot.storage.loggers import tensorboard_logger, wandb_logger
 
         if self._options.tensorboard:
-            self._loggers.append(tensorboard_logger(run.directory.path))
+            self._loggers.append(tensorboard_logger(run.directory.path, run.env_steps))
         if self._options.wandb:
             self._loggers.append(wandb_logger(run.directory, self._options.wandb))
         self._progress.on_start(run, plan)
