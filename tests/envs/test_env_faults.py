@@ -237,6 +237,7 @@ def test_an_environment_ends_its_own_process_where_it_is_made(train):
 
 
 @case(112)
+@pytest.mark.thorough
 def test_a_run_that_ends_with_its_process_is_not_called_finished():
     flags = [*SMALL, "--out", "run", "--checkpoint-every", "32"]
     done = in_a_shell("train", of("Leaves"), "vpg", "--steps", "256", *flags)

@@ -62,7 +62,9 @@ KINDS = [(kind, when) for kind in DRAWS for when in ("made", "reset", "step")]
 
 
 @case(110)
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(
+    "vectorization", ["sync", pytest.param("async", marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize(("kind", "when"), KINDS)
 def test_the_same_seed_is_the_same_run_whatever_the_caller_has_drawn(kind, when, vectorization):
     first, again, other = (
@@ -110,6 +112,7 @@ for kind in DRAWS:
 """
 
 
+@pytest.mark.thorough
 @case(110)
 def test_a_run_that_goes_on_from_a_reset_is_as_if_never_stopped():
     """In a process of its own: here beartype draws from `random` while functions are traced."""

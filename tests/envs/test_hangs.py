@@ -78,6 +78,7 @@ def test_a_hang_in_another_process_is_an_error_in_time(when, how):
 
 @case(115)
 @pytest.mark.parametrize("when", ["made", "close"])
+@pytest.mark.thorough
 def test_what_an_environment_of_another_process_leaves_behind_does_not_hold_our_output(when):
     code, said, seconds = in_a_shell(
         "--vectorization", "async", when=when, how="leaves", where="there"
@@ -96,6 +97,7 @@ class SlowToMake(Sound):
 
 
 @case(115)
+@pytest.mark.thorough
 def test_many_constructors_that_take_their_time_are_each_within_it():
     train = sf.Train(steps=64, num_envs=4, num_steps=16, env_timeout_s=1.0)
     critic = sf.Critic(num_epochs=1, num_minibatches=1)

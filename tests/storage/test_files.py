@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 import surefoot as sf
-from surefoot.errors import CheckpointError, ConfigError, NotFiniteError, StorageError
+from surefoot.config.presets import settle
+from surefoot.errors import (
+    CheckpointError,
+    ConfigError,
+    NotFiniteError,
+    StorageError,
+    SurefootError,
+)
 from surefoot.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from surefoot.storage.files import Folder, replace_file
 from surefoot.storage.lock import lock, unlock
@@ -264,3 +271,25 @@ def test_a_forked_process_writes_nothing_to_the_run_of_the_first(run):
         unlock(run)
     after = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.name != "lock"}
     assert after == {file: time for file, time in before.items() if file.name != "lock"}
+
+
+@case(127)
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("train", "num_envs", 10**9),
+        ("train", "num_steps", 10**9),
+        ("train", "eval_episodes", 10**9),
+        ("network", "hidden", [8] * 3000),
+        ("network", "critic_hidden", [8] * 3000),
+    ],
+)
+def test_sizes_that_a_run_claims_are_refused_at_once_by_name(group, name, value):
+    config = settle("CartPole-v1", sf.preset("CartPole-v1")).to_dict()
+    config[group][name] = value
+    run = RunDirectory.create(Path("run"), config)
+    unlock(run.path)
+    began = time.thread_time()
+    with pytest.raises(SurefootError, match=name):
+        sf.load("run")
+    assert time.thread_time() - began < 1.0

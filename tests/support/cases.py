@@ -521,6 +521,12 @@ CASES = {
         "ValueError with the file's name",
         "????",
     ),
+    127: Case(
+        _F,
+        "a run that claims sizes beyond any use: a thousand million environments, 3,000 layers",
+        "exit 2 at once, with the field's name",
+        "????",
+    ),
 }
 
 

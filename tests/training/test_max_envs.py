@@ -94,6 +94,7 @@ def test_training_starts_new_episodes_behind_an_evaluation_in_its_environments()
 
 
 @case(114)
+@pytest.mark.thorough
 def test_a_run_with_evaluations_between_is_resumed_to_the_same_bits():
     def limited():
         return gymnasium.wrappers.TimeLimit(Sound(), 8)

@@ -936,3 +936,10 @@ def test_updates_are_kept_for_probes_right_after_resets(tmp_path):
 
 def test_nothing_is_kept_where_nothing_went_wrong(whole):
     assert whole("host").directory.checkpoints("kept") == []
+
+
+def test_what_reset_returns_is_no_observation_and_no_preset_is_none():
+    run = sf.train("CartPole-v1", "vpg", steps=64, num_envs=2, num_steps=16, preset=None)
+    assert run.settings.rule == sf.VPG()
+    with pytest.raises(ValueError, match=r"got \(observation, info\)"):
+        run.policy(gymnasium.make("CartPole-v1").reset(seed=0))

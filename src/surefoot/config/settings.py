@@ -108,14 +108,16 @@ class Train:
     seed: int = setting(
         0, "seed of every random number of the run", initial=True, low=0, high=2**31 - 1
     )
-    num_envs: int = setting(8, "parallel environments", low=1)
+    num_envs: int = setting(8, "parallel environments", low=1, high=2**20)
     max_envs: int = setting(
         0,
         "maximum environments open at a time, at least num_envs: evaluations during the run play "
         "in those that train, which start new episodes after it; 0: no maximum",
         low=0,
     )
-    num_steps: int = setting(256, "steps of each environment between two updates", low=1)
+    num_steps: int = setting(
+        256, "steps of each environment between two updates", low=1, high=2**20
+    )
     blocks: int = setting(
         1,
         "blocks of environments, which may live on different devices; rows are shuffled within "
@@ -157,7 +159,7 @@ class Train:
         "affine", "map [-1, 1] onto a bounded Box, or clip raw actions", choices=("affine", "raw")
     )
     eval_every: int = setting(0, "steps between two evaluations; 0: none during the run", low=0)
-    eval_episodes: int = setting(20, "episodes of one evaluation", low=1)
+    eval_episodes: int = setting(20, "episodes of one evaluation", low=1, high=10**6)
     eval_max_steps: int = setting(
         0,
         "environment steps of one evaluation, all its episodes together; 0: the environment's time "
@@ -208,10 +210,10 @@ class Network:
     """The policy's and the critic's networks: multilayer perceptrons, a small CNN on images."""
 
     hidden: tuple[int, ...] = setting(
-        (64, 64), "widths of the hidden layers", low=1, high=16384, fewest=1
+        (64, 64), "widths of the hidden layers", low=1, high=16384, fewest=1, most=64
     )
     critic_hidden: tuple[int, ...] = setting(
-        (), "widths of the critic's hidden layers; none: as hidden", low=1, high=16384
+        (), "widths of the critic's hidden layers; none: as hidden", low=1, high=16384, most=64
     )
     images: str = setting(
         "auto",

@@ -38,6 +38,7 @@ class Limits(NamedTuple):
     choices: tuple[str, ...] = ()
     pattern: str = ""
     fewest: int = 0
+    most: float = math.inf
     traced: bool = False
     off_at_zero: bool = False
     initial: bool = False
@@ -52,12 +53,14 @@ class Limits(NamedTuple):
             text for text, bound in ((left, self.low), (right, self.high)) if math.isfinite(bound)
         ]
         what = f"{self.fewest} or more finite numbers" if self.fewest else "a finite number"
+        if self.most < math.inf:
+            what = f"{self.fewest} to {self.most} finite numbers"
         return what + (" " + " and ".join(parts) if parts else "")
 
     def allow(self, value: Any) -> bool:
         """Whether every number or word in `value` lies within the limits."""
         values = value if isinstance(value, tuple) else (value,)
-        if len(values) < self.fewest:
+        if not self.fewest <= len(values) <= self.most:
             return False
         if self.pattern:
             return all(re.fullmatch(self.pattern, item) for item in values)

@@ -56,6 +56,8 @@ def _unknown(name: str, env_id: str, module: ModuleType | None) -> ConfigError:
     own = [key for key, value in vars(module).items() if callable(value)] if module else []
     hint = nearest(name, [*own, *gymnasium.registry])
     why = f"{hint} (module:id imports your own module first)"
+    if not hint and "/" in name:
+        why = f": import the package that registers it, as in ale_py:{name}"
     if module:
         why = f": {module.__name__} has no function {name} and registers no such id{hint}"
     return ConfigError(f"unknown environment {env_id}{why}", name="UNKNOWN-ENV")

@@ -49,7 +49,7 @@ def lend_vector(vector: VectorEnv, name: str) -> Lender:
             f"them; {A_WAY_OUT}, or set max_envs to their number"
         )
 
-    return Lender(lambda: _LentVector(vector), refuse)
+    return Lender(lambda: LentVector(vector), refuse)
 
 
 class _LentEnv(gymnasium.Wrapper):
@@ -61,17 +61,18 @@ class _LentEnv(gymnasium.Wrapper):
         self.returned = True
 
 
-class _LentVector:
-    """A vector environment that stays open when it is closed here."""
+class LentVector:
+    """A vector environment, `vector`, that stays open when it is closed here."""
 
     # No wrapper of Gymnasium's: those close what they wrap when they are deleted.
     def __init__(self, vector: VectorEnv):
-        self._vector, self.returned = vector, False
+        self.vector, self.returned = vector, False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._vector, name)
+        return getattr(self.vector, name)
 
     def close(self) -> None:
+        """Give it back."""
         self.returned = True
 
 

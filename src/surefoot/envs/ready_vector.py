@@ -11,6 +11,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from surefoot.envs.contract import ObsContract
 from surefoot.envs.global_generators import seed_generators
 from surefoot.envs.group import EnvInfos, VectorStep, normalisers_of, scalars, time_limit
+from surefoot.envs.own_instance import LentVector
 from surefoot.errors import ConfigError, EnvContractError
 
 
@@ -26,7 +27,8 @@ class ReadyVector:
             )
         self.num_envs = num_envs
         self.spaces = vector.single_observation_space, vector.single_action_space
-        self.normalisers = normalisers_of(vector)
+        inner = vector.vector if isinstance(vector, LentVector) else vector
+        self.normalisers = normalisers_of(inner)
         self._contract = ObsContract(self.spaces[0], self.num_envs)
         self._resetting = np.zeros(self.num_envs, bool)
         self._one_seed = False

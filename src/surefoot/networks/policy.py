@@ -5,6 +5,7 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
+import gymnasium.spaces as spaces
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -81,10 +82,14 @@ class Policy:
             ValueError: where the observation has another shape than the environment's, or is not
                 finite: this may be a control loop, and every action would be a guess.
         """
+        space = self.spec.observation_space
+        pair = isinstance(obs, tuple) and len(obs) == 2 and isinstance(obs[1], dict)
+        if pair and not isinstance(space, spaces.Tuple):
+            raise ValueError("got (observation, info), as reset returns them; give the observation")
         # In the space's own structure, lists and numbers included.
         obs = by_part(
             lambda part, leaf: as_jax_dtype(np.asarray(leaf, part.dtype)),
-            self.spec.observation_space,
+            space,
             obs,
         )
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(obs)):

@@ -281,20 +281,14 @@ def read_row(line: bytes) -> dict[str, Any] | None:
     if not all(type(count) is int and 0 <= count < 2**63 for count in counters):
         return None
     # A figure of another type is left out, as if it had not been measured.
-    return {
-        name: value
-        for name, value in row.items()
-        # First what nearly all of a long file is.
-        if (type(value) is float and -LARGEST_FIGURE < value < LARGEST_FIGURE)
-        or _is_figure(name, value)
-    }
+    return {name: value for name, value in row.items() if _is_figure(name, value)}
 
 
 def _is_figure(name: str, value: Any) -> bool:
     if name in TEXTS:
         return isinstance(value, str)
     # Compared, not converted: a whole number of 400 digits has no float.
-    return type(value) in (int, float) and abs(value) < LARGEST_FIGURE
+    return type(value) in (float, int) and abs(value) < LARGEST_FIGURE
 
 
 def finite_row(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def choose_groups(
     check_kind("train", train, Train)
     check_kind("network", network, Network, OwnNetworks)
     check_kind("critic", critic, Critic)
-    usual = find_preset(env, rule or "trpo", preset, shared_only=shared_only)
+    usual = find_preset(env, rule or "trpo", preset or "none", shared_only=shared_only)
     return Groups(
         usual.rule if rule is None or isinstance(rule, str) else rule,
         usual.train if train is None else train,
