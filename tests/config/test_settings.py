@@ -121,7 +121,11 @@ def test_a_key_near_nothing_is_refused_without_a_guess():
             r"backtrack_coeff must be .* and below 1, got 1\.0",
         ),
         (Train, {"gamma": 1.01}, r"train: gamma must be .* at least 0 and at most 1, got 1\.01"),
-        (Train, {"num_envs": 0}, r"train: num_envs must be a finite number at least 1 and at most 1048576, got 0"),
+        (
+            Train,
+            {"num_envs": 0},
+            r"num_envs must be a finite number at least 1 and at most 1048576, got 0",
+        ),
         (Network, {"hidden": (64, 0)}, r"network: hidden must be .* at least 1 .*, got \(64, 0\)"),
         (Network, {"activation": "sine"}, r"activation must be one of tanh, relu.*, got 'sine'"),
         (PPO, {"advantage_norm": "all"}, r"advantage_norm must be one of minibatch, batch, none"),
