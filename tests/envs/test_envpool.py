@@ -7,6 +7,8 @@ import pytest
 import surefoot as sf
 from surefoot.cli.parser import main
 from surefoot.config.presets import preset
+from surefoot.envs.contract import outside
+from surefoot.envs.envpool import EnvPoolVector
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvCrashError
 from tests.support.trees import assert_same_bits
@@ -155,3 +157,12 @@ def test_trpo_learns_cartpole():
         for seed in range(3)
     ]
     assert np.mean([final["return_mean"] for final in finals]) >= 475
+
+
+@pytest.mark.parametrize("name", ["LunarLander-v3", "BipedalWalker-v3", "WalkerWalk-v1"])
+def test_a_lowest_bound_that_was_meant_is_one(name):
+    """It is the smallest positive float, above which no observation below 0 lies."""
+    vector = EnvPoolVector(name, 2, {})
+    obs, _ = vector.reset(seed=[0, 1])
+    assert outside(vector.single_observation_space, obs, leading=1) is None
+    vector.close()

@@ -366,6 +366,8 @@ def test_large_images_are_refused_by_name_unless_the_user_brings_both_networks(s
 def test_spaces_that_nothing_here_fits_are_refused():
     with pytest.raises(ConfigError, match=r"observations of space Text.* are not supported"):
         make(spaces.Dict({"text": spaces.Text(5)}))
+    with pytest.raises(ConfigError, match=r"observations of shape \(0,\) hold no number"):
+        make(spaces.Dict({"none": spaces.Box(-1, 1, (0,)), "some": VECTOR}))
     with pytest.raises(ConfigError, match=r"actions of space Text.* are not supported"):
         make(action=spaces.Text(5))
     unbounded = spaces.Tuple((DISCRETE, spaces.Box(-np.inf, np.inf, (2,))))

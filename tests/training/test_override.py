@@ -17,6 +17,7 @@ from surefoot.networks.actor_critic import build
 from surefoot.training.learner import Learner
 from tests.support.cases import case
 from tests.support.scripted import Scripted
+from tests.support.shell import SMALL, told_of
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
 
@@ -111,3 +112,15 @@ def test_of_all_settings_those_that_are_refused_are_those_that_the_state_already
             held.add((kind, name))
     marked = {(kind, name) for _, kind, name in FIELDS if limits_of(kind)[name].initial}
     assert held == marked
+
+
+@pytest.mark.parametrize(("rule", "name"), [("vpg", "learning_rate"), ("trpo", "max_kl")])
+def test_more_steps_say_where_what_falls_over_the_run_goes_on(command, rule, name):
+    words = ["train", "CartPole-v1", rule, *SMALL, "--final-fraction", "0.5", "--out", "run"]
+    assert command(*words, "--steps", "128").code == 0
+    start = getattr(RULES[rule](), name)
+    told = rf"{name} goes on at {0.75 * start:.2g} where it was {0.5 * start:.2g}"
+    with told_of(told) as lines:
+        ended = command(*words, "--steps", "256", "--resume", "auto", "--override", "steps")
+    assert ended.code == 0
+    assert len(lines) == 1

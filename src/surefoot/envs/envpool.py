@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -31,7 +32,7 @@ class EnvPoolVector(VectorEnv):
         self.num_envs = num_envs
         # Only to read the spaces: the first seeded reset makes another one.
         pool = self._make(range(num_envs))
-        self.single_observation_space = pool.single_observation_space
+        self.single_observation_space = unbounded_below(pool.single_observation_space)
         self.single_action_space = pool.single_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -80,6 +81,20 @@ class EnvPoolVector(VectorEnv):
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+
+def unbounded_below(space: spaces.Space) -> spaces.Space:
+    """A space with -inf in the place of the smallest positive float as a lower bound.
+
+    C++ calls that one `numeric_limits::min()`, and many environments take it for the lowest.
+    """
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: unbounded_below(part) for key, part in space.spaces.items()})
+    if not (isinstance(space, spaces.Box) and space.dtype.kind == "f"):
+        return space
+    dtype: Any = space.dtype
+    low = np.where(space.low == np.finfo(dtype).tiny, -np.inf, space.low)
+    return spaces.Box(low.astype(dtype), space.high, dtype=dtype)
 
 
 def _threads(num_envs: int, num_threads: int) -> dict[str, int]:

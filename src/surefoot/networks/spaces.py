@@ -64,6 +64,8 @@ def check_observations(spec: EnvSpec, images: str) -> None:
     """Refuse large images and spaces without numbers, which the built networks do not read."""
     for leaf in leaf_spaces(spec.observation_space):
         shape = shape_of(leaf)
+        if 0 in shape:
+            raise ConfigError(f"{spec.env_id}: observations of shape {shape} hold no number")
         if is_image(leaf, images) and (len(shape) == 2 or max(shape[:2]) > LARGEST_IMAGE):
             raise ConfigError(
                 f"{spec.env_id}: pixel observations of shape {shape} are not supported yet "

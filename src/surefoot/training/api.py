@@ -313,6 +313,7 @@ def _resume(
                 return run
             placement = resources.place(run.settings)
             _warn_of_changes(config, directory, placement.count)
+            _warn_of_schedules(config.get("train"), run)
             # Rows behind the checkpoint are of iterations that are about to be done again.
             run = replace(run, rows=directory.trim(run.iteration, run.env_steps))
             undo.pop_all()  # from here on the trainer closes them
@@ -334,6 +335,24 @@ def _warn_of_changes(config: Mapping[str, Any], directory: RunDirectory, devices
             "equal a run that never stopped",
             stacklevel=2,
         )
+
+
+def _warn_of_schedules(before: Any, run: Run) -> None:
+    """Warn where another number of steps moves what falls over the run, such as a step size."""
+    train, rule = run.settings.train, run.settings.rule
+    fraction, name = rule.final_fraction, "max_kl" if hasattr(rule, "max_kl") else "learning_rate"
+    steps = before.get("steps") if isinstance(before, dict) else None
+    if not isinstance(steps, int) or steps == train.steps or fraction == 1.0:
+        return
+    was, now = (
+        getattr(rule, name) * (1 - (1 - fraction) * min(run.env_steps / end, 1.0))
+        for end in (steps, train.steps)
+    )
+    warnings.warn(
+        f"{name} falls over the whole run: as it now ends at {train.steps:,} steps and not at "
+        f"{steps:,}, {name} goes on at {now:.2g} where it was {was:.2g}",
+        stacklevel=2,
+    )
 
 
 @jax_defaults()
