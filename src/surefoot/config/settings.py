@@ -116,7 +116,7 @@ class Train:
         low=0,
     )
     num_steps: int = setting(
-        256, "steps of each environment between two updates", low=1, high=2**20
+        256, "steps of each environment between two updates", low=1, high=2**24
     )
     blocks: int = setting(
         1,
