@@ -81,6 +81,7 @@ def test_a_signal_while_a_module_is_imported(number, code, module):
     assert (found, said) == (code, f"surefoot: stopped by {number.name}\n")
 
 
+@pytest.mark.thorough
 @case(118)
 @EVERY_SIGNAL
 @pytest.mark.parametrize("when", ["made", "reset", "closed", "evaluated"])

@@ -53,8 +53,9 @@ def test_a_hang_in_this_process_is_an_error_in_time(train, when):
 @pytest.mark.thorough
 @case(115)
 @CALLS
-def test_a_hang_in_native_code_of_this_process_ends_it(when):
-    code, said, seconds = in_a_shell(when=when, how="native")
+@pytest.mark.parametrize("how", ["native", "alarm"])
+def test_a_hang_that_nothing_interrupts_ends_this_process_with_a_line(when, how):
+    code, said, seconds = in_a_shell(when=when, how=how)
     assert code == 4
     assert "error[ENV-HUNG]" in said
     assert "did not respond within 1 s (env_timeout_s), in code that cannot be" in said

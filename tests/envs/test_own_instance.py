@@ -137,6 +137,7 @@ def faster():
     return made
 
 
+@pytest.mark.thorough
 @case(113)
 @pytest.mark.parametrize(
     ("make", "why"),

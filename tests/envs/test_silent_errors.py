@@ -197,6 +197,7 @@ HELD = {
 }
 
 
+@pytest.mark.thorough
 @case(108)
 @pytest.mark.filterwarnings("ignore:.*it is cast")
 @pytest.mark.parametrize("vectorization", ["sync", "cores", "ready vector"])

@@ -123,6 +123,7 @@ def undisturbed(tmp_path_factory):
         os.chdir(here)
 
 
+@pytest.mark.thorough
 @case(79)
 def test_two_processes_are_two_devices_to_the_bit(undisturbed):
     done = in_a_shell("train", *RUN, *LONG, "--devices", "2", "--out", "devices")

@@ -87,6 +87,7 @@ FILES = ["config.json", "metrics.jsonl", "lock", "checkpoints/step-000000064/sta
          "checkpoints/step-000000064/arrays.safetensors"]  # fmt: skip
 
 
+@pytest.mark.thorough
 @case(92)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("spoil", SPOILT)

@@ -354,7 +354,8 @@ class Scaled(Sound):
 class HangsIn(Sound):
     """Never returns from one call, here or in another process than the one that trains.
 
-    It is asleep, waits in native code for itself, keeps Python's lock, or leaves a process behind.
+    It is asleep, also with the alarm set back, waits in native code for itself, keeps Python's
+    lock, or leaves a process behind.
     """
 
     def __init__(self, when: str = "made", how: str = "asleep", where: str = "here"):
@@ -371,6 +372,8 @@ class HangsIn(Sound):
         elif self.how == "native":
             HangsDeep.broken(self)
         else:
+            if self.how == "alarm":
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
             (ctypes.PyDLL(None).sleep if self.how == "lock" else time.sleep)(60)
 
     def reset(self, **given):

@@ -58,6 +58,7 @@ def test_without_a_maximum_the_final_evaluation_opens_no_more_than_training_did(
         brief(eval_every=64)
 
 
+@pytest.mark.thorough
 @case(114)
 def test_one_environment_is_enough_for_every_command(command):
     words = ["--num-envs", "1", "--num-steps", "32", "--steps", "256", "--eval-every", "64"]

@@ -175,6 +175,7 @@ class Spiked(Sound):
         return obs, reward, *rest
 
 
+@pytest.mark.thorough
 @case(96)
 @pytest.mark.parametrize("value", [1e19, -3e38])
 @pytest.mark.parametrize("what", ["reward", "obs"])

@@ -158,6 +158,7 @@ def with_half(group, *numbers):
     return changed(group, {number: getattr(group, number) / 2 for number in numbers})
 
 
+@pytest.mark.thorough
 @every_run
 def test_every_number_of_the_settings_changes_what_updates_do(name):
     given, base = RUNS[name], learner_with(name)

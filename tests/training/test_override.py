@@ -114,6 +114,7 @@ def test_of_all_settings_those_that_are_refused_are_those_that_the_state_already
     assert held == marked
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rule", "name"), [("vpg", "learning_rate"), ("trpo", "max_kl")])
 def test_more_steps_say_where_what_falls_over_the_run_goes_on(command, rule, name):
     words = ["train", "CartPole-v1", rule, *SMALL, "--final-fraction", "0.5", "--out", "run"]

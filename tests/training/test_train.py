@@ -357,6 +357,7 @@ def test_a_run_that_was_stopped_is_carried_by_an_interrupt_that_no_sweep_swallow
     assert caught.value.run.policy(np.zeros(2, np.float32)).shape == ()
 
 
+@pytest.mark.thorough
 @case(99)
 @both_worlds
 @pytest.mark.parametrize(

@@ -58,8 +58,10 @@ class StepTimeout:
                 continue
             # Before the signal: the handler raises only if this very step still runs.
             _overdue[self] = started
-            # To the thread, not the process, so that its system call is interrupted.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            # Of an environment that has set the default handler it would end the process unsaid.
+            if signal.getsignal(signal.SIGALRM) is _interrupt:
+                # To the thread, not the process, so that its system call is interrupted.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
             until = time.monotonic() + INTERRUPT_SECONDS
             while self.started == started and time.monotonic() < until:
                 self._closed.wait(0.05)

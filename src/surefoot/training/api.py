@@ -221,9 +221,14 @@ def _check_env_workers(job: Job, resources: Resources) -> None:
             "env workers step their environments in one process each: leave out --vectorization",
             name="FLAG",
         )
-    if settings.train.max_envs:
-        raise ConfigError("env workers open environments of their own: leave out --max-envs")
+    _check_max_envs(settings)
     workers.check(settings.train.num_envs)
+
+
+def _check_max_envs(settings: Settings) -> None:
+    if settings.train.max_envs:
+        text = "env workers open environments of their own, and the run has a max_envs"
+        raise ConfigError(f"{text} of {settings.train.max_envs}: leave out one of the two")
 
 
 def _train_beside_rank_0(job: Job, resources: Resources, path: Path, callback: Callback) -> Run:
@@ -306,6 +311,8 @@ def _resume(
         )
         with contextlib.ExitStack() as undo:
             undo.callback(envs.close)
+            if elsewhere:
+                _check_max_envs(run.settings)
             if settings is not None:
                 # Only now is it known that the stored arrays fit the new settings.
                 directory.write("config.json", dump(config | settings.to_dict()))
