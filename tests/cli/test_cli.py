@@ -54,6 +54,10 @@ def error_of(capsys, *arguments):
         (["train", "CartPole-v1", "trp0"], "CONFIG", "did you mean trpo?"),
         (["train", "CartPole-v1", "--num-env", "3"], "FLAG", "did you mean --num-envs?"),
         (["train", "CartPole-v1", "--n-envs", "3"], "FLAG", "here it is --num-envs"),
+        (["train", "CartPole-v1", "--algo", "ppo"], "FLAG", "the rule stands behind the env"),
+        (["train", "CartPole-v1", "--rule", "ppo"], "FLAG", "the rule stands behind the env"),
+        (["train", "--env-id", "CartPole-v1", "ppo"], "FLAG", "stands behind the command"),
+        (["train", "ALE/Pong-v5"], "UNKNOWN-ENV", "registers it, as in ale_py:ALE/Pong-v5"),
         (["train", "CartPole-v1", "--clip-range", "3"], "FLAG", "here it is --clip-eps"),
         (["train", "CartPole-v1", "--clip-eps", ".1"], "FLAG", "a setting of ppo"),
         (["train", "CartPole-v1", "--gamma", "1.2"], "CONFIG", "at least 0 and at most 1"),
@@ -473,3 +477,22 @@ def test_settings_of_jax_for_debugging_do_not_apply_inside(name, env):
             assert run.evaluate(episodes=1)["episodes"] == 1
         with pytest.warns(UserWarning, match=told):
             assert run.policy(np.zeros(4, np.float32)) in (0, 1)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "words",
+    [["train", "ALE/Pong-v5"], ["train", "Atari"], ["train", "CartPole-v1", "--frobnicate"]],
+)
+def test_no_name_is_suggested_where_none_is_near(words, capsys):
+    assert main(words) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_used_directory_names_a_command_that_works(command):
+    code = "import gymnasium\n\n\ndef make():\n    return gymnasium.make('CartPole-v1')\n"
+    Path("own_used.py").write_text(code)
+    words = ["train", "own_used:make", "vpg", *SMALL, "--steps", "64", "--out", "run"]
+    assert command(*words).code == 0
+    ended = command(*words)
+    assert "`surefoot resume run --env own_used:make`" in ended.line

@@ -2,6 +2,8 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium
 import jax
@@ -12,6 +14,9 @@ import surefoot as sf
 from surefoot.analysis.probe.players import HostPlayer
 from surefoot.analysis.probe.policies import callable_functions
 from surefoot.envs.registry import find_env
+from surefoot.errors import ConfigError
+from surefoot.training import api
+from surefoot.training.callback import Callback
 from tests.support.broken_envs import Sound
 from tests.support.cases import case
 from tests.support.shell import same_bits
@@ -84,6 +89,15 @@ def test_more_environments_than_the_maximum_are_refused(command):
     words = ["compare", "CartPole-v1", "--rules", "vpg", "--seeds", "2", "--out", "runs"]
     ended = command(*words, "--jobs", "2", "--num-envs", "1", "--max-envs", "1")
     assert (ended.code, "leave out --max-envs" in ended.line) == (2, True)
+
+
+@case(114)
+def test_env_workers_which_open_environments_of_their_own_do_not_continue_such_a_run():
+    how = {"num_envs": 1, "num_steps": 16, "max_envs": 1, "preset": "none"}
+    sf.train("CartPole-v1", "vpg", steps=32, out="run", **how)
+    resources: Any = SimpleNamespace(env_workers=object())
+    with pytest.raises(ConfigError, match="a max_envs of 1: leave out one of the two"):
+        api._resume("run", resources, Callback())
 
 
 @case(114)

@@ -56,7 +56,7 @@ def guarded(
         return {"rule": rule.init(params), "promises": promises, "known": jnp.int32(0)}
 
     def update(state, params, batch, key):
-        # A key of their own: the update itself draws the same numbers with a guard and without.
+        # Another key for the halves: the update draws what it would without a guard.
         half_key = jax.random.fold_in(key, 1)
         fit = cross_fit(
             lambda half: policy_of(step(state["rule"], params, half, half_key, False)[0]),
