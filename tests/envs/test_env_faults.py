@@ -586,6 +586,13 @@ def test_a_vector_that_takes_one_seed_is_given_one(make):
     same_bits(*(run.state.learn.params for run in runs))
 
 
+@case(131)
+@pytest.mark.parametrize("arguments", [[1], "level", 3, {1: 2}])
+def test_arguments_of_an_environment_that_are_no_dictionary_are_named(arguments):
+    with pytest.raises(sf.ConfigError, match="env_kwargs"):
+        sf.train("CartPole-v1", env_kwargs=arguments)
+
+
 @case(123)
 @pytest.mark.parametrize(
     ("env", "given", "said"),

@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+import types
 from pathlib import Path
 
 import gymnasium
@@ -12,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 import surefoot as sf
-from surefoot.envs.group import normalisers_of, time_limit
+from surefoot.envs.group import time_limit
+from surefoot.envs.wrappers import notes_on
 from surefoot.errors import ConfigError, EnvContractError
 from tests.support.broken_envs import Sound
 from tests.support.cases import case
@@ -298,4 +301,95 @@ def test_an_instance_that_normalises_is_named_and_other_wrappers_are_not():
         brief(wrappers.NormalizeReward(Sound()), num_envs=1)
         brief(lambda: wrappers.ClipReward(wrappers.RecordEpisodeStatistics(Sound()), -1, 1))
     assert len(said) == 1
-    assert normalisers_of(wrappers.NormalizeReward(Sound())) == ("NormalizeReward",)
+    assert notes_on(wrappers.NormalizeReward(Sound()))
+    assert not notes_on(Sound())
+
+
+@case(111)
+@pytest.mark.parametrize("processes", ["sync", "cores"])
+@pytest.mark.parametrize("lent", [False, True])
+def test_returns_are_those_beneath_a_wrapper_that_scales_rewards(lent, processes):
+    def make():
+        env = wrappers.TimeLimit(
+            wrappers.NormalizeReward(wrappers.TransformReward(Sound(), raw)), 5
+        )
+        return wrappers.NormalizeObservation(env)
+
+    def raw(reward):
+        return 1.0
+
+    env, num_envs = (make(), 1) if lent else (make, 2)
+    with told_of("inside the environment"):
+        run = brief(env, num_envs=num_envs, vectorization="sync" if lent else processes)
+    means = [row["episode/return_mean"] for row in run.rows]
+    np.testing.assert_allclose(means, 5.0, rtol=1e-6)
+    assert run.evaluate(3)["returns"] == [5.0] * 3
+    if lent:  # its wrappers are as they were
+        assert not any("Raw" in type(part).__name__ for part in chain(env))
+
+
+def chain(env):
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+
+
+@case(104)
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [(lambda: Keyed(), "obs['action_mask']"), (lambda: Method(), "action_masks()")],
+    ids=["in the observation", "as a method"],
+)
+def test_masks_that_nothing_reads_are_named_and_masks_in_infos_are_not(make, where):
+    with told_of("which are not applied") as said:
+        brief(make)
+        brief(lambda: Masked(lambda step: np.ones(3, bool)))
+    (text,) = said
+    assert f"as {where}" in text
+
+
+class Method(Sound):
+    def action_masks(self):
+        return np.ones(2, bool)
+
+
+class Keyed(wrappers.TransformObservation):
+    """Has its mask in the observation, as PettingZoo and RLlib do."""
+
+    def __init__(self):
+        env, mask = Sound(), spaces.MultiBinary(2)
+        space = spaces.Dict({"seen": env.observation_space, "action_mask": mask})
+        super().__init__(env, lambda obs: {"seen": obs, "action_mask": np.ones(2, np.int8)}, space)
+
+
+@case(129)
+def test_every_environment_writes_videos_of_its_own(tmp_path, monkeypatch):
+    class Clip:
+        def __init__(self, frames, fps):
+            pass
+
+        def write_videofile(self, path, **how):
+            Path(path).touch(exist_ok=False)
+
+    parts = ["moviepy", "video", "io", "ImageSequenceClip"]  # which the tests do not need
+    for i in range(4):
+        module = types.ModuleType(".".join(parts[: i + 1]))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.ImageSequenceClip = Clip
+
+    class Drawn(Sound):
+        metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
+        render_mode = "rgb_array"
+
+        def render(self):
+            return np.zeros((8, 8, 3), np.uint8)
+
+    def make():
+        env = wrappers.TimeLimit(Drawn(), 5)
+        return wrappers.RecordVideo(env, str(tmp_path), episode_trigger=lambda episode: not episode)
+
+    run = brief(make, num_envs=3)
+    run.evaluate(1), run.evaluate(1)
+    names = sorted(path.name for path in tmp_path.glob("*.mp4"))
+    # Of three environments in training, and of two evaluations.
+    assert len(names) == 5, names

@@ -454,6 +454,32 @@ def test_an_own_network_of_another_output_size_is_refused_with_both_sizes():
         network.policy(params["policy"], obs)
 
 
+@case(130)
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_an_own_network_without_one_array_of_float32_is_refused_by_name(role):
+    def with_own(own):
+        network = make(**{"own_policy": dense(3), "own_critic": dense(1), f"own_{role}": own})
+        params, obs = network.init(KEY), Inputs(observations(VECTOR, (4,)), None)
+        return network.policy(params["policy"], obs).logits, network.value(params, obs)
+
+    right = dense(3 if role == "policy" else 1)
+    half = OwnNetwork(
+        lambda key, obs: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), right.init(key, obs)),
+        right.apply,
+    )
+    with pytest.raises(ConfigError, match=f"own {role} network: .* of dtype bfloat16"):
+        with_own(half)
+    for out in ((jnp.zeros(4), jnp.zeros(4)), None, 3.0):
+        with pytest.raises(ConfigError, match=f"own {role} network: apply must return one array"):
+            with_own(OwnNetwork(right.init, lambda params, obs, out=out: out))
+    inside = OwnNetwork(
+        right.init, lambda params, obs: right.apply(params, obs).astype(jnp.bfloat16)
+    )
+    for found, expected in zip(with_own(inside), with_own(right), strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-2)
+
+
 def test_the_key_decides_the_first_weights():
     network, params = initial()
     again, other = jax.jit(network.init)(KEY), jax.jit(network.init)(jax.random.key(1))

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 
 import jax
@@ -349,6 +351,32 @@ def test_a_used_directory_is_refused(directory, tmp_path):
         assert caught.value.name == "OUT-USED"
     (tmp_path / "empty").mkdir()
     assert RunDirectory.create(tmp_path / "empty", {"env": "x"}).config == {"env": "x"}
+
+
+@case(62)
+def test_a_directory_that_another_process_has_just_taken_is_being_written_and_not_used(tmp_path):
+    # `--resume auto` started three times at once: the first has the lock and no config.json yet.
+    path = tmp_path / "run"
+    path.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from surefoot.storage.lock import lock; "
+        "lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], **pipes) as first:
+        assert first.stdout.readline() == b"locked\n"
+        with pytest.raises(StorageError, match=f"is being written by process {first.pid} on"):
+            RunDirectory.create(path, {})
+        first.stdin.close()
+    with pytest.raises(ConfigError, match="is used already"):
+        RunDirectory.create(path, {})
+
+
+@case(131)
+@pytest.mark.parametrize("path", [None, 5, b"run", "", ["run"]])
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(ConfigError, match="a run's directory must be a path, got "):
+        RunDirectory(path)
 
 
 def test_a_directory_that_cannot_be_written_is_told_before_anything_runs(tmp_path):

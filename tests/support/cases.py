@@ -527,6 +527,24 @@ CASES = {
         "exit 2 at once, with the field's name",
         "????",
     ),
+    129: Case(
+        _W,
+        "each of several environments records videos under the same name",
+        "each writes files of its own, evaluations too",
+        "????",
+    ),
+    130: Case(
+        _C,
+        "own networks of other outputs, or with parameters in less than float32",
+        "named before anything is learned; outputs in less are computed with in float32",
+        "????",
+    ),
+    131: Case(
+        _C,
+        "a directory that is no path, environment arguments that are no dictionary",
+        "named in one line",
+        "????",
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """A simulator of which there can be one: training, evaluations and probes take turns with it."""
 
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from surefoot.analysis.probe.policies import callable_functions
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError
 from surefoot.training import api
+from surefoot.training import run as api_run
 from surefoot.training.callback import Callback
 from tests.support.broken_envs import Sound
 from tests.support.cases import case
@@ -54,6 +56,28 @@ def brief(env=Licence, *, steps=128, callback=None, out=None, **fields):
     return sf.train(
         env, sf.VPG(), train=train, critic=CRITIC, preset="none", callback=callback, out=out
     )
+
+
+@pytest.mark.parametrize(("vectorization", "others"), [("async", 1), ("auto", 0)])
+def test_evaluations_take_the_processes_that_were_asked_for(vectorization, others):
+    run = brief(Pid, num_envs=2, vectorization=vectorization)
+    infos = []
+    original = api_run.summarize
+
+    def look(evaluation):
+        infos.extend(info["pid"] for info in evaluation.infos)
+        return original(evaluation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api_run, "summarize", look)
+        run.evaluate(2)
+    assert len({pid for pid in infos if pid != os.getpid()}) == others
+
+
+class Pid(Sound):
+    def step(self, action):
+        *given, _ = super().step(action)
+        return *given, {"pid": os.getpid()}
 
 
 @case(114)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from inspect import cleandoc
-from pathlib import Path
 from typing import Any, NoReturn
 
 from surefoot.cli.commands.common import require_at_least
@@ -245,7 +244,7 @@ def parallel_of(options: argparse.Namespace, *, previous: str | None = None) -> 
     if devices is None and previous is not None:
         from surefoot.storage.run_directory import RunDirectory
 
-        stored = RunDirectory(Path(previous)).config.get("devices")
+        stored = RunDirectory(previous).config.get("devices")
         # A `config.json` may hold anything.
         devices = stored if isinstance(stored, int) and stored >= 1 else None
     # What is not given keeps the default of `Parallel`.

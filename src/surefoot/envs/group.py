@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, check_outcome
 from surefoot.envs.env_errors import attributed, crash_error
 from surefoot.envs.global_generators import seed_generators
 from surefoot.envs.step_timeout import StepTimeoutError, restart_clocks
+from surefoot.envs.wrappers import notes_on, part_videos, raw_return, unused_mask
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
 
 Spaces = tuple[spaces.Space, spaces.Space]
 """Of one observation and one action."""
-NORMALISERS = ("NormalizeReward", "NormalizeObservation")
-"""Wrappers that do within an environment what training does itself."""
 EnvInfos = dict[int, dict[str, Any]]
 """What steps and resets return beside arrays, by the number of the environment: `action_mask`;
-`final_obs` and the scalars of `final_info` at an episode's end; `restarted` and the new `seed`."""
+`final_obs`, the scalars of `final_info` and perhaps the `raw_return` at an episode's end;
+`restarted` and the new `seed`."""
 
 
 class VectorStep(NamedTuple):
@@ -81,6 +81,7 @@ class EnvFactory(NamedTuple):
                 _refuse_no_spaces(env, number)
                 _refuse_twice(env, envs)
                 envs.append(env)
+                part_videos(env, number)
                 self.check_spaces(env, spaces_of(envs[0]), number)
         except BaseException as error:
             close_envs(envs)
@@ -110,7 +111,8 @@ class EnvGroup:
     Attributes:
         spaces: of one observation and one action.
         time_limit: of the environments, in steps, or None.
-        normalisers: names of their wrappers that normalise.
+        notes: what to tell the user about their wrappers.
+        unused_mask: where masks are offered that nothing reads, or "".
         results: arrays that a step fills.
     """
 
@@ -118,7 +120,9 @@ class EnvGroup:
         self._factory, self._rows, self.num_envs = factory, rows, len(rows)
         self.envs = factory.make_all(rows)
         self.spaces, self.time_limit = spaces_of(self.envs[0]), time_limit(self.envs[0])
-        self.normalisers = normalisers_of(self.envs[0])
+        self.notes = notes_on(self.envs[0])
+        self.unused_mask = unused_mask(self.envs[0], self.spaces[0])
+        self._raw = [raw_return(env) for env in self.envs]
         self.results = allocate_step(self.spaces[0], self.num_envs)
         self._action_spaces = batch_space(self.spaces[1], self.num_envs)
         # Several processes step environments of one kind: one of them is enough to warn.
@@ -174,6 +178,9 @@ class EnvGroup:
         results.terminated[i], results.truncated[i] = terminated, truncated
         if terminated or truncated:
             end = {"final_obs": obs, "final_info": scalars(info)}
+            raw = self._raw[i]
+            if raw is not None:
+                end["raw_return"] = raw.total
             obs, info = self._reset(env)
             return obs, end | info
         return obs, _mask_of(info)
@@ -193,6 +200,8 @@ class EnvGroup:
         try:
             close_envs([self.envs[i]])
             self.envs[i] = self._factory.make()
+            part_videos(self.envs[i], self._rows[i])
+            self._raw[i] = raw_return(self.envs[i])
             if spaces_of(self.envs[i]) != self.spaces:
                 raise EnvContractError("recreated, it has other spaces")
             obs, info = self._reset(self.envs[i], seed)
@@ -205,6 +214,8 @@ class EnvGroup:
 
     def close(self) -> None:
         """Close the environments."""
+        for raw in filter(None, self._raw):
+            raw.remove()  # a user's own environment stays open
         close_envs(self.envs)
 
 
@@ -234,21 +245,6 @@ def time_limit(env: gymnasium.Env) -> int | None:
     if env.spec and env.spec.max_episode_steps and not limits:
         limits.append(env.spec.max_episode_steps)
     return min(limits, default=None)
-
-
-def normalisers_of(env: Any) -> tuple[str, ...]:
-    """Names of the wrappers around an environment, or a vector of them, that normalise.
-
-    By name, so that those of vectors, older versions and libraries like Gymnasium count too.
-    """
-    found = []
-    while isinstance(env, gymnasium.Wrapper | VectorWrapper):
-        names = {kind.__name__ for kind in type(env).__mro__}
-        found += [name for name in NORMALISERS if name in names]
-        env = env.env
-    if isinstance(env, SyncVectorEnv):
-        found += normalisers_of(env.envs[0])
-    return tuple(found)
 
 
 def close_envs(envs: Sequence[gymnasium.Env]) -> None:

@@ -18,6 +18,7 @@ from surefoot.envs.group import EnvGroup, EnvInfos
 from surefoot.envs.ready_vector import ReadyVector
 from surefoot.envs.step_timeout import StepTimeout, StepTimeoutError
 from surefoot.envs.vector import ProcessVector
+from surefoot.envs.wrappers import MASK_UNUSED
 from surefoot.errors import EnvContractError, EnvCrashError
 from surefoot.networks.spaces import masks_of, own_dtype
 from surefoot.types import EnvSpec
@@ -51,8 +52,9 @@ class HostStep(NamedTuple):
     disjoint. `final_obs` maps the index of each truncated environment to its true last
     observation. `valid` is False where the action was ignored because the step was a reset.
     `final_infos` maps the index of each environment whose episode ended to the scalars of its
-    info. `restarted` lists environments that raised and were recreated: their episode is lost, and
-    `obs` starts another.
+    info, and `raw_returns` to its return before a wrapper in the environment scaled rewards, where
+    one does. `restarted` lists environments that raised and were recreated: their episode is lost,
+    and `obs` starts another.
     """
 
     obs: PyTree
@@ -63,6 +65,7 @@ class HostStep(NamedTuple):
     final_obs: dict[int, PyTree]
     valid: np.ndarray
     final_infos: dict[int, dict[str, float]]
+    raw_returns: dict[int, float]
     restarted: list[int]
 
 
@@ -75,7 +78,7 @@ class HostEnv:
         spec: spaces, time limit, and whether there are action masks.
         num_envs: how many environments there are.
         restarts: how many were recreated so far.
-        normalisers: names of wrappers in the environments that normalise.
+        notes: what to tell the user about their wrappers.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class HostEnv:
         self._generators = generators
         self._vector, self._limits = vector, limits or EnvLimits()
         self.num_envs, self.restarts = vector.num_envs, 0
-        self.normalisers = vector.normalisers
+        self.notes = vector.notes
         self._env_id = env_id
         self._log = ActionLog()
         self._timeout = StepTimeout(self._limits.timeout_s, env_id)
@@ -108,6 +111,8 @@ class HostEnv:
             masked=any("action_mask" in info for info in infos.values()),
             jax_native=False,
         )
+        if vector.unused_mask and not self.spec.masked:
+            self.notes += (MASK_UNUSED.format(where=vector.unused_mask),)
 
     def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; return the first observations and action masks.
@@ -210,6 +215,9 @@ class HostEnv:
             final_obs=final_obs,
             valid=step.valid,
             final_infos=final_infos,
+            raw_returns={
+                row: info["raw_return"] for row, info in step.infos.items() if "raw_return" in info
+            },
             restarted=restarted,
         )
 

@@ -10,9 +10,15 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from surefoot.envs.contract import ObsContract
 from surefoot.envs.global_generators import seed_generators
-from surefoot.envs.group import EnvInfos, VectorStep, normalisers_of, scalars, time_limit
+from surefoot.envs.group import EnvInfos, VectorStep, scalars, time_limit
 from surefoot.envs.own_instance import LentVector
+from surefoot.envs.wrappers import notes_on, unused_mask
 from surefoot.errors import ConfigError, EnvContractError
+
+_RESETS_COST = (
+    "a step of this vector environment after an episode's end is a reset: no action counts in it, "
+    "and it comes off the budget of steps; autoreset_mode=AutoresetMode.SAME_STEP loses none"
+)
 
 
 class ReadyVector:
@@ -27,8 +33,11 @@ class ReadyVector:
             )
         self.num_envs = num_envs
         self.spaces = vector.single_observation_space, vector.single_action_space
-        inner = vector.vector if isinstance(vector, LentVector) else vector
-        self.normalisers = normalisers_of(inner)
+        own = isinstance(vector, LentVector)
+        inner = vector.vector if own else vector
+        self.notes, self.unused_mask = notes_on(inner), unused_mask(inner, self.spaces[0])
+        if own and self._mode is AutoresetMode.NEXT_STEP:
+            self.notes += (_RESETS_COST,)
         self._contract = ObsContract(self.spaces[0], self.num_envs)
         self._resetting = np.zeros(self.num_envs, bool)
         self._one_seed = False

@@ -15,6 +15,9 @@ def find_env(env: Any, env_kwargs: Mapping[str, Any]) -> EnvSource:
 
     A ConfigError names the nearest known id, or the extra that is missing.
     """
+    if not isinstance(env_kwargs, Mapping):
+        kind = type(env_kwargs).__name__
+        raise ConfigError(f"env_kwargs must be a dictionary of arguments, got a {kind}")
     if isinstance(env, str):
         parts = parse_env_id(env)
         if parts.adaptor in PLANNED:

@@ -33,7 +33,7 @@ class ProcessVector:
             self._group = group = EnvGroup(factory, own)
             undo.callback(group.close)
             self.spaces, self.time_limit = group.spaces, group.time_limit
-            self.normalisers = group.normalisers
+            self.notes, self.unused_mask = group.notes, group.unused_mask
             self._buffers = shared.map(self.spaces, num_envs)
             self._own_actions, group.results = self._buffers.rows(own)
             for worker in self._workers:

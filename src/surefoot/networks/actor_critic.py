@@ -174,8 +174,25 @@ def _network(
 def _checked(own: OwnNetwork, outputs: int, role: str, space: spaces.Space) -> OwnNetwork:
     """A user's network whose outputs are refused where they are of another shape."""
 
+    def init(key, obs):
+        params = own.init(key, obs)
+        for leaf in jax.tree.leaves(params):
+            if jnp.result_type(leaf) not in (jnp.float32, jnp.float64):
+                raise ConfigError(
+                    f"own {role} network: its init gave a parameter of dtype "
+                    f"{jnp.result_type(leaf)}; rules compute in float32: cast to another inside "
+                    "apply"
+                )
+        return params
+
     def apply(params, obs):
         out = own.apply(params, obs)
+        if not isinstance(out, jax.Array):
+            raise ConfigError(
+                f"own {role} network: apply must return one array, got {type(out).__name__}"
+            )
+        # A network may compute in less; what a rule does with its output is in float32.
+        out = out.astype(jnp.promote_types(out.dtype, jnp.float32))
         # A critic of one's own may leave out the last axis, which has length 1. Its shape alone
         # does not tell: with one environment, the axis of environments has length 1 too.
         rows = jax.tree.leaves(obs)[0].ndim - jax.tree.leaves(example_obs(space))[0].ndim
@@ -189,7 +206,7 @@ def _checked(own: OwnNetwork, outputs: int, role: str, space: spaces.Space) -> O
             )
         return out
 
-    return OwnNetwork(own.init, apply)
+    return OwnNetwork(init, apply)
 
 
 def build(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -44,9 +45,11 @@ class RunDirectory:
     is replaced stops.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | Path):
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise ConfigError(f"a run's directory must be a path, got {path!r}")
         # Absolute: an environment may change the working directory.
-        self.path = path.expanduser().absolute()
+        self.path = Path(path).expanduser().absolute()
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunDirectory":
@@ -63,6 +66,9 @@ class RunDirectory:
                 run.clear()
             used = run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir()))
         if used:
+            if held(run.path) is None and run.has("lock"):
+                lock(run.path)  # raises if another process is writing to it now
+                unlock(run.path)
             raise ConfigError(
                 f"{path} is used already; choose another --out, or continue with "
                 f"`surefoot resume {path}{env_flag(str(config.get('env') or ''))}`",

@@ -143,11 +143,7 @@ def train(
 
 def whole_path(out: str | Path | None) -> Path | None:
     """A directory's absolute path, before an environment can change the working directory."""
-    if out is None:
-        return None
-    if not str(out):
-        raise ConfigError('out="" names no directory; None keeps nothing')
-    return RunDirectory(Path(out)).path
+    return None if out is None else RunDirectory(out).path
 
 
 @jax_defaults()
@@ -278,7 +274,7 @@ def resume(
         CheckpointError: where there is no run, or no checkpoint to continue from.
         StorageError: where another process is writing to it.
     """
-    before = RunDirectory(Path(path)).config.get("devices")
+    before = RunDirectory(path).config.get("devices")
     usual = Parallel(devices=before if isinstance(before, int) and before >= 1 else 1)
     with connect(parallel or usual) as resources:
         return _resume(path, resources, as_callback(callback), env=env, own=network, exact=exact)
@@ -295,7 +291,7 @@ def _resume(
     settings: Settings | None = None,
 ) -> Run:
     """Continue a run, with `settings` in the place of its own if they are given."""
-    directory = RunDirectory(Path(path))
+    directory = RunDirectory(path)
     config = directory.config  # raises if it is no run at all
     # Before a checkpoint is chosen: another process may still be writing newer ones.
     lock(directory.path)

@@ -94,7 +94,8 @@ def _evaluate_host(
         for index in np.flatnonzero(step.terminated | step.truncated):
             if share[index] > 0:
                 share[index] -= 1
-                results.append((float(totals[index]), int(lengths[index])))
+                total = step.raw_returns.get(int(index), float(totals[index]))
+                results.append((total, int(lengths[index])))
                 infos.append(step.final_infos.get(int(index), {}))
             totals[index], lengths[index] = 0.0, 0
         obs, mask, steps = step.obs, step.action_mask, steps + 1

@@ -46,7 +46,8 @@ def check_size(shapes: Any, what: str) -> None:
     if left is not None and size > left:
         raise ConfigError(
             f"{what} takes {size / 2**30:,.1f} GiB before it learns anything and "
-            f"{left / 2**30:,.1f} GiB are left; choose fewer or narrower --hidden layers",
+            f"{left / 2**30:,.1f} GiB are left; choose fewer or narrower --hidden layers "
+            "(each choice of a Discrete space is an input or output of its own)",
             name="TOO-LARGE",
         )
 

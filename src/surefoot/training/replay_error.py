@@ -100,7 +100,7 @@ def replay(
         CheckpointError: if the run has no such error, or its environment must be named.
         EnvContractError: if the error does not occur again.
     """
-    directory = RunDirectory(Path(path))
+    directory = RunDirectory(path)
     record = read_env_error(directory)
     settings, source = named_source(directory, env)
     if source.jax_env is not None or not source.reopens:

@@ -243,7 +243,8 @@ class HostCollector:
         self._lengths += step.valid
         for index in step.final_infos:
             number = self._first + index
-            row = (t, number, float(self._returns[index]), int(self._lengths[index]))
+            total = step.raw_returns.get(index, float(self._returns[index]))
+            row = (t, number, total, int(self._lengths[index]))
             self._ended.append(row)
             self._returns[index], self._lengths[index] = 0.0, 0
 

@@ -34,13 +34,6 @@ from surefoot.training.state import LoopState, without_open_episodes
 from surefoot.types import EnvSpec
 
 MAX_EVALUATION_ENVS = 10
-_NORMALISED = {  # what is to be said of wrappers of these names
-    "NormalizeReward": "NormalizeReward inside the environment scales its rewards, so that returns "
-    "in the log and in evaluations are not the environment's; --return-norm scales them for "
-    "training alone.",
-    "NormalizeObservation": "NormalizeObservation inside the environment does what --obs-norm "
-    "does.",
-}
 EPISODE_WITHOUT_END = 10_000
 """Steps an episode of an evaluation has on average where the environment states no time limit."""
 
@@ -174,9 +167,11 @@ class Evaluator:
             # No more than trained: there may be licences, ports or memory for so many.
             count = min(episodes, MAX_EVALUATION_ENVS, train.num_envs)
             with kept_generators():  # those of training go on as if nothing had been opened
+                count = count if source.reopens else train.num_envs
                 self._opened = env = source.open(
-                    count if source.reopens else train.num_envs,
+                    count,
                     seed=train.seed,
+                    processes=self._processes(settings, source, count),
                     limits=EnvLimits.from_settings(train),
                 )
         self._env = env
@@ -207,6 +202,14 @@ class Evaluator:
                 stacklevel=2,
             )
         return summarize(result)
+
+    @staticmethod
+    def _processes(settings: Settings, source: EnvSource, count: int) -> int:
+        """As many as were asked for; whether more than one save time is not tried again."""
+        wanted = settings.train.vectorization
+        if wanted == "auto":
+            return 1
+        return source.num_processes(wanted, num_envs=count, steps=settings.train.steps)
 
     def close(self) -> None:
         """Close the environments that it has opened."""
@@ -247,7 +250,7 @@ def begin(
     """
     opened = _open_envs(settings, source, elsewhere=elsewhere)
     try:
-        opened.visit(jax=check_jax_env, host=_warn_of_normalisers)
+        opened.visit(jax=check_jax_env, host=_warn_of_notes)
         learner, start = _trace(settings, source, own, opened.spec)
         state = start.lower().compile()(np.int32(settings.train.seed))
         if state.env is not None:
@@ -272,14 +275,9 @@ def _open_envs(settings: Settings, source: EnvSource, *, elsewhere: bool) -> Ope
     )
 
 
-def _warn_of_normalisers(env: HostEnv) -> None:
-    if env.normalisers:
-        what = " ".join(_NORMALISED[name] for name in dict.fromkeys(env.normalisers))
-        warnings.warn(
-            f"{env.spec.env_id}: {what} The wrapper's statistics start anew in each environment, "
-            "evaluation and resume; those of a run are one set, stored with it: remove the wrapper",
-            stacklevel=2,
-        )
+def _warn_of_notes(env: HostEnv) -> None:
+    for note in env.notes:
+        warnings.warn(f"{env.spec.env_id}: {note}", stacklevel=2)
 
 
 def _trace(
@@ -383,7 +381,7 @@ def _read(
     Raises:
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
-    directory, own = RunDirectory(Path(path)), own or OwnNetworks()
+    directory, own = RunDirectory(path), own or OwnNetworks()
     own_settings, source = named_source(directory, env, to_open=to_open, settings=settings)
     if directory.config.get("own_networks", False) and own == OwnNetworks():
         raise CheckpointError(
@@ -415,7 +413,7 @@ def open_run(
     stored = _read(path, env, own, folder=folder, exact=exact, settings=settings)
     opened = _open_envs(stored.settings, stored.source, elsewhere=elsewhere)
     try:
-        opened.visit(jax=check_jax_env, host=_warn_of_normalisers)
+        opened.visit(jax=check_jax_env, host=_warn_of_notes)
         return stored.run(opened.spec), opened
     except BaseException:
         opened.close()

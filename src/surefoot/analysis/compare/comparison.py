@@ -22,7 +22,8 @@ METHODS = {
     "n": "seeds",
     "final": "mean over seeds of the final policy's return, itself the mean of {episodes} fresh "
     "deterministic episodes",
-    "interval": "95 % interval of that mean: Student's t over seeds",
+    "interval": "95 % interval of that mean: Student's t over seeds; where few seeds differ "
+    "much it can reach beyond the highest return there is",
     "median": "median over seeds of the final policy's return",
     "IQM": "interquartile mean over seeds: a quarter of them (rounded down) cut from each end",
     "best": "mean over seeds of the highest evaluation during training; the highest of several "

@@ -66,7 +66,7 @@ def probe_run(
         CheckpointError: if no checkpoint is next to the update; the message says what to do.
         ConfigError: for an update that the run never made, or a budget that is too small.
     """
-    callback, directory = as_callback(callback), RunDirectory(Path(path))
+    callback, directory = as_callback(callback), RunDirectory(path)
     # Any checkpoint will do to rebuild the run: the update's own are found later.
     folder = next((name for name in FOLDERS if directory.checkpoints(name)), FOLDERS[0])
     run, opened = open_run(path, env=env, own=network, folder=folder)

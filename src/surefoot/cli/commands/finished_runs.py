@@ -96,7 +96,7 @@ def probe_command(options: argparse.Namespace) -> int:
         env=options.env,
         callback=_Progress(),
     )
-    record, directory = found.to_dict(), RunDirectory(Path(options.path))
+    record, directory = found.to_dict(), RunDirectory(options.path)
     name = f"update-{found.iteration:06d}"
     file, picture = directory.path / "probe" / name, found.picture()
     directory.write(f"probe/{name}.json", json.dumps(record, indent=1, allow_nan=False))
