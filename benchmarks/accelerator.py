@@ -111,6 +111,7 @@ def update_seconds(rule: Any, critic: sf.Critic, network: str, rows: int) -> flo
         values=jnp.zeros(rows),
         value_targets=noise,
         weights=jnp.ones(rows),
+        visits=jnp.full(rows, 1.0 / rows),
         return_scale=jnp.ones(()),
     )
 

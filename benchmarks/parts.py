@@ -96,9 +96,7 @@ class Bench:
     def diagnosis(self) -> Callable[[], Any]:
         """What the update did, on its own batch."""
         run = jax.jit(
-            lambda params, batch: diagnose(
-                self.parts.network.policy, params, params, batch, horizon=self.parts.horizon
-            )
+            lambda params, batch: diagnose(self.parts.network.policy, params, params, batch)
         )
         return lambda: run(self.state.learn.params["policy"], self.batch)
 

@@ -107,6 +107,7 @@ def make_toy(kind="discrete", seed=0, num_rows=64):
         values=values,
         value_targets=value_targets,
         weights=jnp.ones(num_rows),
+        visits=jnp.full(num_rows, 1.0 / num_rows),
         groups=jnp.arange(num_rows, dtype=jnp.int32) % 8,
         return_scale=jnp.ones(()),
     )

@@ -66,8 +66,10 @@ class Batch(NamedTuple):
     `advantages` are raw, in the critic's units; a rule normalises inside itself.
     `old_log_probs` are those stored by the rollout; rules recompute them and use these only to
     audit staleness. `values` are the critic's before the update. `weights` are non-negative row
-    weights, 0 for invalid rows. Rows of one entry of `groups` may depend on each other, those of
-    different ones do not. Multiplying by `return_scale` gives back the environment's reward units.
+    weights, 0 for invalid rows. `visits` are the discounted visits per episode that a row stands
+    for: the sum of `visits` x a value is its mean discounted sum per episode. Rows of one entry
+    of `groups` may depend on each other, those of different ones do not. Multiplying by
+    `return_scale` gives back the environment's reward units.
     """
 
     inputs: Inputs
@@ -77,6 +79,7 @@ class Batch(NamedTuple):
     values: Float[Array, " batch"]
     value_targets: Float[Array, " batch"]
     weights: Float[Array, " batch"]
+    visits: Float[Array, " batch"]
     groups: Int[Array, " batch"]
     return_scale: Float[Array, ""]
 

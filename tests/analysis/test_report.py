@@ -29,8 +29,8 @@ from surefoot.analysis.text import figure
 from surefoot.cli.parser import main
 from surefoot.config.presets import settings_of
 from surefoot.diagnostics.catalogue import METRICS
-from surefoot.diagnostics.groups import GroupSums, interval_of
-from surefoot.diagnostics.lens import gain_by_group, judge_update, start_lens, total_gain
+from surefoot.diagnostics.groups import EpisodeSums, interval_of
+from surefoot.diagnostics.lens import judge_update, realised_gain, start_lens, total_gain
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.exact import TabularSoftmax, random_mdp, solve
@@ -158,11 +158,14 @@ def test_a_promise_is_weighed_with_the_signal_share_of_its_own_update():
     assert found.realised_share().mean == pytest.approx(0.0)
 
 
-def test_gains_without_an_interval_have_sums_without_one():
-    found = totals(gains_table(width=math.nan), 8)
-    assert found is not None
-    assert found.realised_half is None
-    assert np.isnan(found.realised_share()[1:]).all()
+def test_gains_without_an_interval_are_not_summed():
+    assert totals(gains_table(width=math.nan), 8) is None
+    table = gains_table()
+    for end in ("low", "high"):
+        table.columns[f"lens/realised_{end}"][2] = math.nan
+    found = totals(table, 8)
+    np.testing.assert_allclose(found.promised, [1.0, 5.0])
+    np.testing.assert_allclose(found.realised, [0.4, -0.6])
 
 
 def test_a_run_without_gains_has_no_sums():
@@ -203,7 +206,7 @@ def test_the_interval_of_all_gains_covers_their_exact_sum_at_its_rate(changing):
         for k, solution in enumerate(policies):
             errors = sampled_td(mdp, solution, critics[max(k - 1, 0) : k + 1], rng=rng)
             if before is not None:
-                gained = gained + gain_by_group(before, errors[0], horizon=mdp.horizon)
+                gained = gained + realised_gain(before, errors[0]).by_group
             before = errors[-1]
         found = interval_of_sum(gained)
         covered.append(float(found.low) <= exact <= float(found.high))
@@ -214,18 +217,18 @@ def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_no
     rng, ones, realised = np.random.default_rng(0), jnp.ones(4), 0.0
     lens = start_lens({}, (), num_groups=4, num_features=1)
     for k in range(4):
-        after = GroupSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones)
-        judged, metrics = judge_update(lens, after, horizon=10.0, paired=True)
+        after = EpisodeSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones, ones)
+        judged, metrics = judge_update(lens, after, paired=True)
         if k == 0:
             assert np.isnan(metrics["lens/total_gain"])
         else:
             realised += float(metrics["lens/realised_gain"])
             assert float(metrics["lens/total_gain"]) == pytest.approx(realised, rel=1e-4)
         lens = judged._replace(td=after, ready=jnp.array(True))
-    _, unpaired = judge_update(lens, after, horizon=10.0, paired=False)
+    _, unpaired = judge_update(lens, after, paired=False)
     assert np.isnan(unpaired["lens/total_gain"])
-    bad = GroupSums(jnp.full(4, jnp.nan), ones)
-    judged, _ = judge_update(lens, bad, horizon=10.0, paired=True)
+    bad = EpisodeSums(jnp.full(4, jnp.nan), ones, ones)
+    judged, _ = judge_update(lens, bad, paired=True)
     np.testing.assert_array_equal(judged.gained, lens.gained)
 
 
@@ -237,9 +240,9 @@ def sampled_td(mdp, solution, critics, *, rng, num_envs=8, rows=100):
     reach = np.cumsum(mdp.transitions, axis=-1)[states, actions]
     after = np.sum(rng.random((num_envs, rows, 1)) > reach, axis=-1).clip(max=mdp.num_states - 1)
     return [
-        GroupSums(
+        EpisodeSums(
             (mdp.rewards[states, actions] + mdp.gamma * critic[after] - critic[states]).sum(axis=1),
-            np.full(num_envs, rows),
+            *2 * [np.full(num_envs, rows / mdp.horizon)],
         )
         for critic in critics
     ]
@@ -499,8 +502,8 @@ def test_one_row_and_one_environment_are_enough(tmp_path):
     one = report(write_run(tmp_path / "one", rows[:1], **settings))
     assert "a gain is known one rollout later" in finding(one, "promise")
     two = report(write_run(tmp_path / "two", rows, **settings))
-    assert two.summary["gains"]["realised_half"] is None
-    assert "There is no interval here" in two.page
+    assert two.summary["gains"] is None
+    assert "no gain can be told from the time in the episode" in finding(two, "promise")
 
 
 def test_the_guard_is_shown_where_there_was_one(tmp_path, made):

@@ -14,6 +14,7 @@ from surefoot.diagnostics.cross_fit import cross_fit
 from surefoot.diagnostics.gradient_noise import gradient_noise, noise_metrics, unbiased_norms
 from surefoot.diagnostics.groups import (
     EPISODE_GROUPS,
+    EpisodeSums,
     Estimate,
     GroupSums,
     Layout,
@@ -77,15 +78,19 @@ def sampled_td(mdp, solution, critic, *, groups, rows, rng):
 
 
 def sums_of(errors, counts=None):
-    """Group sums of the first `counts` rows of each group; of all where it is None."""
+    """Sums of the first `counts` rows of each group, of a tenth of an episode each; None: of all.
+
+    They are drawn from the discounted visits themselves, so that as many episodes begin.
+    """
     counts = np.full(len(errors), errors.shape[1]) if counts is None else counts
     kept = np.arange(errors.shape[1]) < counts[:, None]
-    return GroupSums(jnp.asarray(np.sum(errors * kept, 1)), jnp.asarray(counts, jnp.float32))
+    episodes = jnp.asarray(0.1 * counts, jnp.float32)
+    return EpisodeSums(jnp.asarray(np.sum(errors * kept, 1)), episodes, episodes)
 
 
 @partial(jax.jit, static_argnames="paired")
 def gained(before, after, paired):
-    return interval_of(realised_gain(before, after, horizon=10.0, paired=paired))
+    return interval_of(realised_gain(before, after, paired=paired).estimate)
 
 
 @pytest.mark.parametrize("paired", [True, False], ids=["environments", "episodes"])
@@ -137,6 +142,7 @@ def table_batch(states, actions, advantages, groups):
         values=zeros,
         value_targets=zeros,
         weights=jnp.ones(len(states)),
+        visits=jnp.full(len(states), 10.0 / len(states)),
         groups=jnp.asarray(groups, jnp.int32),
         return_scale=jnp.asarray(1.0),
     )
@@ -154,7 +160,7 @@ def draw_rows(old, key, groups):
 @pytest.mark.thorough
 @pytest.mark.parametrize("layout", [Layout(16, 1), Layout(16, 16)], ids=["together", "apart"])
 def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(pair, layout):
-    mdp, old, _ = pair
+    _, old, _ = pair
     rule = UPDATE_RULES["npg"](NPG(advantage_norm="none", fisher_fraction=1.0), policy_fn, 1.0)
     theta, groups = jnp.zeros((6, 3)), jnp.arange(1600) % 16
 
@@ -169,7 +175,7 @@ def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(
     @jax.vmap
     def look(key):
         batch = draw_rows(old, key, groups)
-        fit = cross_fit(update, policy_fn, theta, batch, layout, horizon=mdp.horizon)
+        fit = cross_fit(update, policy_fn, theta, batch, layout)
         halves = [batch._replace(weights=1.0 * (groups % 2 == side)) for side in (0, 1)]
         truth = 0.5 * sum(worth(update(half)) for half in halves)
         return interval_of(fit.across), fit.insample, truth
@@ -186,9 +192,7 @@ def test_a_single_group_has_no_other_half_to_ask(pair):
     theta = jnp.zeros((6, 3))
     for groups, known in ((jnp.zeros(64, int), False), (jnp.arange(64) // 32, True)):
         batch = draw_rows(old, jax.random.key(0), groups)
-        fit = cross_fit(
-            lambda half: theta + 0.1, policy_fn, theta, batch, Layout(1, 1), horizon=10.0
-        )
+        fit = cross_fit(lambda half: theta + 0.1, policy_fn, theta, batch, Layout(1, 1))
         assert np.isfinite(fit.insample) == known
         assert np.isfinite(fit.across.mean) == known
         seen = take_in_cross_fit(start_filter(), fit.insample, fit.across.mean)
@@ -212,7 +216,7 @@ def test_noise_promises_in_sample_and_not_across_halves():
             actions = jax.random.randint(a, (rows,), 0, 2)
             advantages = signal * (2.0 * actions - 1.0) + jax.random.normal(n, (rows,))
             batch = table_batch(states, actions, advantages, groups)
-            fit = cross_fit(update, policy_fn, theta, batch, Layout(8, 1), horizon=10.0)
+            fit = cross_fit(update, policy_fn, theta, batch, Layout(8, 1))
             return fit.insample, fit.across.mean
 
         return jax.vmap(one)(keys)

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import VPG, Critic, Network, Train
+from surefoot.diagnostics.episodes import episode_rows
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError
 from surefoot.formulas.running_stats import RunningStats
@@ -190,9 +191,9 @@ def batch_of(world, rollout):
     def make(rollout):
         values = state_values(parts.actor, state.params, state.obs_stats, rollout, parts.rows)
         inputs = parts.actor.inputs(state.obs_stats, rollout.obs[:-1], rollout.action_mask)
-        scale = jnp.ones(())
+        scale, (episodes, _) = jnp.ones(()), episode_rows(rollout, state.ages, GAMMA)
         return make_batch(
-            parts.settings, inputs, rollout, rollout.rewards, values, scale, parts.rows
+            parts.settings, inputs, rollout, episodes, rollout.rewards, values, scale, parts.rows
         )
 
     return make(jax.tree.map(jnp.asarray, rollout))

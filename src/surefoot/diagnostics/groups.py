@@ -67,6 +67,23 @@ def sum_by_group(
     )
 
 
+class EpisodeSums(NamedTuple):
+    """Sums over the rows of each group that belong to episodes.
+
+    `totals` are of gamma^age x value. `episodes` counts episodes by their rows' shares, and
+    `begun` by their first steps.
+    """
+
+    totals: Float[Array, " group"]
+    episodes: Float[Array, " group"]
+    begun: Float[Array, " group"]
+
+    @property
+    def sums(self) -> GroupSums:
+        """Totals per episode, as the ratio of two sums."""
+        return GroupSums(self.totals, self.episodes)
+
+
 class Estimate(NamedTuple):
     """A mean, the variance of its error, and the degrees of freedom behind that variance.
 
@@ -81,6 +98,9 @@ class Estimate(NamedTuple):
 def mean_of(sums: GroupSums) -> Estimate:
     """Mean over all rows, its error judged by how the groups differ.
 
+    Groups of unequal weight tell as much about that error as fewer of equal weight: (sum w)² /
+    sum w² of them (Kish 1965).
+
     Source: Cochran 1977, "Sampling techniques", eq. 6.13 (the ratio estimator), with groups as
     the sampled units.
     """
@@ -89,14 +109,27 @@ def mean_of(sums: GroupSums) -> Estimate:
     used = jnp.sum(sums.weights > 0)
     residuals = sums.totals - mean * sums.weights
     spread = jnp.sum(residuals**2) / jnp.where(weight > 0, weight, 1.0) ** 2
-    freedom = jnp.maximum(used - 1, 1)
-    variance = jnp.where(used > 1, spread * used / freedom, jnp.nan)
-    return Estimate(mean, variance, freedom.astype(mean.dtype))
+    variance = jnp.where(used > 1, spread * used / jnp.maximum(used - 1, 1), jnp.nan)
+    return Estimate(mean, variance, jnp.maximum(effective_groups(sums.weights) - 1.0, 1.0))
+
+
+def effective_groups(weights: Float[Array, " group"]) -> Float[Array, ""]:
+    """How many groups of equal weight tell as much as these: Kish 1965, (sum w)² / sum w²."""
+    squares = jnp.sum(weights**2)
+    # Rounding must not make seven of eight equal ones.
+    count = jnp.sum(weights) ** 2 / jnp.where(squares > 0, squares, 1.0)
+    return count * (1.0 + 1e-5)
 
 
 def mean_by_group(sums: GroupSums) -> Float[Array, " group"]:
-    """Mean of each group's rows; 0 where it has none."""
-    return sums.totals / jnp.where(sums.weights > 0, sums.weights, 1.0)
+    """What each group makes of the mean over all rows: their own mean is that mean.
+
+    The mean and its error are those of `mean_of`, to first order (the influence of each group).
+    """
+    weight, count = jnp.sum(sums.weights), len(sums.weights)
+    mean = jnp.sum(sums.totals) / jnp.where(weight > 0, weight, 1.0)
+    residuals = sums.totals - mean * sums.weights
+    return mean + count * residuals / jnp.where(weight > 0, weight, 1.0)
 
 
 def interval_of(estimate: Estimate) -> Interval:

@@ -27,7 +27,6 @@ def guarded(
     config: Train,
     *,
     layout: Layout,
-    horizon: float | Float[Array, ""],
     policy_of: Callable[[Params], Params],
     shorten: Callable[[Params, Params, Float[Array, ""]], Params],
 ) -> UpdateRule:
@@ -64,10 +63,9 @@ def guarded(
             policy_of(params),
             batch,
             layout,
-            horizon=horizon,
         )
-        found = jnp.isfinite(fit.across.mean)
-        newest = jnp.where(found, fit.across.mean, 0.0)
+        found = jnp.isfinite(fit.per_row)
+        newest = jnp.where(found, fit.per_row, 0.0)
         promises = jnp.concatenate([state["promises"][1:], newest[None]])
         # An unknown promise resets the count, so that the 0 in its place is never averaged.
         known = jnp.where(found, state["known"] + 1, 0)

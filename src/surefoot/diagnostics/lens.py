@@ -1,9 +1,10 @@
 """The lens: what an update really gained, and how much of its promise that is.
 
 The critic of before the update stays frozen as a yardstick. Under any function B of the state the
-mean of r + gamma B(s') - B(s) over a policy's states, times the horizon, is its return less B at
-the start; so the difference of two such means, before and after an update, is what the update
-gained, whatever B is. A B near the values only makes it less noisy.
+sum of gamma^t (r + gamma B(s') - B(s)) over an episode is its discounted return less B at its
+start; so the difference of two means of such sums, before and after an update, is what the update
+gained, whatever B is. A B near the values only makes it less noisy. What a rollout has of
+episodes that began before it, or go on behind it, is counted by its share of them (`episodes`).
 
 One update's gain is far noisier than it is large. But the gains of successive updates share
 rollouts: what is noise in one is taken back by the next, so their sum is a level known at every
@@ -14,12 +15,14 @@ the promise is eaten up with the distance, gain = promise x (1 - u sqrt(KL)).
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from surefoot.diagnostics.groups import (
+    EpisodeSums,
     Estimate,
     GroupSums,
     combine,
+    effective_groups,
     interval_of,
     mean_by_group,
     mean_of,
@@ -27,6 +30,12 @@ from surefoot.diagnostics.groups import (
 from surefoot.diagnostics.state_shift import NUM_STATES, States
 from surefoot.types import Params
 
+MAX_SURPLUS = 3.0
+"""Standard errors by which the episodes that begin may differ from the shares of a rollout."""
+FEWEST_GROUPS = 3.0
+"""Groups of equal weight that a spread is judged by."""
+UNKNOWN_SHARE = 0.05
+"""Share of updates without an interval from which on their sum has none."""
 PRIOR_KL = 0.03
 """The KL at which half of a promise is expected to come true before anything is known."""
 PRIOR_U = 0.5 / PRIOR_KL**0.5
@@ -38,31 +47,53 @@ MEMORY = 0.9
 """What is kept of the smoothed promises when another cross-fit comes in."""
 
 
-def gain_by_group(
-    before: GroupSums, after: GroupSums, *, horizon: float | Float[Array, ""]
-) -> Float[Array, " group"]:
-    """What an update gained in each environment: horizon x the change of its mean TD error."""
-    return horizon * (mean_by_group(after) - mean_by_group(before))
+class Gain(NamedTuple):
+    """What an update gained: an estimate, and what each group makes of it, whose mean it is.
+
+    The variance is NaN where it cannot be told: see `unbiased`.
+    """
+
+    estimate: Estimate
+    by_group: Float[Array, " group"]
+
+
+def realised_gain(before: EpisodeSums, after: EpisodeSums, *, paired: bool = True) -> Gain:
+    """What an update gained: the discounted TD errors of an episode after it, less before.
+
+    Both are under one critic. Where a group is the same environment before and after, `paired`,
+    the differences of groups are the independent units, and else the groups of each side.
+
+    Source: Kakade & Langford 2002, lemma 6.1, for any function in the place of V.
+    """
+    first, second = mean_of(before.sums), mean_of(after.sums)
+    by_group = mean_by_group(after.sums) - mean_by_group(before.sums)
+    if paired:
+        found = mean_of(GroupSums(by_group, jnp.ones_like(by_group)))
+        found = found._replace(freedom=jnp.minimum(first.freedom, second.freedom))
+    else:
+        found = combine(second, first, 1.0, -1.0)
+    known = unbiased(before) & unbiased(after)
+    return Gain(found._replace(variance=jnp.where(known, found.variance, jnp.nan)), by_group)
+
+
+def unbiased(sums: EpisodeSums) -> Bool[Array, ""]:
+    """Whether the rows stand for whole episodes: as many begin as their shares count.
+
+    They do where environments are anywhere in their episodes. Where all are at the same time in
+    it, because a time limit alone ends them, or where episodes hardly ever begin, the rows have
+    some ages and not others, all environments alike, and no spread between them shows that. Too
+    few groups that begin an episode leave the spread itself unknown.
+    """
+    count = len(sums.begun)
+    surplus = sums.begun - sums.episodes
+    mean, error = jnp.mean(surplus), jnp.std(surplus, ddof=1) / count**0.5
+    balanced = jnp.abs(mean) <= MAX_SURPLUS * error + 1e-6 * jnp.mean(sums.episodes)
+    return balanced & (effective_groups(sums.episodes) >= FEWEST_GROUPS)
 
 
 def total_gain(gained: Float[Array, " group"]) -> Estimate:
     """The mean of what each environment gained, its error judged by how environments differ."""
     return mean_of(GroupSums(gained, jnp.ones_like(gained)))
-
-
-def realised_gain(
-    before: GroupSums, after: GroupSums, *, horizon: float | Float[Array, ""], paired: bool = True
-) -> Estimate:
-    """What an update gained: horizon x (mean TD error after - before), both under one critic.
-
-    Where a group is the same environment before and after, `paired`, the differences of groups
-    are the independent units, and else the groups of each side.
-
-    Source: Kakade & Langford 2002, lemma 6.1, for any function in the place of V.
-    """
-    if not paired:
-        return combine(mean_of(after), mean_of(before), horizon, -horizon)
-    return total_gain(gain_by_group(before, after, horizon=horizon))
 
 
 class RatioFilter(NamedTuple):
@@ -118,8 +149,8 @@ def filter_gain(
 ) -> RatioFilter:
     """Take in what one update promised, its mean KL, and what the next rollout says it gained.
 
-    Without a cross-fit so far the whole promise is taken for signal. A gain without a variance,
-    or one that is not finite, moves only the prediction.
+    Without a cross-fit so far the whole promise is taken for signal. After a gain without a
+    variance, or one that is not finite, the level starts anew.
 
     Source: Kalman 1960, with the model of a gap quadratic in the step.
     """
@@ -136,17 +167,18 @@ def filter_gain(
     noise = jnp.stack([(GAIN_NOISE * promise) ** 2, jnp.full((), (DRIFT * PRIOR_U) ** 2)])
     level = state.level + promise * (1.0 - state.u * root)
     covariance = move @ covariance @ move.T + jnp.diag(noise)
-    observed = state.observed + jnp.where(jnp.isfinite(gain.mean), gain.mean, 0.0)
+    observed = state.observed + jnp.where(known, gain.mean, 0.0)
     weight = covariance[:, 0] / (covariance[0, 0] + variance)
     weight = jnp.where(known, weight, 0.0)
     surprise = observed - level
     updated = covariance - jnp.outer(weight, covariance[0])
+    updated = jnp.where(known, updated, covariance.at[0].set(0.0).at[:, 0].set(0.0))
     return state._replace(
-        level=level + weight[0] * surprise,
+        level=jnp.where(known, level + weight[0] * surprise, 0.0),
         u=state.u + weight[1] * surprise,
         # Rounding makes the product slightly asymmetric, and that would add up over updates.
         covariance=0.5 * (updated + updated.T),
-        observed=observed,
+        observed=jnp.where(known, observed, 0.0),
     )
 
 
@@ -163,21 +195,24 @@ class LensState(NamedTuple):
     """What is kept of one update until the next rollout can judge it.
 
     `params`, `obs_stats` and `return_scale` are those under which the critic's values were read
-    before the update; `td` are the TD errors of its rows then, and `promised` and `kl` what the
-    surrogate promised and how far the policy went, all in the environment's units and in nats.
-    `states` are some of the states it learned from. `gained` is what each group gained over all
-    updates that were judged. `ready` is False before the first update.
+    before the update; `td` are the discounted TD errors of its rows then, and `promised` and `kl`
+    what the surrogate promised and how far the policy went, all in the environment's units and in
+    nats. `states` are some of the states it learned from. `gained` is what each group gained over
+    all updates with an interval: all `judged` but `unknown` ones. `ready` is False before the
+    first update.
     """
 
     params: Params
     obs_stats: Any
     return_scale: Float[Array, ""]
-    td: GroupSums
+    td: EpisodeSums
     promised: Float[Array, ""]
     kl: Float[Array, ""]
     states: States
     ratio: RatioFilter
     gained: Float[Array, " group"]
+    judged: Int[Array, ""]
+    unknown: Int[Array, ""]
     ready: Bool[Array, ""]
 
 
@@ -189,24 +224,26 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
         params=params,
         obs_stats=obs_stats,
         return_scale=jnp.ones(()),
-        td=GroupSums(zeros, zeros),
+        td=EpisodeSums(zeros, zeros, zeros),
         promised=zero,
         kl=zero,
         states=States(features, jnp.zeros(NUM_STATES, jnp.int32), no, no),
         ratio=start_filter(),
         gained=zeros,
+        judged=jnp.int32(0),
+        unknown=jnp.int32(0),
         ready=jnp.array(False),
     )
 
 
 def judge_update(
-    lens: LensState, after: GroupSums, *, horizon: float | Float[Array, ""], paired: bool
+    lens: LensState, after: EpisodeSums, *, paired: bool
 ) -> tuple[LensState, dict[str, Array]]:
     """Judge the update before this rollout: the lens with its gain taken in, and the figures.
 
     `after` has the TD errors of this rollout under the critic of before that update.
     """
-    gain = realised_gain(lens.td, after, horizon=horizon, paired=paired)
+    gain, change = realised_gain(lens.td, after, paired=paired)
     unknown = jnp.where(lens.ready, 0.0, jnp.nan)
     gain = gain._replace(mean=gain.mean + unknown)
     ratio = filter_gain(lens.ratio, gain, lens.promised, lens.kl)
@@ -214,24 +251,28 @@ def judge_update(
     # A policy that did not move has promised nothing to be kept.
     moved = unknown + jnp.where(lens.kl > 0, 0.0, jnp.nan)
     seen = interval_of(gain)
-    change = gain_by_group(lens.td, after, horizon=horizon)
+    known = lens.ready & jnp.isfinite(gain.variance)
     # One reward that is not finite must not spoil the sums of a whole run.
-    gained = lens.gained + jnp.where(lens.ready & jnp.isfinite(change), change, 0.0)
+    gained = lens.gained + jnp.where(known & jnp.isfinite(change), change, 0.0)
     # The intervals of single gains do not tell how well their sum is known: two successive ones
     # share a rollout with opposite sign. How the environments' own sums differ does.
     total = interval_of(total_gain(gained))
+    judged = lens.judged + lens.ready
+    missing = lens.unknown + (lens.ready & ~known)
+    # The first is, because all environments begin their first episode together.
+    open_ended = jnp.where(missing > 1 + UNKNOWN_SHARE * judged, jnp.nan, 0.0)
     # Episodes of one rollout are no pairs of those of the next.
     unpaired = unknown if paired else jnp.nan
     return (
-        lens._replace(ratio=ratio, gained=gained),
+        lens._replace(ratio=ratio, gained=gained, judged=judged, unknown=missing),
         {
             "lens/promised_gain": lens.promised + unknown,
             "lens/realised_gain": seen.mean,
             "lens/realised_low": seen.low,
             "lens/realised_high": seen.high,
             "lens/total_gain": total.mean + unpaired,
-            "lens/total_low": total.low + unpaired,
-            "lens/total_high": total.high + unpaired,
+            "lens/total_low": total.low + unpaired + open_ended,
+            "lens/total_high": total.high + unpaired + open_ended,
             "lens/filtered_ratio": kept + moved,
             "lens/filtered_low": kept - 1.96 * deviation + moved,
             "lens/filtered_high": kept + 1.96 * deviation + moved,

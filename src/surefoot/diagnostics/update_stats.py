@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from surefoot.formulas.distributions import exact_total_variation, kl, total_variation_bound
-from surefoot.formulas.surrogate import likelihood_ratio, promised_gains, weighted_mean
+from surefoot.formulas.surrogate import counted, likelihood_ratio, promised_gains, weighted_mean
 from surefoot.types import Batch, Params
 
 ENOUGH_ROWS = 512
@@ -25,13 +25,8 @@ def diagnose(
     old_params: Params,
     new_params: Params,
     batch: Batch,
-    *,
-    horizon: float | Float[Array, ""],
 ) -> dict[str, Float[Array, ""]]:
-    """Promise, divergence, ratios and entropy of an update, by metric name.
-
-    `horizon`, 1 / (1 - gamma), turns a gain per step into one of discounted return.
-    """
+    """Promise, divergence, ratios and entropy of an update, by metric name."""
     # Without the barriers XLA weaves the forward passes into the update before and every figure
     # behind: 5 % of an iteration of a small JAX-native run on two cores (docs/performance.md). Both
     # passes stand between them, so that equal parameters give equal bits.
@@ -47,7 +42,7 @@ def diagnose(
     kl_p99, worst_share = _worst_hundredth(kls, counted)
     found = {"policy/kl_p99": kl_p99, "policy/kl_worst_share": worst_share}
     found |= _quantiles(kls, log_probs - old_log_probs, batch.advantages, counted)
-    return _means(old, new, batch, rows, horizon) | _extremes(batch, rows) | found
+    return _means(old, new, batch, rows) | _extremes(batch, rows) | found
 
 
 class _Rows(NamedTuple):
@@ -60,9 +55,7 @@ class _Rows(NamedTuple):
     total_variation: Float[Array, " batch"] | None
 
 
-def _means(
-    old: Any, new: Any, batch: Batch, rows: _Rows, horizon: float | Float[Array, ""]
-) -> dict[str, Float[Array, ""]]:
+def _means(old: Any, new: Any, batch: Batch, rows: _Rows) -> dict[str, Float[Array, ""]]:
     ratio, advantages, exact = rows.ratio, batch.advantages, rows.total_variation
     # Where the clip leaves the full gradient: the ratio strayed in the direction that hurts.
     hurt = ((advantages > 0) & (ratio < 1.0 - CLIP_REFERENCE)) | (
@@ -74,7 +67,6 @@ def _means(
     means = _reduce_together(
         lambda table: weighted_mean(table, batch.weights),
         {
-            "surrogate/promised_gain": promised,
             "policy/kl_mean": rows.kl,
             "policy/kl_reverse_mean": kl(new, old),
             "policy/tv_mean": 0.5 * jnp.abs(ratio - 1.0) if exact is None else exact,
@@ -86,7 +78,8 @@ def _means(
             "square": bounded**2,
         },
     )
-    means["surrogate/promised_gain"] *= horizon * batch.return_scale
+    promise = jnp.sum(counted(promised, batch.visits) * batch.visits)
+    means["surrogate/promised_gain"] = batch.return_scale * promise
     means["policy/ess_fraction"] = means.pop("ratio") ** 2 / means.pop("square")
     return means
 

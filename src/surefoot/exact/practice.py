@@ -55,6 +55,7 @@ def table_batch(old: SolvedPolicy, *, rows: int | None = None, seed: int = 0) ->
         values=jnp.asarray(old.values[states]),
         value_targets=jnp.asarray(old.q_values[states, actions]),
         weights=jnp.asarray(weights),
+        visits=jnp.asarray(old.mdp.horizon * weights / max(weights.sum(), 1e-300)),
         groups=jnp.arange(len(states)),
         return_scale=jnp.ones(()),
     )

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from surefoot.config.settings import Settings
-from surefoot.diagnostics.groups import GroupSums, Layout, groups_of, sum_by_group
+from surefoot.diagnostics.episodes import EpisodeRows
+from surefoot.diagnostics.groups import EpisodeSums, Layout, groups_of, sum_by_group
 from surefoot.diagnostics.update_stats import some_rows
 from surefoot.formulas.advantages import (
     discounted_returns,
@@ -25,7 +26,7 @@ from surefoot.formulas.surrogate import weighted_mean
 from surefoot.networks.actor_critic import Actor
 from surefoot.rules.critic import explained_variance
 from surefoot.rules.rows import Rows
-from surefoot.types import Batch, EnvSpec, Episodes, Inputs, Params, Rollout
+from surefoot.types import Batch, Episodes, Inputs, Params, Rollout
 
 Metrics = dict[str, Array]
 Values = tuple[Float[Array, "time env"], Float[Array, "time env"]]
@@ -33,14 +34,6 @@ Values = tuple[Float[Array, "time env"], Float[Array, "time env"]]
 
 FINAL_ROWS = 64
 """Truncated rows whose successors are valued at once; few rows of a rollout are truncated."""
-
-
-def horizon_of(settings: Settings, spec: EnvSpec) -> float:
-    """Steps over which a gain per step adds up: 1 / (1 - gamma), or the time limit at gamma 1."""
-    gamma = settings.train.gamma
-    if gamma < 1.0:
-        return 1.0 / (1.0 - gamma)
-    return float(spec.max_episode_steps or 1)
 
 
 def scale_rewards(
@@ -114,16 +107,21 @@ def td_sums(
     values: Values,
     return_scale: Float[Array, ""],
     rollout: Rollout,
+    episodes: EpisodeRows,
     groups: Int[Array, " batch"],
     rows: Rows,
-) -> GroupSums:
-    """TD errors of each group's rows under a critic, in the environment's own units.
+) -> EpisodeSums:
+    """Discounted TD errors of each group under a critic, in the environment's own units.
+
+    Per episode they are its discounted return, the critic standing for what lies behind a time
+    limit, less the critic's value of its start.
 
     Args:
         settings: of the run.
         values: that critic's `state_values`.
         return_scale: what the rewards were divided by when it was fitted.
         rollout: whose rewards count as the environment gave them.
+        episodes: its rows in their episodes.
         groups: the independent group of each row.
         rows: access to the rows.
     """
@@ -135,15 +133,18 @@ def td_sums(
         rollout.terminated,
         gamma=settings.train.gamma,
     )
-    errors, valid = rows.flatten((errors, rollout.valid))
-    layout = Layout(settings.train.num_envs, rows.parts)
-    return sum_by_group(errors, valid, groups, layout.num_groups)
+    errors, (discounts, shares, begins) = rows.flatten((errors, episodes))
+    count = Layout(settings.train.num_envs, rows.parts).num_groups
+    begun = jax.ops.segment_sum(begins.astype(shares.dtype), groups, count)
+    of_errors = sum_by_group(errors, discounts, groups, count).totals
+    return EpisodeSums(of_errors, jax.ops.segment_sum(shares, groups, count), begun)
 
 
 def make_batch(
     settings: Settings,
     inputs: Inputs,
     rollout: Rollout,
+    episodes: EpisodeRows,
     rewards: Float[Array, "time env"],
     values: Values,
     return_scale: Float[Array, ""],
@@ -155,6 +156,7 @@ def make_batch(
         settings: of the run.
         inputs: what the policy reads in each state of the rollout.
         rollout: the experience.
+        episodes: its rows in their episodes.
         rewards: scaled, from `scale_rewards`.
         values: the critic's, from `state_values`.
         return_scale: what the rewards were divided by.
@@ -169,6 +171,7 @@ def make_batch(
         values=rows.flatten(values[0]),
         value_targets=rows.flatten(values[0] + advantages),
         weights=rows.flatten(rollout.valid).astype(advantages.dtype),
+        visits=rows.flatten(episodes.discounts) / jnp.sum(episodes.shares),
         groups=rows.flatten(groups_of(rollout)),
         return_scale=return_scale,
     )

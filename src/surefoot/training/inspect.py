@@ -42,20 +42,19 @@ def inspect(
     batch, scale = learned.batch, learned.batch.return_scale
 
     def td_of(values, scale):
-        return td_sums(settings, values, scale, rollout, batch.groups, rows)
+        return td_sums(settings, values, scale, rollout, learned.episodes, batch.groups, rows)
 
     frozen = state_values(parts.actor, lens.params, lens.obs_stats, rollout, rows)
     lens, judged = judge_update(
         lens,
         td_of(frozen, lens.return_scale),
-        horizon=parts.horizon,
         paired=settings.train.num_envs > 1,
     )
     if "lens/crossfit_promise" in learned.info:  # a guard cross-fits every update
         found = (learned.info["lens/insample_promise"], learned.info["lens/crossfit_promise"])
         lens = lens._replace(ratio=take_in_cross_fit(lens.ratio, *found))
     old, new = before.params["policy"], after.params["policy"]
-    update = diagnose(parts.network.policy, old, new, batch, horizon=parts.horizon)
+    update = diagnose(parts.network.policy, old, new, batch)
     obs = jax.tree.map(lambda leaf: leaf[:-1], rollout.obs)
     raw = rows.flatten((obs, rollout.action_mask, rollout.valid))
     metrics = learned.info | update | judged | episode_metrics(episodes)
@@ -109,7 +108,7 @@ def look(
         new, _, _ = parts.rule.update(state.rule, start, half, key)
         return new["policy"] if parts.joint else new
 
-    fit = cross_fit(update, policy_fn, policy, batch, parts.layout, horizon=parts.horizon)
+    fit = cross_fit(update, policy_fn, policy, batch, parts.layout)
     ratio = take_in_cross_fit(lens.ratio, fit.insample, fit.across.mean)
     return lens._replace(ratio=ratio), metrics | cross_fit_metrics(fit)
 

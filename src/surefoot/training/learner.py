@@ -14,7 +14,7 @@ from surefoot.training.inspect import inspect, look
 from surefoot.training.learn import learn
 from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.rollout_jax import EnvLoop, collect_jax
-from surefoot.training.state import LoopState, Parts, make_parts, start_loop, traced_numbers
+from surefoot.training.state import LoopState, Parts, make_parts, start_loop
 from surefoot.types import EnvSpec, Episodes, Rollout
 
 
@@ -33,7 +33,7 @@ class Learner:
         env: JaxEnv | None = None,
     ):
         self.settings, self.spec, self._network, self._env = settings, spec, network, env
-        self.traced = traced_numbers(settings, spec)
+        self.traced = settings.traced()
         self.parts = self._parts(None)
 
     def _parts(self, traced: Any) -> Parts:

@@ -19,7 +19,6 @@ from surefoot.parallel.mesh import rows_in
 from surefoot.rules import UPDATE_RULES
 from surefoot.rules.critic import critic_losses, start_critic
 from surefoot.rules.rows import Rows
-from surefoot.training.batch import horizon_of
 from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.rollout_jax import EnvLoop, start_jax_envs
 from surefoot.types import EnvSpec, Params, UpdateRule
@@ -31,8 +30,9 @@ MAX_FEATURES = 256
 class LearnState(NamedTuple):
     """What learns: all that decides the next update, given a rollout.
 
-    `returns_so_far` are the discounted returns of the open episodes, for the reward scale;
-    `refusals` counts the non-finite updates in a row.
+    `returns_so_far` are the discounted returns of the open episodes, for the reward scale, and
+    `ages` their steps, for the lens, which decides nothing. `refusals` counts the non-finite
+    updates in a row.
     """
 
     seed: Int[Array, ""]
@@ -43,6 +43,7 @@ class LearnState(NamedTuple):
     obs_stats: tuple[RunningStats | None, ...]
     return_stats: RunningStats
     returns_so_far: Float[Array, " env"]
+    ages: Int[Array, " env"]
     refusals: Int[Array, ""]
 
 
@@ -57,8 +58,10 @@ class LoopState(NamedTuple):
     env: EnvLoop | None
 
 
+OF_EPISODES = ("returns_so_far", "ages")
+"""What learning keeps of the open episodes, an entry for each environment."""
 STATE_AXES = LoopState(
-    learn=LearnState(**{name: name == "returns_so_far" for name in LearnState._fields}),  # type: ignore[arg-type]
+    learn=LearnState(**{name: name in OF_EPISODES for name in LearnState._fields}),  # type: ignore[arg-type]
     lens=False,  # type: ignore[arg-type]
     env=True,  # type: ignore[arg-type]
 )
@@ -67,14 +70,14 @@ STATE_AXES = LoopState(
 
 def replicated(state: LoopState) -> LoopState:
     """The part of a state that is the same on every device."""
-    return state._replace(learn=state.learn._replace(returns_so_far=None), env=None)
+    learn = state.learn._replace(**dict.fromkeys(OF_EPISODES))
+    return state._replace(learn=learn, env=None)
 
 
 class Parts(NamedTuple):
     """What the functions of a run are made of.
 
     Inside a program the settings hold arrays in the place of the numbers that are its data.
-    `horizon`, 1 / (1 - gamma), turns a gain per step into one of discounted return.
     """
 
     settings: Settings
@@ -84,7 +87,6 @@ class Parts(NamedTuple):
     rows: Rows
     env: JaxEnv | None
     num_updates: float | Float[Array, ""]
-    horizon: float | Float[Array, ""]
 
     @property
     def network(self) -> ActorCritic:
@@ -102,11 +104,6 @@ class Parts(NamedTuple):
         return Layout(self.settings.train.num_envs, self.rows.parts)
 
 
-def traced_numbers(settings: Settings, spec: EnvSpec) -> dict[str, Any]:
-    """The numbers that are data of a run's programs: another value compiles nothing."""
-    return {**settings.traced(), "horizon": horizon_of(settings, spec)}
-
-
 def make_parts(
     settings: Settings,
     spec: EnvSpec,
@@ -121,13 +118,13 @@ def make_parts(
         spec: of its environment.
         network: its policy and critic.
         env: the environment of a JAX-native run.
-        traced: from `traced_numbers`, or arrays in their places.
+        traced: from `Settings.traced`, or arrays in their places.
     """
     actor = make_actor(network, spec.action_space, settings)
     rows, settings = rows_in(settings.train.blocks), settings.with_arrays(traced)
-    num_updates, horizon = traced["num_updates"], traced["horizon"]
+    num_updates = traced["num_updates"]
     rule = _make_rule(settings, network, num_updates, rows)
-    parts = Parts(settings, spec, actor, rule, rows, env, num_updates, horizon)
+    parts = Parts(settings, spec, actor, rule, rows, env, num_updates)
     if not settings.train.guard:
         return parts
 
@@ -145,7 +142,6 @@ def make_parts(
         network.policy,
         settings.train,
         layout=parts.layout,
-        horizon=parts.horizon,
         policy_of=policy_of,
         shorten=shorten,
     )
@@ -191,6 +187,7 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
         obs_stats=obs_stats,
         return_stats=start_stats(()),
         returns_so_far=jnp.zeros(num_envs),
+        ages=jnp.zeros(num_envs, jnp.int32),
         refusals=jnp.int32(0),
     )
     lens = start_lens(
@@ -205,5 +202,5 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
 
 def without_open_episodes(state: LoopState) -> LoopState:
     """The state as new episodes begin in all environments."""
-    zeros = jnp.zeros_like(state.learn.returns_so_far)
-    return state._replace(learn=state.learn._replace(returns_so_far=zeros))
+    zeros = {name: jnp.zeros_like(getattr(state.learn, name)) for name in OF_EPISODES}
+    return state._replace(learn=state.learn._replace(**zeros))

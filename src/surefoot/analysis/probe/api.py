@@ -32,7 +32,6 @@ from surefoot.errors import ConfigError
 from surefoot.formulas.trust_region import interpolate
 from surefoot.jax_defaults import jax_defaults
 from surefoot.storage.run_directory import RunDirectory
-from surefoot.training.batch import horizon_of
 from surefoot.training.callback import Callback, Row, as_callback
 from surefoot.training.run import Run, open_run
 from surefoot.types import EnvSpec, Params
@@ -102,11 +101,9 @@ def probe_run(
 
 
 def _logged_promise(run: Run, iteration: int) -> float | None:
-    """The promise in the run's log, per discounted step; None if there is none."""
+    """The promise in the run's log; None if there is none."""
     rows = {row["iteration"]: row for row in run.directory.rows()} if run.directory else {}
-    promise = rows.get(iteration, {}).get("surrogate/promised_gain")
-    # In the log it is multiplied by the horizon.
-    return None if promise is None else promise / horizon_of(run.settings, run.learner.spec)
+    return rows.get(iteration, {}).get("surrogate/promised_gain")
 
 
 @jax_defaults()

@@ -28,13 +28,12 @@ def conclude(
     iteration: int | None = None,
     logged: float | None = None,
 ) -> Probe:
-    """The result of a probe; `logged` is the promise per step in the run's log, if any."""
+    """The result of a probe; `logged` is the promise in the run's log, if any."""
     scores, gains, settings = found.scores[NEW], found.gains(NEW), found.settings
     count = min(len(gains), len(scores.promise))
     gains, promise, monte_carlo = gains[:count], scores.promise[:count], scores.monte_carlo[:count]
     fresh, ratio, mass = sample_mean(promise), ratio_interval(gains, promise), scores.mass.mean()
-    # Per step in the log; `mass` is the sum of gamma^t over a whole episode.
-    own = None if logged is None else without_error(logged * mass)
+    own = None if logged is None else without_error(logged)
     if found.batch:
         own = promise_in_sample(found.batch[NEW], mass)
     points = _points("update", found, mass)

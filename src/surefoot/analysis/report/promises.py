@@ -10,7 +10,6 @@ import numpy as np
 from surefoot.analysis.plots.grouping import newest, starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
 from surefoot.analysis.report.section import (
-    GUIDE,
     Color,
     Facts,
     Section,
@@ -40,6 +39,10 @@ _EITHER = (
     "A probe (`surefoot probe`) can tell whether noise or visitation shift took more than half of "
     "the promise: against noise use more steps per batch, against shift a smaller step."
 )
+_IN_STEP = (
+    "no gain can be told from the time in the episode: all environments are at the same time in "
+    "theirs, or hardly any episode begins in a rollout, or there are fewer than three environments"
+)
 _NOTHING = "Nothing was promised. Is the step size 0, or the reward constant?"
 SHARE, RATIO, SHIFT = "lens/signal_share", "lens/filtered_ratio", "lens/visitation_shift"
 NULL, BAND = "lens/visitation_null", ("lens/filtered_low", "lens/filtered_high")
@@ -53,9 +56,11 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
     """The promise of all updates together, how much of it was signal, and the realised gain."""
     keys = ("lens/promised_gain", "lens/realised_gain")
     if found is None:
-        why = "the run has one row, and a gain is known one rollout later"
-        one = why if len(facts.table.steps) < 2 else ""
-        return left_out("promise", facts.table.missing(*keys) or keys, why=one)
+        absent = facts.table.missing(*keys)
+        if len(facts.table.steps) < 2:
+            why = "the run has one row, and a gain is known one rollout later"
+            return left_out("promise", absent or keys, why=why)
+        return left_out("promise", absent or ("lens/realised_low",), why="" if absent else _IN_STEP)
     finding, advice = _judge(found)
     late, harm = _newest_updates(facts)
     finding += late
@@ -64,9 +69,8 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
     ylabel = "discounted reward,\nsum over updates"
     panel = Panel(ylabel, _curves(found), levels=((0.0, ""),), height=2.9)
     made = section("promise", finding).judged([(True, advice or harm)], panel)
-    interval = GUIDE["promise"]["no_interval" if found.realised_half is None else "interval"]
     discount = _discount(facts.settings.train.gamma)
-    return made._replace(meaning=made.meaning.format(discount=discount, interval=interval))
+    return made._replace(meaning=made.meaning.format(discount=discount))
 
 
 def _curves(found: Totals) -> list[PanelSeries]:
@@ -80,12 +84,9 @@ def _curves(found: Totals) -> list[PanelSeries]:
     if found.signal is not None:
         values, dash = newest(found.signal, starts), (0, (6, 2))
         series.append(PanelSeries("promised, signal only", at, values, Color.SIGNAL, dash=dash))
-    realised = PanelSeries("realised", at, newest(found.realised, starts), Color.GOT)
-    if found.realised_half is not None:
-        half = newest(found.realised_half, starts)
-        band = realised.values - half, realised.values + half
-        realised = realised._replace(label="realised, with interval", band=band)
-    return [*series, realised]
+    values, half = newest(found.realised, starts), newest(found.realised_half, starts)
+    band = values - half, values + half
+    return [*series, PanelSeries("realised, with interval", at, values, Color.GOT, band=band)]
 
 
 def _newest_updates(facts: Facts) -> tuple[str, str]:

@@ -17,14 +17,14 @@ class Totals(NamedTuple):
 
     `promised` is by the surrogate, on the batch that it was fitted to; `signal` the part of it that
     held on data the update had not seen, or None; `realised` as measured on the next rollouts, with
-    half of its 95 % interval, or None where a gain has none.
+    half of its 95 % interval.
     """
 
     steps: Updates
     promised: Updates
     signal: Updates | None
     realised: Updates
-    realised_half: Updates | None
+    realised_half: Updates
 
     @property
     def signal_share(self) -> float:
@@ -34,10 +34,8 @@ class Totals(NamedTuple):
         return float(self.signal[-1] / self.promised[-1])
 
     def gain(self) -> Interval:
-        """Sum of all realised gains; the ends are NaN where they are unknown."""
-        total, half = float(self.realised[-1]), math.nan
-        if self.realised_half is not None:
-            half = float(self.realised_half[-1])
+        """Sum of all realised gains."""
+        total, half = float(self.realised[-1]), float(self.realised_half[-1])
         return Interval(total, total - half, total + half)
 
     def realised_share(self) -> Interval | None:
@@ -57,12 +55,14 @@ class Totals(NamedTuple):
 
 
 def totals(table: Table, num_envs: int, *, whole: bool = True) -> Totals | None:
-    """Sums over the updates whose promise and gain are both known; None where there are none.
+    """Sums over the updates whose gain is known with an interval; None where there are none.
 
-    The interval is the run's own where it has one, which holds for the sum over the `whole` run.
+    A gain without one may be the time in the episode and not the update's doing. The interval is
+    the run's own where it has one, which holds for the sum over the `whole` run.
     """
     promised, realised = table.column("lens/promised_gain"), table.column("lens/realised_gain")
-    known = np.isfinite(promised) & np.isfinite(realised)
+    halves = _halves(table, "realised")
+    known = np.isfinite(promised) & np.isfinite(realised) & np.isfinite(halves)
     if not known.any():
         return None
     # A row's share is of its own update, its lens/promised_gain of the update before.
@@ -71,11 +71,11 @@ def totals(table: Table, num_envs: int, *, whole: bool = True) -> Totals | None:
     if np.isfinite(shares).any():
         # Its estimate may lie outside [0, 1], where it is no share.
         signal = np.cumsum(promised[known] * np.clip(shares[known], 0.0, 1.0))
-    halves, half = _halves(table, "realised")[known], _halves(table, "total")[known]
+    halves, half = halves[known], _halves(table, "total")[known]
     # The run's own interval is of the sum from its first update on.
     if not whole or not np.isfinite(half).all():
         half = None
-    if half is None and np.isfinite(halves).all():
+    if half is None:
         half = half_of_sums(realised[known], halves, num_envs)
     return Totals(
         table.steps[known], np.cumsum(promised[known]), signal, np.cumsum(realised[known]), half

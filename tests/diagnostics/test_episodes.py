@@ -1,0 +1,92 @@
+"""What an update gained where episodes end: on simulated rollouts, against exact returns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research.lens_coverage import GAMMA, World, coverage, rollout_of, simulate
+from surefoot.analysis.probe.rows import episode_ages
+from surefoot.diagnostics.episodes import episode_rows
+from surefoot.diagnostics.lens import realised_gain
+
+LOW, HIGH = 0.93, 0.97
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([0.9, 0.99, 1]))
+def test_ages_are_those_of_a_loop_and_shares_of_an_episode_add_up_to_one(seed, ends, gamma):
+    rng = np.random.default_rng(seed)
+    ended = rng.random((40, 3)) < ends
+    terminated = ended & (rng.random((40, 3)) < 0.5)
+    # A dummy row follows an end, as in next-step autoreset.
+    valid = ~np.concatenate([np.zeros((1, 3), bool), ended[:-1]]) | (rng.random((40, 3)) < 0.5)
+    ended &= valid
+    terminated &= valid
+    start = rng.integers(0, 9, 3)
+    found, after = episode_rows(
+        rollout_of(terminated, ended & ~terminated, valid), jnp.asarray(start, jnp.int32), gamma
+    )
+    ages, episodes, last = episode_ages(ended, valid, start)
+    np.testing.assert_array_equal(after, last)
+    np.testing.assert_allclose(found.discounts, np.where(valid, gamma**ages, 0.0), rtol=1e-4)
+    np.testing.assert_array_equal(found.begins, valid & (ages == 0))
+    for number in np.unique(episodes):
+        rows = (episodes == number) & valid
+        if (ended & rows).any() and (np.asarray(found.begins) & rows).any():
+            assert np.sum(np.asarray(found.shares)[rows]) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_where_episodes_never_end_all_rows_count_alike():
+    never = np.zeros((50, 2), bool)
+    rollout = rollout_of(never, never, ~never)
+    found, after = episode_rows(rollout, jnp.full(2, 10**6, jnp.int32), GAMMA)
+    assert len(np.unique(found.discounts)) == 1
+    assert float(jnp.sum(found.discounts) / jnp.sum(found.shares)) == pytest.approx(100.0, rel=1e-3)
+    np.testing.assert_array_equal(after, 10**6 + 50)
+
+
+QUALITIES = [
+    pytest.param(1.0, id="exact", marks=pytest.mark.thorough),
+    pytest.param(0.5, id="half", marks=pytest.mark.thorough),
+    pytest.param(0.0, id="nothing"),
+]
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+@pytest.mark.parametrize("kind", ["ends, rewards above 0", "ends, rewards below 0"])
+def test_the_interval_covers_the_exact_gain_where_episodes_end(kind, quality):
+    cell = coverage(kind, quality=quality, num_envs=16, num_steps=128)
+    assert cell.known >= 0.93
+    assert LOW <= cell.held <= HIGH
+
+
+@pytest.mark.parametrize("quality", [QUALITIES[0], QUALITIES[2]])
+def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_others_do(quality):
+    size = {"quality": quality, "num_envs": 16, "num_steps": 128, "repeats": 400}
+    assert coverage("a time limit", **size).known == 0.0
+    assert coverage("no end", **size).known == 0.0
+    cell = coverage("a time limit", staggered=True, **size)
+    assert cell.known > 0.99
+    assert cell.held >= LOW
+
+
+def test_a_reward_of_one_a_step_and_no_critic_gain_what_longer_episodes_gain():
+    """One state: an action ends the episode with probability 0.5, the other one with 0.05."""
+    world = World(np.ones((1, 2, 1)), np.ones((1, 2)), np.array([[0.5, 0.05]]), np.ones(1))
+    gain = world.gain(np.array([0.5]), np.array([1.0]), np.zeros(1))
+    closed = [1 / (1 - GAMMA * (0.5 + 0.45 * p)) for p in (0.5, 1.0)]
+    assert gain == pytest.approx(closed[1] - closed[0], rel=1e-6)
+    shape, key = (1, 64), jax.random.key(0)
+    state, age, sums = jnp.zeros(shape, int), jnp.zeros(shape, jnp.int32), []
+    # The first is left out: there all environments begin together.
+    for index, p in enumerate((0.5, 0.5, 1.0)):
+        chosen = jnp.array([p])
+        state, age, found = simulate(
+            world, chosen, jnp.zeros(1), state, age, jax.random.fold_in(key, index), 2000
+        )
+        sums.append(jax.tree.map(lambda leaf: leaf[0], found))
+    found = realised_gain(*sums[1:]).estimate
+    assert float(found.mean) == pytest.approx(gain, abs=4 * float(found.variance) ** 0.5)
+    assert float(found.variance) ** 0.5 < 0.5
