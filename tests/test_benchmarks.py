@@ -91,6 +91,7 @@ def test_what_looking_at_environments_costs_is_a_ratio_of_rollouts():
     assert found["with_ms"] > 0
 
 
+@pytest.mark.thorough
 def test_every_part_of_an_iteration_is_a_program_of_its_own():
     bench = parts.Bench("CartPole-v1", "trpo", {"critic": {"num_epochs": 1}}, num_steps=32)
     programs = {

@@ -203,6 +203,7 @@ def test_a_probe_sees_ppo_walk_off_the_corridors_edge():
     assert any("the step taken is beyond it" in line for line in found.verdict())
 
 
+@pytest.mark.thorough
 def test_pairs_vary_less_than_independent_episodes_and_least_for_small_steps():
     shares = []
     for step in (0.05, 0.5):

@@ -363,6 +363,7 @@ class Keyed(wrappers.TransformObservation):
 
 
 @case(129)
+@pytest.mark.thorough
 def test_every_environment_writes_videos_of_its_own(tmp_path, monkeypatch):
     class Clip:
         def __init__(self, frames, fps):

@@ -92,6 +92,7 @@ def test_every_flag_of_a_family_reaches_it(capsys):
     assert vanilla["ratio"] == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.thorough
 def test_the_training_rule_on_the_exact_batch_lands_where_the_closed_form_does(capsys):
     (exact,) = reported(capsys, "ridge", "trpo", "--max-kl", "1e-3")
     (trained,) = reported(capsys, "ridge", "trpo", "--max-kl", "1e-3", "--batch", "exact")

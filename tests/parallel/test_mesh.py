@@ -275,6 +275,7 @@ def test_impossible_numbers_of_devices_are_refused():
         )
 
 
+@pytest.mark.thorough
 def test_devices_exchange_no_rows():
     """Of each row at most one number, its KL; and a gradient once a step."""
     env, steps = scripted_jax(), 512

@@ -38,6 +38,13 @@ def wait_for(process, found, within=120):
         time.sleep(0.02)
 
 
+def wait_for_end_of(pids, within):
+    until = time.monotonic() + within
+    while any(Path(f"/proc/{number}").exists() for number in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def logs():
     files = [Path("driver.log"), *sorted(Path().glob("run.ranks/*.log"))]
     return "\n".join(file.read_text() for file in files)
@@ -151,10 +158,7 @@ def test_ranks_end_with_a_killed_driver():
     wait_for(process, trained(2))
     ranks = [pid(0), pid(1)]
     process.kill()
-    until = time.monotonic() + 40
-    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    wait_for_end_of(ranks, within=40)
 
 
 @case(85)
@@ -186,16 +190,81 @@ def env_actors():
     return sorted(found)
 
 
+def with_env_workers(*words, env="CartPole-v1"):
+    """Start a run of four environments in two actors."""
+    words = [env, "--num-envs", "4", "--num-steps", "64", "--out", "run", *words]
+    command = [sys.executable, "-m", "surefoot", "train", *words, "--env-workers", "2"]
+    with open("driver.log", "w") as log:
+        return subprocess.Popen(command, env=around({}), stdout=log, stderr=log)
+
+
 @pytest.mark.slow
 @case(82)
 def test_a_killed_environment_actor_leaves_no_gap_in_a_batch():
-    words = ["CartPole-v1", "--num-envs", "4", "--num-steps", "64", "--steps", "51200"]
-    command = [sys.executable, "-m", "surefoot", "train", *words, "--env-workers", "2"]
-    with open("driver.log", "w") as log:
-        process = subprocess.Popen([*command, "--out", "run"], stdout=log, stderr=log)
-        wait_for(process, trained(5))
-        os.kill(env_actors()[0], signal.SIGKILL)
-        assert process.wait(120) == 0, logs()
+    process = with_env_workers("--steps", "51200")
+    wait_for(process, trained(5))
+    os.kill(env_actors()[0], signal.SIGKILL)
+    assert process.wait(120) == 0, logs()
     assert rows()[-1]["env/lost"] == 1
     assert [row["env_steps"] for row in rows()] == list(range(256, 51201, 256))
     assert rows()[-1]["env/stale"] == 0
+
+
+def processes_of_ray(command):
+    """The Ray driver of a command, and every process with that Ray's token: name by PID."""
+    found, token = {}, None
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            variables = (process / "environ").read_bytes().split(b"\0")
+            mine = [word for word in variables if word.startswith(b"RAY_AUTH_TOKEN=")]
+            if mine and int((process / "stat").read_text().split()[3]) == command.pid:
+                token = mine[0]
+            found[int(process.name)] = (process / "cmdline").read_bytes(), mine
+    return {
+        pid: Path(line.split(b"\0")[0].decode()).name
+        for pid, (line, mine) in found.items()
+        if token in mine
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@case(128)
+@pytest.mark.parametrize(
+    ("part", "signal_name", "within"),
+    [
+        ("raylet", "SIGKILL", 15),
+        ("gcs_server", "SIGKILL", 35),
+        ("raylet", "SIGSTOP", 35),
+        ("gcs_server", "SIGSTOP", 35),
+    ],
+)
+@pytest.mark.parametrize("start", [on_ray, with_env_workers])
+def test_a_dead_part_of_ray_ends_a_run_in_time_with_its_work_kept(start, part, signal_name, within):
+    process = start("--steps", "6400000")
+    wait_for(process, trained(12))
+    ours = processes_of_ray(process)
+    (lost,) = [number for number, name in ours.items() if name == part]
+    os.kill(lost, getattr(signal, signal_name))
+    began = time.monotonic()
+    process.communicate(timeout=within)
+    assert (process.returncode, time.monotonic() - began < within) == (9, True), logs()
+    wait_for_end_of(ours, within=2)  # the system takes a moment
+    said = Path("driver.log").read_text()
+    assert "Traceback" not in said
+    assert re.search(r"error\[WORKER-LOST\]: Ray (is gone|has not answered for 20 s)", said)
+    kept = sorted(path.name for path in Path("run/checkpoints").iterdir())[-1]
+    assert said.splitlines()[-1].endswith(f"checkpoint is {Path('run/checkpoints', kept)}")
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@case(128)
+def test_an_actor_that_keeps_pythons_lock_is_lost_after_the_time_of_a_step():
+    held = ("--env-kwargs", '{"when": "step", "how": "lock"}')
+    limits = ("--env-timeout-s", "8", "--restarts", "1", "--steps", "6400")
+    process = with_env_workers(*held, *limits, env="broken_envs:HangsIn")
+    assert process.wait(120) == 9, logs()
+    line = Path("driver.log").read_text().splitlines()[-1]
+    assert "and all 1 restarts are used: a step that kept Python's lock for 8 s" in line
+    assert env_actors() == []

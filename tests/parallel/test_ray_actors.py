@@ -3,6 +3,7 @@
 Ray is played by a stand-in in this process; tests/parallel/test_ray.py has the real one.
 """
 
+import pickle
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from surefoot.config.settings import TRPO, Critic, Network, Train
 from surefoot.envs.registry import find_env
 from surefoot.errors import ConfigError, EnvContractError, ReplicaError, WorkerLostError
 from surefoot.networks.actor_critic import build
-from surefoot.parallel.ray_actors import EnvActors, EnvWorkers
+from surefoot.parallel.env_workers import ActorCollector, EnvWorkers
 from surefoot.training.env_share import open_share
 from surefoot.training.learner import Learner
 from surefoot.training.rollout_host import HostCollector, assemble
@@ -35,8 +36,9 @@ OPENED = []
 
 
 @pytest.fixture(autouse=True)
-def closed():
+def closed(monkeypatch):
     """Close what a test opened, as the end of an actor's process would."""
+    monkeypatch.setattr("surefoot.training.env_share.exit_where_lock_is_held", lambda seconds: None)
     yield
     while OPENED:
         opened = OPENED.pop()
@@ -69,7 +71,7 @@ class StandIn:
     def put(self, value):
         return value
 
-    def wait(self, refs, timeout):
+    def wait(self, refs):
         return [refs[-1]], refs[:-1]  # the last asked answers first
 
     def get(self, reply):
@@ -79,6 +81,19 @@ class StandIn:
 
     def kill(self, actor):
         self.killed += 1
+
+
+class InThisProcess:
+    """A `RayProcess` without a process."""
+
+    def __init__(self, ray):
+        self._held = ray
+
+    def call(self, function, *arguments, pulse=None):
+        value = function(self._held, *arguments)
+        if isinstance(function, type):
+            self._held, value = value, None
+        return value
 
 
 def settings_of(**train):
@@ -92,7 +107,8 @@ def settings_of(**train):
 
 def started(ray, settings, workers, *, restarts):
     share, whole = partial(open_share, settings), partial(assemble, train=settings.train)
-    return EnvActors(EnvWorkers(ray, workers, restarts), settings.train.num_envs, share, whole)
+    workers = EnvWorkers(InThisProcess(ray), workers, restarts)
+    return ActorCollector(workers, settings.train.num_envs, share, whole, timeout_s=600.0)
 
 
 def opened(settings):
@@ -132,8 +148,7 @@ def test_actors_collect_what_one_process_does(workers):
         np.testing.assert_allclose(one.rollout.log_probs, other.rollout.log_probs, rtol=1e-5)
         assert_same_bits(one.episodes, other.episodes)
     assert actors.figures == {"env/restarts": 0, "env/lost": 0, "env/stale": 0}
-    actors.close()
-    assert ray.killed == workers
+    assert ray.made == workers
 
 
 def test_last_observations_are_at_the_rows_of_their_environments():
@@ -183,9 +198,10 @@ def test_a_lost_fragment_is_collected_again_under_the_same_policy(how):
 @case(83)
 def test_a_fragment_of_an_older_policy_is_refused_and_counted():
     def age(reply):
-        fragment, *rest = reply
+        version, data, *rest = reply
+        fragment = pickle.loads(data)
         rows = fragment.rows._replace(rewards=np.full_like(fragment.rows.rewards, 99.0))
-        return fragment._replace(version=fragment.version - 1, rows=rows), *rest
+        return version - 1, pickle.dumps(fragment._replace(rows=rows)), *rest
 
     actors = started(StandIn(age), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
@@ -198,8 +214,7 @@ def test_a_fragment_of_an_older_policy_is_refused_and_counted():
 def test_an_actor_that_keeps_sending_stale_fragments_ends_the_run():
     class Stuck(StandIn):
         def get(self, reply):
-            fragment, *rest = reply()
-            return fragment._replace(version=-1), *rest
+            return -1, *reply()[1:]
 
     actors = started(Stuck(), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
@@ -210,7 +225,7 @@ def test_an_actor_that_keeps_sending_stale_fragments_ends_the_run():
 
 def test_an_error_carries_the_number_of_its_environment_in_the_run():
     def break_one(reply):
-        return None, 0, (3, "ENV-CONTRACT", "reward is NaN", 3, "a story")
+        return 0, b"", 0, (3, "ENV-CONTRACT", "reward is NaN", 3, "a story")
 
     actors = started(StandIn(break_one), settings_of(), 2, restarts=0)
     _, _, state = opened(settings_of())
@@ -222,6 +237,6 @@ def test_an_error_carries_the_number_of_its_environment_in_the_run():
 
 def test_uneven_shares_and_missing_cores_are_refused():
     with pytest.raises(ConfigError, match=r"3 env workers cannot share 4 .* num_envs 3 or 6"):
-        EnvWorkers(StandIn(), 3).check(4)
+        EnvWorkers(InThisProcess(StandIn()), 3).check(4)
     with pytest.raises(ConfigError, match="8 env workers need a core each, and Ray has 4"):
-        EnvWorkers(StandIn(), 8).check(8)
+        EnvWorkers(InThisProcess(StandIn()), 8).check(8)

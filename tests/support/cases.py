@@ -527,6 +527,13 @@ CASES = {
         "exit 2 at once, with the field's name",
         "????",
     ),
+    128: Case(
+        _D,
+        "Ray's raylet or GCS is killed or hangs, or an actor keeps Python's lock",
+        "exit 9 after 20 s, after env_timeout_s an actor's; the last state is stored, a complete "
+        "run is complete, no process of that Ray stays",
+        "????",
+    ),
     129: Case(
         _W,
         "each of several environments records videos under the same name",

@@ -44,6 +44,7 @@ def begun(env, **train):
 
 
 @case(101)
+@pytest.mark.thorough
 def test_episodes_without_end_are_cut_at_the_budget_and_it_is_said():
     run = begun(lambda: Mixed(ends=False), eval_max_steps=300)
     Mixed.taken = 0
@@ -81,6 +82,7 @@ def endless():
 
 
 @case(101)
+@pytest.mark.thorough
 def test_episodes_of_a_jax_native_environment_are_cut_alike():
     run = begun(endless(), eval_max_steps=300)
     with pytest.warns(UserWarning, match="3 of 3 evaluation episodes of Endless were cut"):

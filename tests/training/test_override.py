@@ -25,7 +25,13 @@ LEVEL = "broken_envs:Level"
 
 
 @case(117)
-@pytest.mark.parametrize("key", ["env_kwargs", "env_kwargs.level", "level"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "env_kwargs",
+        *(pytest.param(key, marks=pytest.mark.thorough) for key in ("env_kwargs.level", "level")),
+    ],
+)
 def test_arguments_of_the_environment_that_are_overridden_are_those_it_is_trained_with(train, key):
     assert train(LEVEL, "--resume", "auto").code == 0
     more = ["--resume", "auto", "--override", "steps", key, "--env-kwargs", '{"level": 1}']

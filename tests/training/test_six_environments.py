@@ -178,6 +178,7 @@ def test_the_critic_finds_the_value_of(rule, kind, world):
         np.testing.assert_allclose(found.values[number, :, place], value, rtol=0.05, atol=0.1)
 
 
+@pytest.mark.thorough
 @every_rule_and_kind
 @pytest.mark.parametrize("world", WORLDS[ACTION : BOTH + 1])
 def test_the_policy_finds_the_action_that_pays_under(rule, kind, world):

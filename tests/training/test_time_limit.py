@@ -21,6 +21,7 @@ from surefoot.training.rollout_host import HostCollector
 from surefoot.types import EnvSpec, Inputs
 from tests.support.cases import case
 from tests.support.scripted import host_env
+from tests.support.shell import told_of
 
 GAMMA, LIMIT = 0.8, 5
 FOR_EVER = 1 / (1 - GAMMA)
@@ -153,7 +154,9 @@ def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
 def test_a_trained_critic_finds_the_value_of_living_for_ever():
     ready = SyncVectorEnv([limited] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
     network = Network(hidden=(8,))
-    run = train(ready, VPG(), steps=25 * 32, train=TRAIN, network=network, critic=CRITIC)
+    with told_of("comes off the budget") as said:
+        run = train(ready, VPG(), steps=25 * 32, train=TRAIN, network=network, critic=CRITIC)
+    assert len(said) == 1
     network = run.learner.actor.network
     value = network.value(run.state.learn.params, Inputs(jnp.zeros((1, 1)), None))
     np.testing.assert_allclose(value, FOR_EVER, rtol=0.02)

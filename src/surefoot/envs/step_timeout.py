@@ -5,6 +5,7 @@ call. Native code that never returns to Python cannot be interrupted: there the 
 the error line that would have been raised.
 """
 
+import faulthandler
 import os
 import signal
 import sys
@@ -107,3 +108,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     _overdue.clear()
     if still:
         raise StepTimeoutError
+
+
+def exit_where_lock_is_held(seconds: float) -> None:
+    """From now on exit this process once one thread has kept Python's lock for `seconds`; 0: never.
+
+    For a process of which another one notices the end: the traceback goes to its standard error,
+    and the exit status is 1.
+    """
+
+    def put_off() -> None:
+        while True:
+            # Its timer is native code, which fires without the lock unless it is set again.
+            faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+            time.sleep(min(1.0, seconds / 4))
+
+    if seconds:
+        threading.Thread(target=put_off, daemon=True, name="surefoot-lock").start()

@@ -12,12 +12,12 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from multiprocessing import spawn
 from typing import Any, NamedTuple
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from surefoot.envs.channel import Channel, ChannelClosedError
+from surefoot.envs.child_process import start_serving
 from surefoot.envs.env_errors import crash_error
 from surefoot.envs.group import EnvFactory, EnvGroup, EnvInfos, Spaces
 from surefoot.envs.shared_memory import SharedBuffers
@@ -26,18 +26,6 @@ from surefoot.errors import ConfigError, EnvCrashError, SurefootError
 
 GRACE_SECONDS = 5.0
 """Time that processes have to close their environments."""
-
-# Not multiprocessing's start, which would run the user's script once more. Ctrl-C and the signals
-# that stop a whole job are for the trainer to handle, from the first moment on. A handler that does
-# nothing ends with an exec; an ignored signal would stay ignored in programs that environments run.
-_START = f"""
-import signal, sys
-for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-    signal.signal(getattr(signal, name), lambda *_: None)
-sys.path[:] = sys.argv[4:]
-from {__name__} import serve
-serve()
-"""
 
 
 class Share(NamedTuple):
@@ -61,17 +49,8 @@ class WorkerProcess:
         # Closed here after the start: else the death of the process would not end the socket.
         with theirs:
             descriptors = theirs.fileno(), shared.descriptor
-            # Assertions of environments are on, or off, in all processes alike.
-            flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-            arguments = *map(str, descriptors), str(busy_seconds), *sys.path
-            self._process = subprocess.Popen(
-                [spawn.get_executable(), *flags, "-c", _START, *arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                # Of its own: the terminal's Ctrl-C goes past it, and what its environments start
-                # and leave behind, with our standard output open, ends with it.
-                process_group=0,
-            )
+            words = *map(str, descriptors), str(busy_seconds)
+            self._process = start_serving(__name__, words, descriptors)
         self._channel = Channel(
             ours, busy_seconds=busy_seconds, alive=lambda: self._process.poll() is None
         )

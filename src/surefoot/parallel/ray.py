@@ -1,18 +1,73 @@
-"""Ray: connect to a running one, or start one on this machine; the only module that imports it."""
+"""Ray's driver, which runs in a process of its own; the only module that imports Ray.
+
+Ray exits its driver, whatever that is doing, where a part of Ray dies. Free of JAX.
+"""
 
 import contextlib
 import os
-import secrets
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
-from surefoot.errors import ConfigError
-from surefoot.parallel.signals import CatchSignals
+from surefoot.errors import ConfigError, SurefootError, WorkerLostError
+from surefoot.parallel.signals import CatchSignals, end_with_parent
 
-_TOKEN = secrets.token_hex(32)
-"""Password of the Ray that this process starts; Ray reads it once."""
+BEAT_S = 2.0
+"""Between two messages that Ray's own processes answer."""
+
+
+def serve() -> None:
+    """Serve the process that started this one, a `RayProcess`, until it hangs up."""
+    descriptor, address, cores = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    os.set_inheritable(descriptor, False)  # by Ray's own processes
+    end_with_parent(signal.SIGKILL)
+    parent, lock = Connection(descriptor), threading.Lock()
+
+    def send(message: Any) -> None:
+        with lock:
+            parent.send(message)
+
+    try:
+        with connected(address or None, cores) as ray:
+            send((False, None))
+            threading.Thread(target=_beat, args=(ray, send), daemon=True).start()
+            _answer(ray, parent, send)
+    except SurefootError as error:
+        send((True, error))
+    except (EOFError, OSError):
+        pass  # the parent has hung up
+
+
+def _answer(ray: Any, parent: Connection, send: Callable[[Any], None]) -> None:
+    """Call functions with what is held, Ray or an object of the last class that was called.
+
+    An answer says whether it is an error, and which, or the value.
+    """
+    held = ray
+    while True:
+        function, arguments = parent.recv()
+        try:
+            value = function(held, *arguments)
+        except SurefootError as error:
+            send((True, error))
+            continue
+        if isinstance(function, type):
+            held, value = value, None
+        send((False, value))
+
+
+def _beat(ray: Any, send: Callable[[Any], None]) -> None:
+    """Tell the parent that the processes of Ray answer; a call to one that hangs never returns."""
+    while True:
+        ray.put(None)  # the raylet of this machine, which stores objects
+        ray.nodes()  # the GCS
+        send("beat")
+        time.sleep(BEAT_S)
 
 
 @contextlib.contextmanager
@@ -23,6 +78,7 @@ def connected(address: str | None, cores: int) -> Iterator[Any]:
 
     Raises:
         ConfigError: where Ray is not installed, does not answer, or has no token.
+        WorkerLostError: where a local Ray does not start.
     """
     ray = _import_ray(address)
     options: dict[str, Any] = {"address": address}
@@ -31,17 +87,18 @@ def connected(address: str | None, cores: int) -> Iterator[Any]:
         options["object_store_memory"] = 80 * 2**20
     try:
         # On exit it restores our handlers, which Ray replaces by its own.
-        with CatchSignals() as signals:
+        with CatchSignals():
             _check_port(address)
             ray.init(**options, log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        ray.shutdown()
+    except Exception as error:  # Ray raises plain ones too
         text = " ".join(str(error).split())[:300]
-        raise ConfigError(f"Ray at {address or 'this machine'}: {text}") from error
+        if address is None:
+            raise WorkerLostError(
+                f"Ray did not start on this machine: {text}; look for processes that were killed, "
+                "and for free memory and disk (df /dev/shm /tmp), and run the same command again"
+            ) from error
+        raise ConfigError(f"Ray at {address}: {text}") from error
     try:
-        # One that arrived while Ray started goes to the handlers of the caller.
-        if signals.caught is not None:
-            signal.raise_signal(signals.caught)
         yield ray
     finally:
         ray.shutdown()
@@ -55,7 +112,6 @@ def _import_ray(address: str | None) -> Any:
     if address is None:
         # What Ray calls a cluster, on any operating system, listens beyond this machine.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
         # By default workers have a low priority; here they do the work that is waited for.
         os.environ.setdefault("RAY_worker_niceness", "0")
     elif os.environ.get("RAY_AUTH_MODE") != "token":

@@ -1,50 +1,27 @@
-"""Ranks on Ray: start one in each worker, watch them, restart all when one is lost.
+"""Ranks on Ray, seen from the command that starts them: restart all of them when one is lost.
 
-A rank is the process of a Ray actor. It trains in its main thread, so that it handles signals as
-any process does, and it ends with the driver.
+`ray_rank_actors` is the other side.
 """
 
 import contextlib
 import json
-import math
 import os
-import signal
-import socket
-import sys
-import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config.settings import Parallel
+from surefoot.envs.worker import by_value
 from surefoot.errors import (
     ConfigError,
     StoppedBySignal,
-    SurefootError,
     WorkerLostError,
     error_of_code,
 )
-from surefoot.parallel.rendezvous import COORDINATES, LOOPBACK
+from surefoot.parallel.ray_process import RayProcess, cluster_resources
+from surefoot.parallel.ray_rank_actors import RankEnd, RankPlan, run_ranks, stop_file
 from surefoot.parallel.signals import CatchSignals
-
-POLL_S = 0.2
-GRACE_S = 10.0
-"""Seconds that the other ranks have to end, with an error of their own, after one has ended."""
-
-
-class _End(NamedTuple):
-    """How a rank ended: its exit code, and the signal that stopped it or 0."""
-
-    code: int
-    name: str = ""
-    text: str = ""
-    signal: int = 0
-    iteration: int = 0
-
-
-_LOST = _End(WorkerLostError.code, text="a rank did not end after another one had")
 
 
 class RayRanks(NamedTuple):
@@ -54,7 +31,7 @@ class RayRanks(NamedTuple):
     all machines share; logs are written beside it.
     """
 
-    ray: Any
+    ray: RayProcess
     settings: Parallel
     directory: Path
 
@@ -77,9 +54,9 @@ class RayRanks(NamedTuple):
             WorkerLostError: where all restarts are used.
             SurefootError: a rank's error; a ConfigError where Ray has too few devices.
         """
-        resource = self._resource()
+        plan = self._plan(work)
         self.logs.mkdir(parents=True, exist_ok=True)
-        stop = self.logs / "stop"
+        stop = stop_file(self.logs)
         # One that an earlier command has left would stop the new ranks at once.
         stop.unlink(missing_ok=True)
         rows = _follow_rows(self.directory / "metrics.jsonl", env_steps)
@@ -91,7 +68,12 @@ class RayRanks(NamedTuple):
 
         with CatchSignals(lambda number: stop.touch()) as signals:
             for _ in range(self.settings.restarts + 1):
-                ends = self._run_once(resource, work, tick, signals)
+                try:
+                    ends = self.ray.call(run_ranks, plan, pulse=tick)
+                except WorkerLostError:
+                    tick()  # the rows of the last moment
+                    raise
+                tick()
                 if self._finished(ends, signals.caught):
                     return
                 lost = next(end.text for end in ends if end.code == WorkerLostError.code)
@@ -100,9 +82,14 @@ class RayRanks(NamedTuple):
             f"allows ({lost}); {self._see_logs()}"
         )
 
+    def _plan(self, work: Callable[[], None]) -> RankPlan:
+        data, local = bytes(ForkingPickler.dumps(by_value(work))), not self.settings.address
+        workers, devices, resource = self.settings.workers, self.settings.devices, self._resource()
+        return RankPlan(workers, devices, resource, local, str(self.logs), data, os.getcwd())
+
     def _resource(self) -> str:
         workers, devices = self.settings.workers, self.settings.devices
-        available = self.ray.cluster_resources()
+        available = self.ray.call(cluster_resources)
         resource = "GPU" if available.get("GPU", 0) > 0 else "CPU"
         if available.get(resource, 0) < workers * devices:
             raise ConfigError(
@@ -112,55 +99,7 @@ class RayRanks(NamedTuple):
             )
         return resource
 
-    def _start(self, resource: str) -> tuple[Any, list[Any]]:
-        """Reserve all workers together, and start an actor in each."""
-        workers, devices = self.settings.workers, self.settings.devices
-        # Some of the ranks alone would wait for the others in vain.
-        group = self.ray.util.placement_group([{resource: devices}] * workers)
-        placed = self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group)
-        options = {f"num_{resource.lower()}s": devices, "scheduling_strategy": placed}
-        actor_class = self.ray.remote(_Rank).options(**options)
-        return group, [actor_class.remote(n, workers, str(self.logs)) for n in range(workers)]
-
-    def _run_once(
-        self,
-        resource: str,
-        work: Callable[[], None],
-        tick: Callable[[], None],
-        signals: CatchSignals,
-    ) -> list[_End]:
-        """Start all ranks, wait until all have ended or one is lost, and leave none running."""
-        group, actors = self._start(resource)
-        find_host = self.ray.util.get_node_ip_address if self.settings.address else None
-        address = actors[0].free_address.remote(find_host)
-        pending = {
-            actor.run.remote(work, address, os.getcwd()): rank for rank, actor in enumerate(actors)
-        }
-        ends = [_LOST] * len(actors)
-        deadline = math.inf
-        try:
-            while pending and time.monotonic() < deadline:
-                for reply in self.ray.wait(list(pending), timeout=POLL_S)[0]:
-                    rank = pending.pop(reply)
-                    ends[rank] = self._end_of(reply)
-                    if ends[rank].code:
-                        deadline = min(deadline, time.monotonic() + GRACE_S)
-                tick()
-                if signals.caught is not None and not self.ray.wait([address], timeout=0)[0]:
-                    break  # no rank has started, so that there is nothing to store
-        finally:
-            for actor in actors:
-                self.ray.kill(actor)
-            self.ray.util.remove_placement_group(group)
-        return ends
-
-    def _end_of(self, reply: Any) -> _End:
-        try:
-            return _End(*self.ray.get(reply))
-        except self.ray.exceptions.RayError as error:
-            return _LOST._replace(text=" ".join(str(error).split())[:300])
-
-    def _finished(self, ends: list[_End], signal: int | None) -> bool:
+    def _finished(self, ends: list[RankEnd], signal: int | None) -> bool:
         """Whether all ranks have finished; raise what ended them for good."""
         # First a rank's own error, which has made the others lose that rank.
         for end in ends:
@@ -176,54 +115,6 @@ class RayRanks(NamedTuple):
     def _see_logs(self) -> str:
         files = ", ".join(f"{self.logs}/rank-{rank}.log" for rank in range(self.settings.workers))
         return f"logs: {files}"
-
-
-class _Rank:
-    """Body of a Ray actor: one rank."""
-
-    def __init__(self, rank: int, count: int, logs: str):
-        self._rank, self._count, self._logs = rank, count, Path(logs)
-
-    def free_address(self, find_host: Callable[[], str] | None) -> str:
-        """Address of this machine with a free port, where the ranks connect."""
-        host = LOOPBACK[0] if find_host is None else find_host()
-        with socket.socket() as free:
-            free.bind((host, 0))
-            return f"{host}:{free.getsockname()[1]}"
-
-    def run(self, work: Callable[[], None], address: str, folder: str) -> _End:
-        """Do the work of a rank."""
-        os.environ.update(
-            zip(COORDINATES, (address, str(self._count), str(self._rank)), strict=True)
-        )
-        with contextlib.suppress(OSError):  # other machines may lack the driver's folder
-            os.chdir(folder)
-        with open(self._logs / f"rank-{self._rank}.log", "ab") as log:
-            # By number, so that native code and child processes print there too.
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        print(f"rank {self._rank}: process {os.getpid()} on {socket.gethostname()}", flush=True)
-        # Ray's handler raises SystemExit, which an import or a callback may swallow.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Thread(target=self._forward_stop, daemon=True).start()
-        try:
-            work()
-            return _End(0)
-        except StoppedBySignal as stop:
-            return _End(stop.code, "", str(stop), stop.number, stop.iteration)
-        except SurefootError as error:
-            end = _End(error.code, error.name, str(error))
-        except Exception as error:
-            traceback.print_exc()
-            end = _End(SurefootError.code, "INTERNAL", f"{type(error).__name__}: {error}")
-        print(f"surefoot: error[{end.name}]: {end.text}", file=sys.stderr, flush=True)
-        return end
-
-    def _forward_stop(self) -> None:
-        """Pass the driver's signal on: an actor that is busy takes no other message."""
-        while not (self._logs / "stop").exists():
-            time.sleep(POLL_S)
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _follow_rows(file: Path, env_steps: int) -> Iterator[list[dict[str, Any]]]:

@@ -438,6 +438,7 @@ def _train_on_ray(
     parallel, out = resources.parallel, _check_ranks(job).absolute()
     if override is None and (out / "config.json").exists():
         raise ConfigError(f"{out} holds a run: continue it with --resume auto, or name another")
+    assert resources.ray is not None
     ranks = RayRanks(resources.ray, parallel, out)
     rank_job = RankJob(job.env, job.settings, out, parallel.devices, tuple(override or ()))
     return train_on_ray(rank_job, ranks, train_rank, callback)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from surefoot.config.settings import OwnNetworks, Settings
 from surefoot.envs.registry import find_env
-from surefoot.errors import ConfigError, WorkerLostError
+from surefoot.errors import ConfigError, SurefootError, WorkerLostError
 from surefoot.parallel.ray_ranks import RayRanks
 from surefoot.storage.checkpoint import steps_of
 from surefoot.storage.run_directory import RunDirectory
@@ -61,10 +61,19 @@ def train_on_ray(
     try:
         ranks.run(partial(train_rank, job), env_steps=known, on_row=on_row)
     except WorkerLostError as error:
-        if kept := directory.checkpoints():
-            error.add(f"the newest checkpoint is {kept[-1]}")
-        raise
+        if not _is_complete(job):
+            if kept := directory.checkpoints():
+                error.add(f"the newest checkpoint is {kept[-1]}")
+            raise
     finally:
         if started:
             callback.on_end(run)
     return load(job.out, env=job.env)
+
+
+def _is_complete(job: RankJob) -> bool:
+    """Whether the newest checkpoint is that of the last iteration, so that no rank is missed."""
+    try:
+        return load(job.out, env=job.env).iteration >= job.settings.num_iterations
+    except SurefootError:
+        return False

@@ -11,6 +11,7 @@ from surefoot.config.settings import Parallel, Settings
 from surefoot.envs.host import HostEnv
 from surefoot.envs.source import OpenEnvs
 from surefoot.errors import EnvCrashError, StoppedBySignal, SurefootError
+from surefoot.parallel.env_workers import ActorCollector, EnvWorkers
 from surefoot.parallel.mesh import (
     ALONE,
     ONE,
@@ -20,8 +21,7 @@ from surefoot.parallel.mesh import (
     divide_cpu,
     place,
 )
-from surefoot.parallel.ray import connected
-from surefoot.parallel.ray_actors import EnvActors, EnvWorkers
+from surefoot.parallel.ray_process import RayProcess, ray_process
 from surefoot.parallel.rendezvous import join_cluster
 from surefoot.storage.lock import unlock
 from surefoot.training.callback import Callback
@@ -42,12 +42,12 @@ class Resources(NamedTuple):
     Attributes:
         parallel: the settings they come from.
         ranks: the processes that train together.
-        ray: a connection to Ray, if it is used.
+        ray: Ray's driver, if it is used.
     """
 
     parallel: Parallel
     ranks: Ranks = ALONE
-    ray: Any = None
+    ray: RayProcess | None = None
 
     @property
     def num_devices(self) -> int:
@@ -58,7 +58,7 @@ class Resources(NamedTuple):
     @property
     def env_workers(self) -> EnvWorkers | None:
         """Ray actors that step the environments, or None."""
-        if not self.parallel.env_workers:
+        if self.ray is None or not self.parallel.env_workers:
             return None
         return EnvWorkers(self.ray, self.parallel.env_workers, self.parallel.restarts)
 
@@ -84,7 +84,7 @@ def connect(parallel: Parallel) -> Iterator[Resources]:
         if parallel.cluster == "ray":
             jax.config.update("jax_platforms", "cpu")  # the accelerators are for the ranks
         cores = parallel.env_workers or parallel.workers * parallel.devices
-        with connected(parallel.address or None, cores) as ray:
+        with ray_process(parallel.address or None, cores) as ray:
             yield Resources(parallel, ray=ray)
     else:
         divide_cpu(parallel.devices)
@@ -112,7 +112,7 @@ class Trainer(NamedTuple):
             # An ExitStack closes in reverse: the lock goes last, when nothing writes any more.
             closing.callback(_unlock, run)
             closing.push(self._close_envs)
-            collector = self._env_actors(closing)
+            collector = self._env_actors()
             stepper = self._stepper(collector)
             closing.callback(self.callback.on_end, run)
             try:
@@ -151,15 +151,14 @@ class Trainer(NamedTuple):
         """Whether evaluations play in the environments that train."""
         return self.run.settings.train.max_envs > 0 and not self.run.learner.spec.jax_native
 
-    def _env_actors(self, closing: contextlib.ExitStack) -> Collector | None:
+    def _env_actors(self) -> Collector | None:
         """Actors that step the environments elsewhere, or None."""
         workers, settings = self.resources.env_workers, self.run.settings
         if workers is None:
             return None
-        share, whole = partial(open_share, settings), partial(assemble, train=settings.train)
-        actors = EnvActors(workers, settings.train.num_envs, share, whole)
-        closing.callback(actors.close)
-        return actors
+        train = settings.train
+        share, whole = partial(open_share, settings), partial(assemble, train=train)
+        return ActorCollector(workers, train.num_envs, share, whole, timeout_s=train.env_timeout_s)
 
     def _stepper(self, collector: Collector | None) -> Stepper:
         run = self.run
