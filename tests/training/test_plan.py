@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from surefoot.config.presets import preset, settle
 from surefoot.training.plan import (
     DEFAULT_EPISODE_LIMIT,
+    FEWEST_LOOKS,
     FIRST_LOOK,
     chunk_length,
+    look_every,
     looks_at,
     make_plan,
 )
@@ -30,11 +32,16 @@ def test_the_expensive_diagnostics_run_once_every_so_many_iterations(
 ):
     settings = settings_with(iterations, dispatch=dispatch, lens_every=every)
     chunk = chunk_length(settings) if native else 1
+    every, given = look_every(settings), every
+    short = (iterations - FIRST_LOOK) // FEWEST_LOOKS
+    assert every == (min(given, short) if short > 0 else given)
     assert chunk <= every
     starts = range(0, iterations, chunk)
     looks = [i for i in starts if looks_at(settings, i, min(chunk, iterations - i))]
-    first = min(FIRST_LOOK, every - 1)
+    first = min(FIRST_LOOK, given - 1)
     due = list(range(first, iterations, every))
+    if iterations >= FIRST_LOOK + FEWEST_LOOKS:
+        assert len(due) >= FEWEST_LOOKS
     # Each in the chunk of its own iteration: before it, and by less than a chunk.
     assert looks == [i - i % chunk for i in due]
 

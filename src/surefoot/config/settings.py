@@ -181,7 +181,7 @@ class Train:
     lens_every: int = setting(
         100,
         "run the expensive diagnostics (cross-fit, shift of the visited states, gradient noise) "
-        "every N iterations; 0: never",
+        "every N iterations, at least ten times; 0: never",
         low=0,
     )
     probe_every: int = setting(

@@ -16,6 +16,8 @@ FIRST_LOOK = 10
 
 Early enough for a short run, and not before the first updates, which nothing should delay.
 """
+FEWEST_LOOKS = 10
+"""Looks of the expensive diagnostics at a run that has so many iterations behind the first look."""
 
 
 def chunk_length(settings: Settings) -> int:
@@ -24,16 +26,21 @@ def chunk_length(settings: Settings) -> int:
     The expensive diagnostics run between two calls.
     """
     train = settings.train
-    every = train.lens_every or train.dispatch
-    return min(train.dispatch, settings.num_iterations, every)
+    return min(train.dispatch, settings.num_iterations, look_every(settings) or train.dispatch)
+
+
+def look_every(settings: Settings) -> int:
+    """Iterations between two looks: `lens_every`, or fewer in a short run; 0 for none."""
+    every, short = settings.train.lens_every, (settings.num_iterations - FIRST_LOOK) // FEWEST_LOOKS
+    return min(every, short) if short > 0 else every
 
 
 def looks_at(settings: Settings, iteration: int, count: int = 1) -> bool:
     """Whether the expensive diagnostics run in the `count` iterations from this one on."""
-    every = settings.train.lens_every
+    every = look_every(settings)
     if every == 0:
         return False
-    first, last = min(FIRST_LOOK, every - 1), iteration + count - 1
+    first, last = min(FIRST_LOOK, settings.train.lens_every - 1), iteration + count - 1
     return last >= first and last - (last - first) % every >= iteration
 
 

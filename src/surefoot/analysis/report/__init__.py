@@ -26,6 +26,7 @@ from surefoot.analysis.report.critic import critic_section
 from surefoot.analysis.report.learning import (
     ReturnSummary,
     describe_end,
+    is_settled,
     learning_section,
     summarize_returns,
 )
@@ -80,13 +81,16 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
     raised = raised_warnings(table)
     found = summarize_returns(table, settings.train.eval_episodes)
     sums = totals(table, settings.train.num_envs)
+    of_gains = [promise_section(facts, sums), lies_section(facts)]
+    critic = critic_section(facts)
+    if is_settled(table, found):
+        of_gains, critic = [each.at_rest() for each in of_gains], critic.at_rest()
     sections = [
         learning_section(facts, found),
-        promise_section(facts, sums),
-        lies_section(facts),
+        *of_gains,
         distance_section(facts),
         solver_section(facts),
-        critic_section(facts),
+        critic,
         warnings_section(raised),
         probe_section(newest_probe(path)),
         *guard_section(facts),

@@ -38,8 +38,11 @@ def critic_section(facts: Facts) -> Section:
     cosine = table.recent(COSINE)
     finding = recently(
         (explained, f"explained variance is {figure(explained)} on {on}"),
-        (cosine, f"the expected cosine of two batches' gradients is {figure(cosine)}"),
-        known=True,
+        (
+            cosine,
+            f"the expected cosine of two batches' gradients is {figure(cosine)}"
+            + table.when(COSINE),
+        ),
     )
     variances = [
         *line(table, OWN, "on its own targets", Color.BAD),

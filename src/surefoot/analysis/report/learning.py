@@ -15,6 +15,8 @@ from surefoot.diagnostics.warnings import LossOfReturn
 from surefoot.formulas.intervals import Interval, t_interval
 
 LOST_A_QUARTER = 0.25
+SETTLED = 0.05
+"""Share of what was learned by which the returns of a run that stands at its best still move."""
 NUM_WINDOWS = 10
 """A run without evaluations is judged by means over a tenth of its updates."""
 Windows = Float[np.ndarray, " window"]
@@ -96,6 +98,23 @@ def has_fallen(table: Table, found: ReturnSummary) -> bool:
     for value in table.known("episode/return_mean"):
         loss.see(float(value))
     return loss.is_lost
+
+
+def is_settled(table: Table, found: ReturnSummary | None) -> bool:
+    """Whether the run stands at its best: it has learned, lost nothing, and gains no more.
+
+    Its returns of the newest fifth are as those of the fifth before, by a twentieth of what it
+    learned, and so is its end to its best.
+    """
+    if found is None or found.best <= found.start or has_fallen(table, found):
+        return False
+    returns = table.known("episode/return_mean")
+    fifth = len(returns) // 5
+    if fifth < 3:
+        return False
+    before, late = returns[-2 * fifth : -fifth].mean(), returns[-fifth:].mean()
+    learned = found.best - found.start
+    return bool(abs(late - before) <= SETTLED * learned and found.lost <= SETTLED)
 
 
 def learning_section(facts: Facts, found: ReturnSummary | None) -> Section:

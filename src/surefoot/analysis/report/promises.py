@@ -148,10 +148,9 @@ def lies_section(facts: Facts) -> Section:
     moved += "" if np.isnan(null) else f" (for data that did not move: {figure(null)})"
     followed = f"the ratio of realised gain to signal is {figure(ratio)}"
     finding = recently(
-        (share, f"{percent(share)} of a promise is signal"),
-        (ratio, followed + ends_of(band, what="95 % band")),
-        (shift, f"the visitation shift of one update is {moved}"),
-        known=True,
+        (share, f"{percent(share)} of a promise is signal{table.when(SHARE)}"),
+        (ratio, followed + ends_of(band, what="95 % band") + table.when(RATIO)),
+        (shift, f"the visitation shift of one update is {moved}{table.when(SHIFT)}"),
     )
     noisy, short = share < MUCH_NOISE, ratio < HALF_KEPT
     # Where noise or the ratio is named already, one remedy is enough.

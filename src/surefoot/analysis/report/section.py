@@ -67,6 +67,17 @@ class Section(NamedTuple):
     panels: Sequence[Panel] = ()
     extra: str = ""
 
+    def at_rest(self) -> "Section":
+        """The section of a run that stands at its best: its figures ask for nothing."""
+        if self.level != "amber":
+            return self
+        return self._replace(
+            level="green",
+            advice="",
+            finding=f"{self.finding} The return stands at its best and is steady: updates have "
+            "little left to gain, and nothing needs to be done about these figures.",
+        )
+
     def judged(self, checks: Sequence[tuple[Any, str]], *panels: Panel) -> "Section":
         """The section with the advice of the checks that are true, and the panels with data.
 
@@ -90,14 +101,14 @@ def left_out(name: str, keys: Sequence[str], *, why: str = "", guide: str = "") 
     return section(name, finding, guide=guide)._replace(meaning="")
 
 
-def recently(*parts: tuple[float, str], known: bool = False) -> str:
+def recently(*parts: tuple[float, str]) -> str:
     """A sentence on the newest tenth of a run: the texts whose figures are known.
 
-    With `known`, figures that are not logged in every row are their newest ones.
+    Those that it has no value of say when they were known last: `Table.when`.
     """
     *texts, last = (text for value, text in parts if math.isfinite(value))
     listed = f"{', '.join(texts)} and {last}" if texts else last
-    return f"In the newest tenth of the run{', or when last known' * known}, {listed}."
+    return f"In the newest tenth of the run, {listed}."
 
 
 def not_logged(keys: Sequence[str]) -> str:

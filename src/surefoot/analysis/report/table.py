@@ -43,6 +43,13 @@ class Table(NamedTuple):
         late = finite[finite >= len(values) - _tenth(len(values))]
         return float(np.mean(values[late if len(late) else finite[-1:]]))
 
+    def when(self, key: str) -> str:
+        """The update of a figure's newest value, in brackets, where the newest tenth has none."""
+        finite = np.flatnonzero(np.isfinite(self.column(key)))
+        if not len(finite) or finite[-1] >= len(self.steps) - _tenth(len(self.steps)):
+            return ""
+        return f" (at update {int(self.iterations[finite[-1]]):,})"
+
     def missing(self, *keys: str) -> list[str]:
         """Those of the figures that no row has."""
         return [key for key in keys if key not in self.columns]
