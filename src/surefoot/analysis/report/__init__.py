@@ -81,16 +81,18 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
     raised = raised_warnings(table)
     found = summarize_returns(table, settings.train.eval_episodes)
     sums = totals(table, settings.train.num_envs)
-    of_gains = [promise_section(facts, sums), lies_section(facts)]
-    critic = critic_section(facts)
-    if is_settled(table, found):
-        of_gains, critic = [each.at_rest() for each in of_gains], critic.at_rest()
-    sections = [
-        learning_section(facts, found),
-        *of_gains,
+    of_updates = [
+        promise_section(facts, sums),
+        lies_section(facts),
         distance_section(facts),
         solver_section(facts),
-        critic,
+        critic_section(facts),
+    ]
+    if is_settled(table, found):
+        of_updates = [each.at_rest() for each in of_updates]
+    sections = [
+        learning_section(facts, found),
+        *of_updates,
         warnings_section(raised),
         probe_section(newest_probe(path)),
         *guard_section(facts),
