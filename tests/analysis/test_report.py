@@ -486,6 +486,36 @@ def test_a_run_that_unlearns_and_promises_noise_is_told_so(tmp_path):
     assert level(made, "solver") == level(made, "promise") == "amber"
 
 
+@pytest.mark.parametrize("stands", [True, False], ids=["at its best", "still learning"])
+def test_a_run_that_stands_at_its_best_is_asked_for_nothing(tmp_path, stands):
+    rows = rows_of_a_run(60)
+    for k, row in enumerate(rows):
+        row["episode/return_mean"] = min(500.0, 20.0 + 25.0 * k) if stands else 20.0 + 8.0 * k
+        if "eval/return_mean" in row:
+            row |= {"eval/return_mean": row["episode/return_mean"], "eval/return_std": 0.0}
+        # All returns are equal, and what promises there are is noise.
+        if k > 30:
+            row |= {"lens/signal_share": 0.0, "lens/explained_variance": -0.3}
+            row |= {"policy/kl_worst_share": 0.5}
+    made = report(write_run(tmp_path / "run", rows))
+    for name in ("lies", "distance", "critic"):
+        assert level(made, name) == ("green" if stands else "amber"), name
+        assert ("stands at its best" in finding(made, name)) == stands, name
+    assert (made.summary["verdict"][2] == "Nothing below asks for attention.") == stands
+
+
+def test_a_figure_that_the_newest_tenth_lacks_says_of_which_update_it_is(tmp_path):
+    rows = rows_of_a_run(60)
+    for row in rows:
+        if row["iteration"] != 11:
+            row.pop("lens/visitation_shift", None), row.pop("lens/expected_cosine", None)
+    rows[10] |= {"lens/visitation_shift": 0.05, "lens/expected_cosine": 0.5}
+    made = report(write_run(tmp_path / "run", rows))
+    assert "is at least 0.05" in finding(made, "lies")
+    assert finding(made, "lies").count("(at update 11)") == 1
+    assert "gradients is 0.5 (at update 11)" in finding(made, "critic")
+
+
 @pytest.mark.parametrize(
     ("gamma", "said"),
     [(0.99, "100 steps away counts 0.366"), (0.9, "10 steps away counts 0.349"), (1.0, "in full")],
