@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import surefoot as sf
+from surefoot.analysis.probe import conclude
 from surefoot.analysis.probe.conclude import promise_in_sample
 from surefoot.analysis.probe.measurements import NEW, OLD, Measurements, Place
 from surefoot.analysis.probe.players import HostPlayer, JaxPlayer
@@ -456,10 +457,36 @@ def test_a_jax_native_update_is_made_again_to_the_bit_and_nothing_but_probe_is_w
 
 
 @pytest.mark.thorough
-def test_the_newest_update_of_a_finished_run_is_one_that_it_made(jax_run):
+def test_the_update_of_most_promise_is_probed_and_one_of_other_settings_is_no_repetition(
+    jax_run, tmp_path
+):
+    rows = [json.loads(line) for line in (jax_run / "metrics.jsonl").read_text().splitlines()]
+    most = max(rows, key=lambda row: row["surrogate/promised_gain"])["iteration"]
     found = sf.probe_run(jax_run, budget=1500)
-    assert found.iteration == 4
-    assert "bit" in found.source
+    assert found.iteration == most
+    assert "equal to the stored one bit for bit" in found.source
+    # As after a resume with other settings: config.json has the newest alone.
+    shutil.copytree(jax_run, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["rule"]["learning_rate"] *= 3
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    other = sf.probe_run(tmp_path / "run", most, budget=1500)
+    assert "bit for bit" not in other.source
+    assert "is another one: its mean KL is" in other.source
+
+
+@pytest.mark.thorough
+def test_a_promise_that_is_not_measurable_has_no_edge_and_losses_have_the_pictures_sign(
+    jax_run, monkeypatch
+):
+    found = sf.probe_run(jax_run, 3, budget=1500)
+    (losses,) = (line for line in found.verdict() if line.startswith("from promise to gain"))
+    assert f"noise {found.fresh.mean - found.in_sample.mean:+.3g} (" in losses
+    assert found.trust.gone is not None
+    monkeypatch.setattr(conclude, "ratio_interval", lambda gains, promise: None)
+    lost = sf.probe_run(jax_run, 3, budget=1500)
+    assert lost.trust == (None, None, None, None)
+    assert "the edge of trust (half the promise is kept) is not measurable" in str(lost.verdict())
 
 
 def test_a_scheduled_checkpoint_of_a_host_run_gives_the_update_and_its_batch_again(host_run):

@@ -53,7 +53,8 @@ def probe_run(
 
     Args:
         path: the run directory; it is only read.
-        update: iteration of the update; None for the newest with a checkpoint next to it.
+        update: iteration of the update; None for that of most promise with a checkpoint next
+            to it.
         budget: environment steps; None: 200,000, or 1,000,000 if the environment is JAX-native.
         seed: of the fresh episodes.
         replay: repeat iterations from the last exact checkpoint if the update has none.

@@ -38,6 +38,8 @@ def conclude(
         own = promise_in_sample(found.batch[NEW], mass)
     points = _points("update", found, mass)
     swept, needed = len(points) > 1, None
+    # Half of a promise that is lost in noise is nowhere.
+    edge = _with_kl(found.edge(), points) if ratio else Edge(None, None, None)
     if ratio is None and count > 1:
         pairs = pairs_needed(gains, promise)
         # A sweep leaves only a share of its budget to the two ends.
@@ -67,7 +69,7 @@ def conclude(
         ratio=ratio,
         ratio_monte_carlo=ratio_interval(gains, monte_carlo),
         needed=needed,
-        trust=_with_kl(found.edge(), points) if swept else None,
+        trust=edge if swept else None,
         update=points,
         random=_points("random", found, mass),
         old_return=sample_mean(found.returns[OLD]),

@@ -217,14 +217,15 @@ def _losses(probe: Probe) -> list[str]:
     critic = probe.critic if probe.gae_lambda < 1.0 else None
     gaps = {"noise": probe.noise, "the critic": critic, "visitation": probe.visitation}
     known = {what: gap for what, gap in gaps.items() if gap is not None}
-    parts = "; ".join(f"{what} {with_interval(gap)}" for what, gap in known.items())
+    changes = {what: Interval(-gap.mean, -gap.high, -gap.low) for what, gap in known.items()}
+    parts = "; ".join(f"{what} {with_interval(change)}" for what, change in changes.items())
     # A loss whose interval contains 0 may be none, and gets no remedy.
     significant = [(gap.mean, what) for what, gap in known.items() if gap.low > 0.0]
     largest = "no loss is significant at this budget"
     if significant:
         _, what = max(significant)
         largest = f"the largest significant loss is {what}: {REMEDIES[what]}"
-    lines = [f"lost between promise and gain (negative: gained): {parts}", largest]
+    lines = [f"from promise to gain: {parts}", largest]
     if critic and critic.high < 0.0:
         lines.append("lambda and the critic's errors promise too little, which only costs speed")
     return lines

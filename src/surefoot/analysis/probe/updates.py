@@ -4,6 +4,8 @@ Iterations are repeated with the programs that the run was trained with. The one
 that knows the state of the training loop.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,8 +84,13 @@ class Rerun:
         scale = float(before.return_scale)
         return PolicyUpdate(iteration, old, new, before.params, before.obs_stats, scale, None, "")
 
-    def repeat(self, start: Path | None, count: int, end: Path | None) -> PolicyUpdate:
-        """The update after `count` iterations from a checkpoint, compared to the one at its end."""
+    def repeat(
+        self, start: Path | None, count: int, end: Path | None, row: Mapping[str, Any]
+    ) -> PolicyUpdate:
+        """The update after `count` iterations from a checkpoint, compared to what was stored of it.
+
+        That is the checkpoint at its `end`, if there is one, and the `row` of its iteration.
+        """
         before = self.restore(start)
         state, rollout, ages = self._opened.visit(
             jax=lambda _: self._repeat_jax(before, count),
@@ -91,7 +98,13 @@ class Rerun:
         )
         update = self.last_update(state)
         source = "its batch was collected again and the update repeated"
-        if end and _same_bits(state.learn.params, self.restore(end).learn.params):
+        made, recorded = float(state.lens.kl), row.get("policy/kl_mean")
+        if isinstance(recorded, float) and not math.isclose(made, recorded, rel_tol=1e-3):
+            source += (
+                f", and is another one: its mean KL is {made:.3g}, the run recorded {recorded:.3g} "
+                "(other settings since, other versions, or another machine)"
+            )
+        elif end and _same_bits(state.learn.params, self.restore(end).learn.params):
             source += ", equal to the stored one bit for bit"
         elif end:
             source += (
@@ -152,6 +165,18 @@ def _same_bits(first: Any, second: Any) -> bool:
     return bool(jax.tree.all(jax.tree.map(np.array_equal, first, second)))
 
 
+def _most_promise(rows: Mapping[int, Mapping[str, Any]]) -> Callable[[int], tuple[float, int]]:
+    """Orders updates by what they promised, and those that promised alike by their age."""
+
+    def key(iteration: int) -> tuple[float, int]:
+        promise = rows.get(iteration, {}).get("surrogate/promised_gain")
+        if isinstance(promise, float) and math.isfinite(promise):
+            return promise, iteration
+        return -math.inf, iteration
+
+    return key
+
+
 class StoredCheckpoint(NamedTuple):
     """A checkpoint of a run; `exact` if the rollout that follows it is reproducible."""
 
@@ -187,7 +212,9 @@ def find_update(
     replay: bool,
     callback: Callback,
 ) -> PolicyUpdate:
-    """The update of one iteration, from the best checkpoint next to it; None for the newest.
+    """The update of one iteration, from the best checkpoint next to it.
+
+    None takes that of most promise, among the updates that have a checkpoint next to them.
 
     If there is none, `replay` repeats iterations since an earlier one.
 
@@ -197,11 +224,12 @@ def find_update(
     """
     stored = find_checkpoints(directory, jax_native=rerun.jax_native)
     # Without rows the newest checkpoint shows how far the run came.
-    done = max((row["iteration"] for row in directory.rows()), default=stored[-1].iteration)
+    rows = {row["iteration"]: row for row in directory.rows()}
+    done = max(rows, default=stored[-1].iteration)
     if iteration is None:
         # A checkpoint is next to the update that led to it and to the one that follows.
         near = {k for each in stored for k in (each.iteration, each.iteration + 1)}
-        iteration = max((k for k in near if k <= done), default=0)
+        iteration = max((k for k in near if 1 <= k <= done), key=_most_promise(rows), default=0)
     if not 1 <= iteration <= done:
         what = f"the updates that {directory.path} made"
         raise ConfigError(f"--update must be 1 to {done}, {what}; got {iteration}", name="UPDATE")
@@ -212,7 +240,7 @@ def find_update(
     first, start, _ = exact[-1] if exact else (0, None, True)
     # In the order of their worth: both policies and the batch, the policies alone, another batch.
     if first == iteration - 1:
-        return rerun.repeat(start, 0, after)
+        return rerun.repeat(start, 0, after, rows.get(iteration, {}))
     if after:
         source = (
             "both policies are the run's own; its batch is not stored: its promise is as logged"
@@ -225,7 +253,7 @@ def find_update(
             "a similar update: from the run's policy before it, on another batch, because the "
             "checkpoint was stored in the middle of episodes"
         )
-        return rerun.repeat(before, 0, None)._replace(source=source)
+        return rerun.repeat(before, 0, None, {})._replace(source=source)
     count = iteration - 1 - first
     cost = f"{count} iterations, {count * rerun.batch_size:,} steps"
     if not replay:
@@ -236,5 +264,5 @@ def find_update(
             name="NEVER-KEPT",
         )
     callback.on_message(f"replaying from iteration {first}: {cost}")
-    found = rerun.repeat(start, count, None)
+    found = rerun.repeat(start, count, None, rows.get(iteration, {}))
     return found._replace(source=f"replayed from iteration {first}; {found.source}")

@@ -38,7 +38,7 @@ def add_probe_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `surefoot probe`."""
     add_run(parser)
     add = parser.add_argument
-    text = "the update of iteration K (default: the newest with a checkpoint next to it)"
+    text = "the update of iteration K (default: that of most promise with a checkpoint next to it)"
     add("--update", type=whole, metavar="K", help=text)
     text = "maximum environment steps (default: 2e5, or 1e6 if JAX-native)"
     add("--budget", type=whole, metavar="STEPS", help=text)
@@ -148,7 +148,7 @@ def _commands(path: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     run, flag = shlex.quote(str(path)), env_flag(str(config.get("env", "")))
     return [
         ("Continue it, if it is not finished:", f"surefoot resume {run}{flag}"),
-        ("Find where the promise of its newest update breaks:", f"surefoot probe {run}{flag}"),
+        ("Find where the promise of an update breaks:", f"surefoot probe {run}{flag}"),
         ("Play its policy:", f"surefoot evaluate {run} --episodes 100{flag}"),
     ]
 
