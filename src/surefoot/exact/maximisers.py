@@ -149,7 +149,9 @@ def constrained_parameters(start: StartingPoint, natural: np.ndarray, max_kl: fl
     return theta + max(found, key=lambda step: gain(step)[0])
 
 
-def penalized_parameters(start: StartingPoint, kl_coef: float) -> np.ndarray:
+def penalized_parameters(
+    start: StartingPoint, features: Float[np.ndarray, "state action param"], kl_coef: float
+) -> np.ndarray:
     """The largest mean advantage minus kl_coef times mean KL(old || new) that a search finds.
 
     Over shared parameters there may be several maxima, and no method is sure to find the largest.
@@ -169,19 +171,20 @@ def penalized_parameters(start: StartingPoint, kl_coef: float) -> np.ndarray:
     def climbed(theta: np.ndarray, gtol: float) -> Any:
         return optimize.minimize(loss, theta, jac=True, method="BFGS", options={"gtol": gtol})
 
-    tops = [min(ray, key=lambda theta: loss(theta)[0]) for ray in _rays(start)]
+    tops = [min(ray, key=lambda theta: loss(theta)[0]) for ray in _rays(features, start.theta)]
     ends = [climbed(theta, 1e-5) for theta in (start.theta, *tops)]
     return climbed(min(ends, key=lambda end: end.fun).x, 1e-12).x
 
 
-def _rays(start: StartingPoint) -> Iterator[list[np.ndarray]]:
+def _rays(
+    features: Float[np.ndarray, "state action param"], theta: np.ndarray
+) -> Iterator[list[np.ndarray]]:
     """Parameters from near the old ones to where policies are almost deterministic, by direction.
 
     The directions are random, but always the same, so that an update can be repeated.
     """
-    features = start.family.features
     centred = features - features.mean(axis=1, keepdims=True)
-    _, sizes, axes = np.linalg.svd(centred.reshape(-1, start.theta.size), full_matrices=False)
+    _, sizes, axes = np.linalg.svd(centred.reshape(-1, theta.size), full_matrices=False)
     # A redundant axis moves no policy.
     kept = sizes > 1e-12 * sizes.max()
     # In units in which every axis moves the logits alike; without it a stiff axis hides the others.
@@ -192,7 +195,7 @@ def _rays(start: StartingPoint) -> Iterator[list[np.ndarray]]:
     for direction in (*(draws @ moves), *(-draws @ moves)):
         # The largest change of the difference of two logits of a state, by a step of 1.
         spread = float(np.ptp(features @ direction, axis=1).max())
-        yield [start.theta + length / spread * direction for length in LOGIT_STEPS]
+        yield [theta + length / spread * direction for length in LOGIT_STEPS]
 
 
 def _positive(policy: Policy) -> Policy:

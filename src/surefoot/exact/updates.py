@@ -110,7 +110,7 @@ def exact_ppo_kl(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
     """
     if isinstance(start.family, LinearSoftmax):
-        return penalized_parameters(start, sizes.kl_coef)
+        return penalized_parameters(start, start.family.features, sizes.kl_coef)
     return logits_of(penalized_policy(start.old, sizes.kl_coef))
 
 

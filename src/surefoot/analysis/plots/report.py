@@ -3,18 +3,16 @@
 All figures of a page share their left and right edges, so that steps line up down the page.
 """
 
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from surefoot.analysis.plots.style import GRAY, WIDTH
+from surefoot.analysis.plots.style import GRAY, WIDTH, as_svg
 
 LEVEL_COLORS = {"red": "#D55E00", "amber": "#E69F00", "green": "#009E73"}
 LEVEL_MARKS = {"red": "v", "amber": "d", "green": "o"}
@@ -81,7 +79,7 @@ def draw_panels(
         if index == 0:
             _mark(axes, raised, last_step)
         _legend(axes, [series.label for series in panel.series])
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def draw_timeline(raised: Sequence[RaisedWarning], last_step: float) -> str:
@@ -100,7 +98,7 @@ def draw_timeline(raised: Sequence[RaisedWarning], last_step: float) -> str:
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
     _share_steps(axes, last_step, last=True)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _apart(steps: Num[np.ndarray, " time"], last_step: float) -> Num[np.ndarray, " time"]:
@@ -182,12 +180,3 @@ def _legend(axes: Axes, order: Sequence[str]) -> None:
             bbox_to_anchor=(-0.01, 1.02), ncols=len(labels), frameon=False, fontsize=8.5,
             handlelength=1.8, columnspacing=1.4, borderaxespad=0.0,
         )  # fmt: skip
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as text; the same figure gives the same text."""
-    buffer = io.StringIO()
-    # Letters as paths: a reader's fonts must not move the labels.
-    with matplotlib.rc_context({"svg.hashsalt": "surefoot", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    return buffer.getvalue()
