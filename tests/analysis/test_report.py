@@ -14,9 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 
+import surefoot.analysis.plots.report
 import surefoot.analysis.report
 from surefoot.analysis.plots.grouping import means, newest, starts_of
+from surefoot.analysis.plots.style import as_svg
 from surefoot.analysis.report import report
 from surefoot.analysis.report.appendix import newest_probe
 from surefoot.analysis.report.learning import learning_section, summarize_returns
@@ -44,7 +48,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 class Reader(HTMLParser):
     """Every tag and attribute of a page; complains of one that is not closed."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "source")
 
     def __init__(self, page):
         super().__init__()
@@ -321,7 +325,7 @@ def test_the_page_is_whole_and_fetches_and_runs_nothing(made, name):
     read = Reader(made[name].page)
     assert "script" not in read.tags
     assert not [key for key, _ in read.attributes if key.startswith("on")]
-    links = [value for key, value in read.attributes if key in ("src", "href")]
+    links = [value for key, value in read.attributes if key in ("src", "srcset", "href")]
     assert len(links) > 10
     assert all(link.startswith(("data:image/", "#")) for link in links)
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]*|http-equiv", "", made[name].page)
@@ -331,7 +335,8 @@ def test_the_page_is_whole_and_fetches_and_runs_nothing(made, name):
 
 def test_every_picture_has_its_sentence_and_no_figure_is_nan(made):
     for each in made.values():
-        pictures = re.findall(r"<figure><img alt='(.*?)' src=.*?<figcaption[^>]*>(.*?)<", each.page)
+        figure = r'<figure><picture><source .*?><img alt="(.*?)" src=.*?<figcaption[^>]*>(.*?)<'
+        pictures = re.findall(figure, each.page)
         assert len(pictures) >= 6
         assert all(re.search(r"\d", caption) for _, caption in pictures)
         words = " ".join(Reader(each.page).text)
@@ -380,11 +385,33 @@ def pictures_of(page):
 
 def test_warnings_are_marked_on_the_learning_curve_and_on_a_timeline(made):
     counts = [len(pictures_of(made[name].page)) for name in ("healthy", "collapse")]
-    assert counts[1] == counts[0] + 1
+    assert counts[1] == counts[0] + 2, "the timeline, for wide screens and for phones"
     red = "#d55e00"
     first = [pictures_of(made[name].page)[0].lower().count(red) for name in ("healthy", "collapse")]
     assert first[0] == 0
     assert first[1] > 17, "a mark for each update that raised kl-large, and one in the legend"
+
+
+def test_each_figure_has_a_drawing_for_phones_with_text_of_11_pixels(tmp_path, monkeypatch):
+    figures = []
+
+    def kept(figure):
+        figures.append(figure)
+        return as_svg(figure)
+
+    monkeypatch.setattr(surefoot.analysis.plots.report, "as_svg", kept)
+    page = report(write_run(tmp_path / "run", rows_of_a_run(collapse=True))).page
+    assert page.count('<source media="(max-width: 600px)"') == page.count("<figure>") >= 6
+    # Inches of 96 pixels: each figure is drawn wide, and then for a screen of 390 pixels.
+    assert [each.get_figwidth() * 96 for each in figures] == [768, 360] * (len(figures) // 2)
+    for each in figures[1::2]:
+        each.draw_without_rendering()
+        for text in each.findobj(Text):
+            if text.get_visible() and text.get_text():
+                # The margins of the page leave 358 of them.
+                assert text.get_fontsize() * 96 / 72 * 358 / 360 >= 11, text.get_text()
+        for legend in each.findobj(Legend):
+            assert legend.get_window_extent().x1 <= each.bbox.x1
 
 
 def test_the_same_run_gives_the_same_page(made, tmp_path):

@@ -8,7 +8,6 @@ picture, and a command that recomputes the heart of it.
 import html
 import json
 import re
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -19,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot import exact
-from surefoot.analysis.plots.exact import plot_lines, plot_update
-from surefoot.analysis.text import data_url
+from surefoot.analysis.plots.exact import draw_lines, draw_update
+from surefoot.analysis.plots.style import as_svg
+from surefoot.analysis.text import data_url, picture_tag
 from surefoot.exact.claims import bound, ppo, surrogate, trpo
 from surefoot.exact.claims.cases import Finding, going_right
 from surefoot.exact.picture import UpdatePicture
@@ -30,6 +30,10 @@ CLAIMS: dict[str, Callable[[], Finding]] = {
     claim.__name__: claim for part in (surrogate, bound, trpo, ppo) for claim in part.CLAIMS
 }
 """Every claim by name; essay.md puts them in the essay's order."""
+IN_OUR_WORDS = "The essay, in our words:"
+"""Before each sentence of the essay: none is quoted."""
+KINDS = {"holds": "holds", "when": "holds when …", "fails": "fails"}
+"""Verdicts as a table shows them."""
 
 
 class JudgedClaim(NamedTuple):
@@ -55,14 +59,21 @@ class JudgedClaim(NamedTuple):
         own = f"surefoot essay --claim {self.number}"
         return [own, self.command] if self.command else [own]
 
-    def draw(self, file: Path) -> bool:
-        """Draw the picture, where there is one."""
+    @property
+    def kind(self) -> str:
+        """The kind of the verdict: holds, when (it holds when) or fails."""
+        if self.verdict.startswith("holds when"):
+            return "when"
+        return self.verdict.split()[0].rstrip(";:,.")
+
+    def drawn(self, *, narrow: bool) -> str:
+        """The picture as SVG, `narrow` for a phone; empty where there is none."""
         picture = self.found.picture
+        if picture is None:
+            return ""
         if isinstance(picture, UpdatePicture):
-            plot_update(picture, file)
-        elif picture:
-            plot_lines(picture, file)
-        return picture is not None
+            return as_svg(draw_update(picture, narrow=narrow))
+        return as_svg(draw_lines(picture, narrow=narrow))
 
 
 def judge_claims(numbers: Sequence[int] | None = None) -> Iterator[JudgedClaim]:
@@ -101,7 +112,7 @@ def _judge(number: int, section: str) -> JudgedClaim:
 def as_text(claim: JudgedClaim) -> str:
     """A claim for a terminal."""
     parts = (
-        ("essay:", claim.says),
+        ("essay:", f"(in our words) {claim.says}"),
         ("trial:", claim.experiment),
         ("result:", claim.finding),
         ("verdict:", claim.verdict),
@@ -134,6 +145,7 @@ def as_html(claims: Sequence[JudgedClaim]) -> str:
         "ridge": _board(exact.ridge(), 0.02, 0.42),
     }
     return template.substitute(
+        verdicts="\n".join(_row(claim) for claim in claims),
         claims="\n".join(_section(claim) for claim in claims),
         primer=_paragraphs(primer),
         untried=_paragraphs(untried),
@@ -141,26 +153,30 @@ def as_html(claims: Sequence[JudgedClaim]) -> str:
     )
 
 
+def _row(claim: JudgedClaim) -> str:
+    """A row of the table of verdicts, which is the table of contents too."""
+    return (
+        f'<tr><td>{claim.number}</td><td><a href="#claim-{claim.number}">'
+        f'{html.escape(claim.title)}</a></td><td><span class="kind {claim.kind}">'
+        f"{KINDS[claim.kind]}</span></td></tr>"
+    )
+
+
 def _section(claim: JudgedClaim) -> str:
     say, picture = html.escape, ""
-    # Figures are drawn to a path, as for the command line.
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture.png"
-        if claim.draw(file):
-            source = data_url("png", file.read_bytes())
-            picture = (
-                f'<figure><img alt="{say(claim.caption)}" src="{source}">'
-                f"<figcaption>{say(claim.caption)}</figcaption></figure>"
-            )
-    kind = claim.verdict.split()[0].rstrip(";:,.")
-    kind = "when" if claim.verdict.startswith("holds when") else kind
-    commands = "\n".join(claim.commands)
+    wide, narrow = (claim.drawn(narrow=narrow) for narrow in (False, True))
+    if wide:
+        sources = [data_url("svg+xml", drawn.encode()) for drawn in (wide, narrow)]
+        tag = picture_tag(*sources, alt=claim.caption)
+        picture = f"<figure>{tag}<figcaption>{say(claim.caption)}</figcaption></figure>"
+    commands, here = "\n".join(claim.commands), f"claim-{claim.number}"
     return (
-        f'<section id="claim-{claim.number}"><h2>{claim.number}. {say(claim.title)}</h2>'
-        f"<blockquote>{say(claim.says)}</blockquote><p>{say(claim.experiment)}</p>"
-        f"<p>{say(claim.finding)}</p>"
-        f'<p class="verdict {kind}">{say(claim.verdict)}</p>{picture}'
-        f"<pre>{say(commands)}</pre></section>"
+        f'<section id="{here}"><h2><a href="#{here}">{claim.number}.</a> {say(claim.title)}</h2>'
+        f"<blockquote><cite>{IN_OUR_WORDS}</cite> {say(claim.says)}</blockquote>"
+        f"<p>{say(claim.experiment)}</p><p>{say(claim.finding)}</p>"
+        f'<p class="verdict {claim.kind}">{say(claim.verdict)}</p>{picture}'
+        f'<pre>{say(commands)}</pre><p class="back"><a href="#verdicts">All verdicts</a></p>'
+        "</section>"
     )
 
 

@@ -1,6 +1,7 @@
 """Figures, durations and pictures as text, for tables, reports and the progress display."""
 
 import base64
+import html
 
 
 def duration(seconds: float) -> str:
@@ -28,3 +29,11 @@ def percent(share: float) -> str:
 def data_url(kind: str, data: bytes) -> str:
     """A picture inside a page, which then loads nothing; as an image it can run no script."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def picture_tag(wide: str, narrow: str, *, alt: str) -> str:
+    """An HTML picture of two addresses: `narrow` is shown on screens up to 600 pixels."""
+    return (
+        f'<picture><source media="(max-width: 600px)" srcset="{narrow}">'
+        f'<img alt="{html.escape(alt)}" src="{wide}"></picture>'
+    )

@@ -12,7 +12,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from surefoot.exact.solution import Policy, SolvedPolicy, kl_per_state, tv_per_state
+from surefoot.exact.solution import (
+    Policy,
+    SolvedPolicy,
+    kl_per_state,
+    tv_per_state,
+    visit_shift,
+)
 
 BOUNDS = {
     "B1": "Hölder on the true visitation shift",
@@ -32,6 +38,7 @@ BOUNDS = {
 def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     """B1 to B11 by name: how much L may exceed the new policy's return, in units of return.
 
+    Terminal states are one state to all of them: there Abar is 0, and nothing is done.
     Infinite where a bound says nothing (an action ruled out has infinite KL).
 
     Source: `BOUNDS`; the constants as in Schulman et al. 2015, arXiv:1502.05477, theorem 1, and
@@ -47,7 +54,6 @@ def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     alpha, span, epsbar = float(tv.max()), float(np.ptp(lift)), float(np.abs(lift).max())
     eps = float(np.abs(old.advantages).max())
     widest = float(np.ptp(old.advantages, axis=1).max())
-    shift = float(np.abs(new.visits - old.visits).sum())
     # Means over d = (1 - gamma) rho, where an unvisited state adds nothing.
     seen = old.visits > 0
     mean_tv, mean_kl = (float((old.visits[seen] / H) @ rows[seen]) for rows in (tv, kl))
@@ -61,7 +67,7 @@ def gap_bounds(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
     entropic_loss = _entropic_loss(old, lift, gamma * H * float(reverse_kl.max()))
     with np.errstate(invalid="ignore"):
         found = {
-            "B1": 0.5 * shift * span,
+            "B1": 0.5 * visit_shift(old, new) * span,
             "B2": 2 * gamma * H**2 * mean_tv * epsbar,
             "B3": gamma * H**2 * mean_tv * span,
             "B4": 2 * gamma * H**2 * epsbar * np.sqrt(mean_kl / 2),

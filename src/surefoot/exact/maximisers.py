@@ -1,5 +1,6 @@
 """Exact maximisers: each state by itself, or over shared parameters by solvers and by ascent."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from surefoot.exact.solution import Policy, SolvedPolicy
 
 MIN_PROBABILITY = 1e-12
 """A softmax reaches 0 only at infinite logits: exact ppo stops pushing an action here."""
+RAYS = 64
+"""Directions in which exact ppo-kl looks for other maxima."""
+LOGIT_STEPS = (0.5, 1.0, 2.0, 4.0, 6.0, 9.0, 14.0, 20.0)
+"""How far it looks along each: the largest change of the difference of two logits of a state."""
 MAX_LOGIT_STEP, MIN_LOGIT_STEP = 1e-2, 1e-12
 """Step sizes of the ascent: the largest change of the difference of two logits of a state."""
 
@@ -144,18 +149,53 @@ def constrained_parameters(start: StartingPoint, natural: np.ndarray, max_kl: fl
     return theta + max(found, key=lambda step: gain(step)[0])
 
 
-def penalized_parameters(start: StartingPoint, kl_coef: float) -> np.ndarray:
-    """The largest mean advantage minus kl_coef times mean KL(old || new), by BFGS."""
+def penalized_parameters(
+    start: StartingPoint, features: Float[np.ndarray, "state action param"], kl_coef: float
+) -> np.ndarray:
+    """The largest mean advantage minus kl_coef times mean KL(old || new) that a search finds.
+
+    Over shared parameters there may be several maxima, and no method is sure to find the largest.
+    BFGS climbs from the old parameters and from the best place on each of `RAYS` rays around
+    them; the highest end counts.
+    """
     old, family, weights = start.old, start.family, start.old.weights
+    # In units of what is at stake, so that the tolerance of BFGS does not depend on the rewards'.
+    unit = kl_coef + float(np.abs(old.advantages).max())
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         policy = _positive(family.policy(theta))
-        rows = weights[:, None] * (old.advantages + kl_coef * old.policy / policy)
+        rows = weights[:, None] * (old.advantages + kl_coef * old.policy / policy) / unit
         gain = float(weights @ old.expected_advantages(policy))
-        return kl_coef * old.kl(policy) - gain, -family.vjp(policy, rows)
+        return (kl_coef * old.kl(policy) - gain) / unit, -family.vjp(policy, rows)
 
-    found = optimize.minimize(loss, start.theta, jac=True, method="BFGS", options={"gtol": 1e-12})
-    return found.x
+    def climbed(theta: np.ndarray, gtol: float) -> Any:
+        return optimize.minimize(loss, theta, jac=True, method="BFGS", options={"gtol": gtol})
+
+    tops = [min(ray, key=lambda theta: loss(theta)[0]) for ray in _rays(features, start.theta)]
+    ends = [climbed(theta, 1e-5) for theta in (start.theta, *tops)]
+    return climbed(min(ends, key=lambda end: end.fun).x, 1e-12).x
+
+
+def _rays(
+    features: Float[np.ndarray, "state action param"], theta: np.ndarray
+) -> Iterator[list[np.ndarray]]:
+    """Parameters from near the old ones to where policies are almost deterministic, by direction.
+
+    The directions are random, but always the same, so that an update can be repeated.
+    """
+    centred = features - features.mean(axis=1, keepdims=True)
+    _, sizes, axes = np.linalg.svd(centred.reshape(-1, theta.size), full_matrices=False)
+    # A redundant axis moves no policy.
+    kept = sizes > 1e-12 * sizes.max()
+    # In units in which every axis moves the logits alike; without it a stiff axis hides the others.
+    moves = axes[kept] / sizes[kept, None]
+    draws = np.random.default_rng(0).normal(size=(RAYS // 2, len(moves)))
+    if len(moves) < 2:
+        draws = np.ones((len(moves), len(moves)))
+    for direction in (*(draws @ moves), *(-draws @ moves)):
+        # The largest change of the difference of two logits of a state, by a step of 1.
+        spread = float(np.ptp(features @ direction, axis=1).max())
+        yield [theta + length / spread * direction for length in LOGIT_STEPS]
 
 
 def _positive(policy: Policy) -> Policy:
@@ -173,6 +213,8 @@ def clipped_parameters(
     """
     old, family, theta = start.old, start.family, start.theta
     rows = old.weights[:, None] * old.advantages
+    # The least-squares problem at a kink has an absolute tolerance.
+    rows /= max(float(np.abs(rows).max()), 1e-300)
     edges = np.where(old.advantages > 0, 1, -1) * clip_eps + 1
 
     def objective(ratio: np.ndarray) -> float:

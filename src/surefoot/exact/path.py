@@ -76,7 +76,7 @@ class UpdatePath:
     @cached_property
     def promises(self) -> bool:
         """Whether the update promises more than rounding."""
-        return abs(self.promised(1.0)) > 1e-12 * (1.0 + abs(self.old.eta))
+        return abs(self.promised(1.0)) > 1e-12 * self.old.scale
 
     @cached_property
     def landmarks(self) -> Landmarks:

@@ -103,12 +103,12 @@ def training_update(
     return update
 
 
-def update_costs() -> dict[str, float]:
+def update_costs(width: int = 64) -> dict[str, float]:
     """Floating-point operations of the parts of an update, in forward passes of the policy.
 
-    A Gaussian policy 17-64-64-6 on 2048 states, counted by the compiler.
+    A Gaussian policy 17-width-width-6 on 2048 states, counted by the compiler.
     """
-    sizes, rows = (17, 64, 64, 6), 2048
+    sizes, rows = (17, width, width, 6), 2048
     layers = [(jnp.ones((a, b)) / a, jnp.zeros(b)) for a, b in itertools.pairwise(sizes)]
     actor = layers, jnp.zeros(sizes[-1])
     critic = [*layers[:-1], (jnp.ones((sizes[-2], 1)) / sizes[-2], jnp.zeros(1))]

@@ -42,7 +42,7 @@ class UpdateReport:
         kl_reverse_max: the same of KL(new || old).
         tv_max: largest total variation of a state's actions.
         ratio_max: largest pi_new / pi_old of any action.
-        visitation_tv: total variation between the two state distributions.
+        visitation_tv: total variation between the two state distributions, ends as one state.
         bounds: the return that each of B1 to B11 guarantees; None where it guarantees none.
         edge_of_trust_kl: mean KL where half the promise is kept, along this update.
         break_even_kl: mean KL where nothing of it is.
@@ -210,7 +210,8 @@ def time_limited(mdp: MDP, policy: Policy) -> dict[str, Any]:
 
 def describe_curves(mdp: MDP, curves: Sequence[ExactCurve], best: Policy) -> str:
     """Where each rule ended, beside the optimum, discounted and as an evaluation sees it."""
-    optimum, limited = solve(mdp, best).eta, time_limited(mdp, best)
+    solved, limited = solve(mdp, best), time_limited(mdp, best)
+    optimum, scale = solved.eta, solved.scale
 
     def episodes(policy: Policy) -> str:
         return f"{time_limited(mdp, policy)['time_limited_return']:11.4f}" if limited else ""
@@ -222,16 +223,16 @@ def describe_curves(mdp: MDP, curves: Sequence[ExactCurve], best: Policy) -> str
     ]
     for rule, etas, _, policy in curves:
         # Smaller falls are rounding of two solutions.
-        falls = int(np.sum(np.diff(etas) < -1e-10 * (1 + abs(optimum))))
-        near = next((i for i, eta in enumerate(etas) if optimum - eta <= 1e-8), "-")
+        falls = int(np.sum(np.diff(etas) < -1e-10 * scale))
+        near = next((i for i, eta in enumerate(etas) if optimum - eta <= 1e-8 * scale), "-")
         lines.append(
             f"  {rule:10s}{len(etas) - 1:8d}{etas[-1]:12.4f}{optimum - etas[-1]:13.2e}{falls:7d}"
             f"{near:>13}{episodes(policy)}"
         )
     lines += [
         f"  {'optimum':18s}{optimum:12.4f}{'':33s}{episodes(best)}".rstrip(),
-        "return: discounted, exact. falls: updates that lowered "
-        "the return. within 1e-8: first update this close to the optimum.",
+        "return: discounted, exact. falls: updates that lowered the return. within 1e-8: first "
+        "update this close to the optimum, relative to its largest |Q|.",
     ]
     if limited:
         limit = f"cut after {mdp.max_steps} steps" if mdp.max_steps else "run to their end"

@@ -42,6 +42,11 @@ class SolvedPolicy(NamedTuple):
         total = visits.sum()
         return visits / total if total > 0 else visits
 
+    @property
+    def scale(self) -> float:
+        """Largest |Q(s, a)|: the size of numbers that the rounding of returns is relative to."""
+        return float(np.abs(self.q_values).max())
+
     def expected_advantages(self, new: Policy) -> Float[np.ndarray, " state"]:
         """Abar(s): mean of this policy's advantages under the new policy's actions."""
         return np.sum(new * self.advantages, axis=1)
@@ -102,9 +107,10 @@ def solve(mdp: MDP, policy: Policy) -> SolvedPolicy:
     q_values = mdp.rewards + mdp.gamma * mdp.transitions @ values
     advantages = q_values - values[:, None]
     # Advantages within rounding of 0 become 0: a rule that only reads their direction would
-    # otherwise take a full step along noise.
+    # otherwise take a full step along noise. Rounding is relative to the largest value, so that
+    # the unit of the rewards does not matter.
     largest = np.abs(advantages).max(axis=1, keepdims=True)
-    rounding = 1e-13 * (1.0 + np.abs(q_values).max())
+    rounding = 1e-13 * np.abs(q_values).max()
     advantages = np.where(mdp.terminal[:, None] | (largest <= rounding), 0.0, advantages)
     # Rounding can take the visits of a state that is never reached below 0.
     visits = np.maximum(np.linalg.solve(system.T, mdp.start), 0.0)
@@ -125,9 +131,21 @@ def tv_per_state(old: Policy, new: Policy) -> Float[np.ndarray, " state"]:
     return 0.5 * np.abs(old - new).sum(axis=1)
 
 
+def visit_shift(old: SolvedPolicy, new: SolvedPolicy) -> float:
+    """Sum over states of |rho' - rho|, with all terminal states counted as one; at most 2H.
+
+    After the end nothing happens, so it makes no difference in which terminal state an episode is.
+    """
+    shift, ends = new.visits - old.visits, old.mdp.terminal
+    return float(np.abs(shift[~ends]).sum() + abs(shift[ends].sum()))
+
+
 def visitation_tv(old: SolvedPolicy, new: SolvedPolicy) -> float:
-    """Total variation between the two policies' state distributions d = (1 - gamma) rho."""
-    return float(0.5 * (1.0 - old.mdp.gamma) * np.abs(old.visits - new.visits).sum())
+    """Total variation between the two policies' state distributions d = (1 - gamma) rho, in [0, 1].
+
+    All terminal states count as one, as in `visit_shift`.
+    """
+    return 0.5 * (1.0 - old.mdp.gamma) * visit_shift(old, new)
 
 
 def gap_forms(old: SolvedPolicy, new: SolvedPolicy) -> dict[str, float]:
@@ -150,11 +168,12 @@ def optimal_policy(mdp: MDP) -> Policy:
     """An optimal deterministic policy, by policy iteration."""
     choice = np.argmax(mdp.rewards, axis=1)
     while True:
-        q_values = solve(mdp, np.eye(mdp.num_actions)[choice]).q_values
+        solved = solve(mdp, np.eye(mdp.num_actions)[choice])
+        q_values = solved.q_values
         best = q_values.max(axis=1)
         chosen = q_values[np.arange(mdp.num_states), choice]
         # Ties keep the old choice: rounding would let two equal policies alternate for ever.
-        better = best > chosen + 1e-12 * (1.0 + np.abs(best))
+        better = best > chosen + 1e-12 * solved.scale
         if not better.any():
             return np.eye(mdp.num_actions)[choice]
         choice = np.where(better, np.argmax(q_values, axis=1), choice)

@@ -110,7 +110,7 @@ def exact_ppo_kl(start: StartingPoint, sizes: StepSizes) -> np.ndarray:
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
     """
     if isinstance(start.family, LinearSoftmax):
-        return penalized_parameters(start, sizes.kl_coef)
+        return penalized_parameters(start, start.family.features, sizes.kl_coef)
     return logits_of(penalized_policy(start.old, sizes.kl_coef))
 
 
@@ -149,7 +149,7 @@ def exact_policy_iteration(start: StartingPoint, sizes: StepSizes) -> np.ndarray
 def greedy_policy(old: SolvedPolicy) -> Policy:
     """The action of the largest Q in each state; ties go to the old policy's own choice."""
     best = old.q_values.max(axis=1, keepdims=True)
-    ties = old.q_values >= best - 1e-12 * (1.0 + np.abs(best))
+    ties = old.q_values >= best - 1e-12 * old.scale
     choice = np.argmax(np.where(ties, 1.0 + old.policy, 0.0), axis=1)
     return np.eye(old.policy.shape[1])[choice]
 

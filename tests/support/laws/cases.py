@@ -135,10 +135,9 @@ def draw_mdp(rng):
     if rng.random() < 0.5:
         start = np.eye(base.num_states)[rng.integers(base.num_states)]
     if rng.random() < 0.25:
-        kind, terminal = (
-            kind + ", ends",
-            np.arange(base.num_states) == rng.integers(base.num_states),
-        )
+        # Two ends where there is room: an episode may end in either.
+        ends = rng.integers(base.num_states, size=1 + (base.num_states > 2))
+        kind, terminal = kind + ", ends", np.isin(np.arange(base.num_states), ends)
     rewards = base.rewards * rng.choice([0.01, 1.0, 1.0, 30.0])
     made = make_mdp(base.transitions, rewards, gamma=gamma, start=start, terminal=terminal)
     return kind, made

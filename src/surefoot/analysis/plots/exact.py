@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from surefoot.analysis.plots.style import blank, draw_optimum, save, styles_of
@@ -22,7 +23,14 @@ def plot_update(picture: UpdatePicture, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = blank(picture.title, xlabel=picture.xlabel, ylabel="discounted return")
+    save(draw_update(picture), path)
+
+
+def draw_update(picture: UpdatePicture, *, narrow: bool = False) -> Figure:
+    """The figure of `plot_update`, `narrow` for a phone."""
+    figure, axes = blank(
+        picture.title, xlabel=picture.xlabel, ylabel="discounted return", narrow=narrow
+    )
     x, along, edge = picture.x, picture.along, picture.edge
     if edge is not None:
         axes.axvspan(x[0], edge, color=TRUST, alpha=0.1, linewidth=0)
@@ -42,11 +50,15 @@ def plot_update(picture: UpdatePicture, path: Path) -> None:
     axes.set_ylim(low - pad, high + pad)
     axes.set_xlim(x[0], x[-1])
     if edge is not None and edge < x[-1]:
-        text = " edge of trust: half the promise is kept"
-        axes.text(edge, low - 0.5 * pad, text, color=TRUST, fontsize=9, va="bottom")
-    kl_axis(axes, x, along.kl)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    save(figure, path)
+        text = (
+            "edge of trust:\nhalf is kept" if narrow else "edge of trust: half the promise is kept"
+        )
+        beside, at = {"xytext": (4, 0), "textcoords": "offset points"}, (edge, low - 0.5 * pad)
+        axes.annotate(text, at, color=TRUST, fontsize=9, va="bottom", **beside)
+    kl_axis(axes, x, along.kl, gap=0.16 if narrow else 0.09)
+    columns = 1 if narrow else 3
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    return figure
 
 
 def _mark_step(axes: Axes, picture: UpdatePicture) -> None:
@@ -69,8 +81,14 @@ def _mark_step(axes: Axes, picture: UpdatePicture) -> None:
         axes.annotate(text, (taken, value), offset, va="center", color=color, bbox=room, **side)
 
 
-def kl_axis(axes: Axes, x: Float[np.ndarray, " point"], kl: Float[np.ndarray, " point"]) -> None:
-    """Mean KL along the top, at round values."""
+def kl_axis(
+    axes: Axes,
+    x: Float[np.ndarray, " point"],
+    kl: Float[np.ndarray, " point"],
+    *,
+    gap: float = 0.09,
+) -> None:
+    """Mean KL along the top, at round values at least `gap` of the axis apart."""
     top = axes.secondary_xaxis("top")
     reach = kl[-1]
     wanted = np.array([0.0, *(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))])
@@ -79,11 +97,11 @@ def kl_axis(axes: Axes, x: Float[np.ndarray, " point"], kl: Float[np.ndarray, " 
     shown = [0]
     for i in range(1, len(wanted)):
         # Labels that are closer would overlap.
-        if places[i] - places[shown[-1]] > 0.09 * (x[-1] - x[0]):
+        if places[i] - places[shown[-1]] > gap * (x[-1] - x[0]):
             shown.append(i)
     top.set_xticks(places[shown], [f"{each:g}" for each in wanted[shown]])
     top.set_xlabel("mean KL(old ‖ new), nats", fontsize=9)
-    top.tick_params(labelsize=8)
+    top.tick_params(labelsize=9)
 
 
 def plot_lines(picture: LinePicture, path: Path) -> None:
@@ -92,7 +110,12 @@ def plot_lines(picture: LinePicture, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = blank(picture.title, xlabel=picture.xlabel, ylabel=picture.ylabel)
+    save(draw_lines(picture), path)
+
+
+def draw_lines(picture: LinePicture, *, narrow: bool = False) -> Figure:
+    """The figure of `plot_lines`, `narrow` for a phone."""
+    figure, axes = blank(picture.title, xlabel=picture.xlabel, ylabel=picture.ylabel, narrow=narrow)
     for line in picture.lines:
         axes.plot(line.x, line.y, color=line.color, linewidth=2.2, label=line.label)
     for x, y in picture.dots:
@@ -101,8 +124,11 @@ def plot_lines(picture: LinePicture, path: Path) -> None:
         axes.set(xscale="log", yscale="log")
     if picture.ylim:
         axes.set_ylim(*picture.ylim)
-    axes.legend(frameon=False)
-    save(figure, path)
+    if narrow:
+        figure.legend(loc="outside lower center", frameon=False)
+    else:
+        axes.legend(frameon=False)
+    return figure
 
 
 def plot_exact_curves(

@@ -3,26 +3,35 @@
 All figures of a page share their left and right edges, so that steps line up down the page.
 """
 
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from surefoot.analysis.plots.style import GRAY, WIDTH
+from surefoot.analysis.plots.style import GRAY, NARROW, SMALLEST, WIDTH, as_svg
 
 LEVEL_COLORS = {"red": "#D55E00", "amber": "#E69F00", "green": "#009E73"}
 LEVEL_MARKS = {"red": "v", "amber": "d", "green": "o"}
 NUM_PLACES = 300
 """Warning marks that fit beside each other along the steps."""
-_LEFT, _RIGHT = 0.11, 0.985
 _LEGEND, _AXIS = 0.42, 0.6
 """Inches above each panel for its legend, and below the last one for its axis."""
+
+
+class _Frame(NamedTuple):
+    """Inches across a figure, and where axes begin and end, as shares of it."""
+
+    width: float
+    left: float
+    right: float
+
+
+_FRAMES = {False: _Frame(WIDTH, 0.11, 0.985), True: _Frame(NARROW, 0.18, 0.97)}
+"""Frames by whether a figure is for a phone."""
 
 
 Dash = str | tuple[float, tuple[float, ...]]
@@ -66,41 +75,62 @@ class RaisedWarning(NamedTuple):
 
 
 def draw_panels(
-    panels: Sequence[Panel], last_step: float, raised: Sequence[RaisedWarning] = ()
+    panels: Sequence[Panel],
+    last_step: float,
+    raised: Sequence[RaisedWarning] = (),
+    *,
+    narrow: bool = False,
 ) -> str:
-    """The panels as one SVG, with the warnings as marks along the top of the first."""
-    total = sum(panel.height + _LEGEND for panel in panels) + _AXIS
-    figure = Figure(figsize=(WIDTH, total))
+    """The panels as one SVG, with the warnings as marks along the top of the first.
+
+    A `narrow` one is for a phone, with a line of its own for each entry of a legend.
+    """
+    marks = len({each.level for each in raised})
+    # The marks are on the first panel, and their levels in its legend.
+    entries = [len(panel.series) + (0 if index else marks) for index, panel in enumerate(panels)]
+    rooms = [_legend_room(count, narrow) for count in entries]
+    total = sum(rooms) + sum(panel.height for panel in panels) + _AXIS
+    frame = _FRAMES[narrow]
+    figure = Figure(figsize=(frame.width, total))
     top = total
     for index, panel in enumerate(panels):
-        top -= _LEGEND + panel.height
+        top -= rooms[index] + panel.height
         # Fixed places rather than a layout, which would give each figure its own edges.
-        axes = figure.add_axes((_LEFT, top / total, _RIGHT - _LEFT, panel.height / total))
+        place = (frame.left, top / total, frame.right - frame.left, panel.height / total)
+        axes = figure.add_axes(place)
         _draw(axes, panel)
         _share_steps(axes, last_step, last=index == len(panels) - 1)
         if index == 0:
             _mark(axes, raised, last_step)
-        _legend(axes, [series.label for series in panel.series])
-    return _svg(figure)
+        _legend(axes, [series.label for series in panel.series], narrow=narrow)
+    return as_svg(figure)
 
 
-def draw_timeline(raised: Sequence[RaisedWarning], last_step: float) -> str:
+def _legend_room(entries: int, narrow: bool) -> float:
+    """Inches above a panel for a legend of so many entries."""
+    return 0.2 + 0.18 * entries if narrow else _LEGEND
+
+
+def draw_timeline(
+    raised: Sequence[RaisedWarning], last_step: float, *, narrow: bool = False
+) -> str:
     """A row for each warning, with a tick at each time it was raised, as SVG."""
-    height = 0.3 * len(raised) + 0.1
+    height, frame = 0.3 * len(raised) + 0.1, _FRAMES[narrow]
     total = height + _AXIS + 0.2
-    figure = Figure(figsize=(WIDTH, total))
-    axes = figure.add_axes((_LEFT, _AXIS / total, _RIGHT - _LEFT, height / total))
+    figure = Figure(figsize=(frame.width, total))
+    place = (frame.left, _AXIS / total, frame.right - frame.left, height / total)
+    axes = figure.add_axes(place)
     for row, each in enumerate(reversed(raised)):
         color, steps = LEVEL_COLORS.get(each.level, GRAY), _apart(each.steps, last_step)
         axes.vlines(steps, row + 0.08, row + 0.5, color=color, linewidth=1.8)
         # Names are above their rows: beside them they would move the axis of steps.
-        axes.text(0.0, row + 0.56, each.name, color=color, fontsize=8, va="bottom")
+        axes.text(0.0, row + 0.56, each.name, color=color, fontsize=SMALLEST, va="bottom")
         axes.axhline(row, color="#dddddd", linewidth=0.8)
     axes.set_ylim(0, len(raised) + 0.1)
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
     _share_steps(axes, last_step, last=True)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _apart(steps: Num[np.ndarray, " time"], last_step: float) -> Num[np.ndarray, " time"]:
@@ -117,7 +147,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for value, text in panel.levels:
         axes.axhline(value, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         where = axes.get_yaxis_transform()
-        axes.text(0.998, value, text, transform=where, fontsize=7.5, color=GRAY, ha="right",
+        axes.text(0.998, value, text, transform=where, fontsize=SMALLEST, color=GRAY, ha="right",
                   va="bottom")  # fmt: skip
     if panel.ylim:
         axes.set_ylim(*panel.ylim)
@@ -129,7 +159,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.ylabel, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=SMALLEST)
 
 
 def _draw_series(axes: Axes, series: PanelSeries) -> None:
@@ -153,7 +183,7 @@ def _share_steps(axes: Axes, last_step: float, *, last: bool) -> None:
     # Not by the data: all figures of the page have the same axis of steps.
     axes.set_xlim(0, max(last_step, 1) * 1.01)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.tick_params(labelbottom=last, labelsize=8)
+    axes.tick_params(labelbottom=last, labelsize=SMALLEST)
     if last:
         axes.set_xlabel("environment steps", fontsize=9)
 
@@ -172,22 +202,14 @@ def _mark(axes: Axes, raised: Sequence[RaisedWarning], last_step: float) -> None
             )  # fmt: skip
 
 
-def _legend(axes: Axes, order: Sequence[str]) -> None:
+def _legend(axes: Axes, order: Sequence[str], *, narrow: bool) -> None:
     """Above the axes, series in their own order and marks behind them."""
     found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     labels = [*order, *(label for label in found if label not in order)]
     if labels:
         axes.legend(
             [found[label] for label in labels], labels, loc="lower left",
-            bbox_to_anchor=(-0.01, 1.02), ncols=len(labels), frameon=False, fontsize=8.5,
+            bbox_to_anchor=(-0.01, 1.02), ncols=1 if narrow else len(labels), frameon=False,
+            fontsize=SMALLEST, labelspacing=0.3,
             handlelength=1.8, columnspacing=1.4, borderaxespad=0.0,
         )  # fmt: skip
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as text; the same figure gives the same text."""
-    buffer = io.StringIO()
-    # Letters as paths: a reader's fonts must not move the labels.
-    with matplotlib.rc_context({"svg.hashsalt": "surefoot", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    return buffer.getvalue()

@@ -35,7 +35,7 @@ from surefoot.analysis.report.section import Facts, Section
 from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of
 from surefoot.analysis.report.totals import totals
-from surefoot.analysis.text import data_url
+from surefoot.analysis.text import data_url, picture_tag
 from surefoot.config.presets import read_settings
 from surefoot.errors import CheckpointError
 from surefoot.storage.run_directory import RunDirectory
@@ -187,10 +187,7 @@ def _section(section: Section, picture: str) -> str:
     level, finding = _CLASSES[section.level], _text(section.finding)
     caption = f"<p class='finding'>{finding}</p>"
     if picture:
-        caption = (
-            f"<figure><img alt='{escape(section.finding, quote=True)}' src='{picture}'>"
-            f"<figcaption class='finding'>{finding}</figcaption></figure>"
-        )
+        caption = f"<figure>{picture}<figcaption class='finding'>{finding}</figcaption></figure>"
     advice = f"<p class='advice {level}'>{_text(section.advice)}</p>" if section.advice else ""
     paragraphs = section.meaning.split("\n\n") if section.meaning else ()
     meaning = "".join(f"<p class='meaning'>{_text(part)}</p>" for part in paragraphs)
@@ -206,13 +203,16 @@ def _text(words: str) -> str:
 
 
 def _picture(section: Section, last_step: float, raised: Sequence[RaisedWarning]) -> str:
-    """The section's figure as an image's data URL, or nothing."""
+    """The section's figure, for wide screens and for phones, or nothing."""
     if section.panels:
         # Once, above the figure that is read first; their own section has the timeline.
         marks = raised if section.name == "learning" else ()
-        drawn = draw_panels(section.panels, last_step, marks)
+        drawn = [
+            draw_panels(section.panels, last_step, marks, narrow=narrow) for narrow in (False, True)
+        ]
     elif section.name == "warnings" and raised:
-        drawn = draw_timeline(raised, last_step)
+        drawn = [draw_timeline(raised, last_step, narrow=narrow) for narrow in (False, True)]
     else:
         return ""
-    return data_url("svg+xml", drawn.encode())
+    wide, narrow = (data_url("svg+xml", svg.encode()) for svg in drawn)
+    return picture_tag(wide, narrow, alt=section.finding)

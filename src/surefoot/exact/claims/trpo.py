@@ -1,18 +1,32 @@
 """The essay on TRPO: its objective, its geometry, its price."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from surefoot import exact
-from surefoot.exact.claims.cases import Finding, Pair, certified_steps, finding, random_pairs
+from surefoot.config.settings import PPO, TRPO
+from surefoot.exact.claims.cases import (
+    Finding,
+    Pair,
+    certified_steps,
+    corridor_family,
+    finding,
+    random_pairs,
+)
 from surefoot.exact.claims.surrogate import rescaled
 from surefoot.exact.families import policy_gradient
-from surefoot.exact.practice import update_costs
+from surefoot.exact.practice import training_update, update_costs
 from surefoot.exact.solution import next_states
-from surefoot.exact.updates import natural_gradient
+from surefoot.exact.updates import exact_npg, natural_gradient
 
 GAMMAS = (0.9, 0.97, 0.99)
+RADIUS = 0.01
+# F itself and all of the states, so that only the number of products is short.
+UNDAMPED = TRPO(
+    max_kl=RADIUS, damping=0.0, fisher_fraction=1.0, cg_tolerance=1e-9, advantage_norm="none"
+)
 
 
 def objective_drops_factors() -> Finding:
@@ -73,6 +87,34 @@ def step_is_natural() -> Finding:
     return finding(**numbers)
 
 
+def fisher_is_a_metric() -> Finding:
+    """F defines a metric: it is singular."""
+    start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
+    lengths, axes = np.linalg.eigh(exact.fisher_matrix(start.family, start.old))
+    seen = lengths > 1e-10 * lengths.max()
+    blind = start.theta + 100.0 * axes[:, ~seen].sum(axis=1).reshape(start.theta.shape)
+    # Left in the second state of the corridor for certain: no one sees the third.
+    policy = np.tile([0.5, 0.5], (4, 1))
+    policy[1] = [1.0, 0.0]
+    walled = exact.starting_point(exact.corridor(), policy=policy).old
+    F = exact.fisher_matrix(exact.TabularSoftmax(), walled)
+    direction = np.zeros((4, 2))
+    direction[2, 1] = 10.0
+    flat = direction.reshape(-1)
+    changed = exact.TabularSoftmax().policy(np.log(np.maximum(policy, 1e-300)) + direction)
+    return finding(
+        parameters=len(lengths),
+        rank=seen.sum(),
+        free=(start.old.weights > 0).sum() * (start.mdp.num_actions - 1),
+        least=lengths[seen].min(),
+        blind_kl=start.old.kl(start.family.policy(blind)),
+        walled_parameters=len(F),
+        walled_rank=np.linalg.matrix_rank(F, hermitian=True),
+        unseen_length=flat @ F @ flat,
+        unseen_tv=exact.tv_per_state(policy, changed)[2],
+    )
+
+
 def fisher_measures() -> Finding:
     """F measures how much the distribution changes."""
     start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
@@ -92,20 +134,24 @@ def fisher_measures() -> Finding:
         slope_forward=slopes[0],
         slope_reverse=slopes[1],
         slope_between=slopes[2],
-        visits_moved_first=_moved_visits(0),
-        visits_moved_edge=_moved_visits(3),
+        **_moved_visits(0, "first"),
+        **_moved_visits(3, "edge"),
     )
 
 
-def _moved_visits(state: int) -> float:
-    """Share of the corridor's visits moved by a step in one state with half its F-square 1e-4."""
+def _moved_visits(state: int, name: str) -> dict[str, float]:
+    """A step in one state of the corridor, half its F-square 1e-8: visits moved, and its true KL.
+
+    So short that the edge, with 1e-4 of the visits, is still where half the square is KL.
+    """
     start, family = exact.starting_point(exact.corridor(), tabular=True), exact.TabularSoftmax()
     direction = np.zeros_like(start.theta)
     direction[state, 1] = 1.0
     flat = direction.reshape(-1)
-    length = np.sqrt(2e-4 / (flat @ exact.fisher_matrix(family, start.old) @ flat))
+    length = np.sqrt(2e-8 / (flat @ exact.fisher_matrix(family, start.old) @ flat))
     new = exact.solve(start.mdp, family.policy(start.theta + length * direction))
-    return exact.visitation_tv(start.old, new)
+    moved, kl = exact.visitation_tv(start.old, new), start.old.kl(new.policy)
+    return {f"visits_moved_{name}": moved, f"kl_{name}": kl}
 
 
 def parameters_mislead() -> Finding:
@@ -121,16 +167,61 @@ def parameters_mislead() -> Finding:
     )
 
 
-def price() -> Finding:
-    """Fisher-vector products are the bottleneck."""
-    cost = update_costs()
+def cg_and_line_search() -> Finding:
+    """Solved via conjugate gradient and a line search."""
+    start = exact.starting_point(exact.find_mdp("FrozenLake-v1", {}))
+    best = start.old.promised_gain(exact.updated(start, "trpo").policy)
+    numbers = {}
+    for products in (1, 3, 10):
+        theta = training_update(replace(UNDAMPED, cg_iters=products))(start, exact.StepSizes())
+        new = start.family.policy(theta)
+        numbers[f"kept_{products}"] = start.old.promised_gain(new) / best
+    searched = [_searched(each) for each in corridor_family()]
+    full_kls, tries = np.transpose(searched)
+    return finding(
+        **numbers,
+        corridors=len(searched),
+        beyond=np.mean(full_kls > RADIUS),
+        farthest=full_kls.max() / RADIUS,
+        most_tries=tries.max(),
+    )
+
+
+def _searched(start: exact.StartingPoint) -> tuple[float, int]:
+    """The natural step, shortened by 0.8 until KL is within the radius and L has risen.
+
+    Mean KL of the full step, and the number of tries.
+    """
+    old = start.old
+    full = exact_npg(start, exact.StepSizes(max_kl=RADIUS)) - start.theta
+
+    def after(tries: int) -> exact.Policy:
+        return start.family.policy(start.theta + 0.8 ** (tries - 1) * full)
+
+    tries = 1
+    while old.kl(after(tries)) > RADIUS or old.promised_gain(after(tries)) <= 0:
+        tries += 1
+    return old.kl(after(1)), tries
+
+
+def passes(cost: Mapping[str, float], *, share: float, products: int) -> float:
+    """Forward passes of one TRPO update with so many products, each on this share of the states."""
     # A gradient, a rescaling to the radius, and two trials of the line search.
     fixed = cost["gradient"] + cost["rescale"] + 2
+    return fixed + share * (cost["linearise"] + products * cost["product"])
+
+
+def price() -> Finding:
+    """Fisher-vector products are the bottleneck."""
+    cost, usual = update_costs(), TRPO()
     return finding(
         **cost,
-        ppo=10 * cost["gradient"],
-        trpo_textbook=fixed + cost["linearise"] + 10 * cost["product"],
-        trpo=fixed + 0.25 * (cost["linearise"] + 5 * cost["product"]),
+        ppo=PPO().num_epochs * cost["gradient"],
+        trpo_textbook=passes(cost, share=1.0, products=10),
+        share=usual.fisher_fraction,
+        products=usual.cg_iters,
+        trpo=passes(cost, share=usual.fisher_fraction, products=usual.cg_iters),
+        trpo_15=passes(cost, share=usual.fisher_fraction, products=15),
         critic=10 * cost["critic_gradient"],
     )
 
@@ -155,8 +246,10 @@ def _random_steps() -> Iterator[Pair]:
 CLAIMS = (
     objective_drops_factors,
     step_is_natural,
+    fisher_is_a_metric,
     fisher_measures,
     parameters_mislead,
+    cg_and_line_search,
     price,
     exact_optimisation,
 )
