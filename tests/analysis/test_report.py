@@ -531,6 +531,16 @@ def test_a_run_that_stands_at_its_best_is_asked_for_nothing(tmp_path, stands):
     assert (made.summary["verdict"][2] == "Nothing below asks for attention.") == stands
 
 
+def test_it_is_said_of_how_many_updates_the_gain_can_be_told(tmp_path):
+    rows = rows_of_a_run(60)
+    whole = report(write_run(tmp_path / "whole", rows))
+    assert "can be told of" not in finding(whole, "promise")
+    for row in rows[40:]:
+        row |= {"lens/realised_low": None, "lens/realised_high": None}
+    part = report(write_run(tmp_path / "part", rows))
+    assert "The gain can be told of 39 of 59 updates" in finding(part, "promise")
+
+
 def test_a_figure_that_the_newest_tenth_lacks_says_of_which_update_it_is(tmp_path):
     rows = rows_of_a_run(60)
     for row in rows:

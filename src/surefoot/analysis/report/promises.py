@@ -63,6 +63,9 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         return left_out("promise", absent or ("lens/realised_low",), why="" if absent else _IN_STEP)
     finding, advice = _judge(found)
     late, harm = _newest_updates(facts)
+    told, judged = len(found.steps), len(facts.table.steps) - 1
+    if told < judged:
+        finding += f" The gain can be told of {told:,} of {judged:,} updates, which are summed."
     finding += late
     if found.signal is None:
         finding += " lens/signal_share is not logged in this run, so noise is not separated."
