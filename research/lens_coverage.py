@@ -24,7 +24,7 @@ import numpy as np
 
 import surefoot as sf
 from surefoot.diagnostics.episodes import episode_rows
-from surefoot.diagnostics.groups import EpisodeSums, groups_of, interval_of, sum_by_group
+from surefoot.diagnostics.groups import EpisodeSums, Layout, groups_of, interval_of, sum_by_group
 from surefoot.diagnostics.lens import realised_gain
 from surefoot.formulas.running_stats import standard_deviation
 from surefoot.training.batch import state_values, td_sums
@@ -135,9 +135,8 @@ def simulate(
     def sums(error, ended, late, age):
         rollout = rollout_of(ended, late, jnp.ones_like(ended))._replace(rewards=error)
         found, _ = episode_rows(rollout, age, GAMMA)
-        count = error.shape[1]
-        groups = jnp.broadcast_to(jnp.arange(count), error.shape)
-        add = partial(sum_by_group, groups=groups, count=count)
+        count = Layout(error.shape[1], 1).num_groups
+        add = partial(sum_by_group, groups=groups_of(rollout), count=count)
         totals = add(error, found.discounts).totals
         begins = found.begins.astype(error.dtype)
         shares, begun = (add(x, jnp.ones_like(error)).totals for x in (found.shares, begins))
@@ -173,7 +172,8 @@ def coverage(
         state, age, _ = play(old, critic, state, age, jax.random.fold_in(key, index))
     state, age, before = play(old, critic, state, age, jax.random.fold_in(key, 10**6))
     _, _, after = play(new, critic, state, age, jax.random.fold_in(key, 10**7))
-    found = jax.vmap(lambda a, b: interval_of(realised_gain(a, b).estimate))(before, after)
+    judge = partial(realised_gain, paired=num_envs > 1)
+    found = jax.vmap(lambda a, b: interval_of(judge(a, b).estimate))(before, after)
     kind = f"{kind}, staggered" if staggered else kind
     critic_name = {1.0: "exact", 0.5: "half", 0.0: "none"}[quality]
     gain = world.gain(old, new, critic)
@@ -277,10 +277,10 @@ def cells(repeats: int) -> Iterator[Cell]:
     """Every line of the table."""
     for kind in WORLDS:
         for quality in (1.0, 0.5, 0.0):
-            for num_envs, num_steps in ((16, 128), (8, 256)):
+            for num_envs, num_steps in ((16, 128), (8, 256), (1, 2048)):
                 size = {"num_envs": num_envs, "num_steps": num_steps, "repeats": repeats}
                 yield coverage(kind, quality=quality, **size)
-                if WORLDS[kind].limit:
+                if WORLDS[kind].limit and num_envs > 1:
                     yield coverage(kind, quality=quality, staggered=True, **size)
     for env_id, updates in (
         ("gymnax:CartPole-v1", (1, 4, 12)),

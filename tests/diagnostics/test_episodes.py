@@ -56,8 +56,13 @@ QUALITIES = [
 
 @pytest.mark.parametrize("quality", QUALITIES)
 @pytest.mark.parametrize("kind", ["ends, rewards above 0", "ends, rewards below 0"])
-def test_the_interval_covers_the_exact_gain_where_episodes_end(kind, quality):
-    cell = coverage(kind, quality=quality, num_envs=16, num_steps=128)
+@pytest.mark.parametrize(
+    ("num_envs", "num_steps"),
+    [(16, 128), pytest.param(1, 2048, marks=pytest.mark.thorough)],
+    ids=["environments", "one"],
+)
+def test_the_interval_covers_the_exact_gain_where_episodes_end(kind, quality, num_envs, num_steps):
+    cell = coverage(kind, quality=quality, num_envs=num_envs, num_steps=num_steps)
     assert cell.known >= 0.93
     assert LOW <= cell.held <= HIGH
 
