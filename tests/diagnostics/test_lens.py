@@ -446,6 +446,23 @@ def test_gains_below_the_promise_lower_the_expected_ratio_and_gains_at_the_promi
     np.testing.assert_allclose(ratios, [0.0, 0.5, 1.0], atol=0.05)
 
 
+def test_an_update_whose_gain_is_unknown_says_nothing_about_the_others():
+    kl, promised = jnp.asarray(0.01), jnp.asarray(10.0)
+    state, told = start_filter(), []
+    for known in (True,) * 6 + (False,) * 3 + (True,) * 6:
+        # Every promise is kept in full; a gain that cannot be told may be anything.
+        gain = Estimate(
+            jnp.asarray(10.0 if known else -40.0),
+            jnp.asarray(1.0 if known else jnp.nan),
+            jnp.asarray(7.0),
+        )
+        state = filter_gain(state, gain, promised, kl)
+        told.append(float(filtered_ratio(state, kl)[0]))
+    assert np.all(np.diff(told) > -1e-3)
+    assert told[-1] > 0.95
+    np.testing.assert_allclose(told[6:9], told[5], atol=1e-6)
+
+
 def test_the_signal_share_is_unknown_before_the_first_cross_fit_and_a_share_afterwards():
     state = start_filter()
     assert np.isnan(signal_share(state))
