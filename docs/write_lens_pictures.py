@@ -16,7 +16,9 @@ if __name__ == "__main__":
     page = report(Path(sys.argv[1])).page
     for section, name in PICTURES.items():
         found = re.search(
-            rf"<section id='{section}'>.*?src='data:image/svg\+xml;base64,([^']+)'", page, re.DOTALL
+            rf"<section id='{section}'>.*?<img [^>]*src=[\"']data:image/svg\+xml;base64,([^\"']+)",
+            page,
+            re.DOTALL,
         )
         assert found, section
         file = Path(__file__).parent / "pictures" / f"lens-{name}.svg"
