@@ -34,8 +34,6 @@ MAX_SURPLUS = 3.0
 """Standard errors by which the episodes that begin may differ from the shares of a rollout."""
 FEWEST_GROUPS = 3.0
 """Groups of equal weight that a spread is judged by."""
-UNKNOWN_SHARE = 0.05
-"""Share of updates without an interval from which on their sum has none."""
 PRIOR_KL = 0.03
 """The KL at which half of a promise is expected to come true before anything is known."""
 PRIOR_U = 0.5 / PRIOR_KL**0.5
@@ -198,7 +196,7 @@ class LensState(NamedTuple):
     before the update; `td` are the discounted TD errors of its rows then, and `promised` and `kl`
     what the surrogate promised and how far the policy went, all in the environment's units and in
     nats. `states` are some of the states it learned from. `gained` is what each group gained over
-    all updates with an interval: all `judged` but `unknown` ones. `ready` is False before the
+    the updates that have an interval, of which there were `judged`. `ready` is False before the
     first update.
     """
 
@@ -212,7 +210,6 @@ class LensState(NamedTuple):
     ratio: RatioFilter
     gained: Float[Array, " group"]
     judged: Int[Array, ""]
-    unknown: Int[Array, ""]
     ready: Bool[Array, ""]
 
 
@@ -231,7 +228,6 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
         ratio=start_filter(),
         gained=zeros,
         judged=jnp.int32(0),
-        unknown=jnp.int32(0),
         ready=jnp.array(False),
     )
 
@@ -257,22 +253,19 @@ def judge_update(
     # The intervals of single gains do not tell how well their sum is known: two successive ones
     # share a rollout with opposite sign. How the environments' own sums differ does.
     total = interval_of(total_gain(gained))
-    judged = lens.judged + lens.ready
-    missing = lens.unknown + (lens.ready & ~known)
-    # The first is, because all environments begin their first episode together.
-    open_ended = jnp.where(missing > 1 + UNKNOWN_SHARE * judged, jnp.nan, 0.0)
+    judged = lens.judged + known
     # Episodes of one rollout are no pairs of those of the next.
-    unpaired = unknown if paired else jnp.nan
+    unpaired = jnp.where(judged > 0, 0.0, jnp.nan) if paired else jnp.nan
     return (
-        lens._replace(ratio=ratio, gained=gained, judged=judged, unknown=missing),
+        lens._replace(ratio=ratio, gained=gained, judged=judged),
         {
             "lens/promised_gain": lens.promised + unknown,
             "lens/realised_gain": seen.mean,
             "lens/realised_low": seen.low,
             "lens/realised_high": seen.high,
             "lens/total_gain": total.mean + unpaired,
-            "lens/total_low": total.low + unpaired + open_ended,
-            "lens/total_high": total.high + unpaired + open_ended,
+            "lens/total_low": total.low + unpaired,
+            "lens/total_high": total.high + unpaired,
             "lens/filtered_ratio": kept + moved,
             "lens/filtered_low": kept - 1.96 * deviation + moved,
             "lens/filtered_high": kept + 1.96 * deviation + moved,
