@@ -23,7 +23,7 @@ from surefoot.envs.jax_native import JaxEnv
 from surefoot.envs.registry import find_env
 from surefoot.networks.actor_critic import build
 from surefoot.training.learner import Learner
-from surefoot.training.state import LoopState, traced_numbers
+from surefoot.training.state import LoopState
 
 PLACEHOLDER = 1e-3
 STRADDLING = 4
@@ -133,9 +133,8 @@ def programs_of(settings: Settings) -> tuple[Start, Advance]:
 
 def stack_dials(phase: Phase) -> Dials:
     """One array a dial, of a number for each run."""
-    spec = opened(phase.settings[0].env).spec
     runs = [
-        Dials(traced_numbers(settings, spec), scale)
+        Dials(settings.traced(), scale)
         for settings, scale in zip(phase.settings, phase.reward_scales, strict=True)
     ]
     return jax.tree.map(lambda *numbers: jnp.asarray(numbers, jnp.float32), *runs)
