@@ -167,6 +167,43 @@ def test_settings_come_from_flags_over_file_over_preset(capsys):
     assert settings["train"]["obs_norm"] is False
 
 
+BITS = """
+from tests.support.broken_envs import Sound
+from gymnasium.spaces import MultiBinary
+
+class Bits(Sound):
+    action_space = MultiBinary(5)
+
+    def step(self, action):
+        return super().step(action[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "rule", "name", "expected"),
+    [
+        ("Pendulum-v1", "trpo", "sb3-contrib", {"max_kl": 0.01, "damping": 0.1}),
+        ("peers_env:Bits", "trpo", "sb3-contrib", {"max_kl": 0.05, "damping": 0.5}),
+        # Its 4 minibatches divide this batch, the 32 of its script for Box actions do not.
+        ("CartPole-v1", "ppo", "cleanrl", {"num_minibatches": 4, "ent_coef": 0.01}),
+    ],
+)
+def test_presets_of_other_libraries_see_the_actions(env, rule, name, expected, capsys):
+    Path("peers_env.py").write_text(BITS)
+    batch = ["--num-envs", "2", "--num-steps", "10", "--steps", "20", "--hidden", "8"]
+    passes = [] if name == "cleanrl" else ["--critic-num-minibatches", "1"]
+    words = ["train", env, rule, "--preset", name, "--eval-episodes", "1", "--json"]
+    assert main([*words, *batch, *passes]) == 0
+    settings = json.loads(capsys.readouterr().out.splitlines()[0])["settings"]
+    assert {key: settings["rule"][key] for key in expected} == expected
+
+
+def test_a_rule_that_another_library_lacks_is_refused_before_an_environment_is_made(capsys):
+    code, line = error_of(capsys, "train", "peers_env:Missing", "ppo", "--preset", "sb3-contrib")
+    assert code == 2
+    assert "that library has no ppo" in line
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("text", "said"),
@@ -430,9 +467,11 @@ def test_other_words_are_no_whole_number(text):
         ("--gamma", "discount per step"),
         ("critic-learning-rate", "[setting of critic]"),
         ("policy/kl_mean", "healthy:"),
+        ("sb3-contrib", "[preset of trpo]"),
+        ("cleanrl", "differs: it treats a time limit as the end"),
     ],
 )
-def test_explain_knows_rules_and_settings_too(name, said, capsys):
+def test_explain_knows_rules_settings_and_presets_too(name, said, capsys):
     assert main(["explain", "--", name]) == 0
     assert said in capsys.readouterr().out
 

@@ -2,15 +2,16 @@
 
 import pytest
 
-from surefoot.config.presets import NAMES, PEERS, PRESETS, preset, settings_of, settle
+from surefoot.config.peers import BY_ACTIONS, NOTES, PEERS
+from surefoot.config.presets import NAMES, PRESETS, preset, settings_of, settle
 from surefoot.config.settings import GROUPS, RULES, Critic, Network, Train
 from surefoot.errors import ConfigError
 
 pytestmark = pytest.mark.core
 
 
-def settled(env, rule, name="auto", *, changes=None, **how):
-    return settle(env, preset(env, rule, name, **how), changes=changes)
+def settled(env, rule, name="auto", *, changes=None, actions=("Box", 1), **how):
+    return settle(env, preset(env, rule, name, actions=actions, **how), changes=changes)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -91,3 +92,58 @@ def test_changes_beat_the_preset():
 def test_an_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean sb3"):
         settled("CartPole-v1", "ppo", "sb33")
+
+
+@pytest.mark.parametrize("kind", ["Box", "MultiBinary"])
+@pytest.mark.parametrize("size", [1, 3, 6, 17])
+def test_a_mean_over_dimensions_makes_the_radius_and_the_damping_so_many_times_as_large(kind, size):
+    one = settled("any", "trpo", "sb3-contrib", actions=(kind, 1)).rule
+    assert (one.max_kl, one.damping) == (0.01, 0.1)
+    many = settled("any", "trpo", "sb3-contrib", actions=(kind, size)).rule
+    assert many.max_kl == pytest.approx(size * one.max_kl)
+    assert many.damping == pytest.approx(size * one.damping)
+
+
+@pytest.mark.parametrize("actions", [("Discrete", 1), ("MultiDiscrete", 3)])
+def test_a_kl_that_is_a_sum_keeps_its_radius(actions):
+    rule = settled("any", "trpo", "sb3-contrib", actions=actions).rule
+    assert (rule.max_kl, rule.damping) == (0.01, 0.1)
+
+
+def test_the_step_of_sb3_contrib_has_the_damping_in_its_scale_and_all_its_iterations():
+    rule = settled("any", "trpo", "sb3-contrib").rule
+    assert rule.damped_scale
+    assert (rule.cg_iters, rule.cg_tolerance, rule.fisher_fraction) == (15, 0.0, 1.0)
+    # Ten trials, the full step included.
+    assert (rule.max_backtracks, rule.backtrack_coeff) == (9, 0.8)
+
+
+def test_cleanrl_has_other_defaults_where_actions_are_no_box():
+    discrete = settled("any", "ppo", "cleanrl", actions=("Discrete", 1))
+    box = settled("any", "ppo", "cleanrl", actions=("Box", 6))
+    assert (discrete.train.num_envs, discrete.train.num_steps) == (4, 128)
+    assert (box.train.num_envs, box.train.num_steps) == (1, 2048)
+    assert (discrete.train.steps, box.train.steps) == (500_000, 1_000_000)
+    assert (discrete.rule.num_minibatches, discrete.rule.num_epochs) == (4, 4)
+    assert (box.rule.num_minibatches, box.rule.num_epochs) == (32, 10)
+    assert (discrete.rule.learning_rate, box.rule.learning_rate) == (2.5e-4, 3e-4)
+    assert (discrete.rule.ent_coef, box.rule.ent_coef) == (0.01, 0.0)
+    for settings, normalised in ((discrete, False), (box, True)):
+        assert (settings.train.obs_norm, settings.train.return_norm) == (normalised, normalised)
+        assert (settings.rule.clip_eps, settings.rule.max_grad_norm) == (0.2, 0.5)
+        assert (settings.critic.vf_coef, settings.critic.value_clip) == (0.5, 0.2)
+        assert settings.rule.final_fraction == 0.0
+
+
+@pytest.mark.parametrize("name", BY_ACTIONS)
+def test_a_preset_that_depends_on_the_actions_is_not_guessed(name):
+    with pytest.raises(ConfigError, match=r'depends on the actions: .*actions=\("Box", 6\)'):
+        preset("HalfCheetah-v5", next(iter(PEERS[name])), name)
+
+
+def test_every_library_says_where_it_still_differs():
+    assert set(NOTES) == set(PEERS)
+    for notes in NOTES.values():
+        assert all(note.startswith("differs: ") for note in notes if "differs" in note)
+    assert any("time limit" in note for note in NOTES["cleanrl"])
+    assert any("KL(new || old)" in note for note in NOTES["sb3-contrib"])

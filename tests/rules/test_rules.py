@@ -1,5 +1,6 @@
 """The five rules on toy problems: what each promises of one update."""
 
+from dataclasses import asdict
 from functools import cache
 from operator import itemgetter
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from surefoot.config.presets import preset
 from surefoot.config.settings import RULES
 from surefoot.formulas.conjugate_gradient import fisher_vector_product, quadratic_form
-from surefoot.formulas.distributions import Categorical
+from surefoot.formulas.distributions import Categorical, DiagGaussian
 from surefoot.formulas.line_search import ACCEPTED, NO_GRADIENT, NOT_FINITE, TOO_FAR
 from surefoot.formulas.surrogate import standardize, surrogate
 from surefoot.formulas.trust_region import mean_kl
@@ -189,6 +191,50 @@ def test_trpos_full_step_aims_at_its_radius_undamped(toy):
     curvature = quadratic_form(problem.policy_fn, problem.params, batch.inputs, batch.weights, step)
     assert info["update/backtracks"] == 0
     np.testing.assert_allclose(0.5 * curvature, 0.9e-4, rtol=1e-3)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("damping", [0.0, 0.1, 10.0])
+def test_trpos_full_step_with_a_damped_scale_is_that_of_npg(toy, damping):
+    problem, settings = toy(), {"max_kl": 1e-4, "damping": damping}
+    params, _, info = update_once("trpo", problem, damped_scale=True, **settings)
+    npg, _, _ = update_once("npg", problem, **settings)
+    if damping == 0.0:  # half of all such steps are a hair too long
+        assert info["update/backtracks"] <= 1
+        assert info["update/kl_quadratic"] == pytest.approx(1e-4, rel=0.05)
+    else:
+        assert info["update/backtracks"] == 0
+        assert info["update/kl_quadratic"] < 1e-4
+        assert_close(params, npg)
+
+
+class PerDimension(DiagGaussian):
+    """Normals whose KL is a mean over the action's dimensions, as sb3-contrib's TRPO has it."""
+
+    def kl_to(self, new):
+        return DiagGaussian(*self).kl_to(DiagGaussian(*new)) / self.mean.shape[-1]
+
+    def fisher(self, tangent):
+        product = DiagGaussian(*self).fisher(DiagGaussian(*tangent))
+        return PerDimension(*(part / self.mean.shape[-1] for part in product))
+
+
+def test_a_kl_that_is_a_mean_over_dimensions_is_a_radius_and_a_damping_so_many_times_as_large(toy):
+    problem = toy("gaussian")
+
+    def averaged(params, inputs):
+        return PerDimension(*problem.policy_fn(params, inputs))
+
+    dimensions = problem.batch.actions.shape[-1]
+    assert dimensions > 1
+    mean, total = (
+        preset("any", "trpo", "sb3-contrib", actions=("Box", size)).rule for size in (1, dimensions)
+    )
+    mean, total = asdict(mean), asdict(total)
+    theirs, _, _ = update_once("trpo", problem._replace(policy_fn=averaged), **mean)
+    ours, _, _ = update_once("trpo", problem, **total)
+    assert not same_bits(ours, problem.params)
+    assert_close(ours, theirs, rtol=1e-4)
 
 
 def test_the_undamped_natural_step_is_the_pseudoinverse_of_fisher_times_the_gradient(toy, x64):

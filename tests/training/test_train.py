@@ -941,6 +941,16 @@ def test_nothing_is_kept_where_nothing_went_wrong(whole):
     assert whole("host").directory.checkpoints("kept") == []
 
 
+def test_the_preset_of_another_library_sees_the_actions_of_an_instance_and_leaves_it_alone():
+    pytest.importorskip("mujoco")
+    env = gymnasium.make("HalfCheetah-v5")
+    fields = {"num_envs": 1, "num_steps": 32, "steps": 32, "eval_episodes": 1}
+    run = sf.train(env, "trpo", preset="sb3-contrib", **fields)
+    assert (run.settings.rule.max_kl, run.settings.rule.damping) == (0.06, 0.6)
+    env.reset()
+    env.close()
+
+
 def test_what_reset_returns_is_no_observation_and_no_preset_is_none():
     run = sf.train("CartPole-v1", "vpg", steps=64, num_envs=2, num_steps=16, preset=None)
     assert run.settings.rule == sf.VPG()

@@ -10,6 +10,7 @@ from inspect import cleandoc
 from typing import Any, NoReturn
 
 from surefoot.cli.commands.common import require_at_least
+from surefoot.config.peers import NOTES, PEERS
 from surefoot.config.settings import RULES, Critic, Network, Parallel, Train, rules_with
 from surefoot.config.validation import Limits, limits_of, nearest, shown
 from surefoot.errors import ConfigError
@@ -171,6 +172,14 @@ def explain_setting(name: str) -> str | None:
         found, field = {"critic": limits_of(Critic)}, prefixed.replace("-", "_")
     having = {key: table[field] for key, table in found.items() if field in table}
     return f"{flag}  [setting of {', '.join(having)}]\n  --{flag}: {_meanings(having)}"
+
+
+def explain_preset(name: str) -> str | None:
+    """What the preset of another library is, and what still differs; None for another name."""
+    if name not in NOTES:
+        return None
+    head = f"{name}  [preset of {', '.join(PEERS[name])}]"
+    return "\n".join([head, *(f"  {note}" for note in NOTES[name])])
 
 
 def given(options: argparse.Namespace, section: str) -> dict[str, Any]:

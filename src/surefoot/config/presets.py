@@ -1,14 +1,15 @@
 """Settings that are known to work: by environment and rule, and those of other libraries.
 
 `shared` holds for every rule on an environment, so that `compare` changes nothing but the rule;
-a rule's own table comes on top when it trains alone. Sources: `docs/results.md` for ours, the
-class defaults of each library for theirs.
+a rule's own table comes on top when it trains alone. Source: `docs/results.md`; those of other
+libraries are in `surefoot.config.peers`.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from surefoot.config.peers import BY_ACTIONS, PEERS, Actions, Tables
 from surefoot.config.settings import (
     GROUPS,
     RULES,
@@ -22,9 +23,6 @@ from surefoot.config.settings import (
 )
 from surefoot.config.validation import changed, limits_of, nearest
 from surefoot.errors import CheckpointError, ConfigError
-
-Tables = Mapping[str, Mapping[str, Any]]
-"""Fields of settings groups that differ from the defaults, by group: train, network, ..."""
 
 
 class Groups(NamedTuple):
@@ -122,61 +120,16 @@ _NO_TRICKS = {
     },
 }
 
-_SB3_PPO = {
-    "train": {
-        "num_envs": 1,
-        "num_steps": 2048,
-        "obs_norm": False,
-        "return_norm": False,
-        "action_scale": "raw",
-    },
-    "rule": {
-        "final_fraction": 1.0,
-        "num_minibatches": 32,
-        "num_epochs": 10,
-        "advantage_norm": "minibatch",
-    },
-    # Its value loss is a full mean square with weight 0.5: ours is half of one with weight 1.
-    "critic": {"joint": True, "vf_coef": 1.0},
-}
-
-_SB3_CONTRIB_TRPO = {
-    "train": _SB3_PPO["train"],
-    "rule": {
-        "max_kl": 0.01,
-        "final_fraction": 1.0,
-        "cg_iters": 15,
-        "damping": 0.1,
-        "fisher_fraction": 1.0,
-        "backtrack_coeff": 0.8,
-        "max_backtracks": 10,
-    },
-    "critic": {
-        "num_epochs": 10,
-        "num_minibatches": 16,
-        "learning_rate": 1e-3,
-        "max_grad_norm": 0.0,
-    },
-}
-
-_CLEANRL_PPO = {
-    "train": {"num_envs": 1, "num_steps": 2048, "action_scale": "raw"},
-    "rule": {"final_fraction": 0.0, "num_minibatches": 32, "num_epochs": 10},
-    "critic": {"joint": True, "vf_coef": 0.5, "value_clip": 0.2},
-}
-
-PEERS: dict[str, dict[str, Tables]] = {
-    "sb3": {"ppo": _SB3_PPO},
-    "sb3-contrib": {"trpo": _SB3_CONTRIB_TRPO},
-    "cleanrl": {"ppo": _CLEANRL_PPO},
-}
-"""Defaults of other libraries, for the rules that they have."""
-
 NAMES = ("auto", "none", "plain", *PEERS)
 
 
 def preset(
-    env: str, rule: Rule | str = "trpo", name: str = "auto", *, shared_only: bool = False
+    env: str,
+    rule: Rule | str = "trpo",
+    name: str = "auto",
+    *,
+    actions: Actions | None = None,
+    shared_only: bool = False,
 ) -> Groups:
     """The settings that a preset gives a rule on an environment, to be changed by `replace`.
 
@@ -185,13 +138,16 @@ def preset(
         rule: the rule, or its name.
         name: auto (what is known to work on the environment), none (the library's defaults),
             plain (no tricks), or another library: sb3, sb3-contrib, cleanrl.
+        actions: kind and size of the action space, as ("Box", 6); needed by sb3-contrib and
+            cleanrl.
         shared_only: leave out what the preset adds for this rule alone.
 
     Raises:
-        ConfigError: for an unknown preset or rule, or a library that does not have the rule.
+        ConfigError: for an unknown preset or rule, a library that does not have the rule, or one
+            whose defaults depend on `actions` that are not given.
     """
     rule_name = known_rule(rule if isinstance(rule, str) else rule.name)
-    tables = _tables(name, env, rule_name, shared_only=shared_only)
+    tables = _tables(name, env, rule_name, actions, shared_only=shared_only)
     of_rule = limits_of(RULES[rule_name])
     # The table of "plain" is for all rules, each of which has some of its settings.
     table = {key: value for key, value in tables.get("rule", {}).items() if key in of_rule}
@@ -203,7 +159,9 @@ def preset(
     )
 
 
-def _tables(name: str, env: str, rule: str, *, shared_only: bool) -> Tables:
+def _tables(
+    name: str, env: str, rule: str, actions: Actions | None, *, shared_only: bool
+) -> Tables:
     if name not in NAMES:
         raise ConfigError(f"no preset {name}{nearest(name, NAMES)} ({', '.join(NAMES)})")
     if name == "none":
@@ -215,7 +173,12 @@ def _tables(name: str, env: str, rule: str, *, shared_only: bool) -> Tables:
             raise ConfigError(
                 f"preset {name} is for {', '.join(PEERS[name])}; that library has no {rule}"
             )
-        return PEERS[name][rule]
+        if actions is None and name in BY_ACTIONS:
+            raise ConfigError(
+                f"preset {name} depends on the actions: give their kind and size, "
+                'as in actions=("Box", 6)'
+            )
+        return PEERS[name][rule](actions or ("", 1))
     # EnvPool's environments are Gymnasium's, stepped by other code.
     found = PRESETS.get(env.removeprefix("envpool:"), _Preset(shared={}, by_rule={}))
     layers = (found.shared, {} if shared_only else found.by_rule.get(rule, {}))

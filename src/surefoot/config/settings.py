@@ -310,6 +310,11 @@ class TRPO:
         **_POSITIVE,
     )
     max_backtracks: int = setting(10, "maximum backtracking steps", low=0)
+    damped_scale: bool = setting(
+        False,
+        "measure the full step with the damping, up to the radius; otherwise without it, up to 0.9 "
+        "of the radius",
+    )
     advantage_norm: str = _advantage_norm("batch", "none")
     ent_coef: float = _ent_coef()
 

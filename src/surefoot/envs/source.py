@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import gymnasium
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
 from surefoot.envs.env_errors import crash_error, hung_error
-from surefoot.envs.global_generators import GlobalGenerators
+from surefoot.envs.global_generators import GlobalGenerators, kept_generators
 from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.own_instance import A_WAY_OUT
 from surefoot.envs.processes import requested_processes, saves_time
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from surefoot.envs.ready_vector import ReadyVector
     from surefoot.envs.vector import ProcessVector
 
+_KINDS = (
+    spaces.Box,
+    spaces.Discrete,
+    spaces.MultiDiscrete,
+    spaces.MultiBinary,
+    spaces.Dict,
+    spaces.Tuple,
+)
 OpenEnvs: TypeAlias = "JaxEnv | HostEnv"
 """Open environments. Both have `spec`, `close()`, a no-op of a `JaxEnv`, and `visit(jax=, host=)`,
 which calls the function for its own kind with itself."""
@@ -99,6 +108,35 @@ class EnvSource:
             env = HostEnv(vector, self.env_id, seed=seed, limits=limits, generators=generators)
             undo.pop_all()
             return env
+
+    def actions(self) -> tuple[str, int]:
+        """Kind and size of the action space, as ("Box", 6); makes one environment to look.
+
+        Raises:
+            ConfigError: if none can be made.
+            EnvCrashError: if its constructor raises.
+        """
+        space = self._action_space()
+        kind = next((kind for kind in _KINDS if isinstance(space, kind)), type(space))
+        return kind.__name__, math.prod(space.shape or ())
+
+    def _action_space(self) -> spaces.Space:
+        if self.jax_env is not None:
+            return self.jax_env.spec.action_space
+        with kept_generators():
+            try:
+                if self.make_vector is not None:
+                    vector = self.make_vector(1)
+                    vector.close()
+                    return vector.single_action_space
+                assert self.make is not None
+                env = self.make()
+                env.close()
+                return env.action_space
+            except SurefootError:
+                raise
+            except Exception as error:
+                raise crash_error(self.env_id, "making it", error) from error
 
     def _make_vector(
         self, num_envs: int, seed: int, processes: int, limits: "EnvLimits | None"

@@ -34,7 +34,15 @@ def trpo(
         radius = decayed(config.max_kl, config.final_fraction, state["count"], num_updates)
         old, batch = reference(config, policy_fn, params, batch)
         natural = natural_step(
-            config, policy_fn, params, batch, key, rows=rows, radius=AIM * radius
+            config,
+            policy_fn,
+            params,
+            batch,
+            key,
+            rows=rows,
+            # With the damping in its length, a full step stops short of the radius by itself.
+            radius=radius if config.damped_scale else AIM * radius,
+            boundary_damping=config.damping if config.damped_scale else 0.0,
         )
         old_objective = objective(config, old, batch)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config.differences import differences
+from surefoot.config.peers import BY_ACTIONS, Actions
 from surefoot.config.presets import Groups, read_settings, settle
 from surefoot.config.presets import preset as find_preset
 from surefoot.config.settings import (
@@ -48,9 +49,12 @@ def choose_groups(
     critic: Critic | None,
     *,
     preset: str = "auto",
+    actions: Actions | None = None,
     shared_only: bool = False,
 ) -> Groups:
     """The settings groups of a run: those given as they stand, the others from the preset.
+
+    `actions` are those of the environment, where the preset depends on them.
 
     Raises:
         ConfigError: for an unknown rule or preset, or an object of another kind.
@@ -60,7 +64,9 @@ def choose_groups(
     check_kind("train", train, Train)
     check_kind("network", network, Network, OwnNetworks)
     check_kind("critic", critic, Critic)
-    usual = find_preset(env, rule or "trpo", preset or "none", shared_only=shared_only)
+    usual = find_preset(
+        env, rule or "trpo", preset or "none", actions=actions, shared_only=shared_only
+    )
     return Groups(
         usual.rule if rule is None or isinstance(rule, str) else rule,
         usual.train if train is None else train,
@@ -127,7 +133,10 @@ def train(
     """
     with connect(parallel) as resources:
         source = find_env(env, env_kwargs or {})
-        groups = choose_groups(source.env_id, rule, train, network, critic, preset=preset)
+        actions = source.actions() if preset in BY_ACTIONS else None
+        groups = choose_groups(
+            source.env_id, rule, train, network, critic, preset=preset, actions=actions
+        )
         fields |= {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
         settings = settle(
             source.env_id,

@@ -9,6 +9,7 @@ import gymnasium
 
 from surefoot.analysis.compare.cells import Cell
 from surefoot.config.differences import differences
+from surefoot.config.peers import BY_ACTIONS, Actions
 from surefoot.config.presets import known_rule, read_settings, settle
 from surefoot.config.settings import Critic, Network, OwnNetworks, Rule, Settings, Train
 from surefoot.config.validation import shown
@@ -43,7 +44,7 @@ class SharedSettings(NamedTuple):
     preset: str = "auto"
     env_kwargs: Mapping[str, Any] | None = None
 
-    def settle(self, env_id: str, rule: str | Rule) -> Settings:
+    def settle(self, env_id: str, rule: str | Rule, *, actions: Actions | None = None) -> Settings:
         """All settings of a rule on an environment, with evaluations during training."""
         tuned, changes = self.preset == "tuned", dict(self.changes)
         groups = choose_groups(
@@ -53,6 +54,7 @@ class SharedSettings(NamedTuple):
             self.network,
             self.critic,
             preset="auto" if tuned else self.preset,
+            actions=actions,
             shared_only=not tuned,
         )
         if self.steps is not None:
@@ -80,7 +82,8 @@ def lay_out(
         ConfigError: for wrong settings, an unknown environment, and where `out` holds cells of
             other settings; the differences are listed.
     """
-    ids = [find_env(env, shared.env_kwargs or {}).env_id for env in envs]
+    sources = [find_env(env, shared.env_kwargs or {}) for env in envs]
+    ids = [source.env_id for source in sources]
     names = [known_rule(rule) if isinstance(rule, str) else rule.name for rule in rules]
     folders = [folder_name(env_id) for env_id in ids]
     # By folder, since two ids of one folder would share their runs.
@@ -93,11 +96,12 @@ def lay_out(
             )
     own = shared.network if isinstance(shared.network, OwnNetworks) else OwnNetworks()
     pattern = []
-    for env, env_id, folder in zip(envs, ids, folders, strict=True):
+    for env, source, folder in zip(envs, sources, folders, strict=True):
         if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
-            raise ConfigError(f"{env_id}: each cell opens its own; give an id or a function")
+            raise ConfigError(f"{source.env_id}: each cell opens its own; give an id or a function")
+        actions = source.actions() if shared.preset in BY_ACTIONS else None
         for rule, name in zip(rules, names, strict=True):
-            settings = shared.settle(env_id, rule)
+            settings = shared.settle(source.env_id, rule, actions=actions)
             pattern.append(Cell(env, settings, own, out / folder / name, episodes))
     cells = [
         cell._replace(settings=cell.settings.with_train(seed=seed), path=cell.path / f"seed-{seed}")

@@ -7,11 +7,13 @@ from surefoot.cli.commands.common import emit, require_at_least, say
 from surefoot.cli.flags import (
     PRESET_NOTE,
     add_settings,
+    explain_preset,
     explain_setting,
     given,
     setting_names,
     whole,
 )
+from surefoot.config.peers import PEERS
 from surefoot.config.presets import known_rule
 from surefoot.errors import ConfigError, EnvCrashError
 
@@ -40,7 +42,7 @@ def add_explain_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def explain_command(options: argparse.Namespace) -> int:
-    """Explain a metric, a warning, a rule or a setting, and what to do."""
+    """Explain a metric, a warning, a rule, a setting or a preset, and what to do."""
     from surefoot.diagnostics.catalogue import METRICS, explain
     from surefoot.diagnostics.warnings import ALARMS, explain_alarm
 
@@ -56,7 +58,8 @@ def explain_command(options: argparse.Namespace) -> int:
     if options.name in ALARMS:
         text = explain_alarm(options.name)
     else:
-        text = explain_setting(options.name) or explain(options.name, [*ALARMS, *setting_names()])
+        text = explain_setting(options.name) or explain_preset(options.name)
+        text = text or explain(options.name, [*ALARMS, *setting_names(), *PEERS])
     if options.json:
         emit({"name": options.name, "text": text})
     else:

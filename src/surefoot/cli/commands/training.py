@@ -26,6 +26,7 @@ from surefoot.cli.flags import (
     rule_settings,
     whole,
 )
+from surefoot.config.peers import BY_ACTIONS
 from surefoot.config.presets import NAMES, known_rule, preset, settle
 from surefoot.config.settings import RULES
 from surefoot.envs.env_id import env_flag
@@ -182,11 +183,13 @@ def train_command(options: argparse.Namespace) -> int:
     flags["rule"] = rule_settings(options, rule)
     changes = _merged({key: config[key] for key in config if key not in _FROZEN}, flags)
     kwargs = parse_env_kwargs(options.env_kwargs) or config.get("env_kwargs", {})
-    groups = preset(options.env, rule, options.preset or str(config.get("preset", "auto")))
+    name = options.preset or str(config.get("preset", "auto"))
     parallel = parallel_of(options)
     # Only to refuse wrong settings before processes connect; it is done again with the devices
-    # that they have.
-    settle(options.env, groups, changes=changes, devices=parallel.devices)
+    # that they have. What depends on the actions has to wait for the environment.
+    groups = preset(options.env, rule, name, actions=("Box", 1))
+    if name not in BY_ACTIONS:
+        settle(options.env, groups, changes=changes, devices=parallel.devices)
     if options.resume and options.out is None:
         raise ConfigError("--resume auto needs --out DIR, the directory to continue in")
     if options.override and not options.resume:
@@ -201,10 +204,13 @@ def train_command(options: argparse.Namespace) -> int:
 
     with connect(parallel) as resources:
         devices = resources.num_devices
+        source = find_env(options.env, kwargs)
+        actions = source.actions() if name in BY_ACTIONS else None
+        groups = preset(options.env, rule, name, actions=actions)
         settings = settle(options.env, groups, changes=changes, env_kwargs=kwargs, devices=devices)
         out = Path(options.out) if options.out else None
         out = out or _free_directory(options.env, rule, settings.train.seed)
-        job = Job(options.env, find_env(options.env, kwargs), settings, out=whole_path(out))
+        job = Job(options.env, source, settings, out=whole_path(out))
         # The ranks train one and the same run.
         display = _Display(options) if resources.ranks.rank == 0 else Callback()
         if options.resume:
