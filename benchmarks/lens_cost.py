@@ -42,7 +42,7 @@ SIDES = ("without", "each", "all")
 TURNS_TO_ALL = 8
 
 
-def _bare(policy_fn, old_params, new_params, batch, *, horizon):
+def _bare(policy_fn, old_params, new_params, batch):
     """What remains of the diagnostics: what a run needs to stop in time."""
     old, new = policy_fn(old_params, batch.inputs), policy_fn(new_params, batch.inputs)
     distance = weighted_mean(kl(old, new), batch.weights)
