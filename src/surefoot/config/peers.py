@@ -11,6 +11,8 @@ Tables = Mapping[str, Mapping[str, Any]]
 """Fields of settings groups that differ from the defaults, by group: train, network, ..."""
 Actions = tuple[str, int]
 """Kind of an action space, by the name of Gymnasium's class, and its numbers: ("Box", 6)."""
+FindActions = Callable[[], Actions]
+"""Called only where a preset depends on the actions, because an environment must be made for it."""
 
 _SB3_TRAIN = {
     "num_envs": 1,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from surefoot.config.peers import BY_ACTIONS, PEERS, Actions, Tables
+from surefoot.config.peers import BY_ACTIONS, PEERS, Actions, FindActions, Tables
 from surefoot.config.settings import (
     GROUPS,
     RULES,
@@ -128,7 +128,7 @@ def preset(
     rule: Rule | str = "trpo",
     name: str = "auto",
     *,
-    actions: Actions | None = None,
+    actions: Actions | FindActions | None = None,
     shared_only: bool = False,
 ) -> Groups:
     """The settings that a preset gives a rule on an environment, to be changed by `replace`.
@@ -138,8 +138,8 @@ def preset(
         rule: the rule, or its name.
         name: auto (what is known to work on the environment), none (the library's defaults),
             plain (no tricks), or another library: sb3, sb3-contrib, cleanrl.
-        actions: kind and size of the action space, as ("Box", 6); needed by sb3-contrib and
-            cleanrl.
+        actions: kind and size of the action space, as ("Box", 6), or a function that finds them;
+            read for sb3-contrib and cleanrl alone.
         shared_only: leave out what the preset adds for this rule alone.
 
     Raises:
@@ -160,7 +160,12 @@ def preset(
 
 
 def _tables(
-    name: str, env: str, rule: str, actions: Actions | None, *, shared_only: bool
+    name: str,
+    env: str,
+    rule: str,
+    actions: Actions | FindActions | None,
+    *,
+    shared_only: bool,
 ) -> Tables:
     if name not in NAMES:
         raise ConfigError(f"no preset {name}{nearest(name, NAMES)} ({', '.join(NAMES)})")
@@ -173,12 +178,14 @@ def _tables(
             raise ConfigError(
                 f"preset {name} is for {', '.join(PEERS[name])}; that library has no {rule}"
             )
-        if actions is None and name in BY_ACTIONS:
+        if name not in BY_ACTIONS:
+            return PEERS[name][rule](("", 1))
+        if actions is None:
             raise ConfigError(
                 f"preset {name} depends on the actions: give their kind and size, "
                 'as in actions=("Box", 6)'
             )
-        return PEERS[name][rule](actions or ("", 1))
+        return PEERS[name][rule](actions() if callable(actions) else actions)
     # EnvPool's environments are Gymnasium's, stepped by other code.
     found = PRESETS.get(env.removeprefix("envpool:"), _Preset(shared={}, by_rule={}))
     layers = (found.shared, {} if shared_only else found.by_rule.get(rule, {}))

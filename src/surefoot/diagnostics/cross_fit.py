@@ -56,23 +56,11 @@ def cross_fit(
     first = batch.groups % 2 == 0
     halves = jnp.stack([jnp.where(rows, batch.weights, 0.0) for rows in (first, ~first)])
 
-    def fitted_to(half: Int[Array, ""]) -> Batch:
-        if layout.envs_in_part % 2:
-            return batch._replace(weights=halves[half])
-        # Rows of even and odd environments take turns: the update need not see the others at all.
-        rows = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(
-                leaf.reshape(-1, 2, *leaf.shape[1:]), half, axis=1, keepdims=False
-            ),
-            batch._replace(return_scale=None),
-        )
-        return rows._replace(return_scale=batch.return_scale)
-
     # Of an episode: a half has about half of its visits.
     length = jnp.sum(batch.visits)
 
     def scored(half: Int[Array, ""]) -> tuple[Estimate, Estimate, Float[Array, ""]]:
-        new_params = update(fitted_to(half))
+        new_params = update(_half_of(batch, halves[half], half, layout))
         new = policy_fn(new_params, batch.inputs).log_prob(batch.actions)
         gains = batch.return_scale * (likelihood_ratio(new, old) - 1.0) * advantages
 
@@ -97,6 +85,22 @@ def cross_fit(
         scored_across._replace(mean=scored_across.mean + unknown),
         jnp.mean(per_row) + unknown,
     )
+
+
+def _half_of(
+    batch: Batch, weights: Float[Array, " batch"], half: Int[Array, ""], layout: Layout
+) -> Batch:
+    """A half of the groups as a batch; `weights` are 0 in the other one's rows."""
+    if layout.envs_in_part % 2:
+        return batch._replace(weights=weights)
+    # Rows of even and odd environments take turns: the update need not see the others at all.
+    rows = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(
+            leaf.reshape(-1, 2, *leaf.shape[1:]), half, axis=1, keepdims=False
+        ),
+        batch._replace(return_scale=None),
+    )
+    return rows._replace(return_scale=batch.return_scale)
 
 
 def cross_fit_metrics(fit: CrossFit) -> dict[str, Array]:

@@ -14,26 +14,27 @@ import signal, sys
 for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
     signal.signal(getattr(signal, name), lambda *_: None)
 sys.path[:] = sys.argv[{first}:]
-from {module} import serve
-serve()
+from {module} import {function}
+{function}()
 """
 
 
 def start_serving(
-    module: str,
+    entry: str,
     words: Sequence[str],
     descriptors: Sequence[int],
     *,
     variables: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
 ) -> subprocess.Popen:
-    """Start `serve()` of a module, with `words` as `sys.argv[1:]` and our `sys.path` after them.
+    """Start `entry`, as "module:function", with `words` as `sys.argv[1:]` and our `sys.path` after.
 
     The process has a group of its own and inherits `descriptors`; `output` takes what it prints.
     """
     # Assertions are on, or off, in all processes alike.
     flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-    start = _START.format(module=module, first=1 + len(words))
+    module, _, function = entry.partition(":")
+    start = _START.format(module=module, function=function, first=1 + len(words))
     return subprocess.Popen(
         [spawn.get_executable(), *flags, "-c", start, *words, *sys.path],
         stdin=subprocess.DEVNULL,

@@ -15,7 +15,7 @@ from surefoot.envs.contract import NUMBERS, TRUTHS, ObsContract, check_info, che
 from surefoot.envs.env_errors import attributed, crash_error
 from surefoot.envs.global_generators import seed_generators
 from surefoot.envs.step_timeout import StepTimeoutError, restart_clocks
-from surefoot.envs.wrappers import notes_on, part_videos, raw_return, unused_mask
+from surefoot.envs.wrappers import notes_on, raw_return, separate_videos, unused_mask
 from surefoot.errors import ConfigError, EnvContractError, EnvCrashError, SurefootError
 
 Spaces = tuple[spaces.Space, spaces.Space]
@@ -81,7 +81,7 @@ class EnvFactory(NamedTuple):
                 _refuse_no_spaces(env, number)
                 _refuse_twice(env, envs)
                 envs.append(env)
-                part_videos(env, number)
+                separate_videos(env, number)
                 self.check_spaces(env, spaces_of(envs[0]), number)
         except BaseException as error:
             close_envs(envs)
@@ -200,7 +200,7 @@ class EnvGroup:
         try:
             close_envs([self.envs[i]])
             self.envs[i] = self._factory.make()
-            part_videos(self.envs[i], self._rows[i])
+            separate_videos(self.envs[i], self._rows[i])
             self._raw[i] = raw_return(self.envs[i])
             if spaces_of(self.envs[i]) != self.spaces:
                 raise EnvContractError("recreated, it has other spaces")

@@ -50,7 +50,7 @@ class WorkerProcess:
         with theirs:
             descriptors = theirs.fileno(), shared.descriptor
             words = *map(str, descriptors), str(busy_seconds)
-            self._process = start_serving(__name__, words, descriptors)
+            self._process = start_serving(f"{__name__}:serve_environments", words, descriptors)
         self._channel = Channel(
             ours, busy_seconds=busy_seconds, alive=lambda: self._process.poll() is None
         )
@@ -132,7 +132,7 @@ def _describe_exit(status: int) -> str:
     return f"was killed by {name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
 
 
-def serve() -> None:
+def serve_environments() -> None:
     """Serve the trainer that started this process."""
     descriptors, busy_seconds = [int(word) for word in sys.argv[1:3]], float(sys.argv[3])
     for descriptor in descriptors:

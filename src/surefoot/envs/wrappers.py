@@ -81,7 +81,7 @@ def raw_return(env: gymnasium.Env) -> RawReturn | None:
 _written: set[tuple[str, str]] = set()
 
 
-def part_videos(env: gymnasium.Env, number: int) -> None:
+def separate_videos(env: gymnasium.Env, number: int) -> None:
     """Give the videos of environments after the first names of their own.
 
     Each would write `rl-video-episode-0.mp4` over those of the others.

@@ -21,7 +21,7 @@ BEAT_S = 2.0
 """Between two messages that Ray's own processes answer."""
 
 
-def serve() -> None:
+def serve_ray() -> None:
     """Serve the process that started this one, a `RayProcess`, until it hangs up."""
     descriptor, address, cores = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     os.set_inheritable(descriptor, False)  # by Ray's own processes

@@ -69,7 +69,7 @@ class RayProcess:
         with theirs:  # closed here, so that the death of the process ends the socket
             words = str(theirs.fileno()), address or "", str(cores)
             self._process = start_serving(
-                "surefoot.parallel.ray",
+                "surefoot.parallel.ray:serve_ray",
                 words,
                 [theirs.fileno()],
                 variables=variables,

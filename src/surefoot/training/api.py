@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surefoot.config.differences import differences
-from surefoot.config.peers import BY_ACTIONS, Actions
+from surefoot.config.peers import FindActions
 from surefoot.config.presets import Groups, read_settings, settle
 from surefoot.config.presets import preset as find_preset
 from surefoot.config.settings import (
@@ -49,12 +49,12 @@ def choose_groups(
     critic: Critic | None,
     *,
     preset: str = "auto",
-    actions: Actions | None = None,
+    actions: FindActions | None = None,
     shared_only: bool = False,
 ) -> Groups:
     """The settings groups of a run: those given as they stand, the others from the preset.
 
-    `actions` are those of the environment, where the preset depends on them.
+    `actions` finds those of the environment, where the preset depends on them.
 
     Raises:
         ConfigError: for an unknown rule or preset, or an object of another kind.
@@ -133,17 +133,13 @@ def train(
     """
     with connect(parallel) as resources:
         source = find_env(env, env_kwargs or {})
-        actions = source.actions() if preset in BY_ACTIONS else None
         groups = choose_groups(
-            source.env_id, rule, train, network, critic, preset=preset, actions=actions
+            source.env_id, rule, train, network, critic, preset=preset, actions=source.actions
         )
         fields |= {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
+        changes, devices = {"train": fields}, resources.num_devices
         settings = settle(
-            source.env_id,
-            groups,
-            changes={"train": fields},
-            env_kwargs=env_kwargs,
-            devices=resources.num_devices,
+            source.env_id, groups, changes=changes, env_kwargs=env_kwargs, devices=devices
         )
         own = network if isinstance(network, OwnNetworks) else OwnNetworks()
         job = Job(env, source, settings, own, whole_path(out))

@@ -19,8 +19,8 @@ class Learned(NamedTuple):
     """What an iteration learned from, and how.
 
     `rewards` are scaled, `values` those of the critic before its fit, `episodes` its rows in their
-    episodes; `info` is what the rule and
-    the critic report. `finite` is False where the update was refused.
+    episodes; `info` is what the rule and the critic report. `finite` is False where the update was
+    refused.
     """
 
     batch: Batch

@@ -9,7 +9,7 @@ import gymnasium
 
 from surefoot.analysis.compare.cells import Cell
 from surefoot.config.differences import differences
-from surefoot.config.peers import BY_ACTIONS, Actions
+from surefoot.config.peers import FindActions
 from surefoot.config.presets import known_rule, read_settings, settle
 from surefoot.config.settings import Critic, Network, OwnNetworks, Rule, Settings, Train
 from surefoot.config.validation import shown
@@ -44,7 +44,9 @@ class SharedSettings(NamedTuple):
     preset: str = "auto"
     env_kwargs: Mapping[str, Any] | None = None
 
-    def settle(self, env_id: str, rule: str | Rule, *, actions: Actions | None = None) -> Settings:
+    def settle(
+        self, env_id: str, rule: str | Rule, *, actions: FindActions | None = None
+    ) -> Settings:
         """All settings of a rule on an environment, with evaluations during training."""
         tuned, changes = self.preset == "tuned", dict(self.changes)
         groups = choose_groups(
@@ -99,9 +101,8 @@ def lay_out(
     for env, source, folder in zip(envs, sources, folders, strict=True):
         if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
             raise ConfigError(f"{source.env_id}: each cell opens its own; give an id or a function")
-        actions = source.actions() if shared.preset in BY_ACTIONS else None
         for rule, name in zip(rules, names, strict=True):
-            settings = shared.settle(source.env_id, rule, actions=actions)
+            settings = shared.settle(source.env_id, rule, actions=source.actions)
             pattern.append(Cell(env, settings, own, out / folder / name, episodes))
     cells = [
         cell._replace(settings=cell.settings.with_train(seed=seed), path=cell.path / f"seed-{seed}")

@@ -78,12 +78,9 @@ def probe_run(
         # The probe plays in environments of its own.
         opened.close()
     train, rule = run.settings.train, run.settings.rule
+    clip_eps = getattr(rule, "clip_eps", ProbeSettings.clip_eps)
     settings = ProbeSettings(
-        gamma=train.gamma,
-        gae_lambda=train.gae_lambda,
-        clip_eps=getattr(rule, "clip_eps", ProbeSettings.clip_eps),
-        budget=budget,
-        seed=seed,
+        gamma=train.gamma, gae_lambda=train.gae_lambda, clip_eps=clip_eps, budget=budget, seed=seed
     )
     frozen = found.critic, found.obs_stats, found.return_scale
     functions = network_functions(run.learner.actor, *frozen, seed=seed)

@@ -5,7 +5,7 @@ that knows the state of the training loop.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,16 +165,20 @@ def _same_bits(first: Any, second: Any) -> bool:
     return bool(jax.tree.all(jax.tree.map(np.array_equal, first, second)))
 
 
-def _most_promise(rows: Mapping[int, Mapping[str, Any]]) -> Callable[[int], tuple[float, int]]:
-    """Orders updates by what they promised, and those that promised alike by their age."""
+def _of_most_promise(
+    rows: Mapping[int, Mapping[str, Any]], stored: Sequence["StoredCheckpoint"], done: int
+) -> int:
+    """The update that promised most of those next to a checkpoint, the newest of equal ones."""
 
-    def key(iteration: int) -> tuple[float, int]:
-        promise = rows.get(iteration, {}).get("surrogate/promised_gain")
-        if isinstance(promise, float) and math.isfinite(promise):
-            return promise, iteration
+    def promise(iteration: int) -> tuple[float, int]:
+        found = rows.get(iteration, {}).get("surrogate/promised_gain")
+        if isinstance(found, float) and math.isfinite(found):
+            return found, iteration
         return -math.inf, iteration
 
-    return key
+    # A checkpoint is next to the update that led to it and to the one that follows.
+    near = {k for each in stored for k in (each.iteration, each.iteration + 1)}
+    return max((k for k in near if 1 <= k <= done), key=promise, default=0)
 
 
 class StoredCheckpoint(NamedTuple):
@@ -214,9 +218,8 @@ def find_update(
 ) -> PolicyUpdate:
     """The update of one iteration, from the best checkpoint next to it.
 
-    None takes that of most promise, among the updates that have a checkpoint next to them.
-
-    If there is none, `replay` repeats iterations since an earlier one.
+    None takes that of most promise, among the updates that have a checkpoint next to them. If one
+    has none, `replay` repeats iterations since an earlier one.
 
     Raises:
         ConfigError: for an iteration that the run never made, or an update that was refused.
@@ -227,9 +230,7 @@ def find_update(
     rows = {row["iteration"]: row for row in directory.rows()}
     done = max(rows, default=stored[-1].iteration)
     if iteration is None:
-        # A checkpoint is next to the update that led to it and to the one that follows.
-        near = {k for each in stored for k in (each.iteration, each.iteration + 1)}
-        iteration = max((k for k in near if 1 <= k <= done), key=_most_promise(rows), default=0)
+        iteration = _of_most_promise(rows, stored, done)
     if not 1 <= iteration <= done:
         what = f"the updates that {directory.path} made"
         raise ConfigError(f"--update must be 1 to {done}, {what}; got {iteration}", name="UPDATE")

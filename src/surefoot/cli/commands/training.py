@@ -187,7 +187,7 @@ def train_command(options: argparse.Namespace) -> int:
     parallel = parallel_of(options)
     # Only to refuse wrong settings before processes connect; it is done again with the devices
     # that they have. What depends on the actions has to wait for the environment.
-    groups = preset(options.env, rule, name, actions=("Box", 1))
+    groups = preset(options.env, rule, name, actions=lambda: ("Box", 1))
     if name not in BY_ACTIONS:
         settle(options.env, groups, changes=changes, devices=parallel.devices)
     if options.resume and options.out is None:
@@ -205,8 +205,7 @@ def train_command(options: argparse.Namespace) -> int:
     with connect(parallel) as resources:
         devices = resources.num_devices
         source = find_env(options.env, kwargs)
-        actions = source.actions() if name in BY_ACTIONS else None
-        groups = preset(options.env, rule, name, actions=actions)
+        groups = preset(options.env, rule, name, actions=source.actions)
         settings = settle(options.env, groups, changes=changes, env_kwargs=kwargs, devices=devices)
         out = Path(options.out) if options.out else None
         out = out or _free_directory(options.env, rule, settings.train.seed)
