@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from research.lens_coverage import GAMMA, World, coverage, rollout_of, simulate
 from surefoot.analysis.probe.rows import episode_ages
 from surefoot.diagnostics.episodes import episode_rows
+from surefoot.diagnostics.groups import EpisodeSums, GroupSums, mean_by_group, mean_of
 from surefoot.diagnostics.lens import realised_gain
 
 LOW, HIGH = 0.93, 0.97
@@ -95,3 +96,47 @@ def test_a_reward_of_one_a_step_and_no_critic_gain_what_longer_episodes_gain():
     found = realised_gain(*sums[1:]).estimate
     assert float(found.mean) == pytest.approx(gain, abs=4 * float(found.variance) ** 0.5)
     assert float(found.variance) ** 0.5 < 0.5
+
+
+def test_groups_of_unequal_weight_tell_as_much_as_fewer_of_equal_weight():
+    equal = mean_of(GroupSums(jnp.arange(8.0), jnp.full(8, 3.0)))
+    assert int(equal.freedom) == 7
+    weights = jnp.array([8.0, 4.0, 2.0, 1.0, 1.0])
+    unequal = mean_of(GroupSums(jnp.arange(5.0), weights))
+    assert float(unequal.freedom) == pytest.approx(16.0**2 / 86.0 - 1.0, rel=1e-3)
+
+
+def test_what_a_group_makes_of_a_mean_is_what_leaving_it_out_changes():
+    rng = np.random.default_rng(0)
+    totals, weights = rng.normal(size=50), rng.uniform(0.9, 1.1, 50)
+    sums = GroupSums(jnp.asarray(totals), jnp.asarray(weights))
+    found = np.asarray(mean_by_group(sums))
+    assert found.mean() == pytest.approx(float(mean_of(sums).mean), rel=1e-5)
+    without = (totals.sum() - totals) / (weights.sum() - weights)
+    jackknife = 50 * totals.sum() / weights.sum() - 49 * without
+    np.testing.assert_allclose(found, jackknife, atol=0.02)
+
+
+WHOLE = [1.1, 0.9, 1.2, 0.8, 1.0, 1.0]
+"""Episodes by their rows' shares, of which one began in each environment."""
+
+
+@pytest.mark.parametrize(
+    "episodes",
+    [[0.5] * 6, [1.5, 1.4, 1.6, 1.5, 1.4, 1.6], [6.0, 0.01, 0.01, 0.01, 0.01, 0.01], [1.0, 1.0]],
+    ids=["more begin", "fewer begin", "one environment has all", "two environments"],
+)
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_gain_has_no_interval_where_one_rollout_does_not_stand_for_episodes(episodes, side):
+    def sums(shares):
+        count, shares = len(episodes), jnp.asarray(shares[: len(episodes)])
+        begun = jnp.ones(count) if len(set(episodes)) > 1 or count == 6 else shares
+        return EpisodeSums(jnp.arange(count) * 1.0, shares, begun)
+
+    whole, part = sums(WHOLE), sums(episodes)
+    before, after = (part, whole) if side == "before" else (whole, part)
+    found = realised_gain(before, after)
+    assert np.isnan(found.estimate.variance)
+    assert np.isfinite(found.estimate.mean)
+    if len(episodes) == 6:
+        assert np.isfinite(realised_gain(whole, whole).estimate.variance)

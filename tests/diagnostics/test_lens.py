@@ -187,6 +187,23 @@ def test_the_interval_of_the_cross_fit_promise_covers_what_the_halves_are_worth(
     assert np.mean(insample - truth) > 4 * error
 
 
+def test_a_promise_of_a_half_weighs_its_rows_by_their_visits_and_a_guards_all_alike(pair):
+    _, old, _ = pair
+    rng, theta, groups = np.random.default_rng(0), jnp.zeros((6, 3)), jnp.arange(64) % 8
+    batch = draw_rows(old, jax.random.key(0), groups)
+    visits = rng.uniform(0.1, 2.0, 64)
+    batch = batch._replace(visits=jnp.asarray(visits), return_scale=jnp.asarray(3.0))
+    new = jnp.asarray(rng.normal(size=(6, 3)))
+    fit = cross_fit(lambda half: new, policy_fn, theta, batch, Layout(8, 1))
+    ratio = 3.0 * jax.nn.softmax(new)[batch.inputs.obs, batch.actions]
+    gains = np.asarray(3.0 * (ratio - 1.0) * batch.advantages)
+    halves = [np.asarray(groups) % 2 == side for side in (0, 1)]
+    weighted = [np.average(gains[half], weights=visits[half]) for half in halves]
+    np.testing.assert_allclose(fit.across.mean, visits.sum() * np.mean(weighted), rtol=1e-4)
+    np.testing.assert_allclose(fit.insample, visits.sum() * np.mean(weighted), rtol=1e-4)
+    np.testing.assert_allclose(fit.per_row, gains.mean(), rtol=1e-4)
+
+
 def test_a_single_group_has_no_other_half_to_ask(pair):
     _, old, _ = pair
     theta = jnp.zeros((6, 3))

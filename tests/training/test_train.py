@@ -194,8 +194,10 @@ def test_a_host_run_stopped_in_between_goes_on_without_a_gap_or_a_double(whole, 
 def test_returns_of_episodes_cut_by_a_stop_are_not_carried_into_new_ones(tmp_path):
     run = train(**arguments("host"), seed=3, out=tmp_path / "run", callback=stop_at(EVERY + 1))
     assert run.state.learn.returns_so_far.any()
+    assert run.state.learn.ages.any()
     loaded = sf.load(tmp_path / "run", env=ENVS["host"])
     assert not loaded.state.learn.returns_so_far.any()
+    assert not loaded.state.learn.ages.any()
 
 
 @pytest.mark.core
