@@ -26,13 +26,17 @@ import surefoot as sf
 from surefoot.diagnostics.episodes import episode_rows
 from surefoot.diagnostics.groups import EpisodeSums, Layout, groups_of, interval_of, sum_by_group
 from surefoot.diagnostics.lens import realised_gain
+from surefoot.envs.source import as_host
 from surefoot.formulas.running_stats import standard_deviation
 from surefoot.training.batch import state_values, td_sums
+from surefoot.training.callback import Callback
 from surefoot.training.random_keys import Purpose, run_key
+from surefoot.training.rollout_host import HostCollector
 from surefoot.training.rollout_jax import start_jax_envs
 from surefoot.types import Rollout
 
 GAMMA = 0.99
+_NAMES = {1.0: "its own", 0.0: "none"}
 
 
 class Cell(NamedTuple):
@@ -165,7 +169,7 @@ def coverage(
     age = jnp.zeros(shape, jnp.int32)
     if staggered:
         assert world.limit is not None
-        age = jnp.broadcast_to(jnp.arange(num_envs) * world.limit // num_envs, shape)
+        age = jax.random.randint(jax.random.key(1), shape, 0, world.limit)
     play = jax.jit(partial(simulate, world, num_steps=num_steps))
     state, key = jnp.full(shape, int(np.argmax(world.start))), jax.random.key(0)
     for index in range(1000 // num_steps + 1):
@@ -188,7 +192,14 @@ def _cell(kind: str, critic: str, num_envs: int, num_steps: int, gain: float, fo
 
 
 def of_a_run(
-    env_id: str, update: int, *, num_envs: int, num_steps: int, quality: float, repeats: int
+    env_id: str,
+    update: int,
+    *,
+    num_envs: int,
+    num_steps: int,
+    quality: float,
+    repeats: int,
+    staggered: bool,
 ) -> Cell:
     """One update of a run on a JAX-native environment, judged over and over."""
     batch = num_envs * num_steps
@@ -220,7 +231,8 @@ def of_a_run(
         return loop, ages, sums
 
     def once(seed: Any) -> Any:
-        loop = start_jax_envs(env, num_envs, run_key(seed, 0, Purpose.RESET))
+        stagger = run_key(seed, 0, Purpose.STAGGER) if staggered else None
+        loop = start_jax_envs(env, num_envs, run_key(seed, 0, Purpose.RESET), stagger)
         ages = jnp.zeros(num_envs, jnp.int32)
 
         def burn(carry: tuple, index: Any) -> tuple:
@@ -236,8 +248,8 @@ def of_a_run(
         jnp.arange(10**6, 10**6 + repeats, dtype=jnp.uint32)
     )
     gain = _fresh_gain(learner, env, old, new, frozen, scale, limit)
-    name = {1.0: "its own", 0.0: "none"}[quality]
-    return _cell(f"{env_id}, update {update}", name, num_envs, num_steps, gain, found)
+    kind = f"{env_id}, update {update}" + ("" if staggered else ", in step")
+    return _cell(kind, _NAMES[quality], num_envs, num_steps, gain, found)
 
 
 def _fresh_gain(
@@ -273,6 +285,95 @@ def _fresh_gain(
     return second - first
 
 
+class _Kept(Callback):
+    """The states of a run after its last two updates."""
+
+    def __init__(self) -> None:
+        self.states: list[Any] = []
+
+    def on_row(self, run: sf.Run, row: Any) -> bool:
+        """Keep the newest state."""
+        self.states = [*self.states[-1:], jax.device_get(run.state.learn)]
+        return False
+
+
+def of_a_gymnasium_run(
+    env_id: str, update: int, *, num_envs: int, num_steps: int, repeats: int
+) -> Iterator[Cell]:
+    """One update of a run on a Gymnasium environment, judged over and over, with two critics.
+
+    The same environments play on. Of the rollouts of a repetition, all but the last under the first
+    policy, two forget the policy before them and two are judged.
+    """
+    kept = _Kept()
+    run = sf.train(env_id, "trpo", steps=update * num_envs * num_steps, num_envs=num_envs,
+                   num_steps=num_steps, gamma=GAMMA, callback=kept)  # fmt: skip
+    old, new = kept.states
+    actor, rows = run.learner.actor, run.learner.parts.rows
+    settings, policies = run.settings.with_train(seed=10**6), [old.params["policy"]] * 3
+    stats, scale = old.obs_stats, standard_deviation(new.return_stats)
+    env = as_host(run.source.open(num_envs, seed=10**6))
+    collector = HostCollector(env, actor, settings)
+    collector.reset(0)
+    collector.warm_up(policies[0], stats)
+
+    @jax.jit
+    def sums_of(params: Any, rollout: Rollout, ages: Any) -> tuple[EpisodeSums, Any]:
+        found, ages = episode_rows(rollout, ages, GAMMA)
+        values, groups = state_values(actor, params, stats, rollout, rows), groups_of(rollout)
+        return td_sums(settings, values, scale, rollout, found, groups.reshape(-1), rows), ages
+
+    judge = jax.jit(lambda before, after: interval_of(realised_gain(before, after).estimate))
+    frozen = {
+        quality: {
+            **old.params,
+            "critic": jax.tree.map(partial(jnp.multiply, quality), old.params["critic"]),
+        }
+        for quality in _NAMES
+    }
+    ages, found = jnp.zeros(num_envs, jnp.int32), {quality: [] for quality in _NAMES}
+    for repeat in range(repeats):
+        judged = []
+        for index, policy in enumerate([*policies, new.params["policy"]]):
+            rollout = collector.collect(policy, stats, 4 * repeat + index).rollout
+            sums = {quality: sums_of(frozen[quality], rollout, ages) for quality in _NAMES}
+            judged.append({quality: one for quality, (one, _) in sums.items()})
+            ages = sums[1.0][1]
+        for quality, intervals in found.items():
+            intervals.append(judge(judged[-2][quality], judged[-1][quality]))
+    env.close()
+    first, second = (_fresh_return(run, each.params["policy"], stats) for each in (old, new))
+    for quality, intervals in found.items():
+        stacked = jax.tree.map(lambda *each: np.stack(each), *intervals)
+        kind = f"{env_id}, update {update}"
+        yield _cell(kind, _NAMES[quality], num_envs, num_steps, second - first, stacked)
+
+
+def _fresh_return(run: sf.Run, policy: Any, stats: Any, episodes: int = 60) -> float:
+    """The discounted return of fresh episodes, so many in each of fifty environments.
+
+    What lies behind a limit of 1,000 steps is discounted to nothing.
+    """
+    count, actor = 50, run.learner.actor
+    env = as_host(run.source.open(count, seed=10**7))
+    act = jax.jit(lambda obs, noise: actor.act(policy, stats, obs, None, noise)[1])
+    draw = jax.jit(
+        lambda t: actor.network.noise(jax.random.fold_in(jax.random.key(3), t), (count,))
+    )
+    obs, _ = env.reset([10**7 + i for i in range(count)])
+    totals, ages, done = np.zeros(count), np.zeros(count), [[] for _ in range(count)]
+    t = 0
+    while min(map(len, done)) < episodes:
+        step = env.step(np.asarray(act(obs, draw(t))))
+        totals, ages, t, obs = totals + GAMMA**ages * step.rewards, ages + 1, t + 1, step.obs
+        for i in np.flatnonzero(step.terminated | step.truncated):
+            done[i].append(totals[i])
+            totals[i] = ages[i] = 0.0
+    env.close()
+    # The same number of each: the first to end are short ones.
+    return float(np.mean([each[:episodes] for each in done]))
+
+
 def cells(repeats: int) -> Iterator[Cell]:
     """Every line of the table."""
     for kind in WORLDS:
@@ -289,8 +390,13 @@ def cells(repeats: int) -> Iterator[Cell]:
     ):
         for update in updates:
             for quality in (1.0, 0.0):
-                size = {"num_envs": 16, "num_steps": 128, "repeats": repeats}
-                yield of_a_run(env_id, update, quality=quality, **size)
+                size = {"num_envs": 16, "num_steps": 128, "repeats": repeats, "quality": quality}
+                yield of_a_run(env_id, update, staggered=True, **size)
+                if env_id == "gymnax:Pendulum-v1":
+                    yield of_a_run(env_id, update, staggered=False, **size)
+    for update in (2, 20):
+        size = {"num_envs": 8, "num_steps": 256, "repeats": max(1, repeats // 4)}
+        yield from of_a_gymnasium_run("Hopper-v5", update, **size)
 
 
 def main(words: list[str] | None = None) -> None:

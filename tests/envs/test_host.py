@@ -53,9 +53,8 @@ MODES = {
 
 
 def settings_for(num_envs=NUM_ENVS, num_steps=NUM_STEPS, **train):
-    train = Train(
-        num_envs=num_envs, num_steps=num_steps, gamma=GAMMA, gae_lambda=GAE_LAMBDA, **train
-    )
+    train |= {"gamma": GAMMA, "gae_lambda": GAE_LAMBDA, "stagger": False}
+    train = Train(num_envs=num_envs, num_steps=num_steps, **train)
     critic = Critic(num_epochs=1, num_minibatches=1)
     return settle("Scripted-v0", Groups(VPG(), train, Network(hidden=(8,)), critic))
 

@@ -17,6 +17,7 @@ FindActions = Callable[[], Actions]
 _SB3_TRAIN = {
     "num_envs": 1,
     "num_steps": 2048,
+    "stagger": False,
     "obs_norm": False,
     "return_norm": False,
     "action_scale": "raw",
@@ -71,6 +72,7 @@ _CLEANRL_PPO = {
         "steps": 500_000,
         "num_envs": 4,
         "num_steps": 128,
+        "stagger": False,
         "obs_norm": False,
         "return_norm": False,
     },
@@ -85,7 +87,13 @@ _CLEANRL_PPO = {
 }
 
 _CLEANRL_PPO_CONTINUOUS_ACTION = {
-    "train": {"steps": 1_000_000, "num_envs": 1, "num_steps": 2048, "action_scale": "raw"},
+    "train": {
+        "steps": 1_000_000,
+        "num_envs": 1,
+        "num_steps": 2048,
+        "stagger": False,
+        "action_scale": "raw",
+    },
     "rule": {"final_fraction": 0.0, "num_minibatches": 32, "num_epochs": 10},
     "critic": _CLEANRL_CRITIC,
 }

@@ -109,6 +109,11 @@ class Train:
         0, "seed of every random number of the run", initial=True, low=0, high=2**31 - 1
     )
     num_envs: int = setting(8, "parallel environments", low=1, high=2**20)
+    stagger: bool = setting(
+        True,
+        "cut the first episode of each of several environments at a random step below the time "
+        "limit: otherwise those that end by the limit alone stay in step for the whole run",
+    )
     max_envs: int = setting(
         0,
         "maximum environments open at a time, at least num_envs: evaluations during the run play "
@@ -203,6 +208,11 @@ class Train:
     )
     max_refusals: int = setting(10, "consecutive non-finite updates that stop the run", low=1)
     info_keys: tuple[str, ...] = setting((), "keys of an episode's last info to log under episode/")
+
+    @property
+    def staggers(self) -> bool:
+        """Whether first episodes are cut: one environment alone has none to be in step with."""
+        return self.stagger and self.num_envs > 1
 
 
 @settings_group

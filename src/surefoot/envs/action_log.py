@@ -1,5 +1,6 @@
 """A log of the actions that environments were sent: enough to repeat an error of one of them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,11 +15,15 @@ MAX_BYTES = 64 * 2**20
 
 
 class EnvHistory(NamedTuple):
-    """Seed of one environment, and its actions since, [step, ...]; `()` if there are none."""
+    """Seed of one environment, and its actions since, [step, ...]; `()` if there are none.
+
+    `cut` is the step after which its first episode is cut, or 0.
+    """
 
     index: int
     seed: int
     actions: PyTree
+    cut: int = 0
 
 
 class ActionLog:
@@ -30,9 +35,10 @@ class ActionLog:
     def __init__(self) -> None:
         self.start([])
 
-    def start(self, seeds: list[int]) -> None:
-        """Forget what came before: new episodes start everywhere."""
+    def start(self, seeds: Sequence[int], cuts: Sequence[int] = ()) -> None:
+        """Forget what came before: new episodes start everywhere, some of them to be cut."""
         self.seeds, self._since = list(seeds), [0] * len(seeds)
+        self._cuts = list(cuts) or [0] * len(seeds)
         self._packed: list[PyTree] = []
         self._recent: list[PyTree] = []
         self._packed_steps, self._bytes = 0, 0
@@ -63,20 +69,21 @@ class ActionLog:
     def restart(self, index: int, seed: int) -> None:
         """Start the history of one environment again."""
         self.seeds[index], self._since[index] = seed, self.steps
+        self._cuts[index] = 0
 
     def history(self, index: int) -> EnvHistory | None:
         """The history of one environment; None if the log was dropped."""
         steps = self.steps
         # An error of a reset needs no actions, so it has a history even if the log was dropped.
         if steps == self._since[index]:
-            return EnvHistory(index, self.seeds[index], ())
+            return EnvHistory(index, self.seeds[index], (), self._cuts[index])
         if self._recent:
             self._pack()
         if not self._packed:
             return None
         own = slice(self._since[index], steps), index
         actions = jax.tree.map(lambda *rows: np.concatenate(rows)[own], *self._packed)
-        return EnvHistory(index, self.seeds[index], actions)
+        return EnvHistory(index, self.seeds[index], actions, self._cuts[index])
 
     def locate(
         self, error: EnvContractError | EnvCrashError, env_id: str

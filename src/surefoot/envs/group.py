@@ -22,8 +22,8 @@ Spaces = tuple[spaces.Space, spaces.Space]
 """Of one observation and one action."""
 EnvInfos = dict[int, dict[str, Any]]
 """What steps and resets return beside arrays, by the number of the environment: `action_mask`;
-`final_obs`, the scalars of `final_info` and perhaps the `raw_return` at an episode's end;
-`restarted` and the new `seed`."""
+`final_obs`, the scalars of `final_info` and perhaps the `raw_return` at an episode's end; `cut`
+beside `final_obs` where it was cut; `restarted` and the new `seed`."""
 
 
 class VectorStep(NamedTuple):
@@ -128,11 +128,17 @@ class EnvGroup:
         # Several processes step environments of one kind: one of them is enough to warn.
         self._contract = ObsContract(self.spaces[0], warn=rows.start == 0)
         self._seeds: Sequence[int] = ()
+        self._left = [0] * self.num_envs
         self._restarts = 0
 
-    def reset(self, seeds: Sequence[int]) -> tuple[Any, EnvInfos]:
-        """Start a new episode everywhere, with a seed for each environment."""
+    def reset(self, seeds: Sequence[int], cuts: Sequence[int] = ()) -> tuple[Any, EnvInfos]:
+        """Start a new episode everywhere, with a seed for each environment.
+
+        With `cuts`, each environment's new episode is truncated after so many steps if it has not
+        ended by then, or not at all after 0.
+        """
         infos, observations, self._seeds = {}, [], seeds
+        self._left = list(cuts) or [0] * self.num_envs
         seed_generators(seeds[0])
         for number, env, seed in zip(self._rows, self.envs, seeds, strict=True):
             try:
@@ -175,9 +181,13 @@ class EnvGroup:
             check_outcome(reward, terminated, truncated, info)
         obs = self._contract(obs)
         results.rewards[i] = reward
-        results.terminated[i], results.truncated[i] = terminated, truncated
-        if terminated or truncated:
-            end = {"final_obs": obs, "final_info": scalars(info)}
+        self._left[i] -= 1
+        ended, cut = terminated or truncated, self._left[i] == 0
+        results.terminated[i], results.truncated[i] = terminated, truncated or cut
+        if ended or cut:
+            self._left[i] = 0
+            end: dict[str, Any] = {"final_obs": obs}
+            end |= {"final_info": scalars(info)} if ended else {"cut": True}
             raw = self._raw[i]
             if raw is not None:
                 end["raw_return"] = raw.total
@@ -193,6 +203,7 @@ class EnvGroup:
     def _restart(self, i: int, error: EnvCrashError) -> tuple[Any, dict[str, Any]]:
         """Replace an environment that raised by another, at the start of an episode."""
         self._restarts += 1
+        self._left[i] = 0
         # Not the old seed, which may lead to the same error again; not a random one, so that a run
         # can be repeated.
         words = np.random.SeedSequence([self._seeds[i], self._restarts]).generate_state(1)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -53,8 +53,9 @@ class HostStep(NamedTuple):
     observation. `valid` is False where the action was ignored because the step was a reset.
     `final_infos` maps the index of each environment whose episode ended to the scalars of its
     info, and `raw_returns` to its return before a wrapper in the environment scaled rewards, where
-    one does. `restarted` lists environments that raised and were recreated: their episode is lost,
-    and `obs` starts another.
+    one does. `cut` lists those whose episode was cut as `reset` asked for: it has a true last
+    observation, and no info, because it is not whole. `restarted` lists environments that raised
+    and were recreated: their episode is lost, and `obs` starts another.
     """
 
     obs: PyTree
@@ -66,6 +67,7 @@ class HostStep(NamedTuple):
     valid: np.ndarray
     final_infos: dict[int, dict[str, float]]
     raw_returns: dict[int, float]
+    cut: list[int]
     restarted: list[int]
 
 
@@ -114,12 +116,15 @@ class HostEnv:
         if vector.unused_mask and not self.spec.masked:
             self.notes += (MASK_UNUSED.format(where=vector.unused_mask),)
 
-    def reset(self, seeds: list[int]) -> tuple[PyTree, PyTree | None]:
+    def reset(self, seeds: Sequence[int], cuts: Sequence[int] = ()) -> tuple[PyTree, PyTree | None]:
         """Start a new episode everywhere; return the first observations and action masks.
+
+        With `cuts`, each environment's new episode is truncated after so many steps if it has not
+        ended by then, or not at all after 0. Ready vector environments ignore that.
 
         Raises the errors of `step`.
         """
-        obs, infos = self._reset(seeds)
+        obs, infos = self._reset(seeds, cuts)
         return obs, self._guarded(self._mask, infos)
 
     def step(self, actions: PyTree) -> HostStep:
@@ -183,9 +188,9 @@ class HostEnv:
         doing = f"step {self._log.steps}" if self._log.steps else "reset"
         return crash_error(self._env_id, doing, error)
 
-    def _reset(self, seeds: list[int]) -> tuple[PyTree, EnvInfos]:
-        self._log.start(seeds)
-        obs, infos = self._guarded(self._vector.reset, seeds)
+    def _reset(self, seeds: Sequence[int], cuts: Sequence[int] = ()) -> tuple[PyTree, EnvInfos]:
+        self._log.start(seeds, cuts)
+        obs, infos = self._guarded(self._vector.reset, seeds, cuts)
         self._guarded(self._validate, obs)
         return obs, infos
 
@@ -202,9 +207,9 @@ class HostEnv:
         for row, info in step.infos.items():
             if "final_info" in info:
                 final_infos[row] = info["final_info"]
-                if truncated[row]:
-                    final_obs[row] = jax.tree.map(np.array, info["final_obs"])
-                    check_finite(final_obs[row], "last observation", row)
+            if "final_obs" in info and truncated[row]:
+                final_obs[row] = jax.tree.map(np.array, info["final_obs"])
+                check_finite(final_obs[row], "last observation", row)
         return HostStep(
             obs=step.obs,
             action_mask=self._mask(step.infos, ~(step.terminated | step.truncated)),
@@ -218,6 +223,7 @@ class HostEnv:
             raw_returns={
                 row: info["raw_return"] for row, info in step.infos.items() if "raw_return" in info
             },
+            cut=[row for row, info in step.infos.items() if "cut" in info],
             restarted=restarted,
         )
 

@@ -1,6 +1,7 @@
 """Gymnasium's vector environments, read in any of their autoreset modes."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -50,8 +51,12 @@ class ReadyVector:
             return time_limit(inner.envs[0])
         return self._vector.spec.max_episode_steps if self._vector.spec else None
 
-    def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
-        """Start a new episode everywhere, with a seed for each environment."""
+    def reset(self, seeds: Sequence[int], cuts: Sequence[int] = ()) -> tuple[Any, EnvInfos]:
+        """Start a new episode everywhere, with a seed for each environment.
+
+        `cuts` are ignored: a vector need not be able to reset one environment in an episode.
+        """
+        seeds = list(seeds)
         seed_generators(seeds[0])
         obs, infos = self._seeded_reset(seeds)
         self._resetting = np.zeros(self.num_envs, bool)

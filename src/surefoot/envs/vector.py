@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from surefoot.envs.channel import BUSY_SECONDS
@@ -42,11 +43,13 @@ class ProcessVector:
                 worker.receive()
             undo.pop_all()
 
-    def reset(self, seeds: list[int]) -> tuple[Any, EnvInfos]:
+    def reset(self, seeds: Sequence[int], cuts: Sequence[int] = ()) -> tuple[Any, EnvInfos]:
         """See `EnvGroup`."""
         for worker in self._workers:
-            worker.send([seeds[row] for row in worker.rows])
-        _, infos = self._group.reset(seeds[: self._group.num_envs])
+            mine = slice(worker.rows.start, worker.rows.stop)
+            worker.send((seeds[mine], cuts[mine]))
+        mine = slice(self._group.num_envs)
+        _, infos = self._group.reset(seeds[mine], cuts[mine])
         return self._buffers.results.obs, self._gather(infos)
 
     def step(self, actions: Any) -> VectorStep:

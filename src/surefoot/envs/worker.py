@@ -64,7 +64,7 @@ class WorkerProcess:
             ) from error
 
     def send(self, message: Any = None) -> None:
-        """Pass the turn: once with `by_value(spaces)`, then with seeds to reset or None to step."""
+        """Pass the turn: once with `by_value(spaces)`, then with a reset's arguments, or a step."""
         # A process that is gone may have sent the reason: `receive` reads and raises that.
         with contextlib.suppress(ChannelClosedError):
             self._channel.send(message)
@@ -164,8 +164,8 @@ def _serve(channel: Channel, shared: SharedBuffers) -> None:
         infos: EnvInfos = {}
         while True:
             channel.send(infos or None)
-            seeds = channel.receive()
-            infos = group.step(actions).infos if seeds is None else group.reset(seeds)[1]
+            reset = channel.receive()
+            infos = group.step(actions).infos if reset is None else group.reset(*reset)[1]
 
 
 def _sendable(error: BaseException) -> Exception:

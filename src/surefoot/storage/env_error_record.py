@@ -16,7 +16,7 @@ class EnvErrorRecord(NamedTuple):
     """An error of one environment, and what reproduces it.
 
     `actions` are those sent to the environment since `seed`, by name of the part of its action
-    space, [step, ...].
+    space, [step, ...]; `cut` is the step after which its first episode was cut, or 0.
     """
 
     message: str
@@ -24,6 +24,7 @@ class EnvErrorRecord(NamedTuple):
     index: int
     seed: int
     actions: dict[str, np.ndarray]
+    cut: int = 0
 
 
 def write_env_error(directory: RunDirectory, record: EnvErrorRecord) -> None:
@@ -52,9 +53,10 @@ def read_env_error(directory: RunDirectory) -> EnvErrorRecord:
         actions = safetensors.numpy.load(data)
         same_length = len({len(leaf) for leaf in actions.values()}) <= 1
         index, seed = int(about["index"]), int(about["seed"])
-        in_range = index >= 0 and 0 <= seed < 2**32
+        cut = int(about.get("cut", 0))
+        in_range = index >= 0 and 0 <= seed < 2**32 and cut >= 0
         if not (same_length and in_range and all(leaf.size for leaf in actions.values())):
             raise ValueError("not an environment error that surefoot has written")
-        return EnvErrorRecord(str(about["message"]), str(about["name"]), index, seed, actions)
+        return EnvErrorRecord(str(about["message"]), str(about["name"]), index, seed, actions, cut)
     except Exception as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -83,7 +83,8 @@ def make_plan(settings: Settings, spec: EnvSpec) -> Plan:
         reset = max(every, math.ceil(EPISODES_PER_CHECKPOINT * limit / train.num_steps))
     evaluate = math.ceil(math.ceil(train.eval_every / batch) / chunk) * chunk
     in_between = 0 < reset < iterations
-    share = min(1.0, limit / (reset * train.num_steps)) if in_between else 0.0
+    cut = 2 if train.staggers else 1  # episodes of each environment: before a reset, and after it
+    share = min(1.0, cut * limit / (reset * train.num_steps)) if in_between else 0.0
     # Where a reset makes the batch repeatable, an update that is kept for a probe follows one.
     unit = reset if in_between else chunk
     probe = math.ceil(math.ceil(train.probe_every / batch) / unit) * unit

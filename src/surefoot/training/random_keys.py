@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     STATES = 8
     SHIFT = 9
     PROBE = 10
+    STAGGER = 11
 
 
 def run_key(seed: Any, iteration: Any, purpose: Purpose) -> Key[Array, ""]:

@@ -40,7 +40,9 @@ def record_error(run: Run, error: SurefootError) -> None:
     history = error.history if isinstance(error, EnvContractError | EnvCrashError) else None
     if history is not None and run.source.reopens:
         actions = name_arrays({"action": history.actions})
-        record = EnvErrorRecord(str(error), error.name, history.index, history.seed, actions)
+        record = EnvErrorRecord(
+            str(error), error.name, history.index, history.seed, actions, history.cut
+        )
         with contextlib.suppress(StorageError):  # the error itself matters more
             write_env_error(directory, record)
             error.add(f"reproduce it with `{_replay_command(directory, run.settings.env)}`")
@@ -137,7 +139,7 @@ def _repeat(
             closing.callback(env.close)
             template = {"action": create_empty_array(env.spec.action_space, n=steps, fn=np.zeros)}
             actions = restore_arrays(template, record.actions, source.env_id) if steps else {}
-            env.reset([record.seed])
+            env.reset([record.seed], [record.cut])
             for done in range(1, steps + 1):
                 env.step(jax.tree.map(lambda leaf, t=done: leaf[t - 1 : t], actions["action"]))
         except (EnvContractError, EnvCrashError) as error:

@@ -150,10 +150,23 @@ class HostCollector:
         """New episodes everywhere, seeded by the run's seed and the iteration."""
         train = self._settings.train
         seeds = env_seeds(train.seed, iteration, train.num_envs, Purpose.RESET)
-        obs, self._mask = self._env.reset(seeds[self._mine])
+        cuts = self._cuts(iteration)
+        obs, self._mask = self._env.reset(seeds[self._mine], cuts[self._mine])
         self._obs = widened_obs(self._env.spec.observation_space, obs)
         self._returns = np.zeros(self._env.num_envs)
         self._lengths = np.zeros(self._env.num_envs, np.int64)
+
+    def _cuts(self, iteration: int) -> list[int]:
+        """Steps after which first episodes are cut, at random for each of the run's environments.
+
+        Drawn on their own: of evenly spread ones the spread between environments, which intervals
+        are made of, would be wider than that of their mean.
+        """
+        train, limit = self._settings.train, self._env.spec.max_episode_steps
+        if not train.staggers or limit is None:
+            return [0] * train.num_envs
+        words = env_seeds(train.seed, iteration, train.num_envs, Purpose.STAGGER)
+        return [word % limit for word in words]
 
     def warm_up(self, policy: Params, obs_stats: Any) -> None:
         """Build the programs of a rollout, so that their compilation is not counted as acting."""
@@ -247,6 +260,7 @@ class HostCollector:
             row = (t, number, total, int(self._lengths[index]))
             self._ended.append(row)
             self._returns[index], self._lengths[index] = 0.0, 0
+        self._returns[step.cut], self._lengths[step.cut] = 0.0, 0
 
     def _drop_episode(self, rows: Rollout, t: int, index: int) -> None:
         """Nothing of an episode whose environment raised at a step counts, or is learned from."""

@@ -8,26 +8,49 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from surefoot.config.settings import Settings
-from surefoot.envs.jax_native import JaxEnv
+from surefoot.envs.jax_native import JaxEnv, JaxStep
 from surefoot.networks.actor_critic import Actor
 from surefoot.rules.rows import Rows
 from surefoot.training.random_keys import drawn_block
 from surefoot.types import Episodes, Params, Rollout
 
 
+class Cuts(NamedTuple):
+    """Where first episodes are cut, after so many more steps, 0 for nowhere; what follows them."""
+
+    left: Int[Array, " env"]
+    state: PyTree
+    obs: PyTree
+
+
 class EnvLoop(NamedTuple):
-    """JAX-native environments between two rollouts: states, what is seen, episode totals."""
+    """JAX-native environments between two rollouts: states, what is seen, episode totals.
+
+    `cuts` is None where no first episode is cut.
+    """
 
     state: PyTree
     obs: PyTree
     returns: Float[Array, " env"]
     lengths: Int[Array, " env"]
+    cuts: Cuts | None = None
 
 
-def start_jax_envs(env: JaxEnv, num_envs: int, key: Key[Array, ""]) -> EnvLoop:
-    """New episodes everywhere."""
-    state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
-    return EnvLoop(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
+def start_jax_envs(
+    env: JaxEnv, num_envs: int, key: Key[Array, ""], stagger: Key[Array, ""] | None = None
+) -> EnvLoop:
+    """New episodes everywhere.
+
+    With a key to `stagger` them by, each is cut at a random step within the time limit, if any.
+    """
+    start, limit = jax.vmap(env.reset), env.spec.max_episode_steps
+    cuts = None
+    if stagger is not None and limit is not None:
+        left_key, start_key = jax.random.split(stagger)
+        left = jax.random.randint(left_key, (num_envs,), 0, limit)
+        cuts = Cuts(left, *start(jax.random.split(start_key, num_envs)))
+    state, obs = start(jax.random.split(key, num_envs))
+    return EnvLoop(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), cuts)
 
 
 def collect_jax(
@@ -64,20 +87,18 @@ def collect_jax(
         keys = jax.random.split(jax.random.fold_in(step_key, index), (steps, num_envs))
         return noise, jax.vmap(jax.vmap(env.draw))(keys)
 
-    each_env = rows.per_env(jax.vmap(env.step))
+    each_env = rows.per_env(lambda *args: _step(env, *args))
 
     def advance(loop: EnvLoop, drawn: tuple[Any, Any]):
         noise, chance = drawn
         mask = jax.vmap(env.action_mask)(loop.state) if env.action_mask else None
         action, sent, log_prob = actor.act(policy, obs_stats, loop.obs, mask, noise)
-        step = each_env(chance, loop.state, sent)
+        step, whole, cuts = each_env(chance, loop.state, sent, loop.cuts)
         done = step.terminated | step.truncated
         returns, lengths = loop.returns + step.reward, loop.lengths + 1
-        row = (loop.obs, action, mask, log_prob, step, done, returns, lengths)
-        new = EnvLoop(
-            step.state, step.obs, jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths)
-        )
-        return new, row
+        row = (loop.obs, action, mask, log_prob, step, whole, returns, lengths)
+        after = jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths)
+        return EnvLoop(step.state, step.obs, *after, cuts), row
 
     block = drawn_block(jax.eval_shape(partial(draw, steps=1), jnp.int32(0)), num_steps)
 
@@ -86,8 +107,31 @@ def collect_jax(
 
     last, taken = jax.lax.scan(advance_block, loop, jnp.arange(num_steps // block))
     taken = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), taken)
-    *_, done, returns, lengths = taken
-    return last, _as_rollout(taken, last.obs, rows), Episodes(done, returns, lengths)
+    *_, whole, returns, lengths = taken
+    return last, _as_rollout(taken, last.obs, rows), Episodes(whole, returns, lengths)
+
+
+def _step(
+    env: JaxEnv, chance: Any, state: PyTree, sent: PyTree, cuts: Cuts | None
+) -> tuple[JaxStep, Bool[Array, " env"], Cuts | None]:
+    """A step of environments, the whole episodes that it ended, and the cuts that are left."""
+    step = jax.vmap(env.step)(chance, state, sent)
+    whole = step.terminated | step.truncated
+    if cuts is None:
+        return step, whole, None
+    now = (cuts.left == 1) & ~whole
+
+    def swap(leaf: Array, second: Array) -> Array:
+        return jnp.where(now.reshape(-1, *[1] * (leaf.ndim - 1)), second, leaf)
+
+    def cut() -> tuple[PyTree, PyTree]:
+        return jax.tree.map(swap, (step.state, step.obs), (cuts.state, cuts.obs))
+
+    # Once all first episodes have ended, nothing is swapped for the rest of the run.
+    state, obs = jax.lax.cond(now.any(), cut, lambda: (step.state, step.obs))
+    step = step._replace(state=state, obs=obs, truncated=step.truncated | now)
+    left = jnp.where(whole, 0, jnp.maximum(cuts.left - 1, 0))
+    return step, whole, cuts._replace(left=left)
 
 
 def _as_rollout(taken: Any, last_obs: PyTree, rows: Rows) -> Rollout:

@@ -196,7 +196,8 @@ def start_loop(parts: Parts, seed: Any) -> LoopState:
         num_groups=parts.layout.num_groups,
         num_features=features.shape[-1],
     )
-    env = None if parts.env is None else start_jax_envs(parts.env, num_envs, start)
+    stagger = run_key(seed, 0, Purpose.STAGGER) if settings.train.staggers else None
+    env = None if parts.env is None else start_jax_envs(parts.env, num_envs, start, stagger)
     return LoopState(learn, lens, env)
 
 
