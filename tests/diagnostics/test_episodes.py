@@ -56,7 +56,10 @@ QUALITIES = [
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
-@pytest.mark.parametrize("kind", ["ends, rewards above 0", "ends, rewards below 0"])
+@pytest.mark.parametrize(
+    "kind",
+    ["ends, rewards above 0", pytest.param("ends, rewards below 0", marks=pytest.mark.thorough)],
+)
 @pytest.mark.parametrize(
     ("num_envs", "num_steps"),
     [(16, 128), pytest.param(1, 2048, marks=pytest.mark.thorough)],

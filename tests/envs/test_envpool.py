@@ -131,6 +131,7 @@ def test_it_has_the_preset_of_the_environment_that_it_steps():
     assert preset("envpool:HalfCheetah-v5", "trpo") == preset("HalfCheetah-v5", "trpo")
 
 
+@pytest.mark.thorough
 def test_training_stopped_and_resumed_equals_training_never_stopped(tmp_path):
     train = sf.Train(num_envs=4, num_steps=64, checkpoint_every=512)
     # Short episodes: a run of Gymnasium-like environments is exact every ten of them.

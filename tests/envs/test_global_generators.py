@@ -58,7 +58,11 @@ def trained(kind, when, *, source=None, steps=128, reset_every=0, **how):
     return run
 
 
-KINDS = [(kind, when) for kind in DRAWS for when in ("made", "reset", "step")]
+KINDS = [
+    pytest.param(kind, when, marks=[] if when == "step" else pytest.mark.thorough)
+    for kind in DRAWS
+    for when in ("made", "reset", "step")
+]
 
 
 @case(110)

@@ -154,7 +154,7 @@ BROKEN = {
 
 
 @case(109)
-@pytest.mark.parametrize("how", ["train", "train_many"])
+@pytest.mark.parametrize("how", ["train", pytest.param("train_many", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("broken", BROKEN)
 def test_what_a_jax_native_environment_breaks_is_said_before_the_first_update(broken, how):
     env, said = BROKEN[broken]

@@ -337,8 +337,12 @@ def chain(env):
 @case(104)
 @pytest.mark.parametrize(
     ("make", "where"),
-    [(lambda: Keyed(), "obs['action_mask']"), (lambda: Method(), "action_masks()")],
-    ids=["in the observation", "as a method"],
+    [
+        pytest.param(
+            lambda: Keyed(), "obs['action_mask']", id="observed", marks=pytest.mark.thorough
+        ),
+        pytest.param(lambda: Method(), "action_masks()", id="as a method"),
+    ],
 )
 def test_masks_that_nothing_reads_are_named_and_masks_in_infos_are_not(make, where):
     with told_of("which are not applied") as said:

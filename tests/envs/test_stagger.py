@@ -145,8 +145,6 @@ class BreaksLate(Scripted):
         obs, reward, *_, info = super().step(action)
         return obs, reward, False, self.time == 40, info
 
-    metadata = {"render_modes": []}
-
 
 def test_an_error_behind_a_cut_is_replayed_with_the_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(HostCollector, "_cuts", lambda self, iteration: [7, 3])

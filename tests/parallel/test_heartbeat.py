@@ -19,6 +19,7 @@ class Silent:
         return []
 
 
+@pytest.mark.thorough
 def test_a_missing_heartbeat_ends_a_rank_but_suspending_the_machine_does_not(monkeypatch):
     now, ended = [0.0], []
     monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: now[0]))

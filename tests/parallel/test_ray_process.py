@@ -58,6 +58,7 @@ def test_a_driver_that_ray_exits_is_reported_with_its_last_words(ray):
 
 
 @case(128)
+@pytest.mark.thorough
 def test_a_silent_ray_is_lost_while_its_actors_still_answer(ray, monkeypatch):
     monkeypatch.setattr(ray_process, "TIMEOUT_S", 4.0)
     ray.call(ray_calls.wait, 5.0)  # a long call, with heartbeats

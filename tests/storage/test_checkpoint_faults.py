@@ -161,7 +161,16 @@ def test_an_output_directory_that_cannot_be_one(train, out):
 
 
 @case(48)
-@pytest.mark.parametrize("file", ["arrays.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "arrays.safetensors",
+        *(
+            pytest.param(file, marks=pytest.mark.thorough)
+            for file in ("state.json", "manifest.json")
+        ),
+    ],
+)
 def test_a_file_cut_short(train, command, file):
     assert train(SOUND, *OFTEN).code == 0
     last = last_good(env=SOUND)
@@ -410,6 +419,7 @@ def test_a_lock_that_is_a_link_empties_nothing(train, command):
 
 
 @case(62)
+@pytest.mark.thorough
 def test_named_settings_of_a_run_that_is_being_written_stay(train):
     assert train(SOUND, "--resume", "auto").code == 0
     before = Path("run/config.json").read_text()

@@ -99,7 +99,17 @@ TWO_RULES = [
 
 
 @every_rule
-@pytest.mark.parametrize("kind", [*HOST, "jax"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "box",
+        *(
+            pytest.param(kind, marks=pytest.mark.thorough)
+            for kind in [*HOST, "jax"]
+            if kind != "box"
+        ),
+    ],
+)
 def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(rule, kind):
     given = lesson(rule, kind)
     state, metrics = given.learn(given.state, given.rollout, given.episodes)
@@ -117,7 +127,7 @@ def test_one_iteration_moves_policy_and_critic_and_tells_finite_metrics(rule, ki
 
 
 @every_rule
-@pytest.mark.parametrize("kind", ["box", "jax"])
+@pytest.mark.parametrize("kind", ["box", pytest.param("jax", marks=pytest.mark.thorough)])
 def test_the_realised_gain_is_the_change_of_the_discounted_td_errors_of_an_episode(rule, kind):
     given = lesson(rule, kind)
     state, first = given.learn(given.state, given.rollout, given.episodes)
@@ -203,7 +213,13 @@ def spoil(rollout, what):
 
 @pytest.mark.parametrize("rule", TWO_RULES)
 @on_the_host
-@pytest.mark.parametrize("what", ["reward", "observation", "infinite reward"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "reward",
+        *(pytest.param(w, marks=pytest.mark.thorough) for w in ("observation", "infinite reward")),
+    ],
+)
 def test_a_refused_update_leaves_everything_learned_bit_for_bit(rule, kind, what):
     given = lesson(rule, kind)
     state, metrics = given.learn(given.state, spoil(given.rollout, what), given.episodes)

@@ -58,7 +58,9 @@ def brief(env=Licence, *, steps=128, callback=None, out=None, **fields):
     )
 
 
-@pytest.mark.parametrize(("vectorization", "others"), [("async", 1), ("auto", 0)])
+@pytest.mark.parametrize(
+    ("vectorization", "others"), [pytest.param("async", 1, marks=pytest.mark.thorough), ("auto", 0)]
+)
 def test_evaluations_take_the_processes_that_were_asked_for(vectorization, others):
     run = brief(Pid, num_envs=2, vectorization=vectorization)
     infos = []

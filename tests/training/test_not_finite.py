@@ -57,7 +57,7 @@ def test_a_constant_reward(rule):
 
 
 @case(32)
-@pytest.mark.parametrize("rule", ["trpo", "ppo"])
+@pytest.mark.parametrize("rule", ["trpo", pytest.param("ppo", marks=pytest.mark.thorough)])
 def test_one_action(command, rule):
     small = ["--num-envs", "2", "--num-steps", "16", "--hidden", "8", "--preset", "none"]
     small += ["--critic-num-minibatches", "1", "--out", "run", "--steps", "96"]

@@ -53,6 +53,10 @@ NUM_ENVS, NUM_STEPS, EVERY, ITERATIONS = 2, 16, 4, 16
 BATCH = NUM_ENVS * NUM_STEPS
 ENVS = {"host": "tests.support.scripted:Scripted-v0", "jax": scripted_jax()}
 both_worlds = pytest.mark.parametrize("world", list(ENVS))
+# Where one shows what the other does.
+host_and_thorough_jax = pytest.mark.parametrize(
+    "world", ["host", pytest.param("jax", marks=pytest.mark.thorough)]
+)
 
 
 def compare_one(env, rule="trpo", **how):
@@ -127,7 +131,7 @@ def test_the_same_seed_gives_the_same_bits(whole, world):
     assert_same_run(again, whole(world))
 
 
-@both_worlds
+@host_and_thorough_jax
 def test_another_seed_gives_another_run(whole, world):
     other = train(**arguments(world), seed=4, callback=stop_at(2))
     assert not same_bits(other.state.learn.params, whole(world).state.learn.params)
@@ -158,7 +162,13 @@ def test_the_statistics_that_acted_are_the_ones_that_learn(whole, world):
 @case(56)
 @case(58)
 @pytest.mark.core
-@pytest.mark.parametrize("stops", [(EVERY,), (EVERY, 2 * EVERY, 3 * EVERY)], ids=["one", "three"])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param((EVERY,), id="one"),
+        pytest.param((EVERY, 2 * EVERY, 3 * EVERY), id="three", marks=pytest.mark.thorough),
+    ],
+)
 @both_worlds
 def test_a_resumed_run_equals_one_that_never_stopped(whole, world, stops, tmp_path):
     run = train(**arguments(world), seed=3, out=tmp_path / "run", callback=stop_at(stops[0]))
@@ -213,7 +223,7 @@ class Killed(BaseException):
 
 
 @case(57)
-@both_worlds
+@host_and_thorough_jax
 def test_a_kill_in_the_middle_of_a_save_costs_no_exactness(whole, world, tmp_path, monkeypatch):
     path = tmp_path / "run"
     real, synced = os.fsync, []
@@ -236,6 +246,7 @@ def test_a_kill_in_the_middle_of_a_save_costs_no_exactness(whole, world, tmp_pat
     assert timeless(stored_rows(path)) == timeless(whole(world).rows)
 
 
+@pytest.mark.thorough
 def test_what_a_kill_leaves_half_written_is_gone_after_a_resume(whole, tmp_path):
     path = tmp_path / "run"
     train(**arguments("jax"), seed=3, out=path, callback=stop_at(EVERY))
@@ -525,6 +536,7 @@ def spoilt(episodes=range(1000), reward=jnp.nan):
     return twin._replace(step=step)
 
 
+@pytest.mark.thorough
 def test_evaluations_that_are_not_finite_are_told_and_break_no_row(tmp_path):
     # Each is finite, so that training starts; their sum is not.
     huge = spoilt(reward=jnp.float32(3e38))
@@ -762,6 +774,7 @@ def test_make_train_is_a_pure_function_of_the_seed(many):
         assert_close(of_seed, single.state.learn.params)
 
 
+@pytest.mark.thorough
 def test_the_last_dispatch_is_no_longer_than_the_plan():
     """Three iterations, two in a dispatch."""
     given = arguments("jax") | {"steps": 3 * BATCH}
@@ -778,6 +791,7 @@ def test_many_seeds_need_an_environment_that_compiles():
         sf.train_many(make_scripted, seeds=[0])
 
 
+@pytest.mark.thorough
 def test_the_times_of_many_seeds_add_up_to_the_time_they_took_together(monkeypatch):
     clock = itertools.count(step=600.0)  # a dispatch reads it twice
     monkeypatch.setattr(seed_batch, "time", SimpleNamespace(monotonic=partial(next, clock)))
@@ -857,7 +871,7 @@ def test_settings_of_another_kind_are_answered_with_how_to_write_them(begin, how
         begin(scripted_jax(), **how)
 
 
-@both_worlds
+@host_and_thorough_jax
 def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, world):
     looked = train(**arguments(world, lens_every=4), seed=3)
     blind = train(**arguments(world, lens_every=0), seed=3)
@@ -876,6 +890,7 @@ def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, wor
     assert all("lens/realised_gain" in row for row in blind.rows[1:])
 
 
+@pytest.mark.thorough
 def test_seeds_in_one_program_leave_out_the_iterations_behind_the_last_together():
     train = Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS)
     groups = Groups(VPG(), train, Network(hidden=(8,)), Critic(num_minibatches=1))
@@ -898,7 +913,7 @@ ALARMING = {
 }
 
 
-@both_worlds
+@host_and_thorough_jax
 def test_both_sides_of_updates_that_raised_a_red_warning_are_kept(world, tmp_path, monkeypatch):
     monkeypatch.setattr("surefoot.diagnostics.warnings.ALARMS", ALARMING)
     monkeypatch.setattr("surefoot.diagnostics.warnings.WARM_UP", 0)
@@ -930,6 +945,7 @@ def test_no_more_than_so_many_updates_in_trouble_are_kept(tmp_path, monkeypatch)
     assert [point.iteration for point in kept] == [2, 3]
 
 
+@pytest.mark.thorough
 def test_updates_are_kept_for_probes_right_after_resets(tmp_path):
     run = train(**arguments("host", probe_every=1), seed=3, out=tmp_path / "run")
     kept = [read_checkpoint(path) for path in run.directory.checkpoints("kept")]
