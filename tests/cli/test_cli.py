@@ -302,6 +302,7 @@ def test_a_wrong_command_line_and_a_bug_are_told_in_json_too(capsys, monkeypatch
         assert "\n" not in told["message"]
 
 
+@pytest.mark.thorough
 def test_what_a_preset_changed_is_said_at_the_start_one_record_a_line(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -77,7 +77,7 @@ def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_other
     assert coverage("a time limit", **size).known == 0.0
     assert coverage("no end", **size).known == 0.0
     cell = coverage("a time limit", staggered=True, **size)
-    assert cell.known > 0.99
+    assert cell.known > 0.95
     assert cell.held >= LOW
 
 

@@ -107,6 +107,7 @@ def test_a_start_that_fails_or_hangs_is_reported(how, address, error, text, monk
 
 
 @case(128)
+@pytest.mark.thorough
 def test_a_run_that_is_complete_misses_no_ray():
     env, directory = "gymnax:CartPole-v1", Path.cwd() / "run"
     small = {"network": sf.Network(hidden=(8,)), "num_envs": 2, "num_steps": 8, "lens_every": 0}

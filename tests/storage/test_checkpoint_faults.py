@@ -351,6 +351,7 @@ def test_going_on_with_other_settings(train):
 
 
 @case(60)
+@pytest.mark.thorough
 def test_going_on_with_other_settings_that_are_named(train):
     assert train(SOUND, "--resume", "auto").code == 0
     more = ["--resume", "auto", "--override", "steps", "gamma"]

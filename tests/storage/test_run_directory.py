@@ -509,6 +509,7 @@ class Slow(Scripted):
 
 
 @case(102)
+@pytest.mark.thorough
 def test_no_more_environments_are_opened_than_are_used(tmp_path):
     Slow.made, given = 0, arguments() | {"callback": lambda row: True}
     given["train"] = dataclasses.replace(given["train"], num_envs=4)

@@ -127,6 +127,7 @@ def test_env_workers_which_open_environments_of_their_own_do_not_continue_such_a
 
 
 @case(114)
+@pytest.mark.thorough
 def test_training_starts_new_episodes_behind_an_evaluation_in_its_environments():
     run = brief(max_envs=1, eval_every=25, num_steps=25, steps=100)
     assert [row["episode/count"] for row in run.rows] == [2, 2, 2, 2]  # half an episode is cut

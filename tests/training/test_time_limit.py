@@ -151,6 +151,7 @@ def test_an_end_at_the_time_limit_is_worth_its_reward_and_no_more(mode):
     np.testing.assert_allclose(targets[rollout.terminated], 1.0, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_trained_critic_finds_the_value_of_living_for_ever():
     ready = SyncVectorEnv([limited] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
     network = Network(hidden=(8,))

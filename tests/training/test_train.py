@@ -393,6 +393,7 @@ def test_an_error_of_a_callback_costs_nothing_that_was_learned(whole, world, err
         assert_same_run(run, whole(world))
 
 
+@pytest.mark.thorough
 def test_a_run_outside_the_main_thread_leaves_signals_alone(whole):
     runs, before = [], signal.getsignal(signal.SIGTERM)
     work = threading.Thread(target=lambda: runs.append(train(**arguments("jax"), seed=3)))
@@ -413,7 +414,8 @@ def test_a_schedule_lies_ten_episode_limits_apart_only_where_resets_cut_episodes
     small = {"num_envs": 8, "num_steps": 256, "steps": 10**6, "checkpoint_every": 1}
     assert plan_of(False, 1000, **small).reset_every == 40
     assert plan_of(False, None, **small).reset_every == 40
-    assert plan_of(False, 1000, **small).cut_share == 1000 / (40 * 256)
+    assert plan_of(False, 1000, **small).cut_share == 2 * 1000 / (40 * 256)
+    assert plan_of(False, 1000, **small, stagger=False).cut_share == 1000 / (40 * 256)
     assert plan_of(False, 1000, **small, reset_at_checkpoints=False).reset_every == 0
     assert plan_of(True, 1000, **small, dispatch=7).checkpoint_every == 7
     assert plan_of(True, 1000, **small, dispatch=7).cut_share == 0.0
@@ -598,6 +600,7 @@ def test_updates_that_are_not_finite_are_refused_and_soon_end_the_run(tmp_path):
     assert f"at iteration {len(rows)}" in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_run_recovers_from_a_passing_fault():
     given = {**arguments("jax", max_refusals=9), "env": spoilt(range(14, 17))}
     run = train(**given, seed=3, callback=stop_at(8))
@@ -758,6 +761,7 @@ def assert_close(one, other):
     jax.tree.map(close, one, other)
 
 
+@pytest.mark.thorough
 def test_make_train_is_a_pure_function_of_the_seed(many):
     given = arguments("jax")
     settings = {k: given[k] for k in ("network", "critic")}
