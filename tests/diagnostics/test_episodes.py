@@ -71,6 +71,13 @@ def test_the_interval_covers_the_exact_gain_where_episodes_end(kind, quality, nu
     assert LOW <= cell.held <= HIGH
 
 
+@pytest.mark.thorough
+def test_the_parts_of_episodes_at_both_ends_of_a_rollout_do_not_widen_the_interval():
+    cell = coverage("a time limit", quality=0.0, num_envs=1, num_steps=1024)
+    assert cell.known == 1.0
+    assert LOW <= cell.held <= HIGH
+
+
 @pytest.mark.parametrize("quality", [QUALITIES[0], QUALITIES[2]])
 def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_others_do(quality):
     size = {"quality": quality, "num_envs": 16, "num_steps": 128, "repeats": 400}

@@ -528,7 +528,7 @@ def test_groups_are_environments_or_the_episodes_of_a_single_one():
     many = groups_of(rollout_with(np.zeros((3, 2))))
     np.testing.assert_array_equal(many, [[0, 1], [0, 1], [0, 1]])
     one = groups_of(rollout_with(np.array([[0], [1], [0], [1], [0]])))
-    np.testing.assert_array_equal(one[:, 0], [0, 0, 1, 1, 2])
+    np.testing.assert_array_equal(one[:, 0], [0, 0, 1, 1, 0])
     short = groups_of(rollout_with(np.ones((10, 1))))
     np.testing.assert_array_equal(short[:, 0], np.arange(10) % EPISODE_GROUPS)
 

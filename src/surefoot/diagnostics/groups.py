@@ -35,13 +35,18 @@ class Layout(NamedTuple):
 
 
 def groups_of(rollout: Rollout) -> Int[Array, "time env"]:
-    """The group of each row: its environment, or its episode in turn where there is only one."""
+    """The group of each row: its environment, or its episode in turn where there is only one.
+
+    The parts of episodes at both ends of a rollout are one group: what is missing in one of them,
+    such as the early steps of an episode, the other has. Apart they differ in more than chance.
+    """
     num_steps, num_envs = rollout.rewards.shape
     if num_envs > 1:
         return jnp.broadcast_to(jnp.arange(num_envs, dtype=jnp.int32), (num_steps, num_envs))
     ended = rollout.terminated | rollout.truncated
     before = jnp.cumsum(ended, axis=0) - ended
-    return (before % EPISODE_GROUPS).astype(jnp.int32)
+    whole = before % jnp.maximum(jnp.sum(ended), 1)
+    return (whole % EPISODE_GROUPS).astype(jnp.int32)
 
 
 class GroupSums(NamedTuple):
