@@ -25,6 +25,12 @@ def test_a_promise_within_two_errors_of_zero_has_no_ratio_but_a_number_of_pairs_
     assert ratio.low < 0.5 < ratio.high
 
 
+def test_gains_that_are_all_equal_give_a_ratio_no_interval():
+    promises = np.random.default_rng(0).normal(size=100) + 4.0
+    for gain in (0.0, 2.0):
+        assert ratio_interval(np.full(100, gain), promises) is None
+
+
 def test_a_figure_without_an_interval_has_ends_that_are_not_numbers():
     one = np.array([3.0])
     assert sample_mean(one).mean == 3.0

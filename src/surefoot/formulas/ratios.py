@@ -59,7 +59,8 @@ def ratio_interval(
 ) -> Interval | None:
     """Mean over mean, with Fieller's interval: all q for which mean(n - q d) may be 0.
 
-    None if the denominator is within two standard errors of 0: then the ratio is not measurable.
+    None if the denominator is within two standard errors of 0: then the ratio is not measurable;
+    and if all numerators are equal, which says nothing of their error.
 
     Source: Fieller 1954, J. R. Stat. Soc. B 16, 175-185.
     """
@@ -70,7 +71,7 @@ def ratio_interval(
     spread = np.cov(numerator, denominator, ddof=1) / count
     square = float(t_quantile(count - 1)) ** 2
     # Within `square` of 0 the set of possible ratios has no bounds.
-    if d == 0.0 or d * d <= max(4.0, square) * spread[1, 1]:
+    if spread[0, 0] == 0.0 or d == 0.0 or d * d <= max(4.0, square) * spread[1, 1]:
         return None
     a = d * d - square * spread[1, 1]
     b = n * d - square * spread[0, 1]
