@@ -116,6 +116,16 @@ def test_groups_of_unequal_weight_tell_as_much_as_fewer_of_equal_weight():
     assert float(unequal.freedom) == pytest.approx(16.0**2 / 86.0 - 1.0, rel=1e-3)
 
 
+def test_a_gain_is_known_as_well_as_the_side_of_fewer_equal_groups():
+    def sums(shares):
+        return EpisodeSums(jnp.arange(5.0), jnp.asarray(shares), jnp.asarray(shares))
+
+    even, uneven = sums([2.0] * 5), sums([2.0, 1.5, 1.0, 1.0, 0.5])
+    fewer = 6.0**2 / 8.5 - 1.0
+    for pair in ((even, uneven), (uneven, even)):
+        assert float(realised_gain(*pair).estimate.freedom) == pytest.approx(fewer, rel=1e-3)
+
+
 def test_what_a_group_makes_of_a_mean_is_what_leaving_it_out_changes():
     rng = np.random.default_rng(0)
     totals, weights = rng.normal(size=50), rng.uniform(0.9, 1.1, 50)
