@@ -25,10 +25,11 @@ import numpy as np
 import surefoot as sf
 from surefoot.diagnostics.episodes import episode_rows
 from surefoot.diagnostics.groups import EpisodeSums, Layout, groups_of, interval_of, sum_by_group
-from surefoot.diagnostics.lens import realised_gain
+from surefoot.diagnostics.lens import foreseen, realised_gain
 from surefoot.envs.source import as_host
+from surefoot.formulas.intervals import Interval
 from surefoot.formulas.running_stats import standard_deviation
-from surefoot.training.batch import state_values, td_sums
+from surefoot.training.batch import fresh_explained_variance, state_values, td_sums
 from surefoot.training.callback import Callback
 from surefoot.training.random_keys import Purpose, run_key
 from surefoot.training.rollout_host import HostCollector
@@ -115,8 +116,11 @@ WORLDS = {
 
 def simulate(
     world: World, chosen: Any, critic: Any, state: Any, age: Any, key: Any, num_steps: int
-) -> tuple[Any, Any, EpisodeSums]:
-    """Rollouts of many runs side by side: their sums, and where their environments are then."""
+) -> tuple[Any, Any, tuple[EpisodeSums, Any]]:
+    """Rollouts of many runs side by side: their sums, and where their environments are then.
+
+    With the sums comes the share of the episodes that began before a rollout.
+    """
     laws = jnp.cumsum(jnp.asarray(world.transitions), -1)
     start = jnp.cumsum(jnp.asarray(world.start))
 
@@ -144,7 +148,7 @@ def simulate(
         totals = add(error, found.discounts).totals
         begins = found.begins.astype(error.dtype)
         shares, begun = (add(x, jnp.ones_like(error)).totals for x in (found.shares, begins))
-        return EpisodeSums(totals, shares, begun)
+        return EpisodeSums(totals, shares, begun), found.carried_share
 
     return last, last_age, jax.vmap(sums, in_axes=(1, 1, 1, 0))(*rows, age)
 
@@ -174,14 +178,23 @@ def coverage(
     state, key = jnp.full(shape, int(np.argmax(world.start))), jax.random.key(0)
     for index in range(1000 // num_steps + 1):
         state, age, _ = play(old, critic, state, age, jax.random.fold_in(key, index))
-    state, age, before = play(old, critic, state, age, jax.random.fold_in(key, 10**6))
-    _, _, after = play(new, critic, state, age, jax.random.fold_in(key, 10**7))
-    judge = partial(realised_gain, paired=num_envs > 1)
-    found = jax.vmap(lambda a, b: interval_of(judge(a, b).estimate))(before, after)
+    state, age, (before, _) = play(old, critic, state, age, jax.random.fold_in(key, 10**6))
+    _, _, (after, carried) = play(new, critic, state, age, jax.random.fold_in(key, 10**7))
+    explained = jnp.full(repeats, 1 - (1 - quality) ** 2)
+    found = jax.vmap(partial(_interval, paired=num_envs > 1))(before, after, explained, carried)
     kind = f"{kind}, staggered" if staggered else kind
     critic_name = {1.0: "exact", 0.5: "half", 0.0: "none"}[quality]
     gain = world.gain(old, new, critic)
     return _cell(kind, critic_name, num_envs, num_steps, gain, found)
+
+
+def _interval(
+    before: EpisodeSums, after: EpisodeSums, explained: Any, carried: Any, *, paired: bool = True
+) -> Interval:
+    """The interval of a gain, as a run has it."""
+    found = realised_gain(before, after, paired=paired).estimate
+    shown = foreseen(explained, carried)
+    return interval_of(found._replace(variance=jnp.where(shown, found.variance, jnp.nan)))
 
 
 def _cell(kind: str, critic: str, num_envs: int, num_steps: int, gain: float, found: Any) -> Cell:
@@ -228,7 +241,10 @@ def of_a_run(
         sums = td_sums(
             settings, values, scale, rollout, found, groups_of(rollout).reshape(-1), rows
         )
-        return loop, ages, sums
+        explained = fresh_explained_variance(
+            settings, rollout, rollout.rewards / scale, values, rows
+        )
+        return loop, ages, sums, explained, found.carried_share
 
     def once(seed: Any) -> Any:
         stagger = run_key(seed, 0, Purpose.STAGGER) if staggered else None
@@ -240,9 +256,9 @@ def of_a_run(
 
         count = 2 * limit // num_steps + 1
         (loop, ages), _ = jax.lax.scan(burn, (loop, ages), jnp.arange(count))
-        loop, ages, before = play(old.learn.params, seed, count, loop, ages)
-        _, _, after = play(new.learn.params, seed, count + 1, loop, ages)
-        return interval_of(realised_gain(before, after).estimate)
+        loop, ages, before, explained, _ = play(old.learn.params, seed, count, loop, ages)
+        _, _, after, _, carried = play(new.learn.params, seed, count + 1, loop, ages)
+        return _interval(before, after, explained, carried)
 
     found = jax.jit(lambda seeds: jax.lax.map(once, seeds, batch_size=16))(
         jnp.arange(10**6, 10**6 + repeats, dtype=jnp.uint32)
@@ -318,12 +334,16 @@ def of_a_gymnasium_run(
     collector.warm_up(policies[0], stats)
 
     @jax.jit
-    def sums_of(params: Any, rollout: Rollout, ages: Any) -> tuple[EpisodeSums, Any]:
+    def sums_of(params: Any, rollout: Rollout, ages: Any) -> tuple[Any, Any]:
         found, ages = episode_rows(rollout, ages, GAMMA)
         values, groups = state_values(actor, params, stats, rollout, rows), groups_of(rollout)
-        return td_sums(settings, values, scale, rollout, found, groups.reshape(-1), rows), ages
+        sums = td_sums(settings, values, scale, rollout, found, groups.reshape(-1), rows)
+        explained = fresh_explained_variance(
+            settings, rollout, rollout.rewards / scale, values, rows
+        )
+        return (sums, explained, found.carried_share), ages
 
-    judge = jax.jit(lambda before, after: interval_of(realised_gain(before, after).estimate))
+    judge = jax.jit(_interval)
     frozen = {
         quality: {
             **old.params,
@@ -340,7 +360,8 @@ def of_a_gymnasium_run(
             judged.append({quality: one for quality, (one, _) in sums.items()})
             ages = sums[1.0][1]
         for quality, intervals in found.items():
-            intervals.append(judge(judged[-2][quality], judged[-1][quality]))
+            (before, explained, _), (after, _, carried) = (one[quality] for one in judged[-2:])
+            intervals.append(judge(before, after, explained, carried))
     env.close()
     first, second = (_fresh_return(run, each.params["policy"], stats) for each in (old, new))
     for quality, intervals in found.items():
@@ -390,7 +411,8 @@ def cells(repeats: int) -> Iterator[Cell]:
     ):
         for update in updates:
             for quality in (1.0, 0.0):
-                size = {"num_envs": 16, "num_steps": 128, "repeats": repeats, "quality": quality}
+                size = {"num_envs": 16, "num_steps": 128, "quality": quality}
+                size["repeats"] = max(1, repeats // 2)
                 yield of_a_run(env_id, update, staggered=True, **size)
                 if env_id == "gymnax:Pendulum-v1":
                     yield of_a_run(env_id, update, staggered=False, **size)

@@ -229,17 +229,17 @@ def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_no
     lens = start_lens({}, (), num_groups=4, num_features=1)
     for k in range(4):
         after = EpisodeSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones, ones)
-        judged, metrics = judge_update(lens, after, paired=True)
+        judged, metrics = judge_update(lens, after, jnp.zeros(()), paired=True)
         if k == 0:
             assert np.isnan(metrics["lens/total_gain"])
         else:
             realised += float(metrics["lens/realised_gain"])
             assert float(metrics["lens/total_gain"]) == pytest.approx(realised, rel=1e-4)
         lens = judged._replace(td=after, ready=jnp.array(True))
-    _, unpaired = judge_update(lens, after, paired=False)
+    _, unpaired = judge_update(lens, after, jnp.zeros(()), paired=False)
     assert np.isnan(unpaired["lens/total_gain"])
     bad = EpisodeSums(jnp.full(4, jnp.nan), ones, ones)
-    judged, _ = judge_update(lens, bad, paired=True)
+    judged, _ = judge_update(lens, bad, jnp.zeros(()), paired=True)
     np.testing.assert_array_equal(judged.gained, lens.gained)
 
 

@@ -78,14 +78,29 @@ def test_the_parts_of_episodes_at_both_ends_of_a_rollout_do_not_widen_the_interv
     assert LOW <= cell.held <= HIGH
 
 
-@pytest.mark.parametrize("quality", [QUALITIES[0], QUALITIES[2]])
-def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_others_do(quality):
-    size = {"quality": quality, "num_envs": 16, "num_steps": 128, "repeats": 400}
+def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_others_do():
+    size = {"quality": 0.5, "num_envs": 16, "num_steps": 128, "repeats": 400}
     assert coverage("a time limit", **size).known == 0.0
     assert coverage("no end", **size).known == 0.0
     cell = coverage("a time limit", staggered=True, **size)
     assert cell.known > 0.95
     assert cell.held >= LOW
+
+
+def test_without_a_critic_a_gain_has_an_interval_only_where_episodes_fit_into_rollouts():
+    size = {"quality": 0.0, "num_envs": 16, "repeats": 400}
+    assert coverage("a time limit", num_steps=64, staggered=True, **size).known < 0.05
+    assert coverage("ends, rewards above 0", num_steps=128, **size).known > 0.9
+
+
+def test_episodes_that_began_before_a_rollout_are_told_from_others():
+    ends = jnp.zeros((4, 3), bool).at[1, 0].set(True).at[0, 1].set(True).at[3, 1].set(True)
+    rows, _ = episode_rows(rollout_of(ends, jnp.zeros_like(ends), ~jnp.zeros_like(ends)),
+                           jnp.array([0, 7, 2]), 0.9)  # fmt: skip
+    np.testing.assert_array_equal(rows.carried.T, [[False] * 4, [True, *[False] * 3], [True] * 4])
+    shares = np.asarray(rows.shares)
+    wanted = (shares[0, 1] + shares[:, 2].sum()) / shares.sum()
+    assert float(rows.carried_share) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_reward_of_one_a_step_and_no_critic_gain_what_longer_episodes_gain():
@@ -99,7 +114,7 @@ def test_a_reward_of_one_a_step_and_no_critic_gain_what_longer_episodes_gain():
     # The first is left out: there all environments begin together.
     for index, p in enumerate((0.5, 0.5, 1.0)):
         chosen = jnp.array([p])
-        state, age, found = simulate(
+        state, age, (found, _) = simulate(
             world, chosen, jnp.zeros(1), state, age, jax.random.fold_in(key, index), 2000
         )
         sums.append(jax.tree.map(lambda leaf: leaf[0], found))

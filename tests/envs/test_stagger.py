@@ -156,7 +156,7 @@ def test_an_error_behind_a_cut_is_replayed_with_the_cut(tmp_path, monkeypatch):
 
 def test_what_an_update_gained_has_an_interval_where_a_time_limit_alone_ends_episodes():
     def known(**train):
-        train = Train(num_envs=8, num_steps=100, **train)
+        train = Train(num_envs=8, num_steps=100, gamma=0.9, **train)
         run = sf.train("Pendulum-v1", VPG(), train=train, steps=8 * 800, preset="none", **QUICK)
         return sum("lens/realised_low" in row for row in run.rows)
 

@@ -26,12 +26,21 @@ class EpisodeRows(NamedTuple):
     """Rows of a rollout in their episodes.
 
     `discounts` are gamma^age, `shares` a row's share of an episode; both are 0 for dummy rows.
-    `begins` marks the first step of each episode.
+    `begins` marks the first step of each episode, `carried` the steps of those that began before
+    the rollout.
     """
 
     discounts: Float[Array, "time env"]
     shares: Float[Array, "time env"]
     begins: Bool[Array, "time env"]
+    carried: Bool[Array, "time env"]
+
+    @property
+    def carried_share(self) -> Float[Array, ""]:
+        """Share of the episodes' weight that lies in those that began before the rollout."""
+        total = jnp.sum(self.shares)
+        carried = jnp.sum(jnp.where(self.carried, self.shares, 0.0))
+        return carried / jnp.where(total > 0, total, 1.0)
 
 
 def episode_rows(
@@ -50,4 +59,5 @@ def episode_rows(
     discounts = jnp.maximum(jnp.power(gamma, age.astype(rollout.rewards.dtype)), SMALLEST_DISCOUNT)
     discounts = jnp.where(valid, discounts, 0.0)
     shares = discounts * (1.0 - gamma + gamma * ended)
-    return EpisodeRows(discounts, shares, valid & (age == 0)), after[-1]
+    # The age of an episode that began in this rollout is at most the steps taken in it so far.
+    return EpisodeRows(discounts, shares, valid & (age == 0), age > taken - valid), after[-1]

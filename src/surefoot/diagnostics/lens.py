@@ -45,6 +45,12 @@ MEMORY = 0.9
 """What is kept of the smoothed promises when another cross-fit comes in."""
 
 
+MIN_EXPLAINED = 0.1
+"""Least explained variance of a critic whose errors show a gain that is still ahead."""
+MAX_CARRIED = 0.35
+"""Largest share of episodes begun before a rollout in which any critic's errors show a gain."""
+
+
 class Gain(NamedTuple):
     """What an update gained: an estimate, and what each group makes of it, whose mean it is.
 
@@ -87,6 +93,20 @@ def unbiased(sums: EpisodeSums) -> Bool[Array, ""]:
     mean, error = jnp.mean(surplus), jnp.std(surplus, ddof=1) / count**0.5
     balanced = jnp.abs(mean) <= MAX_SURPLUS * error + 1e-6 * jnp.mean(sums.episodes)
     return balanced & (effective_groups(sums.episodes) >= FEWEST_GROUPS)
+
+
+def foreseen(explained: Float[Array, ""], carried: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether what an update gained shows in the rollout that follows it.
+
+    An update also changes which states are visited. What that is worth is in the rewards, if
+    episodes fit into the rollout, or in the values of a critic that tells good states from bad
+    ones. With neither the gain is still ahead at the rollout's end, and is underestimated.
+
+    Args:
+        explained: the critic's explained variance on a rollout that it was not fitted to.
+        carried: the share of the episodes that began before the rollout.
+    """
+    return (explained >= MIN_EXPLAINED) | (carried <= MAX_CARRIED)
 
 
 def total_gain(gained: Float[Array, " group"]) -> Estimate:
@@ -195,7 +215,8 @@ class LensState(NamedTuple):
     `params`, `obs_stats` and `return_scale` are those under which the critic's values were read
     before the update; `td` are the discounted TD errors of its rows then, and `promised` and `kl`
     what the surrogate promised and how far the policy went, all in the environment's units and in
-    nats. `states` are some of the states it learned from. `gained` is what each group gained over
+    nats. `explained` is those values' explained variance on the rollout before the update.
+    `states` are some of the states it learned from. `gained` is what each group gained over
     the updates that have an interval, of which there were `judged`. `ready` is False before the
     first update.
     """
@@ -206,6 +227,7 @@ class LensState(NamedTuple):
     td: EpisodeSums
     promised: Float[Array, ""]
     kl: Float[Array, ""]
+    explained: Float[Array, ""]
     states: States
     ratio: RatioFilter
     gained: Float[Array, " group"]
@@ -224,6 +246,7 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
         td=EpisodeSums(zeros, zeros, zeros),
         promised=zero,
         kl=zero,
+        explained=zero,
         states=States(features, jnp.zeros(NUM_STATES, jnp.int32), no, no),
         ratio=start_filter(),
         gained=zeros,
@@ -233,13 +256,16 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
 
 
 def judge_update(
-    lens: LensState, after: EpisodeSums, *, paired: bool
+    lens: LensState, after: EpisodeSums, carried: Float[Array, ""], *, paired: bool
 ) -> tuple[LensState, dict[str, Array]]:
     """Judge the update before this rollout: the lens with its gain taken in, and the figures.
 
-    `after` has the TD errors of this rollout under the critic of before that update.
+    `after` has the TD errors of this rollout under the critic of before that update, and `carried`
+    is the share of its episodes that began before it.
     """
     gain, change = realised_gain(lens.td, after, paired=paired)
+    shown = foreseen(lens.explained, carried)
+    gain = gain._replace(variance=jnp.where(shown, gain.variance, jnp.nan))
     unknown = jnp.where(lens.ready, 0.0, jnp.nan)
     gain = gain._replace(mean=gain.mean + unknown)
     ratio = filter_gain(lens.ratio, gain, lens.promised, lens.kl)

@@ -133,7 +133,7 @@ def td_sums(
         rollout.terminated,
         gamma=settings.train.gamma,
     )
-    errors, (discounts, shares, begins) = rows.flatten((errors, episodes))
+    errors, (discounts, shares, begins, _) = rows.flatten((errors, episodes))
     count = Layout(settings.train.num_envs, rows.parts).num_groups
     begun = jax.ops.segment_sum(begins.astype(shares.dtype), groups, count)
     of_errors = sum_by_group(errors, discounts, groups, count).totals

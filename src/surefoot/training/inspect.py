@@ -48,6 +48,7 @@ def inspect(
     lens, judged = judge_update(
         lens,
         td_of(frozen, lens.return_scale),
+        learned.episodes.carried_share,
         paired=settings.train.num_envs > 1,
     )
     if "lens/crossfit_promise" in learned.info:  # a guard cross-fits every update
@@ -71,6 +72,7 @@ def inspect(
         "update/refusals": after.refusals,
         "env_steps": jnp.sum(rollout.valid),
     }
+    explained = metrics["lens/explained_variance"]
     lens = lens._replace(
         params=before.params,
         obs_stats=before.obs_stats,
@@ -78,10 +80,11 @@ def inspect(
         td=td_of(learned.values, scale),
         promised=update["surrogate/promised_gain"],
         kl=update["policy/kl_mean"],
+        explained=explained,
         states=_some_states(parts, before, rollout),
     )
     # What a refused update promised may be NaN. It is not judged, and nothing of it is stored.
-    finite = all_finite((lens.td, lens.promised, lens.kl))
+    finite = all_finite((lens.td, lens.promised, lens.kl, explained))
     return jax.tree.map(_or_zero, lens)._replace(ready=finite), metrics
 
 
