@@ -178,8 +178,8 @@ def coverage(
     state, key = jnp.full(shape, int(np.argmax(world.start))), jax.random.key(0)
     for index in range(1000 // num_steps + 1):
         state, age, _ = play(old, critic, state, age, jax.random.fold_in(key, index))
-    state, age, (before, _) = play(old, critic, state, age, jax.random.fold_in(key, 10**6))
-    _, _, (after, carried) = play(new, critic, state, age, jax.random.fold_in(key, 10**7))
+    state, age, (before, carried) = play(old, critic, state, age, jax.random.fold_in(key, 10**6))
+    _, _, (after, _) = play(new, critic, state, age, jax.random.fold_in(key, 10**7))
     explained = jnp.full(repeats, 1 - (1 - quality) ** 2)
     found = jax.vmap(partial(_interval, paired=num_envs > 1))(before, after, explained, carried)
     kind = f"{kind}, staggered" if staggered else kind
@@ -256,8 +256,8 @@ def of_a_run(
 
         count = 2 * limit // num_steps + 1
         (loop, ages), _ = jax.lax.scan(burn, (loop, ages), jnp.arange(count))
-        loop, ages, before, explained, _ = play(old.learn.params, seed, count, loop, ages)
-        _, _, after, _, carried = play(new.learn.params, seed, count + 1, loop, ages)
+        loop, ages, before, explained, carried = play(old.learn.params, seed, count, loop, ages)
+        _, _, after, *_ = play(new.learn.params, seed, count + 1, loop, ages)
         return _interval(before, after, explained, carried)
 
     found = jax.jit(lambda seeds: jax.lax.map(once, seeds, batch_size=16))(
@@ -360,7 +360,7 @@ def of_a_gymnasium_run(
             judged.append({quality: one for quality, (one, _) in sums.items()})
             ages = sums[1.0][1]
         for quality, intervals in found.items():
-            (before, explained, _), (after, _, carried) = (one[quality] for one in judged[-2:])
+            (before, explained, carried), (after, *_) = (one[quality] for one in judged[-2:])
             intervals.append(judge(before, after, explained, carried))
     env.close()
     first, second = (_fresh_return(run, each.params["policy"], stats) for each in (old, new))

@@ -34,7 +34,7 @@ from surefoot.cli.parser import main
 from surefoot.config.presets import settings_of
 from surefoot.diagnostics.catalogue import METRICS
 from surefoot.diagnostics.groups import EpisodeSums, interval_of
-from surefoot.diagnostics.lens import judge_update, realised_gain, start_lens, total_gain
+from surefoot.diagnostics.lens import foreseen, judge_update, realised_gain, start_lens, total_gain
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.exact import TabularSoftmax, random_mdp, solve
@@ -229,18 +229,30 @@ def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_no
     lens = start_lens({}, (), num_groups=4, num_features=1)
     for k in range(4):
         after = EpisodeSums(jnp.asarray(rng.normal(size=4), jnp.float32), ones, ones)
-        judged, metrics = judge_update(lens, after, jnp.zeros(()), paired=True)
+        judged, metrics = judge_update(lens, after, paired=True)
         if k == 0:
             assert np.isnan(metrics["lens/total_gain"])
         else:
             realised += float(metrics["lens/realised_gain"])
             assert float(metrics["lens/total_gain"]) == pytest.approx(realised, rel=1e-4)
         lens = judged._replace(td=after, ready=jnp.array(True))
-    _, unpaired = judge_update(lens, after, jnp.zeros(()), paired=False)
+    _, unpaired = judge_update(lens, after, paired=False)
     assert np.isnan(unpaired["lens/total_gain"])
     bad = EpisodeSums(jnp.full(4, jnp.nan), ones, ones)
-    judged, _ = judge_update(lens, bad, jnp.zeros(()), paired=True)
+    judged, _ = judge_update(lens, bad, paired=True)
     np.testing.assert_array_equal(judged.gained, lens.gained)
+    ahead, metrics = judge_update(lens._replace(foreseen=jnp.array(False)), after, paired=True)
+    assert np.isfinite(metrics["lens/realised_gain"])
+    assert np.isnan(metrics["lens/realised_low"])
+    np.testing.assert_array_equal(ahead.gained, lens.gained)
+
+
+@pytest.mark.parametrize(
+    ("explained", "carried", "shown"),
+    [(0.5, 0.9, True), (0.0, 0.9, False), (np.nan, 0.9, False), (np.nan, 0.01, True)],
+)
+def test_a_gain_shows_where_the_critic_or_the_rollout_reaches_it(explained, carried, shown):
+    assert bool(foreseen(jnp.float32(explained), jnp.float32(carried))) is shown
 
 
 def sampled_td(mdp, solution, critics, *, rng, num_envs=8, rows=100):

@@ -62,7 +62,7 @@ QUALITIES = [
 )
 @pytest.mark.parametrize(
     ("num_envs", "num_steps"),
-    [(16, 128), pytest.param(1, 2048, marks=pytest.mark.thorough)],
+    [(8, 512), pytest.param(1, 2048, marks=pytest.mark.thorough)],
     ids=["environments", "one"],
 )
 def test_the_interval_covers_the_exact_gain_where_episodes_end(kind, quality, num_envs, num_steps):
@@ -90,7 +90,7 @@ def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_other
 def test_without_a_critic_a_gain_has_an_interval_only_where_episodes_fit_into_rollouts():
     size = {"quality": 0.0, "num_envs": 16, "repeats": 400}
     assert coverage("a time limit", num_steps=64, staggered=True, **size).known < 0.05
-    assert coverage("ends, rewards above 0", num_steps=128, **size).known > 0.9
+    assert coverage("ends, rewards above 0", num_steps=1024, **size).known > 0.9
 
 
 def test_episodes_that_began_before_a_rollout_are_told_from_others():

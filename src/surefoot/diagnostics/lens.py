@@ -47,8 +47,8 @@ MEMORY = 0.9
 
 MIN_EXPLAINED = 0.1
 """Least explained variance of a critic whose errors show a gain that is still ahead."""
-MAX_CARRIED = 0.35
-"""Largest share of episodes begun before a rollout in which any critic's errors show a gain."""
+MAX_CARRIED = 0.15
+"""Largest share of episodes begun before a rollout at which any critic's errors show a gain."""
 
 
 class Gain(NamedTuple):
@@ -100,11 +100,12 @@ def foreseen(explained: Float[Array, ""], carried: Float[Array, ""]) -> Bool[Arr
 
     An update also changes which states are visited. What that is worth is in the rewards, if
     episodes fit into the rollout, or in the values of a critic that tells good states from bad
-    ones. With neither the gain is still ahead at the rollout's end, and is underestimated.
+    ones. With neither the gain is still ahead at the rollout's end, and is underestimated. The
+    rollout before the update is asked: what is chosen by its own outcome is biased by that.
 
     Args:
-        explained: the critic's explained variance on a rollout that it was not fitted to.
-        carried: the share of the episodes that began before the rollout.
+        explained: the critic's explained variance on that rollout, which it was not fitted to.
+        carried: the share of the episodes that began before that rollout.
     """
     return (explained >= MIN_EXPLAINED) | (carried <= MAX_CARRIED)
 
@@ -215,8 +216,8 @@ class LensState(NamedTuple):
     `params`, `obs_stats` and `return_scale` are those under which the critic's values were read
     before the update; `td` are the discounted TD errors of its rows then, and `promised` and `kl`
     what the surrogate promised and how far the policy went, all in the environment's units and in
-    nats. `explained` is those values' explained variance on the rollout before the update.
-    `states` are some of the states it learned from. `gained` is what each group gained over
+    nats. `foreseen` says whether the next rollout shows what it gained. `states` are some of the
+    states it learned from. `gained` is what each group gained over
     the updates that have an interval, of which there were `judged`. `ready` is False before the
     first update.
     """
@@ -227,7 +228,7 @@ class LensState(NamedTuple):
     td: EpisodeSums
     promised: Float[Array, ""]
     kl: Float[Array, ""]
-    explained: Float[Array, ""]
+    foreseen: Bool[Array, ""]
     states: States
     ratio: RatioFilter
     gained: Float[Array, " group"]
@@ -246,7 +247,7 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
         td=EpisodeSums(zeros, zeros, zeros),
         promised=zero,
         kl=zero,
-        explained=zero,
+        foreseen=jnp.array(True),
         states=States(features, jnp.zeros(NUM_STATES, jnp.int32), no, no),
         ratio=start_filter(),
         gained=zeros,
@@ -256,16 +257,14 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
 
 
 def judge_update(
-    lens: LensState, after: EpisodeSums, carried: Float[Array, ""], *, paired: bool
+    lens: LensState, after: EpisodeSums, *, paired: bool
 ) -> tuple[LensState, dict[str, Array]]:
     """Judge the update before this rollout: the lens with its gain taken in, and the figures.
 
-    `after` has the TD errors of this rollout under the critic of before that update, and `carried`
-    is the share of its episodes that began before it.
+    `after` has the TD errors of this rollout under the critic of before that update.
     """
     gain, change = realised_gain(lens.td, after, paired=paired)
-    shown = foreseen(lens.explained, carried)
-    gain = gain._replace(variance=jnp.where(shown, gain.variance, jnp.nan))
+    gain = gain._replace(variance=jnp.where(lens.foreseen, gain.variance, jnp.nan))
     unknown = jnp.where(lens.ready, 0.0, jnp.nan)
     gain = gain._replace(mean=gain.mean + unknown)
     ratio = filter_gain(lens.ratio, gain, lens.promised, lens.kl)

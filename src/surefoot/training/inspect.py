@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from surefoot.diagnostics.cross_fit import cross_fit, cross_fit_metrics
 from surefoot.diagnostics.gradient_noise import noise_metrics
-from surefoot.diagnostics.lens import LensState, judge_update, take_in_cross_fit
+from surefoot.diagnostics.lens import LensState, foreseen, judge_update, take_in_cross_fit
 from surefoot.diagnostics.state_shift import States, sample_states, shift_metrics
 from surefoot.diagnostics.update_stats import diagnose
 from surefoot.networks.spaces import obs_features
@@ -48,7 +48,6 @@ def inspect(
     lens, judged = judge_update(
         lens,
         td_of(frozen, lens.return_scale),
-        learned.episodes.carried_share,
         paired=settings.train.num_envs > 1,
     )
     if "lens/crossfit_promise" in learned.info:  # a guard cross-fits every update
@@ -72,7 +71,6 @@ def inspect(
         "update/refusals": after.refusals,
         "env_steps": jnp.sum(rollout.valid),
     }
-    explained = metrics["lens/explained_variance"]
     lens = lens._replace(
         params=before.params,
         obs_stats=before.obs_stats,
@@ -80,11 +78,11 @@ def inspect(
         td=td_of(learned.values, scale),
         promised=update["surrogate/promised_gain"],
         kl=update["policy/kl_mean"],
-        explained=explained,
+        foreseen=foreseen(metrics["lens/explained_variance"], learned.episodes.carried_share),
         states=_some_states(parts, before, rollout),
     )
     # What a refused update promised may be NaN. It is not judged, and nothing of it is stored.
-    finite = all_finite((lens.td, lens.promised, lens.kl, explained))
+    finite = all_finite((lens.td, lens.promised, lens.kl))
     return jax.tree.map(_or_zero, lens)._replace(ready=finite), metrics
 
 
