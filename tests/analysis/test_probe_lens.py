@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from functools import partial
 
 import gymnasium
 import jax
@@ -12,6 +13,7 @@ import pytest
 
 import surefoot as sf
 from surefoot.analysis.probe import conclude
+from surefoot.analysis.probe.choose import choose_update
 from surefoot.analysis.probe.conclude import promise_in_sample
 from surefoot.analysis.probe.measurements import NEW, OLD, Measurements, Place
 from surefoot.analysis.probe.players import HostPlayer, JaxPlayer
@@ -46,6 +48,7 @@ from surefoot.formulas.advantages import generalized_advantage_estimation
 from surefoot.formulas.intervals import mean_interval
 from surefoot.formulas.ratios import double_sample, ratio_interval
 from surefoot.storage.checkpoint import name_arrays, read_checkpoint
+from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.callback import Callback
 from surefoot.training.random_keys import Purpose, env_seeds
 from surefoot.training.run import open_run
@@ -466,7 +469,7 @@ def test_the_update_of_most_promise_is_probed_and_one_of_other_settings_is_no_re
     found = sf.probe_run(jax_run, budget=1500)
     assert found.iteration == most
     assert "equal to the stored one bit for bit" in found.source
-    # As after a resume with other settings: config.json has the newest alone.
+    # As if edited by hand: an override would have kept the old ones.
     shutil.copytree(jax_run, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["rule"]["learning_rate"] *= 3
@@ -498,12 +501,13 @@ def test_a_scheduled_checkpoint_of_a_host_run_gives_the_update_and_its_batch_aga
 
 
 def found_update(path, iteration, *, replay=False, env=None):
-    run, opened = open_run(path, env=env)
+    directory = RunDirectory(path)
+    chosen = choose_update(directory, iteration)
+    rerun = Rerun(partial(open_run, path, env=env), directory.history, iteration)
     try:
-        rerun = Rerun(run, opened)
-        return run, find_update(run.directory, rerun, iteration, replay=replay, callback=Callback())
+        return rerun.run, find_update(chosen, rerun, replay=replay, callback=Callback())
     finally:
-        opened.close()
+        rerun.close()
 
 
 def test_the_promise_on_the_own_batch_is_the_logged_one(jax_run):

@@ -5,7 +5,8 @@ a rule's own table comes on top when it trains alone. Source: `docs/results.md`;
 libraries are in `surefoot.config.peers`.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -272,8 +273,15 @@ def read_settings(config: Mapping[str, Any], file: Path) -> Settings:
         ConfigError: for settings that are wrong.
         CheckpointError: for a file that holds no settings at all.
     """
-    try:
+    with config_errors(file):
         return settings_of(config)
+
+
+@contextlib.contextmanager
+def config_errors(file: Path) -> Iterator[None]:
+    """Context manager that turns what a malformed `config.json` raises into a CheckpointError."""
+    try:
+        yield
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from surefoot.config.history import SettingsHistory, read_history
+from surefoot.config.settings import Settings
 from surefoot.envs.env_id import env_flag
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.storage.checkpoint import (
@@ -112,7 +114,7 @@ class RunDirectory:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `config.json` froze; CheckpointError where there is no run."""
+        """What `config.json` holds; CheckpointError where there is no run."""
         # A `Path` has made one slash of two.
         address = re.search(r"(^|/)\w+:/", str(self.path))
         if address:
@@ -127,6 +129,21 @@ class RunDirectory:
         if not isinstance(config, dict):
             raise CheckpointError(f"{self.path / 'config.json'} is not a configuration of ours")
         return config
+
+    @property
+    def history(self) -> SettingsHistory:
+        """The settings of each of its iterations; errors as in `read_history`."""
+        return read_history(self.config, self.path / "config.json")
+
+    def go_on(self, iteration: int, settings: Settings | None = None) -> None:
+        """Record in `config.json` that the run goes on, with other `settings` if given.
+
+        What it says of the settings of later iterations is dropped.
+        """
+        before = self.history
+        after = before.continued(iteration, settings)
+        if after != before:
+            self.write("config.json", dump(self.config | after.to_dict()))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to `metrics.jsonl`."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from surefoot.config.differences import differences
 from surefoot.config.peers import FindActions
-from surefoot.config.presets import Groups, read_settings, settle
+from surefoot.config.presets import Groups, settle
 from surefoot.config.presets import preset as find_preset
 from surefoot.config.settings import (
     GROUPS,
@@ -30,7 +30,6 @@ from surefoot.envs.source import EnvSource
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.jax_defaults import jax_defaults
 from surefoot.parallel.ray_ranks import RayRanks
-from surefoot.storage.files import dump
 from surefoot.storage.lock import lock, unlock
 from surefoot.storage.recorded_spec import record_spec
 from surefoot.storage.run_directory import RunDirectory
@@ -314,16 +313,18 @@ def _resume(
             undo.callback(envs.close)
             if elsewhere:
                 _check_max_envs(run.settings)
-            if settings is not None:
-                # Only now is it known that the stored arrays fit the new settings.
-                directory.write("config.json", dump(config | settings.to_dict()))
             if run.finished:
+                if settings is not None:
+                    rows = (row["iteration"] for row in directory.rows())
+                    directory.go_on(max([run.iteration, *rows]), settings)
                 return run
             placement = resources.place(run.settings)
             _warn_of_changes(config, directory, placement.count)
             _warn_of_schedules(config.get("train"), run)
             # Rows behind the checkpoint are of iterations that are about to be done again.
             run = replace(run, rows=directory.trim(run.iteration, run.env_steps))
+            # Only now is it known that the stored arrays fit the new settings.
+            directory.go_on(run.iteration, settings)
             undo.pop_all()  # from here on the trainer closes them
         return Trainer(run, envs, callback, placement, resources).train()
     finally:
@@ -371,7 +372,7 @@ def train_or_resume(
 
     A run that was killed before its first checkpoint starts over. Settings named in `override`, as
     `steps` or `train.steps`, may differ: the run continues with the new ones, which are written to
-    its `config.json`.
+    its `config.json`, beside the old ones of the iterations done.
 
     Raises:
         ConfigError: where the run there has other settings; they are listed.
@@ -403,7 +404,7 @@ def _changed_settings(
     Raises:
         ConfigError: where others differ.
     """
-    stored = read_settings(directory.config, directory.path / "config.json").to_dict()
+    stored = directory.history.now.to_dict()
     found = differences(stored, settings.to_dict())
     refused = [
         f"{name} is {shown(there)} there and {shown(here)} here"

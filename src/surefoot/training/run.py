@@ -93,6 +93,12 @@ class Run:
         """Whether every planned iteration is done."""
         return self.iteration >= self.settings.num_iterations
 
+    def settings_at(self, iteration: int) -> Settings:
+        """The settings that made an update, counted from 1: those before an override differ."""
+        if self.directory is None:
+            return self.settings
+        return self.directory.history.at(iteration)
+
     @property
     def policy(self) -> Policy:
         """What it has learned."""
@@ -344,7 +350,7 @@ def named_source(
         CheckpointError: where there is no run, or its environment must be named again.
     """
     config, path = directory.config, directory.path
-    named = config.get("env")
+    named = settings.env if settings else config.get("env")
     if not isinstance(named, str):
         raise CheckpointError(f"{path}: config.json names no environment")
     local = config.get("env_from_python", False) or not imports_nothing(named)
@@ -382,14 +388,18 @@ def _read(
         CheckpointError: where there is no run, no good checkpoint, or something must be named.
     """
     directory, own = RunDirectory(path), own or OwnNetworks()
-    own_settings, source = named_source(directory, env, to_open=to_open, settings=settings)
+    found, source = named_source(directory, env, to_open=to_open, settings=settings)
     if directory.config.get("own_networks", False) and own == OwnNetworks():
         raise CheckpointError(
             f"{path} was trained with a network of your own; give it again, in Python: network=...",
             name="NAME-NETWORK",
         )
     checkpoint = directory.newest(exact=exact, folder=folder)
-    return _Stored(directory, own_settings, source, own, checkpoint)
+    if folder == "best" and settings is None:
+        # A policy acts as it did, whatever was overridden since.
+        settings = directory.history.at(checkpoint.iteration)
+        found, source = named_source(directory, env, to_open=to_open, settings=settings)
+    return _Stored(directory, found, source, own, checkpoint)
 
 
 def open_run(
@@ -462,7 +472,8 @@ def load(
         path: the run directory.
         env: the environment again, where it needs an import of your own.
         network: your own networks again, where the run has them.
-        best: the checkpoint of the best evaluation (`--eval-every`) and not the newest.
+        best: the checkpoint of the best evaluation (`--eval-every`) and not the newest, with the
+            settings of its iteration.
 
     Raises:
         CheckpointError: where there is no run, no good checkpoint, or something must be named.

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import jax
 
+from surefoot.analysis.probe.choose import FOLDERS, choose_update
 from surefoot.analysis.probe.conclude import conclude
 from surefoot.analysis.probe.measurements import NEW, Measurements
 from surefoot.analysis.probe.players import HostPlayer, JaxPlayer
@@ -23,7 +24,7 @@ from surefoot.analysis.probe.result import Probe
 from surefoot.analysis.probe.rows import rows_of
 from surefoot.analysis.probe.settings import ProbeSettings
 from surefoot.analysis.probe.sweep import play_first_pairs, sweep
-from surefoot.analysis.probe.updates import FOLDERS, Rerun, find_update
+from surefoot.analysis.probe.updates import Rerun, find_update
 from surefoot.config.settings import OwnNetworks, Train
 from surefoot.envs.host import EnvLimits
 from surefoot.envs.registry import find_env
@@ -67,16 +68,18 @@ def probe_run(
         ConfigError: for an update that the run never made, or a budget that is too small.
     """
     callback, directory = as_callback(callback), RunDirectory(path)
+    chosen = choose_update(directory, update)
     # Any checkpoint will do to rebuild the run: the update's own are found later.
     folder = next((name for name in FOLDERS if directory.checkpoints(name)), FOLDERS[0])
-    run, opened = open_run(path, env=env, own=network, folder=folder)
+    open_with = partial(open_run, path, env=env, own=network, folder=folder)
+    rerun = Rerun(open_with, directory.history, chosen.iteration)
     try:
-        _refuse_vectors(run.source)
-        rerun = Rerun(run, opened)
-        found = find_update(directory, rerun, update, replay=replay, callback=callback)
+        _refuse_vectors(rerun.run.source)
+        found = find_update(chosen, rerun, replay=replay, callback=callback)
     finally:
         # The probe plays in environments of its own.
-        opened.close()
+        rerun.close()
+    run = rerun.run
     train, rule = run.settings.train, run.settings.rule
     clip_eps = getattr(rule, "clip_eps", ProbeSettings.clip_eps)
     settings = ProbeSettings(

@@ -239,6 +239,7 @@ _FROZEN = (
     "spec",
     "versions",
     "devices",
+    "history",
 )
 """Keys of a run's `config.json` that are no settings, so that it serves as a --config too."""
 
