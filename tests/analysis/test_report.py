@@ -31,7 +31,8 @@ from surefoot.analysis.report.table import Table, table_of
 from surefoot.analysis.report.totals import half_of_sums, totals
 from surefoot.analysis.text import figure
 from surefoot.cli.parser import main
-from surefoot.config.presets import settings_of
+from surefoot.config.history import SettingsHistory
+from surefoot.config.presets import preset, settings_of, settle
 from surefoot.diagnostics.catalogue import METRICS
 from surefoot.diagnostics.groups import EpisodeSums, interval_of
 from surefoot.diagnostics.lens import foreseen, judge_update, realised_gain, start_lens, total_gain
@@ -79,6 +80,13 @@ def made(tmp_path_factory):
         path = write_run(base / name, rows_of_a_run(collapse=name == "collapse"))
         found[name] = report(path, commands=[("Play it:", "surefoot evaluate x")])
     return found
+
+
+def facts_of(rows, eval_episodes):
+    """What a report reads of a run of these rows."""
+    settings = settle("CartPole-v1", preset("CartPole-v1"))
+    settings = settings.with_train(eval_episodes=eval_episodes)
+    return Facts(Path("run"), SettingsHistory(settings), {}, table_of(rows))
 
 
 def finding(of, section):
@@ -290,7 +298,7 @@ def test_the_interval_of_one_gain_is_its_own():
 
 def test_the_score_is_of_evaluations_where_there_are_any():
     rows = rows_of_a_run(60, collapse=True)
-    found = summarize_returns(table_of(rows), 20)
+    found = summarize_returns(facts_of(rows, 20))
     evaluated = [row for row in rows if "eval/return_mean" in row]
     assert found.evaluated
     assert found.final == evaluated[-1]["eval/return_mean"]
@@ -298,7 +306,7 @@ def test_the_score_is_of_evaluations_where_there_are_any():
     half = 2.0930241 * evaluated[-1]["eval/return_std"] / 20**0.5
     np.testing.assert_allclose(found.interval, (found.final - half, found.final + half), rtol=1e-6)
     assert found.lost > 0.9
-    assert summarize_returns(table_of(rows), 1).interval is None
+    assert summarize_returns(facts_of(rows, 1)).interval is None
 
 
 def test_without_evaluations_the_score_is_the_mean_of_a_tenth_of_the_training_episodes():
@@ -306,12 +314,12 @@ def test_without_evaluations_the_score_is_the_mean_of_a_tenth_of_the_training_ep
         {"iteration": k, "env_steps": k, "episode/return_mean": float(k), "episode/count": k % 2}
         for k in range(1, 41)
     ]
-    found = summarize_returns(table_of(rows), 20)
+    found = summarize_returns(facts_of(rows, 20))
     assert not found.evaluated
     assert found.final == pytest.approx((37 + 39) / 2)
     assert found.start == pytest.approx((1 + 3) / 2)
     assert (found.best, found.best_step) == (pytest.approx(38.0), 40)
-    assert summarize_returns(table_of([{"iteration": 1, "env_steps": 9}]), 20) is None
+    assert summarize_returns(facts_of([{"iteration": 1, "env_steps": 9}], 20)) is None
 
 
 @pytest.mark.parametrize(
@@ -326,10 +334,10 @@ def test_figures_of_a_long_run_keep_the_worst_state_and_the_extreme_episodes(tmp
     rows = rows_of_a_run(1000)
     path = write_run(tmp_path / "run", rows)
     config = json.loads((path / "config.json").read_text())
-    facts = Facts(path, settings_of(config), config, table_of(rows))
+    facts = Facts(path, SettingsHistory(settings_of(config)), config, table_of(rows))
     worst, *_ = distance_section(facts).panels[0].series
     assert worst.values.max() == max(row["policy/kl_worst_state"] for row in rows)
-    (panel,) = learning_section(facts, summarize_returns(facts.table, 20)).panels
+    (panel,) = learning_section(facts, summarize_returns(facts)).panels
     training = panel.series[0]
     assert training.band[0].min() == min(row["episode/return_min"] for row in rows)
     assert training.band[1].max() == max(row["episode/return_max"] for row in rows)

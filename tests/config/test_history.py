@@ -1,5 +1,6 @@
 """The settings of every iteration of a run are known, however often it went on with others."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_each_iteration_has_the_settings_that_made_it_after_any_overrides_and_re
         assert history.at(len(made) + 1) == history.now
         # No entry says nothing, and none is of an iteration that is not done.
         in_turn = [old for _, old in history.earlier] + [history.now]
-        assert all(old != new for old, new in zip(in_turn, in_turn[1:], strict=False))
+        assert all(old != new for old, new in itertools.pairwise(in_turn))
         assert all(0 < until <= len(made) for until, _ in history.earlier)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from surefoot.analysis.compare.cells import score_run, stored_score
 from surefoot.analysis.compare.comparison import Comparison, LearningCurve, Score
 from surefoot.config.differences import differences, flatten
-from surefoot.config.presets import settings_of
 from surefoot.config.settings import OwnNetworks
 from surefoot.config.validation import shown
 from surefoot.envs.registry import find_env
@@ -18,6 +17,8 @@ from surefoot.errors import ConfigError
 from surefoot.exact.registry import optimal_episode_return
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.run import load
+
+EARLIER = "earlier settings"
 
 
 class _Finished(NamedTuple):
@@ -89,8 +90,8 @@ def _runs_below(path: Path) -> list[Path]:
 
 def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetworks) -> _Finished:
     directory = RunDirectory(path)
-    config = directory.config
-    settings = settings_of(config)
+    config, history = directory.config, directory.history
+    settings = history.now
     found = stored_score(directory, episodes)
     if found is None:
         found = score_run(load(path, env=named.get(settings.env), network=own), episodes)
@@ -112,6 +113,13 @@ def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetwo
     decisive = flatten({key: tables[key] for key in ("rule", "train", "network", "critic")})
     # Seeds are the samples of one setting, and no variants.
     del decisive["train.seed"]
+    # A run with others on its way is no sample of the settings that it ended with.
+    earlier = [
+        f"{name} {shown(old)} until update {iteration}"
+        for iteration, values in history.changes()
+        for name, (old, _) in values.items()
+    ]
+    decisive[EARLIER] = ", ".join(earlier) or "none"
     circumstances = {
         "own networks": config.get("own_networks", False),
         "versions": dict(config.get("versions", {})),
@@ -151,7 +159,11 @@ def _differences(runs: Sequence[_Finished]) -> tuple[str, ...]:
     for name in dict.fromkeys(run.settings["rule.name"] for run in runs):
         variants = [run for run in runs if run.settings["rule.name"] == name]
         lines += _differing(variants, of_rule=True)
-    return tuple(lines + _differing(runs, of_rule=False))
+    lines += _differing(runs, of_rule=False)
+    earlier = {run.settings[EARLIER] for run in runs}
+    if len(earlier) == 1 and earlier != {"none"}:
+        lines.append(f"{EARLIER}: {earlier.pop()} in every run")
+    return tuple(lines)
 
 
 def _differing(runs: Sequence[_Finished], *, of_rule: bool) -> list[str]:

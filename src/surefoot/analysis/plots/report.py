@@ -74,16 +74,24 @@ class RaisedWarning(NamedTuple):
     steps: Num[np.ndarray, " time"]
 
 
+class Extent(NamedTuple):
+    """The axis of steps of a page: its end, and the steps at which settings changed."""
+
+    last_step: float
+    changes: Sequence[float] = ()
+
+
 def draw_panels(
     panels: Sequence[Panel],
-    last_step: float,
+    extent: Extent,
     raised: Sequence[RaisedWarning] = (),
     *,
     narrow: bool = False,
 ) -> str:
     """The panels as one SVG, with the warnings as marks along the top of the first.
 
-    A `narrow` one is for a phone, with a line of its own for each entry of a legend.
+    Vertical lines are where settings changed. A `narrow` one is for a phone, with a line of its own
+    for each entry of a legend.
     """
     marks = len({each.level for each in raised})
     # The marks are on the first panel, and their levels in its legend.
@@ -99,9 +107,9 @@ def draw_panels(
         place = (frame.left, top / total, frame.right - frame.left, panel.height / total)
         axes = figure.add_axes(place)
         _draw(axes, panel)
-        _share_steps(axes, last_step, last=index == len(panels) - 1)
+        _share_steps(axes, extent, last=index == len(panels) - 1)
         if index == 0:
-            _mark(axes, raised, last_step)
+            _mark(axes, raised, extent.last_step)
         _legend(axes, [series.label for series in panel.series], narrow=narrow)
     return as_svg(figure)
 
@@ -111,9 +119,7 @@ def _legend_room(entries: int, narrow: bool) -> float:
     return 0.2 + 0.18 * entries if narrow else _LEGEND
 
 
-def draw_timeline(
-    raised: Sequence[RaisedWarning], last_step: float, *, narrow: bool = False
-) -> str:
+def draw_timeline(raised: Sequence[RaisedWarning], extent: Extent, *, narrow: bool = False) -> str:
     """A row for each warning, with a tick at each time it was raised, as SVG."""
     height, frame = 0.3 * len(raised) + 0.1, _FRAMES[narrow]
     total = height + _AXIS + 0.2
@@ -121,7 +127,7 @@ def draw_timeline(
     place = (frame.left, _AXIS / total, frame.right - frame.left, height / total)
     axes = figure.add_axes(place)
     for row, each in enumerate(reversed(raised)):
-        color, steps = LEVEL_COLORS.get(each.level, GRAY), _apart(each.steps, last_step)
+        color, steps = LEVEL_COLORS.get(each.level, GRAY), _apart(each.steps, extent.last_step)
         axes.vlines(steps, row + 0.08, row + 0.5, color=color, linewidth=1.8)
         # Names are above their rows: beside them they would move the axis of steps.
         axes.text(0.0, row + 0.56, each.name, color=color, fontsize=SMALLEST, va="bottom")
@@ -129,7 +135,7 @@ def draw_timeline(
     axes.set_ylim(0, len(raised) + 0.1)
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
-    _share_steps(axes, last_step, last=True)
+    _share_steps(axes, extent, last=True)
     return as_svg(figure)
 
 
@@ -179,9 +185,11 @@ def _draw_series(axes: Axes, series: PanelSeries) -> None:
     axes.plot(steps, values, linewidth=1.8, marker=marker, **style)
 
 
-def _share_steps(axes: Axes, last_step: float, *, last: bool) -> None:
+def _share_steps(axes: Axes, extent: Extent, *, last: bool) -> None:
     # Not by the data: all figures of the page have the same axis of steps.
-    axes.set_xlim(0, max(last_step, 1) * 1.01)
+    axes.set_xlim(0, max(extent.last_step, 1) * 1.01)
+    for step in extent.changes:
+        axes.axvline(step, color=GRAY, linewidth=0.7, zorder=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(labelbottom=last, labelsize=SMALLEST)
     if last:

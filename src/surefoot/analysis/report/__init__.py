@@ -14,7 +14,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from surefoot.analysis.plots.grouping import group_size
-from surefoot.analysis.plots.report import RaisedWarning, draw_panels, draw_timeline
+from surefoot.analysis.plots.report import Extent, RaisedWarning, draw_panels, draw_timeline
 from surefoot.analysis.report.appendix import (
     newest_probe,
     probe_section,
@@ -31,12 +31,11 @@ from surefoot.analysis.report.learning import (
     summarize_returns,
 )
 from surefoot.analysis.report.promises import lies_section, promise_section
-from surefoot.analysis.report.section import Facts, Section
+from surefoot.analysis.report.section import Facts, Section, SettingsChange
 from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of
 from surefoot.analysis.report.totals import totals
 from surefoot.analysis.text import data_url, picture_tag
-from surefoot.config.presets import read_settings
 from surefoot.errors import CheckpointError
 from surefoot.storage.run_directory import RunDirectory
 
@@ -69,17 +68,17 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
     """
     directory = RunDirectory(path)
     config = directory.config
-    settings = read_settings(config, path / "config.json")
-    table = table_of(directory.rows())
+    history = directory.history
+    settings, table = history.now, table_of(directory.rows())
     if not len(table.steps):
         raise CheckpointError(
             f"{path} has no row of metrics yet, as no update is done; try again after the first "
             "one",
             name="NO-ROWS",
         )
-    facts = Facts(path, settings, config, table)
+    facts = Facts(path, history, config, table)
     raised = raised_warnings(table)
-    found = summarize_returns(table, settings.train.eval_episodes)
+    found = summarize_returns(facts)
     sums = totals(table, settings.train.num_envs)
     of_updates = [
         promise_section(facts, sums),
@@ -99,6 +98,7 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
         settings_section(facts, commands),
     ]
     verdict = [_what_was_trained(facts), _how_it_ended(found), _where_to_look(sections)]
+    verdict[1:1] = map(_what_changed, facts.changes)
     summary = {
         "env": settings.env,
         "rule": settings.rule.name,
@@ -106,6 +106,7 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
         "env_steps": int(facts.last_step),
         "iterations": int(table.iterations[-1]),
         "planned_iterations": settings.num_iterations,
+        "settings_changes": [change._asdict() for change in facts.changes],
         "finished": facts.finished,
         "warnings": dict(Counter(itertools.chain(*table.warnings))),
         "score": found._asdict() if found else None,
@@ -129,6 +130,11 @@ def _what_was_trained(facts: Facts) -> str:
     if facts.finished:
         return f"{text}, all of its {done:,} updates."
     return f"{text}: {done:,} of {planned:,} updates; it is still running, or was stopped."
+
+
+def _what_changed(change: SettingsChange) -> str:
+    """The settings that changed at one update, in a sentence."""
+    return f"After update {change.iteration:,} its settings changed: {change.text}."
 
 
 def _how_it_ended(found: ReturnSummary | None) -> str:
@@ -169,7 +175,7 @@ def _page(
         verdict="".join(f"<p>{_text(sentence)}</p>" for sentence in verdict),
         contents="".join(_link(section) for section in sections),
         sections="\n".join(
-            _section(section, _picture(section, facts.last_step, raised)) for section in sections
+            _section(section, _picture(section, facts, raised)) for section in sections
         ),
     )
 
@@ -202,16 +208,17 @@ def _text(words: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words))
 
 
-def _picture(section: Section, last_step: float, raised: Sequence[RaisedWarning]) -> str:
+def _picture(section: Section, facts: Facts, raised: Sequence[RaisedWarning]) -> str:
     """The section's figure, for wide screens and for phones, or nothing."""
+    extent = Extent(facts.last_step, [change.step for change in facts.changes])
     if section.panels:
         # Once, above the figure that is read first; their own section has the timeline.
         marks = raised if section.name == "learning" else ()
         drawn = [
-            draw_panels(section.panels, last_step, marks, narrow=narrow) for narrow in (False, True)
+            draw_panels(section.panels, extent, marks, narrow=narrow) for narrow in (False, True)
         ]
     elif section.name == "warnings" and raised:
-        drawn = [draw_timeline(raised, last_step, narrow=narrow) for narrow in (False, True)]
+        drawn = [draw_timeline(raised, extent, narrow=narrow) for narrow in (False, True)]
     else:
         return ""
     wide, narrow = (data_url("svg+xml", svg.encode()) for svg in drawn)

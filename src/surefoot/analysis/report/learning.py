@@ -45,19 +45,19 @@ class ReturnSummary(NamedTuple):
         return (self.best - self.final) / learned if learned > 0 else 0.0
 
 
-def evaluation_intervals(table: Table, episodes: int) -> Interval:
+def evaluation_intervals(facts: Facts) -> Interval:
     """95 % t intervals of the evaluations' means; the ends are NaN for one episode."""
-    means = table.column("eval/return_mean")
-    error = table.column("eval/return_std") / episodes**0.5 if episodes > 1 else math.nan
-    return t_interval(means, error, episodes - 1)
+    table, episodes = facts.table, facts.of_rows(lambda settings: settings.train.eval_episodes)
+    error = table.column("eval/return_std") / np.where(episodes > 1, episodes, np.nan) ** 0.5
+    return t_interval(table.column("eval/return_mean"), error, episodes - 1)
 
 
-def summarize_returns(table: Table, episodes: int) -> ReturnSummary | None:
+def summarize_returns(facts: Facts) -> ReturnSummary | None:
     """Start, end and best, of evaluations if there are any, else of training episodes.
 
     None where no episode has ended.
     """
-    values, low, high = evaluation_intervals(table, episodes)
+    table, (values, low, high) = facts.table, evaluation_intervals(facts)
     where = np.flatnonzero(np.isfinite(values))
     evaluated, interval = len(where) > 0, None
     if evaluated:
@@ -150,7 +150,7 @@ def _training(facts: Facts) -> list[PanelSeries]:
 
 
 def _evaluations(facts: Facts) -> list[PanelSeries]:
-    intervals = evaluation_intervals(facts.table, facts.settings.train.eval_episodes)
+    intervals = evaluation_intervals(facts)
     where = np.flatnonzero(np.isfinite(intervals.mean))
     if not len(where):
         return []

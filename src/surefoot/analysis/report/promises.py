@@ -72,8 +72,9 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
     ylabel = "discounted reward,\nsum over updates"
     panel = Panel(ylabel, _curves(found), levels=((0.0, ""),), height=2.9)
     made = section("promise", finding).judged([(True, advice or harm)], panel)
-    discount = _discount(facts.settings.train.gamma)
-    return made._replace(meaning=made.meaning.format(discount=discount))
+    discounts = dict.fromkeys(facts.of_rows(lambda settings: settings.train.gamma))
+    text = ", and later ".join(map(_discount, discounts))
+    return made._replace(meaning=made.meaning.format(discount=text))
 
 
 def _curves(found: Totals) -> list[PanelSeries]:

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,9 @@ from surefoot.analysis.plots.grouping import Reduction, means, starts_of
 from surefoot.analysis.plots.report import Dash, Panel, PanelSeries
 from surefoot.analysis.report.table import Column, Table
 from surefoot.analysis.text import figure
+from surefoot.config.history import SettingsHistory
 from surefoot.config.settings import Settings
+from surefoot.config.validation import shown
 from surefoot.formulas.intervals import Interval
 
 GUIDE = tomllib.loads((Path(__file__).parent / "guide.toml").read_text(encoding="utf-8"))
@@ -31,13 +33,46 @@ class Color:
     EXTRA = "#CC79A7"
 
 
+class SettingsChange(NamedTuple):
+    """A change of settings: the last update and step before it, old and new values by name."""
+
+    iteration: int
+    step: float
+    values: Mapping[str, tuple[Any, Any]]
+
+    @property
+    def text(self) -> str:
+        """The change in words, as `rule.max_kl 0.01 to 0.003`."""
+        each = (f"{name} {shown(a)} to {shown(b)}" for name, (a, b) in self.values.items())
+        return ", ".join(each)
+
+
 class Facts(NamedTuple):
     """Input of a report; the environment is never opened."""
 
     path: Path
-    settings: Settings
+    history: SettingsHistory
     config: Mapping[str, Any]
     table: Table
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force now."""
+        return self.history.now
+
+    def of_rows(self, number: Callable[[Settings], float]) -> Column:
+        """A number of the settings that made each row."""
+        return np.array([number(self.history.at(int(k))) for k in self.table.iterations], float)
+
+    @property
+    def changes(self) -> list[SettingsChange]:
+        """The changes of settings between its rows."""
+        iterations, steps = self.table.iterations, np.append(0.0, self.table.steps)
+        return [
+            SettingsChange(until, float(steps[np.searchsorted(iterations, until, "right")]), values)
+            for until, values in self.history.changes()
+            if values
+        ]
 
     @property
     def finished(self) -> bool:

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 
+from surefoot.analysis.plots.grouping import newest
 from surefoot.analysis.plots.report import Panel, PanelSeries
+from surefoot.analysis.plots.style import GRAY
 from surefoot.analysis.report.section import (
     Color,
     Facts,
@@ -16,6 +18,7 @@ from surefoot.analysis.report.section import (
 )
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure, percent
+from surefoot.config.settings import Settings
 
 _JUMPS = (
     "A few states jump while the average stays small: use a smaller radius, step size or clip "
@@ -61,9 +64,7 @@ def distance_section(facts: Facts) -> Section:
 
 
 def _panels(facts: Facts) -> list[Panel]:
-    table, rule = facts.table, facts.settings.rule
-    # The limit on the mean KL, where the rule has a constant one.
-    radius = getattr(rule, "max_kl", None)
+    table, radii = facts.table, facts.of_rows(_constant_radius)
     worst = "policy/kl_worst_state"
     kl = [
         *line(table, worst, "worst state", Color.PROMISED, reduction=np.maximum.reduceat),
@@ -79,13 +80,23 @@ def _panels(facts: Facts) -> list[Panel]:
     ]
     shares = line(table, "policy/kl_worst_share", "KL held by the worst 1 %", Color.PROMISED)
     ratios = [*_log_ratio(table, "good", Color.GOOD), *_log_ratio(table, "bad", Color.PROMISED)]
-    levels = ((radius, "radius"),) if radius is not None and rule.final_fraction == 1.0 else ()
+    same = len(set(radii)) == 1
+    if np.isfinite(radii).all() and not same:
+        limits = table._replace(columns={**table.columns, "radius": radii})
+        kl += line(limits, "radius", "radius", GRAY, reduction=newest, dash=(0, (4, 3)))
+    levels = ((float(radii[0]), "radius"),) if same and np.isfinite(radii[0]) else ()
     return [
         Panel("KL (nats)", kl, levels=levels, log=True, height=2.6),
         Panel("share", shares, (0.0, 0.2), ylim=(0.0, None)),
         Panel("log ratio", ratios, levels=((0.0, ""),)),
         Panel("share", clipped, (0.0, 0.3), ylim=(0.0, None)),
     ]
+
+
+def _constant_radius(settings: Settings) -> float:
+    """The limit on the mean KL; NaN where the rule has none, or it falls."""
+    constant = settings.rule.final_fraction == 1.0
+    return getattr(settings.rule, "max_kl", math.nan) if constant else math.nan
 
 
 def _log_ratio(table: Table, sign: str, color: str) -> list[PanelSeries]:
@@ -162,10 +173,11 @@ def _descent(facts: Facts) -> Section:
     if absent := table.missing("update/gradient_norm"):
         return left_out("solver", absent, guide="descent")
     norm, epochs = table.recent("update/gradient_norm"), table.recent("update/epochs")
-    planned = getattr(facts.settings.rule, "num_epochs", None) or math.nan
+    epochs_of = facts.of_rows(lambda settings: getattr(settings.rule, "num_epochs", math.nan))
+    planned = table._replace(columns={"planned": epochs_of}).recent("planned")
     finding = recently(
         (norm, f"the norm of the gradient is {figure(norm)}"),
-        (epochs + planned, f"{figure(epochs)} of {planned} epochs run"),
+        (epochs + planned, f"{figure(epochs)} of {figure(planned)} epochs run"),
     )
     lines = (
         ("norm", "update/gradient_norm", "norm of the gradient", Color.GOT),
