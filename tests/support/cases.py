@@ -464,7 +464,8 @@ CASES = {
     117: Case(
         _W,
         "going on with other settings that --override names",
-        "each is what trains, or exit 2 where the state already holds its effect",
+        "each is what trains, or exit 2 where the state already holds its effect; what was done "
+        "before is probed, played and reported with the settings of its time",
         "????",
     ),
     118: Case(

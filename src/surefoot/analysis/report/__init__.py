@@ -210,7 +210,7 @@ def _text(words: str) -> str:
 
 def _picture(section: Section, facts: Facts, raised: Sequence[RaisedWarning]) -> str:
     """The section's figure, for wide screens and for phones, or nothing."""
-    extent = Extent(facts.last_step, [change.step for change in facts.changes])
+    extent = Extent(facts.last_step, tuple(change.step for change in facts.changes))
     if section.panels:
         # Once, above the figure that is read first; their own section has the timeline.
         marks = raised if section.name == "learning" else ()
