@@ -586,7 +586,7 @@ def test_runs_that_cannot_be_probed_say_why_in_a_line(host_run, jax_run, tmp_pat
         ([str(jax_run), "--budget", "0"], "BUDGET", "at least 1"),
         ([str(jax_run), "--plot", "none/x.png"], "STORAGE", "no directory none"),
         ([str(jax_run), "--seed", "-1"], "CONFIG", "--seed"),
-        ([str(empty)], "CHECKPOINT", "no checkpoint"),
+        ([str(empty)], "NO-CHECKPOINT", "next to an update"),
         ([str(tmp_path)], "CHECKPOINT", "no run directory"),
         ([str(host_run)], "NAME-ENV", "name it again"),
         ([str(host_run), "--env", "MountainCar-v0"], "OTHER-ENV", "another environment"),

@@ -229,9 +229,12 @@ def test_a_configuration_file_is_data_and_nothing_else(text, said, capsys, empty
 def test_the_config_of_a_run_serves_as_a_configuration_file(capsys):
     command = ["train", "CartPole-v1", "--steps", "32", "--json", "--out"]
     assert main([*command, "one", *SMALL]) == 0
+    changed = ["--keep-checkpoints", "5", "--resume", "auto", "--override", "keep_checkpoints"]
+    assert main([*command, "one", *SMALL, *changed]) == 0
     assert main([*command, "two", "--config", "one/config.json"]) == 0
     capsys.readouterr()
     one, two = (json.loads(Path(name, "config.json").read_text()) for name in ("one", "two"))
+    assert one.pop("history")[0]["settings"] == {"train": {"keep_checkpoints": 3}}
     assert one == two
 
 

@@ -57,6 +57,12 @@ def test_each_iteration_has_the_settings_that_made_it_after_any_overrides_and_re
         assert all(0 < until <= len(made) for until, _ in history.earlier)
 
 
+@pytest.mark.parametrize(("old", "new"), list(itertools.permutations(SETTINGS, 2)))
+def test_settings_of_any_kind_come_back_whole(old, new):
+    history = through_json(SettingsHistory(old).continued(3, new))
+    assert history == SettingsHistory(new, ((3, old),))
+
+
 def test_the_file_has_the_old_values_of_what_changed_alone():
     history = SettingsHistory(SETTINGS[0]).continued(12, SETTINGS[1]).continued(20, SETTINGS[2])
     steps, gamma = SETTINGS[0].train.steps, SETTINGS[0].train.gamma

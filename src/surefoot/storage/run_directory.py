@@ -135,11 +135,16 @@ class RunDirectory:
         """The settings of each of its iterations; errors as in `read_history`."""
         return read_history(self.config, self.path / "config.json")
 
-    def go_on(self, iteration: int, settings: Settings | None = None) -> None:
-        """Record in `config.json` that the run goes on, with other `settings` if given.
+    def go_on(
+        self, iteration: int, env_steps: int, settings: Settings | None = None
+    ) -> list[dict[str, Any]]:
+        """`trim`, and write the `settings` that the run goes on with, if others; the rows left."""
+        rows = self.trim(iteration, env_steps)
+        self.change_settings(iteration, settings)
+        return rows
 
-        What it says of the settings of later iterations is dropped.
-        """
+    def change_settings(self, iteration: int, settings: Settings | None) -> None:
+        """Write `settings`, if any, for what comes after an iteration; forget what was for it."""
         before = self.history
         after = before.continued(iteration, settings)
         if after != before:

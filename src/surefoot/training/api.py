@@ -316,15 +316,14 @@ def _resume(
             if run.finished:
                 if settings is not None:
                     rows = (row["iteration"] for row in directory.rows())
-                    directory.go_on(max([run.iteration, *rows]), settings)
+                    directory.change_settings(max([run.iteration, *rows]), settings)
                 return run
             placement = resources.place(run.settings)
             _warn_of_changes(config, directory, placement.count)
             _warn_of_schedules(config.get("train"), run)
-            # Rows behind the checkpoint are of iterations that are about to be done again.
-            run = replace(run, rows=directory.trim(run.iteration, run.env_steps))
-            # Only now is it known that the stored arrays fit the new settings.
-            directory.go_on(run.iteration, settings)
+            # Rows behind the checkpoint are of iterations that are about to be done again. Only now
+            # is it known that the stored arrays fit the new settings.
+            run = replace(run, rows=directory.go_on(run.iteration, run.env_steps, settings))
             undo.pop_all()  # from here on the trainer closes them
         return Trainer(run, envs, callback, placement, resources).train()
     finally:

@@ -132,8 +132,7 @@ def _open(template: Run, init: Callable[[Any], Any], cell: Cell) -> Run:
             unlock(directory.path)
         else:
             # Rows after the checkpoint will be written again.
-            rows = directory.trim(run.iteration, run.env_steps)
-            directory.go_on(run.iteration)
+            rows = directory.go_on(run.iteration, run.env_steps)
         return replace(run, rows=rows, learner=template.learner)
     if (directory.path / "config.json").exists():
         # It was killed before its first checkpoint.
