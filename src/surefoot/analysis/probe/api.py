@@ -71,8 +71,8 @@ def probe_run(
     chosen = choose_update(directory, update)
     # Any checkpoint will do to rebuild the run: the update's own are found later.
     folder = next((name for name in FOLDERS if directory.checkpoints(name)), FOLDERS[0])
-    open_with = partial(open_run, path, env=env, own=network, folder=folder)
-    rerun = Rerun(open_with, directory.history, chosen.iteration)
+    open_again = partial(open_run, path, env=env, own=network, folder=folder)
+    rerun = Rerun(open_again, directory.history, chosen.iteration)
     try:
         _refuse_vectors(rerun.run.source)
         found = find_update(chosen, rerun, replay=replay, callback=callback)

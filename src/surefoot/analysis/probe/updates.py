@@ -6,10 +6,10 @@ that knows the state of the training loop.
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,10 @@ from surefoot.analysis.probe.choose import Chosen
 from surefoot.analysis.probe.players import Trajectories
 from surefoot.analysis.probe.rows import Experience, episode_ages
 from surefoot.config.history import SettingsHistory
-from surefoot.config.settings import Settings
 from surefoot.envs.host import HostEnv
 from surefoot.envs.source import OpenEnvs
 from surefoot.errors import CheckpointError, ConfigError
-from surefoot.storage.checkpoint import (
-    name_arrays,
-    read_checkpoint,
-    restore_arrays,
-)
+from surefoot.storage.checkpoint import name_arrays, read_checkpoint, restore_arrays
 from surefoot.training.batch import state_values
 from surefoot.training.callback import Callback
 from surefoot.training.loop import versions
@@ -57,10 +52,8 @@ class PolicyUpdate(NamedTuple):
     source: str
 
 
-class OpenWith(Protocol):
-    """Opens a run, and its environments, with these settings."""
-
-    def __call__(self, *, settings: Settings) -> tuple[Run, OpenEnvs]: ...  # noqa: D102
+OpenRun = Callable[..., tuple[Run, OpenEnvs]]
+"""`open_run(settings=...)`: opens the run and its environments with these settings."""
 
 
 class Rerun:
@@ -69,9 +62,9 @@ class Rerun:
     `run` has those of the update of an `iteration`.
     """
 
-    def __init__(self, open_with: OpenWith, history: SettingsHistory, iteration: int):
-        self._open_with, self._history = open_with, history
-        self.run, self._opened = open_with(settings=history.at(iteration))
+    def __init__(self, open_run: OpenRun, history: SettingsHistory, iteration: int):
+        self._open_run, self._history = open_run, history
+        self.run, self._opened = open_run(settings=history.at(iteration))
 
     def close(self) -> None:
         """Close the environments."""
@@ -145,7 +138,7 @@ class Rerun:
         for settings, some in itertools.groupby(iterations, self._history.at):
             if settings != self.run.settings:
                 self.close()  # first: at most `max_envs` are open
-                self.run, self._opened = self._open_with(settings=settings)
+                self.run, self._opened = self._open_run(settings=settings)
             # The run was resumed where they changed: from the arrays of its state alone.
             state = self._of_arrays(name_arrays(found[0]), "") if found else self.restore(start)
             repeats = state, len(list(some))

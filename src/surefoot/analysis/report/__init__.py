@@ -67,16 +67,14 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
         ConfigError: where its settings are invalid.
     """
     directory = RunDirectory(path)
-    config = directory.config
-    history = directory.history
-    settings, table = history.now, table_of(directory.rows())
+    history, table = directory.history, table_of(directory.rows())
     if not len(table.steps):
         raise CheckpointError(
             f"{path} has no row of metrics yet, as no update is done; try again after the first "
             "one",
             name="NO-ROWS",
         )
-    facts = Facts(path, history, config, table)
+    facts, settings = Facts(path, history, directory.config, table), history.now
     raised = raised_warnings(table)
     found = summarize_returns(facts)
     sums = totals(table, settings.train.num_envs)
