@@ -270,14 +270,13 @@ def test_a_report_says_when_settings_changed_and_what_and_marks_it(tmp_path, mon
     assert set(drawn) == {Extent(60 * 2048, ())}
     made = report(path)
     said = (
-        "After update 20 its settings changed: rule.max_kl 0.02 to 0.01.",
-        "After update 40 its settings changed: rule.damping 0.3 to 0.1, train.gamma 0.9 to 0.99.",
+        "Settings changed: rule.max_kl 0.02 to 0.01 after update 20.",
+        "Settings changed: rule.damping 0.3 to 0.1, train.gamma 0.9 to 0.99 after update 40.",
     )
     assert tuple(made.summary["verdict"][1:3]) == said
     assert all(line in made.page for line in said)
-    assert "After update 20: rule.max_kl 0.02 to 0.01." in made.page
     first, _ = made.summary["settings_changes"]
-    assert first == {"iteration": 20, "step": 20 * 2048, "values": {"rule.max_kl": (0.02, 0.01)}}
+    assert first == {"iteration": 20, "values": {"rule.max_kl": (0.02, 0.01)}}
     assert json.dumps(made.summary)
     assert drawn[-1] == Extent(60 * 2048, (20 * 2048, 40 * 2048))
     panel = distance_section(facts_of(path)).panels[0]
@@ -342,12 +341,12 @@ def test_a_run_that_changed_on_its_way_is_no_seed_of_the_settings_it_ended_with(
     result = read_runs([plain, changed], episodes=3)
     assert result.rules("CartPole-v1") == ("trpo#1", "trpo#2")
     assert result.differences["CartPole-v1"] == (
-        "earlier settings: trpo#1 none, trpo#2 rule.max_kl 0.02 until update 20",
+        "changed on the way: trpo#1 none, trpo#2 rule.max_kl 0.02 to 0.01 after update 20",
     )
     # Those that changed alike are of one setting, which the table names.
     result = read_runs([changed, finished("like", 2, (20, old))], episodes=3)
     assert result.rules("CartPole-v1") == ("trpo",)
     assert result.differences["CartPole-v1"] == (
-        "earlier settings: rule.max_kl 0.02 until update 20 in every run",
+        "changed on the way: rule.max_kl 0.02 to 0.01 after update 20 in every run",
     )
     assert read_runs([plain], episodes=3).differences["CartPole-v1"] == ()

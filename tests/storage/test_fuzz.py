@@ -21,7 +21,8 @@ import surefoot as sf
 from surefoot.analysis.report.appendix import raised_warnings
 from surefoot.analysis.report.table import table_of
 from surefoot.cli.commands.training import settings_file
-from surefoot.config.presets import read_settings, settle
+from surefoot.config.history import SettingsHistory, read_history
+from surefoot.config.presets import settle
 from surefoot.errors import SurefootError
 from surefoot.exact import find_mdp
 from surefoot.exporting.numpy_policy import NumpyPolicy
@@ -79,7 +80,8 @@ def directory():
     spec = EnvSpec(
         "CartPole-v1", spaces.Dict(keys), spaces.MultiDiscrete([2, 3]), 500, False, False
     )
-    config = settings.to_dict() | {"spec": record_spec(spec), "devices": 1}
+    history = SettingsHistory(settings).continued(2, settings.with_train(gamma=0.9))
+    config = history.to_dict() | {"spec": record_spec(spec), "devices": 1}
     run = RunDirectory.create(Path("run"), config)
     arrays = {"a/b": np.arange(6, dtype=np.float32).reshape(2, 3), "c": np.array(7, np.int32)}
     run.save(Checkpoint(arrays, 3, 96, True, {"jax": "1"}), keep=1)
@@ -95,7 +97,7 @@ def directory():
 
 
 def read_settings_of(run: RunDirectory) -> None:
-    read_settings(run.config, run.path / "config.json")
+    read_history(run.config, run.path / "config.json")
 
 
 def read_source(run: RunDirectory) -> None:

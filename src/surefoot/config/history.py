@@ -4,15 +4,30 @@
 that they made, and `settings`, the fields whose values changed then, with their old values.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from surefoot.config.differences import differences
 from surefoot.config.presets import config_errors, read_settings, settings_of
 from surefoot.config.settings import GROUPS, Settings
+from surefoot.config.validation import shown
+
+
+class SettingsChange(NamedTuple):
+    """A change of settings: the last update before it, and the old and new values by name."""
+
+    iteration: int
+    values: dict[str, tuple[Any, Any]]
+
+    @property
+    def text(self) -> str:
+        """The change in words, as `rule.max_kl 0.01 to 0.003 after update 12`."""
+        each = (f"{name} {shown(old)} to {shown(new)}" for name, (old, new) in self.values.items())
+        return f"{', '.join(each)} after update {self.iteration:,}"
 
 
 @dataclass(frozen=True)
@@ -26,13 +41,12 @@ class SettingsHistory:
         """The settings that made an update, counted from 1."""
         return next((old for until, old in self.earlier if iteration <= until), self.now)
 
-    def changes(self) -> list[tuple[int, dict[str, tuple[Any, Any]]]]:
-        """The last update before each change, and the old and new values of what changed."""
-        tables = [settings.to_dict() for settings in self._in_turn()]
-        return [
-            (until, differences(old, new))
-            for (until, _), old, new in zip(self.earlier, tables, tables[1:], strict=False)
+    def changes(self) -> list[SettingsChange]:
+        """What changed, and when, oldest first."""
+        found = [
+            SettingsChange(until, differences(old, new)) for until, old, new in self._in_pairs()
         ]
+        return [change for change in found if change.values]
 
     def continued(self, iteration: int, settings: Settings | None = None) -> "SettingsHistory":
         """The history of a run that goes on from an iteration, with other `settings` if given.
@@ -50,15 +64,17 @@ class SettingsHistory:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the form of `config.json`."""
-        tables = [settings.to_dict() for settings in self._in_turn()]
         entries = [
             {"until_iteration": until, "settings": _old_values(old, new)}
-            for (until, _), old, new in zip(self.earlier, tables, tables[1:], strict=False)
+            for until, old, new in self._in_pairs()
         ]
-        return tables[-1] | {"history": entries}
+        return self.now.to_dict() | {"history": entries}
 
-    def _in_turn(self) -> list[Settings]:
-        return [*(old for _, old in self.earlier), self.now]
+    def _in_pairs(self) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """Each last iteration of earlier settings, these, and those that followed."""
+        tables = [settings.to_dict() for settings in (*(old for _, old in self.earlier), self.now)]
+        pairs = zip(self.earlier, itertools.pairwise(tables), strict=True)
+        return [(until, old, new) for (until, _), (old, new) in pairs]
 
 
 def _old_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from surefoot.exact.registry import optimal_episode_return
 from surefoot.storage.run_directory import RunDirectory
 from surefoot.training.run import load
 
-EARLIER = "earlier settings"
+CHANGES = "changed on the way"
 
 
 class _Finished(NamedTuple):
@@ -114,12 +114,7 @@ def _read_run(path: Path, episodes: int, named: Mapping[str, Any], own: OwnNetwo
     # Seeds are the samples of one setting, and no variants.
     del decisive["train.seed"]
     # A run with others on its way is no sample of the settings that it ended with.
-    earlier = [
-        f"{name} {shown(old)} until update {iteration}"
-        for iteration, values in history.changes()
-        for name, (old, _) in values.items()
-    ]
-    decisive[EARLIER] = ", ".join(earlier) or "none"
+    decisive[CHANGES] = "; ".join(change.text for change in history.changes()) or "none"
     circumstances = {
         "own networks": config.get("own_networks", False),
         "versions": dict(config.get("versions", {})),
@@ -160,9 +155,9 @@ def _differences(runs: Sequence[_Finished]) -> tuple[str, ...]:
         variants = [run for run in runs if run.settings["rule.name"] == name]
         lines += _differing(variants, of_rule=True)
     lines += _differing(runs, of_rule=False)
-    earlier = {run.settings[EARLIER] for run in runs}
-    if len(earlier) == 1 and earlier != {"none"}:
-        lines.append(f"{EARLIER}: {earlier.pop()} in every run")
+    changes = {run.settings[CHANGES] for run in runs}
+    if len(changes) == 1 and changes != {"none"}:
+        lines.append(f"{CHANGES}: {changes.pop()} in every run")
     return tuple(lines)
 
 

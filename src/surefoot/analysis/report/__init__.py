@@ -31,7 +31,7 @@ from surefoot.analysis.report.learning import (
     summarize_returns,
 )
 from surefoot.analysis.report.promises import lies_section, promise_section
-from surefoot.analysis.report.section import Facts, Section, SettingsChange
+from surefoot.analysis.report.section import Facts, Section
 from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of
 from surefoot.analysis.report.totals import totals
@@ -96,7 +96,7 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
         settings_section(facts, commands),
     ]
     verdict = [_what_was_trained(facts), _how_it_ended(found), _where_to_look(sections)]
-    verdict[1:1] = map(_what_changed, facts.changes)
+    verdict[1:1] = [f"Settings changed: {change.text}." for change in history.changes()]
     summary = {
         "env": settings.env,
         "rule": settings.rule.name,
@@ -104,7 +104,7 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
         "env_steps": int(facts.last_step),
         "iterations": int(table.iterations[-1]),
         "planned_iterations": settings.num_iterations,
-        "settings_changes": [change._asdict() for change in facts.changes],
+        "settings_changes": [change._asdict() for change in history.changes()],
         "finished": facts.finished,
         "warnings": dict(Counter(itertools.chain(*table.warnings))),
         "score": found._asdict() if found else None,
@@ -128,11 +128,6 @@ def _what_was_trained(facts: Facts) -> str:
     if facts.finished:
         return f"{text}, all of its {done:,} updates."
     return f"{text}: {done:,} of {planned:,} updates; it is still running, or was stopped."
-
-
-def _what_changed(change: SettingsChange) -> str:
-    """The settings that changed at one update, in a sentence."""
-    return f"After update {change.iteration:,} its settings changed: {change.text}."
 
 
 def _how_it_ended(found: ReturnSummary | None) -> str:
@@ -208,7 +203,7 @@ def _text(words: str) -> str:
 
 def _picture(section: Section, facts: Facts, raised: Sequence[RaisedWarning]) -> str:
     """The section's figure, for wide screens and for phones, or nothing."""
-    extent = Extent(facts.last_step, tuple(change.step for change in facts.changes))
+    extent = Extent(facts.last_step, facts.changed_at)
     if section.panels:
         # Once, above the figure that is read first; their own section has the timeline.
         marks = raised if section.name == "learning" else ()

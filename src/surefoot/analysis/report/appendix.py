@@ -120,8 +120,6 @@ def settings_section(facts: Facts, commands: Sequence[tuple[str, str]]) -> Secti
     finding = "Every setting has its default value."
     if unlike:
         finding = f"Non-default settings: {', '.join(unlike)}."
-    for change in facts.changes:
-        finding += f" After update {change.iteration:,}: {change.text}."
     about = ("env", "env_kwargs", "observation_space", "action_space")
     versions = facts.config.get("versions")
     tables = {"run": {key: facts.config.get(key, "not recorded") for key in about}}

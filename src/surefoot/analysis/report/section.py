@@ -15,7 +15,6 @@ from surefoot.analysis.report.table import Column, Table
 from surefoot.analysis.text import figure
 from surefoot.config.history import SettingsHistory
 from surefoot.config.settings import Settings
-from surefoot.config.validation import shown
 from surefoot.formulas.intervals import Interval
 
 GUIDE = tomllib.loads((Path(__file__).parent / "guide.toml").read_text(encoding="utf-8"))
@@ -31,20 +30,6 @@ class Color:
     GOOD = "#009E73"
     BAD = "#E69F00"
     EXTRA = "#CC79A7"
-
-
-class SettingsChange(NamedTuple):
-    """A change of settings: the last update and step before it, old and new values by name."""
-
-    iteration: int
-    step: float
-    values: Mapping[str, tuple[Any, Any]]
-
-    @property
-    def text(self) -> str:
-        """The change in words, as `rule.max_kl 0.01 to 0.003`."""
-        each = (f"{name} {shown(a)} to {shown(b)}" for name, (a, b) in self.values.items())
-        return ", ".join(each)
 
 
 class Facts(NamedTuple):
@@ -65,14 +50,11 @@ class Facts(NamedTuple):
         return np.array([number(self.history.at(int(k))) for k in self.table.iterations], float)
 
     @property
-    def changes(self) -> list[SettingsChange]:
-        """The changes of settings between its rows."""
-        iterations, steps = self.table.iterations, np.append(0.0, self.table.steps)
-        return [
-            SettingsChange(until, float(steps[np.searchsorted(iterations, until, "right")]), values)
-            for until, values in self.history.changes()
-            if values
-        ]
+    def changed_at(self) -> tuple[float, ...]:
+        """Environment steps at which settings changed."""
+        last = [change.iteration for change in self.history.changes()]
+        steps = np.append(0.0, self.table.steps)
+        return tuple(map(float, steps[np.searchsorted(self.table.iterations, last, "right")]))
 
     @property
     def finished(self) -> bool:
