@@ -23,10 +23,10 @@ from surefoot.analysis.report.appendix import (
     warnings_section,
 )
 from surefoot.analysis.report.critic import critic_section
+from surefoot.analysis.report.judgement import judge
 from surefoot.analysis.report.learning import (
     ReturnSummary,
     describe_end,
-    is_settled,
     learning_section,
     summarize_returns,
 )
@@ -81,19 +81,23 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
     raised = raised_warnings(table)
     found = summarize_returns(table, settings.train.eval_episodes)
     sums = totals(table, settings.train.num_envs)
+    judgement = judge(facts, found, sums)
     of_updates = [
-        promise_section(facts, sums),
-        lies_section(facts),
+        promise_section(facts, sums, judgement),
+        lies_section(facts, judgement),
         distance_section(facts),
         solver_section(facts),
-        critic_section(facts),
+        critic_section(facts, judgement),
     ]
-    if is_settled(table, found):
+    alarms = warnings_section(raised)
+    if judgement.settled:
         of_updates = [each.at_rest() for each in of_updates]
+        # One that is still raised counts, however high the return.
+        alarms = alarms if any(table.newest_tenth().warnings) else alarms.at_rest()
     sections = [
         learning_section(facts, found),
         *of_updates,
-        warnings_section(raised),
+        alarms,
         probe_section(newest_probe(path)),
         *guard_section(facts),
         settings_section(facts, commands),

@@ -44,13 +44,13 @@ def warnings_section(raised: list[RaisedWarning]) -> Section:
     if not raised:
         return section("warnings", "No warning was raised.")._replace(level="green", meaning="")
     frequent = sorted(raised, key=lambda each: -len(each.steps))[:3]
-    most = ", ".join(f"{each.name} ({len(each.steps)} times)" for each in frequent)
+    most = ", ".join(f"{each.name} ({_times(each)})" for each in frequent)
     finding = f"{len(raised)} kinds of warnings were raised; most often {most}."
     if len(raised) == 1:
         finding = f"One kind of warning was raised: {most}."
     rows = []
     for each in raised:
-        alarm, count = ALARMS.get(each.name), f"{len(each.steps)} times"
+        alarm, count = ALARMS.get(each.name), _times(each)
         about = ("not known to this version of surefoot", "")
         if alarm is not None:
             about = (alarm.what, alarm.remedy)
@@ -62,6 +62,10 @@ def warnings_section(raised: list[RaisedWarning]) -> Section:
         advice=f"{worst.name}: {remedy}" if remedy else "",
         extra=html_table(rows, _HEADER),
     )
+
+
+def _times(raised: RaisedWarning) -> str:
+    return "once" if len(raised.steps) == 1 else f"{len(raised.steps)} times"
 
 
 class StoredProbe(NamedTuple):
