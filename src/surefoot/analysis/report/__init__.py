@@ -92,8 +92,7 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
     alarms = warnings_section(raised)
     if judgement.settled:
         of_updates = [each.at_rest() for each in of_updates]
-        # One that is still raised counts, however high the return.
-        alarms = alarms if any(table.newest_tenth().warnings) else alarms.at_rest()
+        alarms = alarms.at_rest()
     sections = [
         learning_section(facts, found),
         *of_updates,

@@ -105,7 +105,7 @@ def probe_section(probe: StoredProbe | None) -> Section:
     # The file may be edited or of another version: only text is taken from it.
     verdict = probe.record.get("verdict")
     verdict = verdict if isinstance(verdict, list) else [verdict]
-    sentences += [each for each in verdict if isinstance(each, str)]
+    sentences += [_sentence(each) for each in verdict if isinstance(each, str) and each]
     extra = f"<p>Its figure is not in this page; see probe/{escape(probe.name)}.png.</p>"
     if probe.picture is not None:
         source = data_url("png", probe.picture)
@@ -116,6 +116,12 @@ def probe_section(probe: StoredProbe | None) -> Section:
         if isinstance(value, int | float | str) and key != "verdict"
     ]
     return section("probe", " ".join(sentences))._replace(extra=extra + html_table(rows))
+
+
+def _sentence(line: str) -> str:
+    """A line of a list as a sentence of a paragraph."""
+    # `capitalize` would also change all other letters.
+    return f"{line[0].upper()}{line[1:].rstrip('.')}."
 
 
 def settings_section(facts: Facts, commands: Sequence[tuple[str, str]]) -> Section:

@@ -49,7 +49,9 @@ def critic_section(facts: Facts, judgement: Judgement) -> Section:
     )
     equal = judgement.equal_returns
     if equal is not None:
-        finding += f" All episodes returned {figure(equal)}: explained variance means nothing."
+        finding += (
+            f" All their episodes returned {figure(equal)}: explained variance means nothing."
+        )
     if cosine < AGREEING and not judgement.noisy:
         finding += f" One gradient says little, but {percent(share)} of a promise is signal."
     variances = [

@@ -6,6 +6,8 @@ Two sections that each had bounds of their own could judge one thing differently
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from surefoot.analysis.report.learning import ReturnSummary, is_settled
 from surefoot.analysis.report.section import Facts, smaller_steps
 from surefoot.analysis.report.table import Table
@@ -24,6 +26,7 @@ AGREEING = 0.1
 FAIR_CRITIC = 0.5
 SHARE, RATIO, SHIFT = "lens/signal_share", "lens/filtered_ratio", "lens/visitation_shift"
 NULL, COSINE = "lens/visitation_null", "lens/expected_cosine"
+BAND = ("lens/filtered_low", "lens/filtered_high")
 OWN, FRESH = "critic/explained_variance", "lens/explained_variance"
 
 
@@ -33,15 +36,16 @@ class Judgement(NamedTuple):
     `settled`: the return stays near its best, so that updates have little left to gain.
     `equal_returns`: the one return of all newest training episodes, or None. `noisy`: promises are
     mostly noise. `kept`: share of the whole run's signal, or of its promise, that was realised, or
-    None. `measured`: the filtered ratio, NaN where too few gains were measured. `promises`: advice
-    about promises that are not realised, or "". `late`: sums over the newest updates, or None.
+    None. `ratios`: the table with the filtered ratio of rows that rest on enough gains.
+    `promises`: advice about promises that are not realised, or "". `late`: sums over the newest
+    updates, or None.
     """
 
     settled: bool
     equal_returns: float | None
     noisy: bool
     kept: Interval | None
-    measured: float
+    ratios: Table
     promises: str
     late: Totals | None
 
@@ -52,21 +56,20 @@ def judge(facts: Facts, found: ReturnSummary | None, sums: Totals | None) -> Jud
     share = table.recent(SHARE)
     # The cosine is of one batch, the share of many: it decides only where there is no share.
     noisy = table.recent(COSINE) < AGREEING if math.isnan(share) else share < MUCH_NOISE
-    kept, measured = None, math.nan
-    if sums is not None:
-        kept = sums.realised_share()
-        measured = table.recent(RATIO) if len(sums.steps) >= FEWEST_GAINS else math.nan
+    kept = None if sums is None else sums.realised_share()
+    ratios = _measured_ratio(table)
     late = totals(table.newest_tenth(), facts.settings.train.num_envs, whole=False)
     # One gain alone is too noisy for a sentence.
     late = None if late is None or len(late.steps) < 2 else late
     promises = _noise_remedy(facts) if noisy else ""
     if sums is not None:
-        promises = _about_gains(facts, sums, late, noisy=noisy, ratio=measured)
+        promises = _about_gains(facts, sums, late, noisy=noisy, ratio=ratios.recent(RATIO))
     equal = _equal_returns(table)
     # A run too short for a trend may be solved as well.
     solved = found is not None and equal is not None and equal >= found.best > found.start
-    settled = solved or is_settled(table, found)
-    return Judgement(settled, equal, noisy, kept, measured, promises, late)
+    # A warning that is still raised counts, however high the return.
+    settled = (solved or is_settled(table, found)) and not any(table.newest_tenth().warnings)
+    return Judgement(settled, equal, noisy, kept, ratios, promises, late)
 
 
 def _about_gains(
@@ -127,6 +130,19 @@ def explained_variance(table: Table) -> tuple[float, str]:
     if math.isnan(explained):
         return table.recent(OWN), "its own targets"
     return explained, "fresh returns"
+
+
+def _measured_ratio(table: Table) -> Table:
+    """The table with the filtered ratio of those rows alone that rest on enough gains.
+
+    The ratio starts anew with the first signal share: before it noise was taken for signal.
+    """
+    known, share = (np.isfinite(table.column(key)) for key in ("lens/realised_low", SHARE))
+    if share.any():
+        known[: int(np.argmax(share)) + 1] = False
+    rests = np.cumsum(known) >= FEWEST_GAINS
+    masked = {key: np.where(rests, table.column(key), np.nan) for key in (RATIO, *BAND)}
+    return table._replace(columns={**table.columns, **masked})
 
 
 def _equal_returns(table: Table) -> float | None:

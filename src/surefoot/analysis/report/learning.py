@@ -48,6 +48,7 @@ class ReturnSummary(NamedTuple):
     interval: tuple[float, float] | None
     best: float
     best_step: float
+    final_step: float
     updates: int
 
     @property
@@ -85,9 +86,8 @@ def summarize_returns(table: Table, episodes: int) -> ReturnSummary | None:
     final, best = float(returns[-1]), int(np.argmax(returns))
     if returns[best] - final <= ROUNDING * abs(final):
         best = len(returns) - 1
-    return ReturnSummary(
-        evaluated, start, final, interval, float(returns[best]), float(steps[best]), updates
-    )
+    value, step, last = float(returns[best]), float(steps[best]), float(steps[-1])
+    return ReturnSummary(evaluated, start, final, interval, value, step, last, updates)
 
 
 def _training_returns(table: Table) -> tuple[Windows, Windows, int]:
@@ -180,14 +180,15 @@ def describe_end(found: ReturnSummary) -> str:
     """The return at the end, beside the best, in words."""
     if found.evaluated:
         low, high = found.interval or (math.nan, math.nan)
-        text = f"the last evaluation returned {figure(found.final)}"
+        text = f"the evaluation at step {found.final_step:,.0f}, the last one, returned "
+        text += figure(found.final)
         text += ends_of(Interval(found.final, low, high))
     else:
         text = f"the newest training episodes returned {figure(found.final)} on average over "
         text += f"{_updates(found)} (sampled actions; no evaluation during training)"
     if found.final >= found.best:
         return text + ", which is the best of the run"
-    what = f"the best {_updates(found).removeprefix('1 ')}"
+    what = f"the best {_updates(found).removeprefix('1 ')} averaged"
     what, until = ("the best one", "at step") if found.evaluated else (what, "up to step")
     return (
         f"{text}, {what} {figure(found.best)} {until} {found.best_step:,.0f} (the best of "

@@ -10,6 +10,7 @@ import numpy as np
 from surefoot.analysis.plots.grouping import newest, starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
 from surefoot.analysis.report.judgement import (
+    BAND,
     FEWEST_GAINS,
     HALF_KEPT,
     MUCH_NOISE,
@@ -106,7 +107,8 @@ def _newest_updates(found: Totals, late: Totals | None) -> str:
         return ""
     promised, gain = figure(float(late.promised[-1])), late.gain()
     if late.signal is not None and late.promised[-1] > 0:
-        promised += f" ({figure(float(late.signal[-1]))} of it signal)"
+        signal = float(late.signal[-1])
+        promised += f" ({figure(signal) if signal else 'none'} of it signal)"
     return (
         f" The newest {len(late.steps)} of them promised {promised} and realised "
         f"{figure(gain.mean)}{ends_of(gain)}."
@@ -131,7 +133,8 @@ def _describe(found: Totals) -> str:
         losses = int(np.sum(np.diff(found.promised, prepend=0.0) < 0))
         less = f", or without noise {signal}, as {losses} promised losses"
         of_it = f", of which {signal} ({percent(share)}) is signal"
-        text += less if found.signal[-1] < 0 else of_it if share >= 0 else ""
+        of_it = of_it if share > 0 else ", none of which is signal"
+        text += less if found.signal[-1] < 0 else of_it
     text += f", and {figure(gain.mean)} was realised"
     if kept is None:
         return f"{text}{ends_of(gain)}."
@@ -149,32 +152,30 @@ def lies_section(facts: Facts, judgement: Judgement) -> Section:
     absent = table.missing(SHARE, RATIO, SHIFT)
     if len(absent) == 3:
         return left_out("lies", absent)
-    share, ratio, shift, null = (table.recent(key) for key in (SHARE, RATIO, SHIFT, NULL))
-    band = Interval(ratio, *(table.recent(key) for key in BAND))
+    share, shift, null = (table.recent(key) for key in (SHARE, SHIFT, NULL))
+    band = Interval(*(judgement.ratios.recent(key) for key in (RATIO, *BAND)))
     moved = f"at least {figure(shift)}" if shift > 0 else "too small to be detected"
     moved += table.when(SHIFT)
     moved += "" if np.isnan(null) else f" (for data that did not move: {figure(null)})"
     signal = "promise" if math.isnan(share) else "signal"
-    followed = f"{percent(judgement.measured)} of the {signal} is realised"
+    followed = f"{percent(band.mean)} of the {signal} is realised"
     whole = f"; {percent(judgement.kept.mean)} over the whole run" if judgement.kept else ""
     ends = ends_of(band, show=percent, what="95 % band")
-    followed += f"{ends[:-1]}{whole})" if ends else table.when(RATIO)
+    followed += f"{ends[:-1]}{whole})" if ends else judgement.ratios.when(RATIO)
     finding = recently(
         table,
         (share, f"{percent(share)} of a promise is signal{table.when(SHARE)}"),
-        (judgement.measured, followed),
+        (band.mean, followed),
         (shift, f"the visitation shift of one update is {moved}"),
     )
-    if math.isfinite(ratio) and math.isnan(judgement.measured):
+    if RATIO not in absent and math.isnan(band.mean):
         finding += _GUESS
     # Where something is named already, one remedy is enough.
     closer = f"One update shifts the visits far: {smaller_steps(facts.settings)} keeps them closer."
     far = shift - np.nan_to_num(null) > SHIFTED and not judgement.promises
     shares = line(table, SHARE, "signal share (the rest is noise)", Color.SIGNAL)
     label = f"realised / {signal}, filtered, 95 % band"
-    ratios = (
-        line(table, RATIO, label, Color.GOT, band=BAND) if math.isfinite(judgement.measured) else []
-    )
+    ratios = line(judgement.ratios, RATIO, label, Color.GOT, band=BAND)
     shifts = [
         *line(table, SHIFT, "visitation shift, at least", Color.PROMISED, points=True),
         *line(table, NULL, "the same, old against old", Color.BAD, points=True, dash=(0, (2, 2))),

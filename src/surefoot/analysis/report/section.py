@@ -118,7 +118,7 @@ def smaller_steps(settings: Settings) -> str:
     ways = [f"a smaller {' or '.join(named)}" if named else "a smaller step size"]
     if getattr(rule, "num_epochs", 1) > 1:
         ways.append("fewer epochs")
-    return " or ".join(ways)
+    return ", or ".join(ways)
 
 
 def not_logged(keys: Sequence[str]) -> str:

@@ -21,6 +21,8 @@ from surefoot.analysis.text import figure, percent
 NATURAL = ("npg", "trpo")
 JUMPING, MOSTLY = 0.2, 0.5
 """Share of all KL in the worst 1 % of states, and of ratios outside 0.8 to 1.2, worth a look."""
+SMALL_KL = 1e-8
+"""Nats below which differences of KL are rounding."""
 VANISHED = 1e-9
 """Norm of a gradient that moves nothing."""
 
@@ -55,7 +57,7 @@ def distance_section(facts: Facts) -> Section:
         ),
     )
     smaller = smaller_steps(facts.settings)
-    jumps = f"A few states jump while the average stays small: use {smaller}, or a wider network."
+    jumps = f"A few states move far more than the average: use {smaller}, or a wider network."
     far = f"More than half of the ratios are outside 0.8 to 1.2: use {smaller}."
     # The quantile `policy/kl_p99` would judge the same states by another bound.
     checks = ((share > JUMPING, jumps), (clipped > MOSTLY, far))
@@ -81,9 +83,11 @@ def _panels(facts: Facts) -> list[Panel]:
     ]
     shares = line(table, "policy/kl_worst_share", "KL held by the worst 1 %", Color.PROMISED)
     ratios = [*_log_ratio(table, "good", Color.GOOD), *_log_ratio(table, "bad", Color.PROMISED)]
+    # One median of 1e-14 would flatten the rest.
+    lowest = SMALL_KL if any(np.nanmin(each.values) < SMALL_KL for each in kl) else None
     levels = ((radius, "radius"),) if radius is not None and rule.final_fraction == 1.0 else ()
     return [
-        Panel("KL (nats)", kl, levels=levels, log=True, height=2.6),
+        Panel("KL (nats)", kl, levels=levels, log=True, ylim=(lowest, None), height=2.6),
         Panel("share", shares, (0.0, JUMPING), ylim=(0.0, None)),
         Panel("log ratio", ratios, levels=((0.0, ""),)),
         Panel("share", clipped, (0.0, MOSTLY), ylim=(0.0, None)),
