@@ -30,9 +30,8 @@ def level(of, section):
 
 
 def advice(of, section):
-    part = re.search(rf"<section id='{section}'>.*?</section>", of.page, re.DOTALL)[0]
-    found = re.search(r"<p class='advice[^>]*>(.*?)</p>", part)
-    return found[1] if found else ""
+    pattern = rf"<section id='{section}'>(?:(?!</section>).)*<p class='advice[^>]*>(.*?)</p>"
+    return "".join(re.findall(pattern, of.page, re.DOTALL))
 
 
 def with_promises(share, kept, ratio, *, late=None):
@@ -61,7 +60,7 @@ def test_both_sections_on_promises_give_one_verdict(tmp_path, share, kept, ratio
     well = share > 0.2 and kept > 0.5 and ratio > 0.5 and late is None
     assert (level(made, "promise") == "green") == well
     # What one section says of the whole run is next to the other's ratio of the newest updates.
-    whole = re.search(r"(-?\d+) % of the signal", finding(made, "promise"))[1]
+    (whole,) = re.findall(r"(-?\d+) % of the signal", finding(made, "promise"))
     assert f"; {whole} % over the whole run)" in finding(made, "lies")
 
 
@@ -153,7 +152,9 @@ def test_training_began_at_the_return_of_the_first_row(tmp_path):
         row.pop("eval/return_mean", None)
     first = rows[0]["episode/return_mean"]
     made = report(write_run(tmp_path / "run", rows))
-    assert summarize_returns(table_of(rows), 20).start == first
+    found = summarize_returns(table_of(rows), 20)
+    assert found is not None
+    assert found.start == first
     assert finding(made, "learning").startswith(f"Training began at a return of {first:.3g}; ")
     assert "on average over 20 updates" in finding(made, "learning")
 
@@ -212,7 +213,7 @@ def test_a_curvature_of_all_states_asks_for_no_larger_share_of_them(tmp_path):
 def test_environments_in_step_are_explained_by_the_setting_that_made_them_so(tmp_path):
     rows = rows_of_a_run(30)
     for row in rows:
-        row.pop("lens/realised_low", None), row.pop("lens/realised_high", None)
+        row |= {"lens/realised_low": None, "lens/realised_high": None}
     for stagger in (True, False):
         settings = {"train": {"steps": 2048 * 30, "stagger": stagger}}
         made = report(write_run(tmp_path / f"{stagger}", rows, **settings))

@@ -67,7 +67,7 @@ def _bars(record: Record) -> list[_Bar]:
     if record["gae_lambda"] < 1.0:
         bars.append(_Bar(label, fresh, "the critic"))
         fresh, label = _interval(record["monte_carlo"]), f"{label},\nMonte Carlo"
-    bars.append(_Bar(label, fresh, "visits shift"))
+    bars.append(_Bar(label, fresh, "visitation"))
     return [*bars, _Bar("realised", _interval(record["realised"]))]
 
 

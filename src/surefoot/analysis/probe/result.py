@@ -205,10 +205,10 @@ def _kept(probe: Probe) -> str:
     """The share of the promise that was realised."""
     if probe.ratio is None:
         needed = ""
-        if probe.worthwhile is not None:
+        if (wanted := probe.worthwhile) is not None:
             needed = (
-                f"; it takes about {probe.worthwhile.steps:,} steps ({probe.worthwhile.pairs:,} pairs), if "
-                "the promise is as large as it seems"
+                f"; it takes about {wanted.steps:,} steps ({wanted.pairs:,} pairs), if the promise "
+                "is as large as it seems"
             )
         elif probe.needed is not None:
             needed = f", and below {_NEGLIGIBLE}: there is hardly a gain to measure"
