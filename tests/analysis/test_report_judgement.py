@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+import surefoot.analysis.plots.report
 import surefoot.analysis.report
 from surefoot.analysis.plots.report import Panel, PanelSeries, draw_panels
 from surefoot.analysis.report import report
@@ -98,6 +99,16 @@ def test_losses_that_updates_promise_are_not_called_nothing(tmp_path):
     made = report(write_run(tmp_path / "run", rows))
     assert "Updates promised losses even on their own batches" in advice(made, "promise")
     assert "Nothing was promised" not in made.page
+
+
+def test_promises_that_came_true_are_not_called_noise(tmp_path):
+    made = report(write_run(tmp_path / "run", with_promises(0.1, 6.0, 1.2)))
+    assert "600 % of the signal" in finding(made, "promise")
+    assert "the signal is a low estimate" in finding(made, "promise")
+    assert "noise" not in advice(made, "promise") + advice(made, "lies")
+    noisy = report(write_run(tmp_path / "noisy", with_promises(0.1, 0.9, 0.9)))
+    assert "low estimate" not in finding(noisy, "promise")
+    assert "Most of the promise is noise" in advice(noisy, "lies")
 
 
 def test_the_noise_of_one_batch_is_not_said_of_promises_that_hold(tmp_path):
@@ -220,11 +231,34 @@ def test_environments_in_step_are_explained_by_the_setting_that_made_them_so(tmp
         assert ("--no-stagger" in finding(made, "promise")) == (not stagger)
 
 
-def test_the_interval_of_a_single_point_is_drawn():
-    one, two = np.array([1.0]), (np.array([0.5]), np.array([1.5]))
-    series = PanelSeries("gain", one, one, "#123456", band=two)
-    with_bar = draw_panels([Panel("y", [series])], 2.0).count("#123456")
-    assert with_bar > draw_panels([Panel("y", [series._replace(band=None)])], 2.0).count("#123456")
+def test_the_interval_of_a_single_point_is_drawn(monkeypatch):
+    figures = []
+    monkeypatch.setattr(surefoot.analysis.plots.report, "as_svg", figures.append)
+    one, ends = np.array([1.0]), (np.array([0.5]), np.array([1.5]))
+    draw_panels([Panel("y", [PanelSeries("gain", one, one, "#123456", band=ends)])], 2.0)
+    bar = figures[0].axes[0].containers[0].lines[2][0]
+    np.testing.assert_allclose(bar.get_segments()[0], [[1.0, 0.5], [1.0, 1.5]])
+
+
+def test_means_of_equal_returns_differ_by_rounding_alone_and_the_newest_is_the_best():
+    rows = [
+        {"iteration": k, "env_steps": k, "episode/return_mean": 0.1 if k > 2 else 0.0}
+        | {"episode/count": 1 + k * k % 7}
+        for k in range(1, 201)
+    ]
+    found = summarize_returns(table_of(rows), 20)
+    assert found is not None
+    assert (found.final, found.best_step) == (found.best, 200)
+
+
+def test_returns_that_are_all_equal_do_not_judge_a_critic(tmp_path):
+    rows = rows_of_a_run(60)
+    for row in rows:
+        row |= {f"episode/return_{part}": -500.0 for part in ("mean", "min", "max")}
+        row["lens/explained_variance"] = -3.0
+    made = report(write_run(tmp_path / "run", rows))
+    assert "returned -500: explained variance means nothing" in finding(made, "critic")
+    assert level(made, "critic") == "green"
 
 
 def test_a_log_ratio_of_rounding_is_zero_without_a_sign(tmp_path):

@@ -8,7 +8,7 @@ from surefoot.analysis.report.judgement import (
     OWN,
     SHARE,
     Judgement,
-    explained_variance,
+    accuracy_of_critic,
 )
 from surefoot.analysis.report.section import (
     Color,
@@ -35,7 +35,7 @@ def critic_section(facts: Facts, judgement: Judgement) -> Section:
     absent = table.missing(OWN, FRESH)
     if len(absent) == 2:
         return left_out("critic", absent)
-    explained, on = explained_variance(table)
+    explained, on = accuracy_of_critic(table)
     key = FRESH if on == "fresh returns" else OWN
     cosine, share = table.recent(COSINE), table.recent(SHARE)
     finding = recently(

@@ -61,15 +61,23 @@ def judge(facts: Facts, found: ReturnSummary | None, sums: Totals | None) -> Jud
     late = totals(table.newest_tenth(), facts.settings.train.num_envs, whole=False)
     # One gain alone is too noisy for a sentence.
     late = None if late is None or len(late.steps) < 2 else late
+    # What was realised was no noise, whatever the halves of a batch have in common.
+    noisy = bool(noisy) and not _came_true(late or sums)
     promises = _noise_remedy(facts) if noisy else ""
     if sums is not None:
         promises = _about_gains(facts, sums, late, noisy=noisy, ratio=ratios.recent(RATIO))
     equal = _equal_returns(table)
     # A run too short for a trend may be solved as well.
-    solved = found is not None and equal is not None and equal >= found.best > found.start
+    best = found is not None and found.final >= found.best > found.start
+    still = (best and equal is not None) or is_settled(table, found)
     # A warning that is still raised counts, however high the return.
-    settled = (solved or is_settled(table, found)) and not any(table.newest_tenth().warnings)
+    settled = still and not any(table.newest_tenth().warnings)
     return Judgement(settled, equal, noisy, kept, ratios, promises, late)
+
+
+def _came_true(sums: Totals | None) -> bool:
+    """Whether more of the promise was realised, beyond its interval, than noise leaves of it."""
+    return sums is not None and bool(sums.gain().low > MUCH_NOISE * max(sums.promised[-1], 0.0))
 
 
 def _about_gains(
@@ -117,13 +125,13 @@ def _noise_remedy(facts: Facts) -> str:
         ways.append("more damping")
     if getattr(rule, "num_epochs", 1) > 1:
         ways.append("fewer epochs")
-    if not explained_variance(facts.table)[0] >= FAIR_CRITIC:
+    if not accuracy_of_critic(facts.table)[0] >= FAIR_CRITIC:
         ways.append("a better critic")
     listed = ways[0] if len(ways) == 1 else f"{', '.join(ways[:-1])} or {ways[-1]}"
     return f"Most of the promise is noise: use {listed}."
 
 
-def explained_variance(table: Table) -> tuple[float, str]:
+def accuracy_of_critic(table: Table) -> tuple[float, str]:
     """The newest explained variance of the critic, and on what; NaN where it is unknown."""
     # Fresh returns judge the critic better, but few runs and rows have them.
     explained = table.recent(FRESH)

@@ -141,6 +141,8 @@ def _describe(found: Totals) -> str:
     text += f": {percent(kept.mean)} of the "
     text += "promise" if found.signal is None else "signal"
     text += f"{ends_of(kept, show=percent)}."
+    if found.signal is not None and kept.low > 1.0:
+        text += " So the signal is a low estimate: it is what halves of a batch have in common."
     if kept.low <= 0 <= kept.high:
         text += " The interval contains 0: this run alone cannot tell its gain from none."
     return text
