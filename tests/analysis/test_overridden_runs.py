@@ -15,6 +15,7 @@ from surefoot.analysis.plots.report import Extent, draw_panels
 from surefoot.analysis.probe.choose import choose_update
 from surefoot.analysis.probe.updates import Rerun, find_update
 from surefoot.analysis.report import report
+from surefoot.analysis.report.judgement import judge
 from surefoot.analysis.report.learning import learning_section, summarize_returns
 from surefoot.analysis.report.promises import promise_section
 from surefoot.analysis.report.section import Facts
@@ -306,7 +307,8 @@ def test_a_report_judges_rows_by_the_settings_of_their_time(tmp_path):
     deviations = [row["eval/return_std"] for row in rows if "eval/return_std" in row]
     halves = 0.5 * (bars.band[1] - bars.band[0]) / deviations
     np.testing.assert_allclose(halves[[0, -1]], [3.1824463 / 2, 2.0930241 / 20**0.5])
-    meaning = promise_section(facts, totals(facts.table, 8)).meaning
+    sums = totals(facts.table, 8)
+    meaning = promise_section(facts, sums, judge(facts, summarize_returns(facts), sums)).meaning
     assert "(the discount is 0.9), and later a reward 100 steps" in meaning
 
 

@@ -480,6 +480,23 @@ def test_an_update_whose_gain_is_unknown_says_nothing_about_the_others():
     np.testing.assert_allclose(told[6:9], told[5], atol=1e-6)
 
 
+def test_the_ratio_starts_anew_with_the_first_cross_fit_so_that_noise_is_not_blamed_on_distance():
+    state, kl = start_filter(), jnp.asarray(0.03)
+    gain = Estimate(jnp.asarray(1.0), jnp.asarray(0.01), jnp.asarray(7.0))
+    for _ in range(10):
+        # A tenth of the promise is signal, which nothing says yet: the rest looks like shift.
+        state = filter_gain(state, gain, jnp.asarray(10.0), kl)
+    assert filtered_ratio(state, kl)[0] < 0.2
+    state = take_in_cross_fit(state, jnp.asarray(10.0), jnp.asarray(1.0))
+    jax.tree.map(np.testing.assert_array_equal, state[:4], start_filter()[:4])
+    for _ in range(10):
+        state = filter_gain(state, gain, jnp.asarray(10.0), kl)
+    before = filtered_ratio(state, kl)[0]
+    np.testing.assert_allclose(before, 1.0, atol=0.1)
+    again = take_in_cross_fit(state, jnp.asarray(10.0), jnp.asarray(1.0))
+    np.testing.assert_array_equal(filtered_ratio(again, kl)[0], before)
+
+
 def test_the_signal_share_is_unknown_before_the_first_cross_fit_and_a_share_afterwards():
     state = start_filter()
     assert np.isnan(signal_share(state))

@@ -141,8 +141,17 @@ def start_filter() -> RatioFilter:
 def take_in_cross_fit(
     state: RatioFilter, insample: Float[Array, ""], across: Float[Array, ""]
 ) -> RatioFilter:
-    """The smoothed promises with one more cross-fit; one that is not finite is passed over."""
+    """The smoothed promises with one more cross-fit; one that is not finite is passed over.
+
+    With the first one the ratio starts anew: before it noise was taken for signal, and what u made
+    of that would be blamed on the distance for many updates.
+    """
     finite = jnp.isfinite(insample) & jnp.isfinite(across)
+    first = finite & (state.insample == 0.0) & (state.across == 0.0)
+    start = start_filter()
+    state = RatioFilter(
+        *(jnp.where(first, new, old) for new, old in zip(start, state, strict=True))
+    )
 
     def smoothed(old: Float[Array, ""], new: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.where(finite, MEMORY * old + (1.0 - MEMORY) * new, old)

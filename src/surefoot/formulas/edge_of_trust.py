@@ -24,6 +24,11 @@ class Edge(NamedTuple):
     gone: float | None
     kl: float | None = None
 
+    @property
+    def before(self) -> bool:
+        """Whether less than half is kept at all points, and `fraction` is the first of them."""
+        return self.fraction is not None and self.sure is None and self.fraction == self.gone
+
 
 def find_edge(fractions: Float[np.ndarray, " point"], surplus: Sequence[Interval]) -> Edge:
     """The edge of trust, from the surplus (gain - promise / 2) at ascending fractions.

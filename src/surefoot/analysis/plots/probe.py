@@ -67,7 +67,7 @@ def _bars(record: Record) -> list[_Bar]:
     if record["gae_lambda"] < 1.0:
         bars.append(_Bar(label, fresh, "the critic"))
         fresh, label = _interval(record["monte_carlo"]), f"{label},\nMonte Carlo"
-    bars.append(_Bar(label, fresh, "visits shift"))
+    bars.append(_Bar(label, fresh, "visitation"))
     return [*bars, _Bar("realised", _interval(record["realised"]))]
 
 
@@ -125,6 +125,9 @@ class _Sweep:
     def __init__(self, axes: Axes, record: Record):
         points, trust = record["update"], record["trust"]
         self._axes, self._points, self._edge = axes, points, trust and trust["fraction"]
+        # As in `Edge.before`: the edge itself is not known.
+        at_first = self._edge is not None and trust["sure"] is None
+        self._before = at_first and self._edge == trust["gone"]
         self._random, self._realised = _played(record["random"]), _played(points)
         self._x = _from_old([each["fraction"] for each in points])
         self._kl = _from_old([each["kl"]["mean"] for each in points])
@@ -197,8 +200,10 @@ class _Sweep:
         axes.set_xlim(0.0, reach)
         axes.text(1.0, low - 1.8 * pad, " the step taken", fontsize=9, color="#555555", va="bottom")
         if edge is not None:
+            label = " edge of trust: half the promise is kept"
+            label = " edge of trust: before this" if self._before else label
             axes.text(
-                edge, low - 0.7 * pad, " edge of trust: half the promise is kept", color=TRUST,
+                edge, low - 0.7 * pad, label, color=TRUST,
                 fontsize=9, va="bottom", ha="left" if edge < 0.55 * reach else "right", bbox=ROOM,
             )  # fmt: skip
         axes.axhline(0.0, color="#222222", linewidth=0.8)

@@ -171,8 +171,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def _draw_series(axes: Axes, series: PanelSeries) -> None:
     steps, values, band = series.steps, series.values, series.band
     style: dict[str, Any] = {"color": series.color, "label": series.label, "linestyle": series.dash}
-    if series.points:
-        # Rounding may put an end on the wrong side of its value, which errorbar refuses.
+    if series.points or (band is not None and len(steps) == 1):
+        # A band around one point would have no width. Rounding may put an end on the wrong side
+        # of its value, which errorbar refuses.
         bars = None if band is None else np.maximum([values - band[0], band[1] - values], 0.0)
         style |= {"linewidth": 1.2, "marker": "o", "markersize": 4, "capsize": 2}
         axes.errorbar(steps, values, yerr=bars, **style)

@@ -90,7 +90,7 @@ def probe_run(
     player = _open_player(run.source, lambda spec: functions, settings, train)
     measured = Measurements(player, settings, partial(interpolate, found.old, found.new), callback)
     title = f"update {found.iteration} of {path} ({rule.name} on {run.settings.env})"
-    callback.on_message(f"{title}: at most {measured.budget:,} environment steps (--budget)")
+    callback.on_message(f"{title}: about {measured.budget:,} environment steps (--budget)")
     _measure(measured, old=found.old)
     if found.batch is not None:
         rows = rows_of(found.batch, settings)

@@ -6,18 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from surefoot.analysis.text import percent
 from surefoot.formulas.edge_of_trust import Edge
 from surefoot.formulas.intervals import Interval, Value
 from surefoot.storage.files import replace_file
 
 REMEDIES = {
-    "noise": "the update fits its own batch; use more samples, smaller steps, more damping or a "
-    "better critic",
+    "noise": "the update fits its own batch; use more samples, smaller steps, more damping "
+    "(npg, trpo) or a better critic",
     "the critic": "lambda and the critic's errors promise too much; fit the critic better, or "
     "raise gae_lambda",
     "visitation": "the new policy visits states that the old one did not; reduce the radius "
     "(max_kl, clip_eps or learning rate)",
 }
+NEGLIGIBLE = 0.01
+"""Share of the old policy's return below which a promise or a loss does not matter."""
+_NEGLIGIBLE = f"{100 * NEGLIGIBLE:.0f} % of the old policy's return"
 
 
 class Point(NamedTuple):
@@ -97,6 +101,16 @@ class Probe:
     random: tuple[Point, ...]
     old_return: Interval
     exact_kl: bool
+
+    @property
+    def negligible(self) -> float:
+        """The discounted return below which a promise or a loss does not matter."""
+        return NEGLIGIBLE * abs(self.old_return.mean)
+
+    @property
+    def worthwhile(self) -> RequiredBudget | None:
+        """What a larger budget takes, where the promise is worth it."""
+        return None if abs(self.fresh.mean) < self.negligible else self.needed
 
     def verdict(self) -> list[str]:
         """The findings, one sentence each, with the largest loss and its remedy."""
@@ -191,11 +205,13 @@ def _kept(probe: Probe) -> str:
     """The share of the promise that was realised."""
     if probe.ratio is None:
         needed = ""
-        if probe.needed is not None:
+        if (wanted := probe.worthwhile) is not None:
             needed = (
-                f"; it takes about {probe.needed.steps:,} steps ({probe.needed.pairs:,} pairs), if "
-                "the promise is as large as it seems"
+                f"; it takes about {wanted.steps:,} steps ({wanted.pairs:,} pairs), if the promise "
+                "is as large as it seems"
             )
+        elif probe.needed is not None:
+            needed = f", and below {_NEGLIGIBLE}: there is hardly a gain to measure"
         return (
             "realised / promised is not measurable at this budget: the fresh promise is within two "
             f"standard errors of 0{needed}"
@@ -209,7 +225,7 @@ def _kept(probe: Probe) -> str:
 
 
 def _share(ratio: Interval) -> str:
-    return f"{ratio.mean:.0%} ({ratio.low:.0%} to {ratio.high:.0%})"
+    return f"{percent(ratio.mean)} ({percent(ratio.low)} to {percent(ratio.high)})"
 
 
 def _losses(probe: Probe) -> list[str]:
@@ -222,9 +238,14 @@ def _losses(probe: Probe) -> list[str]:
     # A loss whose interval contains 0 may be none, and gets no remedy.
     significant = [(gap.mean, what) for what, gap in known.items() if gap.low > 0.0]
     largest = "no loss is significant at this budget"
-    if significant:
-        _, what = max(significant)
-        largest = f"the largest significant loss is {what}: {REMEDIES[what]}"
+    if probe.realised.mean >= (probe.in_sample or probe.fresh).mean:
+        largest = "nothing was lost in sum: no less was realised than promised"
+    elif significant:
+        loss, what = max(significant)
+        remedy = f": {REMEDIES[what]}"
+        if loss < probe.negligible:
+            remedy = f", below {_NEGLIGIBLE}: too small to act on"
+        largest = f"the largest significant loss is {what}{remedy}"
     lines = [f"from promise to gain: {parts}", largest]
     if critic and critic.high < 0.0:
         lines.append("lambda and the critic's errors promise too little, which only costs speed")
@@ -240,9 +261,16 @@ def _reach(probe: Probe) -> list[str]:
         return ["the edge of trust (half the promise is kept) is not measurable at this budget"]
     if trust.fraction is None:
         kl = next(point.kl.mean for point in probe.update if point.fraction == trust.sure)
+        farthest = max(point.fraction for point in probe.update if point.realised)
         return [
-            "the edge of trust is beyond the largest step played: more than half the promise is "
-            f"kept up to {trust.sure:g} times the update (mean KL {kl:.3g})"
+            f"no edge of trust was found up to the largest step played, {farthest:g} times the "
+            "update; more than half the promise is surely kept up to "
+            f"{trust.sure:g} times the update (mean KL {kl:.3g})"
+        ]
+    if trust.before:
+        return [
+            "the edge of trust (half the promise is kept) is before the smallest step played: "
+            f"significantly less than half is kept at {trust.gone:.3g} times the update"
         ]
     sure = "" if trust.sure is None else f"; significantly more up to {trust.sure:.3g}"
     gone = "" if trust.gone is None else f", significantly less from {trust.gone:.3g} on"

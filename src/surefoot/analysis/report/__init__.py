@@ -23,10 +23,10 @@ from surefoot.analysis.report.appendix import (
     warnings_section,
 )
 from surefoot.analysis.report.critic import critic_section
+from surefoot.analysis.report.judgement import judge
 from surefoot.analysis.report.learning import (
     ReturnSummary,
     describe_end,
-    is_settled,
     learning_section,
     summarize_returns,
 )
@@ -34,7 +34,7 @@ from surefoot.analysis.report.promises import lies_section, promise_section
 from surefoot.analysis.report.section import Facts, Section
 from surefoot.analysis.report.steps import distance_section, guard_section, solver_section
 from surefoot.analysis.report.table import table_of
-from surefoot.analysis.report.totals import totals
+from surefoot.analysis.report.totals import Totals, totals
 from surefoot.analysis.text import data_url, picture_tag
 from surefoot.errors import CheckpointError
 from surefoot.storage.run_directory import RunDirectory
@@ -78,23 +78,7 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
     raised = raised_warnings(table)
     found = summarize_returns(facts)
     sums = totals(table, settings.train.num_envs)
-    of_updates = [
-        promise_section(facts, sums),
-        lies_section(facts),
-        distance_section(facts),
-        solver_section(facts),
-        critic_section(facts),
-    ]
-    if is_settled(table, found):
-        of_updates = [each.at_rest() for each in of_updates]
-    sections = [
-        learning_section(facts, found),
-        *of_updates,
-        warnings_section(raised),
-        probe_section(newest_probe(path)),
-        *guard_section(facts),
-        settings_section(facts, commands),
-    ]
+    sections = _sections(facts, found, sums, raised, commands)
     verdict = [_what_was_trained(facts), _how_it_ended(found), _where_to_look(sections)]
     verdict[1:1] = [f"Settings changed: {change.text}." for change in history.changes()]
     summary = {
@@ -115,6 +99,36 @@ def report(path: Path, *, commands: Sequence[tuple[str, str]] = ()) -> RunReport
         },
     }
     return RunReport(_page(facts, verdict, sections, raised), summary)
+
+
+def _sections(
+    facts: Facts,
+    found: ReturnSummary | None,
+    sums: Totals | None,
+    raised: list[RaisedWarning],
+    commands: Sequence[tuple[str, str]],
+) -> list[Section]:
+    """All sections in the order of the page; those that share a verdict read it from one place."""
+    judgement = judge(facts, found, sums)
+    of_updates = [
+        promise_section(facts, sums, judgement),
+        lies_section(facts, judgement),
+        distance_section(facts),
+        solver_section(facts),
+        critic_section(facts, judgement),
+    ]
+    alarms = warnings_section(raised)
+    if judgement.settled:
+        of_updates = [each.at_rest() for each in of_updates]
+        alarms = alarms.at_rest()
+    return [
+        learning_section(facts, found),
+        *of_updates,
+        alarms,
+        probe_section(newest_probe(facts.path)),
+        *guard_section(facts),
+        settings_section(facts, commands),
+    ]
 
 
 def _what_was_trained(facts: Facts) -> str:

@@ -44,13 +44,13 @@ def warnings_section(raised: list[RaisedWarning]) -> Section:
     if not raised:
         return section("warnings", "No warning was raised.")._replace(level="green", meaning="")
     frequent = sorted(raised, key=lambda each: -len(each.steps))[:3]
-    most = ", ".join(f"{each.name} ({len(each.steps)} times)" for each in frequent)
+    most = ", ".join(f"{each.name} ({_times(each)})" for each in frequent)
     finding = f"{len(raised)} kinds of warnings were raised; most often {most}."
     if len(raised) == 1:
         finding = f"One kind of warning was raised: {most}."
     rows = []
     for each in raised:
-        alarm, count = ALARMS.get(each.name), f"{len(each.steps)} times"
+        alarm, count = ALARMS.get(each.name), _times(each)
         about = ("not known to this version of surefoot", "")
         if alarm is not None:
             about = (alarm.what, alarm.remedy)
@@ -62,6 +62,10 @@ def warnings_section(raised: list[RaisedWarning]) -> Section:
         advice=f"{worst.name}: {remedy}" if remedy else "",
         extra=html_table(rows, _HEADER),
     )
+
+
+def _times(raised: RaisedWarning) -> str:
+    return "once" if len(raised.steps) == 1 else f"{len(raised.steps)} times"
 
 
 class StoredProbe(NamedTuple):
@@ -101,7 +105,7 @@ def probe_section(probe: StoredProbe | None) -> Section:
     # The file may be edited or of another version: only text is taken from it.
     verdict = probe.record.get("verdict")
     verdict = verdict if isinstance(verdict, list) else [verdict]
-    sentences += [each for each in verdict if isinstance(each, str)]
+    sentences += [_sentence(each) for each in verdict if isinstance(each, str) and each]
     extra = f"<p>Its figure is not in this page; see probe/{escape(probe.name)}.png.</p>"
     if probe.picture is not None:
         source = data_url("png", probe.picture)
@@ -112,6 +116,12 @@ def probe_section(probe: StoredProbe | None) -> Section:
         if isinstance(value, int | float | str) and key != "verdict"
     ]
     return section("probe", " ".join(sentences))._replace(extra=extra + html_table(rows))
+
+
+def _sentence(line: str) -> str:
+    """A line of a list as a sentence of a paragraph."""
+    # `capitalize` would also change all other letters.
+    return f"{line[0].upper()}{line[1:].rstrip('.')}."
 
 
 def settings_section(facts: Facts, commands: Sequence[tuple[str, str]]) -> Section:

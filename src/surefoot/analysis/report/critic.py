@@ -1,8 +1,15 @@
 """The critic's accuracy, and whether gradients agree between batches."""
 
-import math
-
 from surefoot.analysis.plots.report import Panel
+from surefoot.analysis.report.judgement import (
+    AGREEING,
+    COSINE,
+    FRESH,
+    OWN,
+    SHARE,
+    Judgement,
+    accuracy_of_critic,
+)
 from surefoot.analysis.report.section import (
     Color,
     Facts,
@@ -13,10 +20,7 @@ from surefoot.analysis.report.section import (
     recently,
     section,
 )
-from surefoot.analysis.text import figure
-
-OWN, FRESH = "critic/explained_variance", "lens/explained_variance"
-COSINE = "lens/expected_cosine"
+from surefoot.analysis.text import figure, percent
 
 _WORSE = (
     "The critic is worse than a constant: use more critic epochs, a higher critic step size, a "
@@ -25,25 +29,31 @@ _WORSE = (
 _DISAGREE = "Gradients hardly agree between batches: use more steps per batch."
 
 
-def critic_section(facts: Facts) -> Section:
+def critic_section(facts: Facts, judgement: Judgement) -> Section:
     """Explained variance of the critic, and the expected cosine between gradients."""
     table = facts.table
     absent = table.missing(OWN, FRESH)
     if len(absent) == 2:
         return left_out("critic", absent)
-    # Fresh returns judge the critic better, but few runs and rows have them.
-    explained, on = table.recent(FRESH), "fresh returns"
-    if math.isnan(explained):
-        explained, on = table.recent(OWN), "its own targets"
-    cosine = table.recent(COSINE)
+    explained, on = accuracy_of_critic(table)
+    key = FRESH if on == "fresh returns" else OWN
+    cosine, share = table.recent(COSINE), table.recent(SHARE)
     finding = recently(
-        (explained, f"explained variance is {figure(explained)} on {on}"),
+        table,
+        (explained, f"explained variance is {figure(explained)} on {on}{table.when(key)}"),
         (
             cosine,
             f"the expected cosine of two batches' gradients is {figure(cosine)}"
             + table.when(COSINE),
         ),
     )
+    equal = judgement.equal_returns
+    if equal is not None:
+        finding += (
+            f" All their episodes returned {figure(equal)}: explained variance means nothing."
+        )
+    if cosine < AGREEING and not judgement.noisy:
+        finding += f" One gradient says little, but {percent(share)} of a promise is signal."
     variances = [
         *line(table, OWN, "on its own targets", Color.BAD),
         *line(table, FRESH, "on fresh returns", Color.GOT),
@@ -54,7 +64,10 @@ def critic_section(facts: Facts) -> Section:
     levels = ((0.0, "no better than a constant"),)
     cosines = line(table, COSINE, "gradients of two batches, expected", Color.EXTRA, points=True)
     return section("critic", finding + not_logged(absent)).judged(
-        [(explained < 0.0, _WORSE), (cosine < 0.1, _DISAGREE)],
+        [
+            (explained < 0.0 and equal is None, _WORSE),
+            (cosine < AGREEING and judgement.noisy, _DISAGREE),
+        ],
         Panel("explained variance", variances, (0.0, 1.0), levels, ylim=ylim),
-        Panel("cosine", cosines, (0.1, 1.0), ylim=(-0.05, 1.05)),
+        Panel("cosine", cosines, (AGREEING, 1.0), ylim=(-0.05, 1.05)),
     )

@@ -8,7 +8,15 @@ from jaxtyping import Float
 
 from surefoot.analysis.plots.grouping import starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
-from surefoot.analysis.report.section import Color, Facts, Section, ends_of, line, section
+from surefoot.analysis.report.section import (
+    Color,
+    Facts,
+    Section,
+    ends_of,
+    line,
+    section,
+    smaller_steps,
+)
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure
 from surefoot.diagnostics.warnings import LossOfReturn
@@ -19,16 +27,19 @@ SETTLED = 0.05
 """Share of what was learned by which the returns of a run that stands at its best still move."""
 NUM_WINDOWS = 10
 """A run without evaluations is judged by means over a tenth of its updates."""
+ROUNDING = 1e-6
+"""Relative difference of two means of equal returns."""
 Windows = Float[np.ndarray, " window"]
 
 
 class ReturnSummary(NamedTuple):
     """Undiscounted returns of whole episodes over a run: at its start, at its end and at its best.
 
-    They are of evaluations where `evaluated`, or else of training episodes, with sampled actions;
-    `start` is of training episodes in both cases, unless none ended. `interval` has the ends of the
-    final one's 95 % interval, or is None where the spread of its episodes is unknown. `best` is
-    biased upwards, as the maximum of several noisy values.
+    They are of evaluations where `evaluated`, or else of training episodes, with sampled actions,
+    in windows of so many `updates`; `start` is that of the first row in both cases, unless no
+    training episode ended. `interval` has the ends of the final one's 95 % interval, or is None
+    where the spread of its episodes is unknown. `best` is biased upwards, as the maximum of several
+    noisy values.
     """
 
     evaluated: bool
@@ -37,6 +48,8 @@ class ReturnSummary(NamedTuple):
     interval: tuple[float, float] | None
     best: float
     best_step: float
+    final_step: float
+    updates: int
 
     @property
     def lost(self) -> float:
@@ -59,34 +72,36 @@ def summarize_returns(facts: Facts) -> ReturnSummary | None:
     """
     table, (values, low, high) = facts.table, evaluation_intervals(facts)
     where = np.flatnonzero(np.isfinite(values))
-    evaluated, interval = len(where) > 0, None
+    evaluated, interval, updates = len(where) > 0, None, 1
     if evaluated:
         returns, steps = values[where], table.steps[where]
         if math.isfinite(low[where[-1]]):
             interval = float(low[where[-1]]), float(high[where[-1]])
     else:
-        returns, steps = _training_returns(table)
+        returns, steps, updates = _training_returns(table)
     if not len(returns):
         return None
-    # Training episodes end before the first evaluation, and show where the run began.
-    first, best = np.append(table.known("episode/return_mean"), returns), int(np.argmax(returns))
-    start = first[0] if evaluated else returns[0]
-    ends = float(start), float(returns[-1])
-    return ReturnSummary(evaluated, *ends, interval, float(returns[best]), float(steps[best]))
+    # The first row is the first policy's, before an evaluation or a window has learned anything.
+    start = float(np.append(table.known("episode/return_mean"), returns)[0])
+    final, best = float(returns[-1]), int(np.argmax(returns))
+    if returns[best] - final <= ROUNDING * abs(final):
+        best = len(returns) - 1
+    value, step, last = float(returns[best]), float(steps[best]), float(steps[-1])
+    return ReturnSummary(evaluated, start, final, interval, value, step, last, updates)
 
 
-def _training_returns(table: Table) -> tuple[Windows, Windows]:
-    """Mean return of the training episodes in windows of a tenth of the rows, and their ends."""
+def _training_returns(table: Table) -> tuple[Windows, Windows, int]:
+    """Mean return of training episodes in windows of a tenth of the rows; their ends and size."""
     where = np.flatnonzero(np.isfinite(table.column("episode/return_mean")))
     returns, counts = table.column("episode/return_mean")[where], table.column("episode/count")
     # Rows without a count weigh alike, and no window may weigh nothing.
     counts = np.maximum(np.nan_to_num(counts[where], nan=1.0), 1e-9)
     if not len(where):
-        return returns, returns
-    ones = np.ones(max(1, len(returns) // NUM_WINDOWS))
+        return returns, returns, 1
+    ones = np.ones(math.ceil(len(returns) / NUM_WINDOWS))
     # Weighted by episodes, as rows have different numbers of them.
     smooth = np.convolve(returns * counts, ones, "valid") / np.convolve(counts, ones, "valid")
-    return smooth, table.steps[where[len(ones) - 1 :]]
+    return smooth, table.steps[where[len(ones) - 1 :]], len(ones)
 
 
 def has_fallen(table: Table, found: ReturnSummary) -> bool:
@@ -126,7 +141,7 @@ def learning_section(facts: Facts, found: ReturnSummary | None) -> Section:
             "evaluations (--eval-every) always play whole episodes."
         )
         return section("learning", finding)._replace(level="amber", advice=advice)
-    finding, level, advice = _judge(found, has_fallen(facts.table, found))
+    finding, level, advice = _judge(facts, found, has_fallen(facts.table, found))
     series = [*_training(facts), *_evaluations(facts)]
     # A star on the last point would hide it.
     if found.final < found.best:
@@ -165,38 +180,40 @@ def describe_end(found: ReturnSummary) -> str:
     """The return at the end, beside the best, in words."""
     if found.evaluated:
         low, high = found.interval or (math.nan, math.nan)
-        text = f"the last evaluation returned {figure(found.final)}"
+        text = f"the evaluation at step {found.final_step:,.0f}, the last one, returned "
+        text += figure(found.final)
         text += ends_of(Interval(found.final, low, high))
     else:
-        text = (
-            f"the newest training episodes returned {figure(found.final)} on average (sampled "
-            "actions; there was no evaluation)"
-        )
+        text = f"the newest training episodes returned {figure(found.final)} on average over "
+        text += f"{_updates(found)} (sampled actions; no evaluation during training)"
     if found.final >= found.best:
         return text + ", which is the best of the run"
-    what = "the best one" if found.evaluated else "the best tenth of the run"
+    what = f"the best {_updates(found).removeprefix('1 ')} averaged"
+    what, until = ("the best one", "at step") if found.evaluated else (what, "up to step")
     return (
-        f"{text}, {what} {figure(found.best)} after {found.best_step:,.0f} steps (the best of "
+        f"{text}, {what} {figure(found.best)} {until} {found.best_step:,.0f} (the best of "
         "several noisy values is biased upwards)"
     )
 
 
-def _judge(found: ReturnSummary, fallen: bool) -> tuple[str, str, str]:
+def _updates(found: ReturnSummary) -> str:
+    return "1 update" if found.updates == 1 else f"{found.updates} updates"
+
+
+def _judge(facts: Facts, found: ReturnSummary, fallen: bool) -> tuple[str, str, str]:
     """Finding, level and advice."""
     text = f"Training began at a return of {figure(found.start)}; {describe_end(found)}."
+    smaller = smaller_steps(facts.settings)
     if found.lost > LOST_A_QUARTER and fallen:
         share = f"{100 * found.lost:.0f} % of what" if found.lost < 1 else "all that"
-        advice = (
-            "Let the radius or the step size fall over the run (final_fraction) or "
-            "make it smaller; the figures below show what came before the loss. "
-        )
+        advice = f"Use {smaller}; the figures below show what came before the loss. "
+        if getattr(facts.settings.rule, "final_fraction", 0.0) == 1.0:
+            advice = f"Let the step fall over the run (final_fraction), or u{advice[1:]}"
         kept = "`surefoot evaluate RUN --best` plays the best policy, which is stored."
         return f"{text} It has lost {share} it had learned.", "red", advice + kept * found.evaluated
     if found.best <= found.start and found.interval and found.interval[1] < found.start:
-        advice = (
-            "It has unlearned its initial behaviour: start again with a smaller step (max_kl, "
-            "learning_rate), fewer epochs, or --guard."
-        )
+        guard = "" if facts.settings.train.guard else ", or --guard"
+        advice = f"It has unlearned its initial behaviour: start again with {smaller}{guard}."
         return text + " That is below the first policy's return.", "red", advice
     if found.best <= found.start:
         advice = (

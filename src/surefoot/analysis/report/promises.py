@@ -9,6 +9,18 @@ import numpy as np
 
 from surefoot.analysis.plots.grouping import newest, starts_of
 from surefoot.analysis.plots.report import Panel, PanelSeries
+from surefoot.analysis.report.judgement import (
+    BAND,
+    FEWEST_GAINS,
+    HALF_KEPT,
+    MUCH_NOISE,
+    NULL,
+    RATIO,
+    SHARE,
+    SHIFT,
+    SHIFTED,
+    Judgement,
+)
 from surefoot.analysis.report.section import (
     Color,
     Facts,
@@ -19,40 +31,29 @@ from surefoot.analysis.report.section import (
     not_logged,
     recently,
     section,
+    smaller_steps,
 )
-from surefoot.analysis.report.totals import Totals, totals
+from surefoot.analysis.report.totals import Totals
 from surefoot.analysis.text import figure, percent
 from surefoot.formulas.intervals import Interval
 
-MUCH_NOISE = 0.2
-"""Signal share below which an update's own promise is five times too large."""
-HALF_KEPT = 0.5
-NOISE_REMEDY = (
-    "Most of the promise is noise: use more steps per batch (--num-steps, --num-envs), more "
-    "damping or fewer epochs, or a better critic."
+_IN_STEP = "their rollouts held no even mix of early and late parts of episodes, or too few of them"
+_NEVER = (
+    "no rollout held an even mix of early and late parts of episodes: all environments are at the "
+    "same time in theirs, or hardly any episode begins in a rollout, or there are fewer than three "
+    "environments"
 )
-SHIFT_REMEDY = (
-    "Take smaller steps (radius, step size or clip range): even the signal is not realised, "
-    "because the new policy visits other states than the data shows."
+_NO_STAGGER = (
+    "no rollout held an even mix of early and late parts of episodes, as --no-stagger leaves all "
+    "environments at the same time in theirs"
 )
-_EITHER = (
-    "A probe (`surefoot probe`) can tell whether noise or visitation shift took more than half of "
-    "the promise: against noise use more steps per batch, against shift a smaller step."
+_GUESS = (
+    f" The ratio of realised gain to signal is not shown: with fewer than {FEWEST_GAINS} measured "
+    "gains it is mostly the guess that it starts from."
 )
-_IN_STEP = (
-    "no gain can be told from the time in the episode: all environments are at the same time in "
-    "theirs, or hardly any episode begins in a rollout, or there are fewer than three environments"
-)
-_NOTHING = "Nothing was promised. Is the step size 0, or the reward constant?"
-SHARE, RATIO, SHIFT = "lens/signal_share", "lens/filtered_ratio", "lens/visitation_shift"
-NULL, BAND = "lens/visitation_null", ("lens/filtered_low", "lens/filtered_high")
-SHIFTED = 0.2
-"""Lower bound on the total variation of visits, above its null, that is worth a look."""
-
-_FAR = "One update shifts the visits far: a smaller radius keeps them closer."
 
 
-def promise_section(facts: Facts, found: Totals | None) -> Section:
+def promise_section(facts: Facts, found: Totals | None, judgement: Judgement) -> Section:
     """The promise of all updates together, how much of it was signal, and the realised gain."""
     keys = ("lens/promised_gain", "lens/realised_gain")
     if found is None:
@@ -60,18 +61,14 @@ def promise_section(facts: Facts, found: Totals | None) -> Section:
         if len(facts.table.steps) < 2:
             why = "the run has one row, and a gain is known one rollout later"
             return left_out("promise", absent or keys, why=why)
-        return left_out("promise", absent or ("lens/realised_low",), why="" if absent else _IN_STEP)
-    finding, advice = _judge(found)
-    late, harm = _newest_updates(facts)
-    told, judged = len(found.steps), len(facts.table.steps) - 1
-    if told < judged:
-        finding += f" The gain can be told of {told:,} of {judged:,} updates, which are summed."
-    finding += late
+        why = _NEVER if facts.settings.train.stagger else _NO_STAGGER
+        return left_out("promise", absent or ("lens/realised_low",), why="" if absent else why)
+    finding = _describe(found) + _left_out(facts, found) + _newest_updates(found, judgement.late)
     if found.signal is None:
         finding += " lens/signal_share is not logged in this run, so noise is not separated."
     ylabel = "discounted reward,\nsum over updates"
     panel = Panel(ylabel, _curves(found), levels=((0.0, ""),), height=2.9)
-    made = section("promise", finding).judged([(True, advice or harm)], panel)
+    made = section("promise", finding).judged([(True, judgement.promises)], panel)
     discounts = dict.fromkeys(facts.of_rows(lambda settings: settings.train.gamma))
     text = ", and later ".join(map(_discount, discounts))
     return made._replace(meaning=made.meaning.format(discount=text))
@@ -93,18 +90,30 @@ def _curves(found: Totals) -> list[PanelSeries]:
     return [*series, PanelSeries("realised, with interval", at, values, Color.GOT, band=band)]
 
 
-def _newest_updates(facts: Facts) -> tuple[str, str]:
-    """Promise and gain of the newest tenth of the updates, and advice where they did harm."""
-    late = totals(facts.table.newest_tenth(), facts.settings.train.num_envs, whole=False)
-    # One gain alone is too noisy for a sentence.
-    if late is None or len(late.steps) < 2:
-        return "", ""
+def _left_out(facts: Facts, found: Totals) -> str:
+    """How many updates are not in the sums, and what they promised."""
+    promised, judged = facts.table.known("lens/promised_gain"), len(facts.table.steps) - 1
+    if judged <= len(found.steps):
+        return ""
+    rest = figure(float(promised.sum() - found.promised[-1]))
+    return (
+        f" Summed are {len(found.steps):,} of {judged:,} updates: the gain of the others, which "
+        f"promised {rest}, is not known, as {_IN_STEP}."
+    )
+
+
+def _newest_updates(found: Totals, late: Totals | None) -> str:
+    """Promise and gain of the newest updates, unless these are all."""
+    if late is None or len(late.steps) == len(found.steps):
+        return ""
     promised, gain = figure(float(late.promised[-1])), late.gain()
     if late.signal is not None and late.promised[-1] > 0:
-        promised += f" ({figure(float(late.signal[-1]))} of it signal)"
-    text = f" The newest tenth of the updates promised {promised} and realised "
-    harm = "The newest updates did harm in sum. " + SHIFT_REMEDY if gain.high < 0 else ""
-    return f"{text}{figure(gain.mean)}{ends_of(gain)}.", harm
+        signal = float(late.signal[-1])
+        promised += f" ({figure(signal) if signal else 'none'} of it signal)"
+    return (
+        f" The newest {len(late.steps)} of them promised {promised} and realised "
+        f"{figure(gain.mean)}{ends_of(gain)}."
+    )
 
 
 def _discount(gamma: float) -> str:
@@ -116,51 +125,60 @@ def _discount(gamma: float) -> str:
     return f"a reward {steps:,} steps away counts {worth} (the discount is {gamma:g})"
 
 
-def _judge(found: Totals) -> tuple[str, str]:
-    """Finding and advice."""
-    share, kept = found.signal_share, found.realised_share()
+def _describe(found: Totals) -> str:
+    """Promise, signal and gain of all updates."""
+    share, kept, gain = found.signal_share, found.realised_share(), found.gain()
+    text = f"On their own batches the updates promised {figure(float(found.promised[-1]))}"
+    if found.signal is not None:
+        signal = figure(float(found.signal[-1]))
+        losses = int(np.sum(np.diff(found.promised, prepend=0.0) < 0))
+        less = f", or without noise {signal}, as {losses} promised losses"
+        of_it = f", of which {signal} ({percent(share)}) is signal"
+        of_it = of_it if share > 0 else ", none of which is signal"
+        text += less if found.signal[-1] < 0 else of_it
+    text += f", and {figure(gain.mean)} was realised"
     if kept is None:
-        text = f"The updates promised {figure(float(found.promised[-1]))} in all, "
-        text += "" if math.isnan(share) else "none of it is signal, "
-        text += f"and {figure(float(found.realised[-1]))} was realised."
-        return text, _NOTHING if math.isnan(share) else NOISE_REMEDY
-    signal = "" if math.isnan(share) else f" {percent(share)} is signal, and of the signal"
-    text = (
-        f"Of the gain that the updates promised on their own batches,{signal} "
-        f"{percent(kept.mean)} was realised{ends_of(kept, show=percent)}."
-    )
+        return f"{text}{ends_of(gain)}."
+    text += f": {percent(kept.mean)} of the "
+    text += "promise" if found.signal is None else "signal"
+    text += f"{ends_of(kept, show=percent)}."
+    if found.signal is not None and kept.low > 1.0:
+        text += " So the signal is a low estimate: it is what halves of a batch have in common."
     if kept.low <= 0 <= kept.high:
         text += " The interval contains 0: this run alone cannot tell its gain from none."
-    if kept.high < 0:
-        return text, "The updates did more harm than good. " + SHIFT_REMEDY
-    if share < MUCH_NOISE:
-        return text, NOISE_REMEDY
-    if kept.mean < HALF_KEPT and not kept.high >= 1.0:  # no interval has NaN for its ends
-        return text, _EITHER if math.isnan(share) else SHIFT_REMEDY
-    return text, ""
+    return text
 
 
-def lies_section(facts: Facts) -> Section:
+def lies_section(facts: Facts, judgement: Judgement) -> Section:
     """Noise and visitation shift over the run; each has its own remedy."""
     table = facts.table
     absent = table.missing(SHARE, RATIO, SHIFT)
     if len(absent) == 3:
         return left_out("lies", absent)
-    share, ratio, shift, null = (table.recent(key) for key in (SHARE, RATIO, SHIFT, NULL))
-    band = Interval(ratio, *(table.recent(key) for key in BAND))
+    share, shift, null = (table.recent(key) for key in (SHARE, SHIFT, NULL))
+    band = Interval(*(judgement.ratios.recent(key) for key in (RATIO, *BAND)))
     moved = f"at least {figure(shift)}" if shift > 0 else "too small to be detected"
+    moved += table.when(SHIFT)
     moved += "" if np.isnan(null) else f" (for data that did not move: {figure(null)})"
-    followed = f"the ratio of realised gain to signal is {figure(ratio)}"
+    signal = "promise" if math.isnan(share) else "signal"
+    followed = f"{percent(band.mean)} of the {signal} is realised"
+    whole = f"; {percent(judgement.kept.mean)} over the whole run" if judgement.kept else ""
+    ends = ends_of(band, show=percent, what="95 % band")
+    followed += f"{ends[:-1]}{whole})" if ends else judgement.ratios.when(RATIO)
     finding = recently(
+        table,
         (share, f"{percent(share)} of a promise is signal{table.when(SHARE)}"),
-        (ratio, followed + ends_of(band, what="95 % band") + table.when(RATIO)),
-        (shift, f"the visitation shift of one update is {moved}{table.when(SHIFT)}"),
+        (band.mean, followed),
+        (shift, f"the visitation shift of one update is {moved}"),
     )
-    noisy, short = share < MUCH_NOISE, ratio < HALF_KEPT
-    # Where noise or the ratio is named already, one remedy is enough.
-    far = shift - np.nan_to_num(null) > SHIFTED and not noisy and not short
+    if RATIO not in absent and math.isnan(band.mean):
+        finding += _GUESS
+    # Where something is named already, one remedy is enough.
+    closer = f"One update shifts the visits far: {smaller_steps(facts.settings)} keeps them closer."
+    far = shift - np.nan_to_num(null) > SHIFTED and not judgement.promises
     shares = line(table, SHARE, "signal share (the rest is noise)", Color.SIGNAL)
-    ratios = line(table, RATIO, "realised / signal, filtered, 95 % band", Color.GOT, band=BAND)
+    label = f"realised / {signal}, filtered, 95 % band"
+    ratios = line(judgement.ratios, RATIO, label, Color.GOT, band=BAND)
     shifts = [
         *line(table, SHIFT, "visitation shift, at least", Color.PROMISED, points=True),
         *line(table, NULL, "the same, old against old", Color.BAD, points=True, dash=(0, (2, 2))),
@@ -169,8 +187,11 @@ def lies_section(facts: Facts) -> Section:
     highest = max((float(each.values.max()) for each in shifts), default=0.0)
     top = None if highest > SHIFTED else 0.3
     levels = ((1.0, "fully realised"), (0.0, "nothing"))
-    return section("lies", finding + not_logged(absent)).judged(
-        [(noisy, NOISE_REMEDY), (short, SHIFT_REMEDY), (far, _FAR)],
+    return section("lies", f"{finding}{not_logged(absent)}".strip()).judged(
+        [
+            (True, judgement.promises),
+            (far, closer),
+        ],
         Panel("share of the promise", shares, (MUCH_NOISE, 1.0), ylim=(-0.02, 1.05)),
         Panel("ratio", ratios, (HALF_KEPT, 1.5), levels, ylim=(-0.6, 1.6)),
         Panel("total variation", shifts, (0.0, SHIFTED), ylim=(-0.02, top)),

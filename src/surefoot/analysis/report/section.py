@@ -85,15 +85,11 @@ class Section(NamedTuple):
     extra: str = ""
 
     def at_rest(self) -> "Section":
-        """The section of a run that stands at its best: its figures ask for nothing."""
-        if self.level != "amber":
+        """The section of a run that stays near its best: its figures ask for nothing."""
+        if self.level in ("green", ""):
             return self
-        return self._replace(
-            level="green",
-            advice="",
-            finding=f"{self.finding} The return stands at its best and is steady: updates have "
-            "little left to gain, and nothing needs to be done about these figures.",
-        )
+        words = "As the return stays near its best, nothing needs to be done about this."
+        return self._replace(level="green", advice="", finding=f"{self.finding} {words}")
 
     def judged(self, checks: Sequence[tuple[Any, str]], *panels: Panel) -> "Section":
         """The section with the advice of the checks that are true, and the panels with data.
@@ -118,14 +114,28 @@ def left_out(name: str, keys: Sequence[str], *, why: str = "", guide: str = "") 
     return section(name, finding, guide=guide)._replace(meaning="")
 
 
-def recently(*parts: tuple[float, str]) -> str:
+def recently(table: Table, *parts: tuple[float, str]) -> str:
     """A sentence on the newest tenth of a run: the texts whose figures are known.
 
-    Those that it has no value of say when they were known last: `Table.when`.
+    Those that it has one value of, or none, say of which update it is: `Table.when`.
     """
-    *texts, last = (text for value, text in parts if math.isfinite(value))
-    listed = f"{', '.join(texts)} and {last}" if texts else last
-    return f"In the newest tenth of the run, {listed}."
+    texts = [text for value, text in parts if math.isfinite(value)]
+    if not texts:
+        return ""
+    listed = f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]
+    return f"{table.period}, {listed}."
+
+
+def smaller_steps(settings: Settings) -> str:
+    """How the steps of this run's rule are made smaller."""
+    rule = settings.rule
+    # A target_kl of 0 is none.
+    names = ("max_kl", "target_kl", "learning_rate", "clip_eps")
+    named = [name for name in names if getattr(rule, name, 0)]
+    ways = [f"a smaller {' or '.join(named)}" if named else "a smaller step size"]
+    if getattr(rule, "num_epochs", 1) > 1:
+        ways.append("fewer epochs")
+    return ", or ".join(ways)
 
 
 def not_logged(keys: Sequence[str]) -> str:

@@ -15,17 +15,17 @@ from surefoot.analysis.report.section import (
     line,
     recently,
     section,
+    smaller_steps,
 )
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure, percent
 from surefoot.config.settings import Settings
 
-_JUMPS = (
-    "A few states jump while the average stays small: use a smaller radius, step size or clip "
-    "range, fewer epochs, or a wider network."
-)
-_CLIPPED = "More than half is clipped, so late epochs do nothing: use fewer of them."
 NATURAL = ("npg", "trpo")
+JUMPING, MOSTLY = 0.2, 0.5
+"""Share of all KL in the worst 1 % of states, and of ratios outside 0.8 to 1.2, worth a look."""
+SMALL_KL = 1e-8
+"""Nats below which differences of KL are rounding."""
 VANISHED = 1e-9
 """Norm of a gradient that moves nothing."""
 
@@ -33,7 +33,6 @@ _REJECTED = (
     "Steps are rejected: use more damping or more data where they gain nothing, more backtracks or "
     "a larger fisher_fraction where their KL is too large (`surefoot explain update/outcome`)."
 )
-_ROUGH = "Curvature comes from too few states: use a larger fisher_fraction."
 _VANISHED = (
     "The gradient has vanished: the policy no longer varies its actions (start again with a "
     "smaller step size, or ent_coef above 0), or the reward is constant."
@@ -46,20 +45,25 @@ def distance_section(facts: Facts) -> Section:
     table = facts.table
     if absent := table.missing("policy/kl_mean"):
         return left_out("distance", absent)
-    mean, tail = table.recent("policy/kl_mean"), table.recent("policy/kl_p99")
+    mean = table.recent("policy/kl_mean")
     share, clipped = table.recent("policy/kl_worst_share"), table.recent("policy/clip_fraction")
     good, bad = (table.recent(f"policy/log_ratio_{sign}_p50") for sign in ("good", "bad"))
     finding = recently(
+        table,
         (mean, f"the mean KL of an update is {figure(mean)} nats"),
         (share, f"the worst 1 % of states hold {percent(share)} of it"),
         (clipped, f"{percent(clipped)} of the ratios are outside 0.8 to 1.2"),
         (
             # A sum is NaN where one of its parts is unknown.
             good + bad,
-            f"the median log ratio is {figure(good)} for good and {figure(bad)} for bad actions",
+            f"the median log ratio is {good:z.3f} for good and {bad:z.3f} for bad actions",
         ),
     )
-    checks = ((tail > 20 * mean > 0 or share > 0.2, _JUMPS), (clipped > 0.5, _CLIPPED))
+    smaller = smaller_steps(facts.settings)
+    jumps = f"A few states move far more than the average: use {smaller}, or a wider network."
+    far = f"More than half of the ratios are outside 0.8 to 1.2: use {smaller}."
+    # The quantile `policy/kl_p99` would judge the same states by another bound.
+    checks = ((share > JUMPING, jumps), (clipped > MOSTLY, far))
     return section("distance", finding).judged(checks, *_panels(facts))
 
 
@@ -85,11 +89,13 @@ def _panels(facts: Facts) -> list[Panel]:
         limits = table._replace(columns={**table.columns, "radius": radii})
         kl += line(limits, "radius", "radius", GRAY, reduction=newest, dash=(0, (4, 3)))
     levels = ((float(radii[0]), "radius"),) if same and np.isfinite(radii[0]) else ()
+    # One median of 1e-14 would flatten the rest.
+    lowest = SMALL_KL if any(np.nanmin(each.values) < SMALL_KL for each in kl) else None
     return [
-        Panel("KL (nats)", kl, levels=levels, log=True, height=2.6),
-        Panel("share", shares, (0.0, 0.2), ylim=(0.0, None)),
+        Panel("KL (nats)", kl, levels=levels, log=True, ylim=(lowest, None), height=2.6),
+        Panel("share", shares, (0.0, JUMPING), ylim=(0.0, None)),
         Panel("log ratio", ratios, levels=((0.0, ""),)),
-        Panel("share", clipped, (0.0, 0.3), ylim=(0.0, None)),
+        Panel("share", clipped, (0.0, MOSTLY), ylim=(0.0, None)),
     ]
 
 
@@ -116,7 +122,10 @@ def guard_section(facts: Facts) -> list[Section]:
         f"The guard left {percent(whole)} of {len(kept)} updates whole, kept "
         f"{percent(float(kept.mean()))} of a step on average, and refused {int(refused)}."
     )
-    advice = "It cuts more than half of the updates: the rule's own step is too large."
+    advice = (
+        "The guard cuts more than half of the updates, so the rule's own step is too large: use "
+        f"{smaller_steps(facts.settings)}."
+    )
     fractions = line(table, "guard/fraction", "share of the step that was kept", Color.GOT)
     refusals = line(table, "guard/refused", "updates refused", Color.PROMISED)
     made = section("guard", finding).judged(
@@ -145,12 +154,16 @@ def _natural(facts: Facts) -> Section:
     accepted = table.known("update/accepted")
     taken = float(np.mean(accepted)) if len(accepted) else math.nan
     finding = recently(
-        (ratio, f"the true KL was {figure(ratio)} times that of the quadratic model"),
+        table,
+        (ratio, f"the true KL was {ratio:.2f} times that of the quadratic model"),
         (residual, f"conjugate gradient left {percent(residual)} unsolved"),
     )
     if len(accepted):
         count = f"{int(accepted.sum())} of {len(accepted)}"
         finding = f"The line search accepted {count} steps of the run. {finding}"
+    rough = "Curvature comes from too few states: use more steps per batch."
+    if facts.settings.rule.fisher_fraction < 1.0:
+        rough = "Curvature comes from too few states: use a larger fisher_fraction."
     # Without any the axis would have no height.
     backtracks = max(table.known("update/backtracks"), default=0.0)
     ratios = line(table, "ratio", "true KL of the step / quadratic model", Color.GOT)
@@ -159,7 +172,7 @@ def _natural(facts: Facts) -> Section:
     return section("solver", finding).judged(
         [
             (taken < 0.9, _REJECTED),
-            (ratio < 0.7 or ratio > 1.5, _ROUGH),
+            (ratio < 0.7 or ratio > 1.5, rough),
             (residual > 0.3, "The system is not solved: use more cg_iters, or more damping."),
         ],
         Panel("true / model", ratios, (0.7, 1.5), ((1.0, ""),)),
@@ -176,6 +189,7 @@ def _descent(facts: Facts) -> Section:
     epochs_of = facts.of_rows(lambda settings: getattr(settings.rule, "num_epochs", math.nan))
     planned = table._replace(columns={"planned": epochs_of}).recent("planned")
     finding = recently(
+        table,
         (norm, f"the norm of the gradient is {figure(norm)}"),
         (epochs + planned, f"{figure(epochs)} of {figure(planned)} epochs run"),
     )

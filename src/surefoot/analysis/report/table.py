@@ -44,11 +44,25 @@ class Table(NamedTuple):
         return float(np.mean(values[late if len(late) else finite[-1:]]))
 
     def when(self, key: str) -> str:
-        """The update of a figure's newest value, in brackets, where the newest tenth has none."""
+        """The update of the one value that `recent` is of, to follow it; "" of several."""
         finite = np.flatnonzero(np.isfinite(self.column(key)))
-        if not len(finite) or finite[-1] >= len(self.steps) - _tenth(len(self.steps)):
+        late = len(self.steps) - self.num_newest
+        if not len(finite) or (len(finite) > 1 and finite[-2] >= late) or len(self.steps) == 1:
             return ""
-        return f" (at update {int(self.iterations[finite[-1]]):,})"
+        return f" at update {int(self.iterations[finite[-1]]):,}"
+
+    @property
+    def num_newest(self) -> int:
+        """Rows of the newest tenth: five at least, as far as there are so many."""
+        return min(len(self.steps), _tenth(len(self.steps)))
+
+    @property
+    def period(self) -> str:
+        """The newest tenth in words, to begin a sentence."""
+        count = self.num_newest
+        if count < len(self.steps):
+            return f"In the newest {count:,} of {len(self.steps):,} updates"
+        return "In the only update" if count == 1 else f"In all {count} updates"
 
     def missing(self, *keys: str) -> list[str]:
         """Those of the figures that no row has."""

@@ -28,8 +28,11 @@ class Totals(NamedTuple):
 
     @property
     def signal_share(self) -> float:
-        """Share of the whole promise that was signal; NaN where it or the promise is unknown."""
-        if self.signal is None or self.promised[-1] <= 0:
+        """Share of the whole promise that was signal; NaN where there is none.
+
+        The signal is negative where updates promised losses on their own batches.
+        """
+        if self.signal is None or self.promised[-1] <= 0 or self.signal[-1] < 0:
             return math.nan
         return float(self.signal[-1] / self.promised[-1])
 

@@ -40,7 +40,7 @@ def add_probe_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "the update of iteration K (default: that of most promise with a checkpoint next to it)"
     add("--update", type=whole, metavar="K", help=text)
-    text = "maximum environment steps (default: 2e5, or 1e6 if JAX-native)"
+    text = "environment steps to spend, about (default: 2e5, or 1e6 if JAX-native)"
     add("--budget", type=whole, metavar="STEPS", help=text)
     text = "repeat the run from an earlier checkpoint if none is next to the update"
     add("--replay", action="store_true", help=text)
@@ -108,9 +108,9 @@ def probe_command(options: argparse.Namespace) -> int:
         return 0
     print(probe_report(found))
     print(f"picture: {file}.png; figures: {file}.json")
-    if found.ratio is None and found.needed is not None:
+    if found.ratio is None and found.worthwhile is not None:
         again = f"surefoot probe {shlex.quote(options.path)} --update {found.iteration}"
-        print(f"more steps: {again} --budget {found.needed.steps}")
+        print(f"more steps: {again} --budget {found.worthwhile.steps}")
     return 0
 
 
