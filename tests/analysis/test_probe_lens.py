@@ -483,12 +483,12 @@ def test_the_update_of_most_promise_is_probed_and_one_of_other_settings_is_no_re
 def test_a_promise_that_is_not_measurable_has_no_edge_and_losses_have_the_pictures_sign(
     jax_run, monkeypatch
 ):
-    found = sf.probe_run(jax_run, 3, budget=1500)
+    found = sf.probe_run(jax_run, 1, budget=8000)
     (losses,) = (line for line in found.verdict() if line.startswith("from promise to gain"))
     assert f"noise {found.fresh.mean - found.in_sample.mean:+.3g} (" in losses
     assert found.trust.gone is not None
     monkeypatch.setattr(conclude, "ratio_interval", lambda gains, promise: None)
-    lost = sf.probe_run(jax_run, 3, budget=1500)
+    lost = sf.probe_run(jax_run, 1, budget=8000)
     assert lost.trust == (None, None, None, None)
     assert "the edge of trust (half the promise is kept) is not measurable" in str(lost.verdict())
 
