@@ -731,6 +731,7 @@ def test_a_bug_in_one_seed_costs_those_that_are_not_done_and_is_named(
     assert [score.final for score in result.scores] == pytest.approx(finals, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_a_seed_whose_last_checkpoint_cannot_be_written_leaves_the_others_be(
     together, tmp_path, monkeypatch
 ):

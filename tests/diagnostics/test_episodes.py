@@ -55,14 +55,15 @@ QUALITIES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("quality", QUALITIES)
 @pytest.mark.parametrize(
     "kind",
-    ["ends, rewards above 0", pytest.param("ends, rewards below 0", marks=pytest.mark.thorough)],
+    ["ends, rewards above 0", "ends, rewards below 0"],
 )
 @pytest.mark.parametrize(
     ("num_envs", "num_steps"),
-    [(8, 512), pytest.param(1, 2048, marks=pytest.mark.thorough)],
+    [(8, 512), (1, 2048)],
     ids=["environments", "one"],
 )
 def test_the_interval_covers_the_exact_gain_where_episodes_end(kind, quality, num_envs, num_steps):

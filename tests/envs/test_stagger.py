@@ -103,7 +103,9 @@ def test_returns_are_of_whole_episodes_alone(kind):
         assert episodes.lengths[episodes.ended[:, i], i].tolist() == lengths
 
 
-@pytest.mark.parametrize("env", ["Pendulum-v1", "gymnax:Pendulum-v1"])
+@pytest.mark.parametrize(
+    "env", ["Pendulum-v1", pytest.param("gymnax:Pendulum-v1", marks=pytest.mark.thorough)]
+)
 def test_environments_of_a_time_limit_are_at_other_steps_of_their_episodes(env):
     def ages(**train):
         train = Train(num_envs=4, num_steps=80, reset_at_checkpoints=False, **train)

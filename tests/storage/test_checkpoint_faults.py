@@ -87,6 +87,7 @@ print(points, sorted(found))
 
 
 @case(45)
+@pytest.mark.thorough
 def test_a_kill_anywhere_in_a_save():
     Path("run").mkdir()
     done = subprocess.run(

@@ -212,6 +212,7 @@ def fuzz(run: RunDirectory, count: int, seed: int) -> None:
 
 
 @case(52)
+@pytest.mark.thorough
 def test_spoilt_files_are_read_or_refused(directory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

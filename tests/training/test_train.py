@@ -179,6 +179,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(whole, world, stops, tmp_pa
     assert timeless(stored_rows(tmp_path / "run")) == timeless(whole(world).rows)
 
 
+@pytest.mark.thorough
 def test_a_jax_native_run_goes_on_exactly_from_any_checkpoint(whole, tmp_path):
     run = train(**arguments("jax"), seed=3, out=tmp_path / "run", callback=stop_at(5))
     assert run.iteration == 6, "a dispatch of two iterations is finished first"
@@ -589,6 +590,7 @@ def test_chosen_infos_are_means_over_the_episodes_that_ended():
         assert 0.0 < row["episode/is_success"] < 1.0
 
 
+@pytest.mark.thorough
 def test_updates_that_are_not_finite_are_refused_and_soon_end_the_run(tmp_path):
     given = {**arguments("jax", max_refusals=2), "env": spoilt(range(12, 1000))}
     with pytest.raises(NotFiniteError, match="2 updates in a row were not finite") as caught:
