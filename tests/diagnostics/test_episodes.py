@@ -74,7 +74,7 @@ def test_the_interval_covers_the_exact_gain_where_episodes_end(kind, quality, nu
 
 @pytest.mark.thorough
 def test_the_parts_of_episodes_at_both_ends_of_a_rollout_do_not_widen_the_interval():
-    cell = coverage("a time limit", quality=0.0, num_envs=1, num_steps=1024)
+    cell = coverage("a time limit", quality=0.0, num_envs=1, num_steps=2048)
     assert cell.known == 1.0
     assert LOW <= cell.held <= HIGH
 

@@ -112,6 +112,7 @@ def learned(rule, kind):
             num_envs=8,
             num_steps=16,
             gamma=GAMMA,
+            stagger=False,  # what follows a cut would be of the first world
             obs_norm=False,
             return_norm=False,
         ),

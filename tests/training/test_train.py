@@ -898,7 +898,8 @@ def test_the_lens_looks_at_every_so_many_updates_and_disturbs_nothing(whole, wor
 
 @pytest.mark.thorough
 def test_seeds_in_one_program_leave_out_the_iterations_behind_the_last_together():
-    train = Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS)
+    # The branch of a cut is of each seed's own.
+    train = Train(num_envs=NUM_ENVS, num_steps=NUM_STEPS, stagger=False)
     groups = Groups(VPG(), train, Network(hidden=(8,)), Critic(num_minibatches=1))
     run, _ = begin(settle("?", groups), find_env(ENVS["jax"], {}), OwnNetworks())
     chunk, traced = chunk_of(run.learner, 1), as_arrays(run.learner.traced)
