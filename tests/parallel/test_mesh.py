@@ -188,6 +188,7 @@ def at_iteration(state, iteration):
 @case(79)
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["jax", "host"])
+@pytest.mark.filterwarnings("ignore:.*a step of this vector environment")
 def test_a_whole_run_on_two_devices(tmp_path, env):
     """Its directory is read on one."""
     how = {
