@@ -25,7 +25,7 @@ import numpy as np
 import surefoot as sf
 from surefoot.diagnostics.episodes import episode_rows
 from surefoot.diagnostics.groups import EpisodeSums, Layout, groups_of, interval_of, sum_by_group
-from surefoot.diagnostics.lens import foreseen, realised_gain
+from surefoot.diagnostics.lens import realised_gain, shows_gain
 from surefoot.envs.source import as_host
 from surefoot.formulas.intervals import Interval
 from surefoot.formulas.running_stats import standard_deviation
@@ -193,7 +193,7 @@ def _interval(
 ) -> Interval:
     """The interval of a gain, as a run has it."""
     found = realised_gain(before, after, paired=paired).estimate
-    shown = foreseen(explained, carried)
+    shown = shows_gain(explained, carried)
     return interval_of(found._replace(variance=jnp.where(shown, found.variance, jnp.nan)))
 
 

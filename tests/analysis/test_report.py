@@ -35,7 +35,13 @@ from surefoot.config.history import SettingsHistory
 from surefoot.config.presets import preset, settings_of, settle
 from surefoot.diagnostics.catalogue import METRICS
 from surefoot.diagnostics.groups import EpisodeSums, interval_of
-from surefoot.diagnostics.lens import foreseen, judge_update, realised_gain, start_lens, total_gain
+from surefoot.diagnostics.lens import (
+    judge_update,
+    realised_gain,
+    shows_gain,
+    start_lens,
+    total_gain,
+)
 from surefoot.diagnostics.warnings import ALARMS
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.exact import TabularSoftmax, random_mdp, solve
@@ -249,7 +255,7 @@ def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_no
     bad = EpisodeSums(jnp.full(4, jnp.nan), ones, ones)
     judged, _ = judge_update(lens, bad, paired=True)
     np.testing.assert_array_equal(judged.gained, lens.gained)
-    ahead, metrics = judge_update(lens._replace(foreseen=jnp.array(False)), after, paired=True)
+    ahead, metrics = judge_update(lens._replace(shows_gain=jnp.array(False)), after, paired=True)
     assert np.isfinite(metrics["lens/realised_gain"])
     assert np.isnan(metrics["lens/realised_low"])
     np.testing.assert_array_equal(ahead.gained, lens.gained)
@@ -260,7 +266,7 @@ def test_the_sums_that_a_run_keeps_are_of_its_gains_and_one_bad_reward_spoils_no
     [(0.5, 0.9, True), (0.0, 0.9, False), (np.nan, 0.9, False), (np.nan, 0.01, True)],
 )
 def test_a_gain_shows_where_the_critic_or_the_rollout_reaches_it(explained, carried, shown):
-    assert bool(foreseen(jnp.float32(explained), jnp.float32(carried))) is shown
+    assert bool(shows_gain(jnp.float32(explained), jnp.float32(carried))) is shown
 
 
 def sampled_td(mdp, solution, critics, *, rng, num_envs=8, rows=100):

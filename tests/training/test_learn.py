@@ -163,6 +163,19 @@ def test_the_realised_gain_is_the_change_of_the_discounted_td_errors_of_an_episo
     assert np.isnan(second["lens/realised_high"])
 
 
+@pytest.mark.parametrize(("age", "shown"), [(0, True), (100, False)])
+def test_a_critic_that_knows_nothing_shows_a_gain_only_in_episodes_that_the_rollout_has(age, shown):
+    given = lesson("vpg", "box")
+    no = np.zeros_like(given.rollout.terminated)
+    rewards = np.random.default_rng(0).normal(size=no.shape).astype(np.float32)
+    rollout = given.rollout._replace(terminated=no, truncated=no, rewards=rewards)
+    ages = np.full_like(given.state.learn.ages, age)
+    state = given.state._replace(learn=given.state.learn._replace(ages=ages))
+    after, metrics = given.learn(state, rollout, given.episodes)
+    assert metrics["lens/explained_variance"] < 0.1
+    assert bool(after.lens.shows_gain) is shown
+
+
 def test_a_joint_critics_loss_counts_vf_coef_times():
     def learner_with(vf_coef):
         return learner_of(

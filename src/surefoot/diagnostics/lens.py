@@ -43,8 +43,6 @@ DRIFT = 0.05
 """Standard deviation of u's change from one update to the next, as a share of its prior."""
 MEMORY = 0.9
 """What is kept of the smoothed promises when another cross-fit comes in."""
-
-
 MIN_EXPLAINED = 0.1
 """Least explained variance of a critic whose errors show a gain that is still ahead."""
 MAX_CARRIED = 0.15
@@ -95,7 +93,7 @@ def unbiased(sums: EpisodeSums) -> Bool[Array, ""]:
     return balanced & (effective_groups(sums.episodes) >= FEWEST_GROUPS)
 
 
-def foreseen(explained: Float[Array, ""], carried: Float[Array, ""]) -> Bool[Array, ""]:
+def shows_gain(explained: Float[Array, ""], carried: Float[Array, ""]) -> Bool[Array, ""]:
     """Whether what an update gained shows in the rollout that follows it.
 
     An update also changes which states are visited. What that is worth is in the rewards, if
@@ -225,10 +223,9 @@ class LensState(NamedTuple):
     `params`, `obs_stats` and `return_scale` are those under which the critic's values were read
     before the update; `td` are the discounted TD errors of its rows then, and `promised` and `kl`
     what the surrogate promised and how far the policy went, all in the environment's units and in
-    nats. `foreseen` says whether the next rollout shows what it gained. `states` are some of the
-    states it learned from. `gained` is what each group gained over
-    the updates that have an interval, of which there were `judged`. `ready` is False before the
-    first update.
+    nats. `shows_gain` says whether the next rollout shows what it gained. `states` are some of the
+    states it learned from. `gained` is what each group gained over the updates that have an
+    interval, of which there were `judged`. `ready` is False before the first update.
     """
 
     params: Params
@@ -237,7 +234,7 @@ class LensState(NamedTuple):
     td: EpisodeSums
     promised: Float[Array, ""]
     kl: Float[Array, ""]
-    foreseen: Bool[Array, ""]
+    shows_gain: Bool[Array, ""]
     states: States
     ratio: RatioFilter
     gained: Float[Array, " group"]
@@ -256,7 +253,7 @@ def start_lens(params: Params, obs_stats: Any, *, num_groups: int, num_features:
         td=EpisodeSums(zeros, zeros, zeros),
         promised=zero,
         kl=zero,
-        foreseen=jnp.array(True),
+        shows_gain=jnp.array(True),
         states=States(features, jnp.zeros(NUM_STATES, jnp.int32), no, no),
         ratio=start_filter(),
         gained=zeros,
@@ -273,7 +270,7 @@ def judge_update(
     `after` has the TD errors of this rollout under the critic of before that update.
     """
     gain, change = realised_gain(lens.td, after, paired=paired)
-    gain = gain._replace(variance=jnp.where(lens.foreseen, gain.variance, jnp.nan))
+    gain = gain._replace(variance=jnp.where(lens.shows_gain, gain.variance, jnp.nan))
     unknown = jnp.where(lens.ready, 0.0, jnp.nan)
     gain = gain._replace(mean=gain.mean + unknown)
     ratio = filter_gain(lens.ratio, gain, lens.promised, lens.kl)

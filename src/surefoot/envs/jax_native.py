@@ -30,6 +30,8 @@ class JaxEnv(NamedTuple):
     `reset(key) -> (state, obs)`; `step(drawn, state, action) -> JaxStep`, where `drawn = draw(key)`
     is by default the key itself. Draw there what depends on the key alone, such as the start of
     the next episode: a rollout then draws for many steps at once, which is faster.
+    Where a first episode is cut (`Train.stagger`), the next one starts as `reset` starts it, so a
+    state that carries something from one episode to the next needs `stagger=False`.
     `action_mask(state)` returns the mask of allowed actions where `spec.masked`, and is None
     otherwise.
     """

@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from surefoot.diagnostics.cross_fit import cross_fit, cross_fit_metrics
 from surefoot.diagnostics.gradient_noise import noise_metrics
-from surefoot.diagnostics.lens import LensState, foreseen, judge_update, take_in_cross_fit
+from surefoot.diagnostics.lens import LensState, judge_update, shows_gain, take_in_cross_fit
 from surefoot.diagnostics.state_shift import States, sample_states, shift_metrics
 from surefoot.diagnostics.update_stats import diagnose
 from surefoot.networks.spaces import obs_features
@@ -78,7 +78,7 @@ def inspect(
         td=td_of(learned.values, scale),
         promised=update["surrogate/promised_gain"],
         kl=update["policy/kl_mean"],
-        foreseen=foreseen(metrics["lens/explained_variance"], learned.episodes.carried_share),
+        shows_gain=shows_gain(metrics["lens/explained_variance"], learned.episodes.carried_share),
         states=_some_states(parts, before, rollout),
     )
     # What a refused update promised may be NaN. It is not judged, and nothing of it is stored.

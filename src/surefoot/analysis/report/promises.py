@@ -37,11 +37,14 @@ from surefoot.analysis.report.totals import Totals
 from surefoot.analysis.text import figure, percent
 from surefoot.formulas.intervals import Interval
 
-_IN_STEP = "their rollouts held no even mix of early and late parts of episodes, or too few of them"
+_SOME = (
+    "their rollouts held no even mix of early and late parts of episodes, or too few of them, or "
+    "the critic knew too little to see a gain beyond the end of a rollout"
+)
 _NEVER = (
-    "no rollout held an even mix of early and late parts of episodes: all environments are at the "
-    "same time in theirs, or hardly any episode begins in a rollout, or there are fewer than three "
-    "environments"
+    "no rollout held an even mix of early and late parts of episodes (all environments are at the "
+    "same time in theirs, hardly any episode begins in a rollout, or there are fewer than three "
+    "environments), or the critic knew too little to see a gain beyond the end of a rollout"
 )
 _NO_STAGGER = (
     "no rollout held an even mix of early and late parts of episodes, as --no-stagger leaves all "
@@ -98,7 +101,7 @@ def _left_out(facts: Facts, found: Totals) -> str:
     rest = figure(float(promised.sum() - found.promised[-1]))
     return (
         f" Summed are {len(found.steps):,} of {judged:,} updates: the gain of the others, which "
-        f"promised {rest}, is not known, as {_IN_STEP}."
+        f"promised {rest}, is not known, as {_SOME}."
     )
 
 
