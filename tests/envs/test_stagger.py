@@ -10,6 +10,7 @@ import pytest
 import surefoot as sf
 from surefoot.config.presets import Groups, settle
 from surefoot.config.settings import VPG, Critic, Network, Train
+from surefoot.envs.group import EnvFactory, EnvGroup
 from surefoot.envs.registry import find_env
 from surefoot.errors import EnvCrashError
 from surefoot.networks.actor_critic import build
@@ -164,3 +165,26 @@ def test_what_an_update_gained_has_an_interval_where_a_time_limit_alone_ends_epi
 
     assert known() >= 5  # of seven updates that another rollout follows
     assert known(stagger=False) == 0
+
+
+def test_an_environment_that_is_made_anew_has_no_first_episode_left_to_cut():
+    class BreaksOnce(Scripted):
+        made = 0
+
+        def __init__(self):
+            super().__init__(fail_at=2 if BreaksOnce.made == 0 else None)
+            BreaksOnce.made += 1
+
+        def step(self, action):
+            obs, reward, *_, info = super().step(action)
+            return obs, reward, False, False, info
+
+    group = EnvGroup(EnvFactory("BreaksOnce", BreaksOnce, restart=True), range(1))
+    group.reset([1], [4])
+    steps = [group.step(np.zeros(1, np.int64)) for _ in range(4)]
+    assert "restarted" in steps[1].infos[0]
+    assert not any("cut" in step.infos.get(0, {}) for step in steps)
+    assert not group.results.truncated.any()
+    group.step(np.zeros(1, np.int64))
+    assert not group.results.truncated.any()
+    group.close()
