@@ -97,7 +97,7 @@ def test_without_a_critic_a_gain_has_an_interval_only_where_episodes_fit_into_ro
 def test_episodes_that_began_before_a_rollout_are_told_from_others():
     ends = jnp.zeros((4, 3), bool).at[1, 0].set(True).at[0, 1].set(True).at[3, 1].set(True)
     rows, _ = episode_rows(rollout_of(ends, jnp.zeros_like(ends), ~jnp.zeros_like(ends)),
-                           jnp.array([0, 7, 2]), 0.9)  # fmt: skip
+                           jnp.array([0, 7, 1]), 0.9)  # fmt: skip
     np.testing.assert_array_equal(rows.carried.T, [[False] * 4, [True, *[False] * 3], [True] * 4])
     shares = np.asarray(rows.shares)
     wanted = (shares[0, 1] + shares[:, 2].sum()) / shares.sum()

@@ -130,6 +130,7 @@ def test_cuts_are_spread_over_the_whole_limit_and_none_is_made_where_none_is_nee
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
     assert start().cuts is None
     assert not Train(num_envs=1).staggers
+    assert not sf.preset("Pendulum-v1", "trpo", "plain").train.stagger
     for library, rule in (("sb3", "ppo"), ("sb3-contrib", "trpo"), ("cleanrl", "ppo")):
         assert not sf.preset("Pendulum-v1", rule, library, actions=("Box", 1)).train.stagger
 
