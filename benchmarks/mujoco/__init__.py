@@ -1,0 +1,1 @@
+"""The MuJoCo table: nine tasks, one setting, every rule; how the setting was chosen is here too."""

@@ -1,0 +1,58 @@
+"""`python -m benchmarks.mujoco`: what there is to run, run it, and say what came of it.
+
+    python -m benchmarks.mujoco list
+    python -m benchmarks.mujoco run screen [--only REGEX] [--jobs 2]
+    python -m benchmarks.mujoco score screen
+
+Each finished run is one file below --results, and is not trained again; a run that was stopped goes
+on from its checkpoint below --runs. The peers need `python -m benchmarks.peers setup`.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.mujoco.queue import missing, train_all
+from benchmarks.mujoco.scores import as_table, read, standings
+from benchmarks.mujoco.studies import STUDIES
+
+
+def main() -> int:
+    """Do what was asked; 1 where a run failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mujoco",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("list", "run", "score"))
+    parser.add_argument("study", nargs="*", choices=[*STUDIES, []], help="default: all")
+    parser.add_argument("--only", default="", help="regular expression on names of runs")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, one core each")
+    parser.add_argument("--results", type=Path, default=Path("docs/results/mujoco"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/mujoco"))
+    parser.add_argument("--peers", type=Path, default=Path(".peers"), help="their environments")
+    given = parser.parse_args()
+    studies = given.study or list(STUDIES)
+    if given.what == "score":
+        for study in studies:
+            print(as_table(standings(read(given.results, study))))
+        return 0
+    planned = {
+        study: [run for run in STUDIES[study]() if re.search(given.only, run.name)]
+        for study in studies
+    }
+    if given.what == "list":
+        for study, runs in planned.items():
+            left = len(missing(runs, given.results))
+            print(f"{study:10} {len(runs) - left:4} of {len(runs)} runs done")
+        return 0
+    everything = [run for runs in planned.values() for run in runs]
+    failed = train_all(
+        everything, runs=given.runs, results=given.results, peers=given.peers, jobs=given.jobs
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
