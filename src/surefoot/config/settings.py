@@ -39,6 +39,9 @@ class OwnNetworks(NamedTuple):
     critic: OwnNetwork | None = None
 
 
+KL_PER_DIMENSION = 0.005
+"""Mean KL of a step in nats, by default, for each dimension of the action; a choice is one."""
+
 _POSITIVE = {"low": 0.0, "open_low": True}
 _FRACTION = {"low": 0.0, "high": 1.0}
 
@@ -70,8 +73,9 @@ def _ent_coef() -> Any:
     return setting(0.0, "weight of the entropy bonus", traced=True, low=0.0, off_at_zero=True)
 
 
-def _max_kl(text: str) -> Any:
-    return setting(0.01, text, traced=True, **_POSITIVE)
+def _nats(text: str) -> Any:
+    text += f", in nats; auto: {KL_PER_DIMENSION} for each dimension of the action"
+    return setting(None, text, traced=True, **_POSITIVE)
 
 
 def _damping() -> Any:
@@ -238,8 +242,13 @@ class Network:
     head_scale: float = setting(
         0.01, "initial gain of the policy's last layer", initial=True, low=0.0
     )
-    log_std_init: float = setting(
-        0.0, "initial log standard deviation", initial=True, low=-5.0, high=2.0
+    log_std_init: float | None = setting(
+        None,
+        "initial log standard deviation of each dimension of a Box; auto: -0.5 ln d for d "
+        "dimensions, so that noise is of the same length whatever d",
+        initial=True,
+        low=-5.0,
+        high=2.0,
     )
     distribution: str = setting(
         "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
@@ -290,7 +299,7 @@ class NPG:
     """Natural policy gradient: a step along F⁻¹g to the radius of the quadratic model."""
 
     name: ClassVar[str] = "npg"
-    max_kl: float = _max_kl("radius: mean KL(old || new) in the quadratic model, in nats")
+    max_kl: float | None = _nats("radius: mean KL(old || new) in the quadratic model")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
     cg_iters: int = _cg_iters()
@@ -305,7 +314,7 @@ class TRPO:
     """Trust-region policy optimisation: the natural step, with a radius that is checked."""
 
     name: ClassVar[str] = "trpo"
-    max_kl: float = _max_kl("radius: maximum mean KL(old || new) of a step, in nats")
+    max_kl: float | None = _nats("radius: maximum mean KL(old || new) of a step")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
     cg_iters: int = _cg_iters()
@@ -334,9 +343,7 @@ class PPOKL:
     """PPO with an adaptive KL penalty instead of a constraint."""
 
     name: ClassVar[str] = "ppo-kl"
-    target_kl: float = setting(
-        0.01, "mean KL(old || new) that the penalty aims at, in nats", traced=True, **_POSITIVE
-    )
+    target_kl: float | None = _nats("mean KL(old || new) that the penalty aims at")
     kl_coef: float = setting(
         1.0, "penalty per nat at the first update", traced=True, initial=True, **_POSITIVE
     )
