@@ -3,7 +3,9 @@
 import json
 
 import gymnasium
+import numpy as np
 import pytest
+from scipy import stats
 
 pytest.importorskip("benchmarks.mujoco.queue", reason="needs the repository's root on the path")
 
@@ -11,6 +13,7 @@ from benchmarks.mujoco.queue import missing, settings_of, train_all
 from benchmarks.mujoco.scores import as_table, standings
 from benchmarks.mujoco.settings import SETTINGS
 from benchmarks.mujoco.studies import STUDIES, Planned
+from benchmarks.mujoco.table import aggregate, iqm_interval, kept, table
 from benchmarks.mujoco.tasks import BY_ENV, TASKS, TUNING
 
 PLANNED = [run for study in STUDIES.values() for run in study()]
@@ -95,3 +98,43 @@ def test_a_finished_run_is_one_file_and_is_not_trained_again(tmp_path):
     written = file.stat().st_mtime_ns
     assert train_all(runs[:1], **places, jobs=1) == 0
     assert file.stat().st_mtime_ns == written
+
+
+def scored(env, rule, seed, final, best=None):
+    return record("default", env, final, best) | {"rule": rule, "seed": seed, "seconds": 90}
+
+
+def test_a_line_of_the_table_says_mean_worst_and_best_and_marks_a_bar_that_is_reached():
+    hopper = [scored("Hopper-v5", "trpo", s, 3400.0 + 100 * s, 3900.0) for s in range(5)]
+    reacher = [scored("Reacher-v5", "ppo", s, -4.5 - s) for s in range(2)]
+    first, second = table([*reacher, *hopper]).splitlines()[2:]
+    assert first.startswith(
+        "| Hopper-v5 | trpo | 5 | **3600** | 3404 to 3796 | 158 | 3600 | 3400 |"
+    )
+    assert first.endswith("| 3900 | 3450 | 90 |")
+    # Too few seeds for an interval of their mean, and below the bar.
+    assert second.startswith("| Reacher-v5 | ppo | 2 | -5.00 | - | 0.71 | -5.00 | -5.50 |")
+
+
+def test_rules_are_compared_over_tasks_whose_bar_is_positive():
+    tasks = ["Hopper-v5", "Ant-v5", "Reacher-v5"]
+    runs = [scored(env, "trpo", s, 0.9 * BY_ENV[env].bar) for env in tasks for s in range(4)]
+    assert "| trpo | 2 | 8 | 0.90 | 0.90 to 0.90 | 12 of 12 |" in aggregate(runs)
+
+
+@pytest.mark.parametrize(
+    ("final", "best", "is_kept"),
+    [(95.0, 100.0, True), (94.0, 100.0, False), (-4.2, -4.0, True), (-4.3, -4.0, False)],
+)
+def test_a_run_keeps_what_it_learned_within_five_percent_of_gains_and_of_costs(
+    final, best, is_kept
+):
+    assert kept(scored("Hopper-v5", "trpo", 0, final, best)) is is_kept
+
+
+def test_the_interval_of_an_interquartile_mean_is_about_that_mean_and_narrows_with_seeds():
+    generator = np.random.default_rng(1)
+    few, many = generator.normal(size=(2, 10)), generator.normal(size=(2, 160))
+    found, narrow = iqm_interval(list(few)), iqm_interval(list(many))
+    assert found.low < stats.trim_mean(few.ravel(), 0.25) < found.high
+    assert 2.5 < (found.high - found.low) / (narrow.high - narrow.low) < 6.0
