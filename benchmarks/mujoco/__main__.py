@@ -3,6 +3,7 @@
     python -m benchmarks.mujoco list
     python -m benchmarks.mujoco run screen [--only REGEX] [--jobs 2]
     python -m benchmarks.mujoco score screen
+    python -m benchmarks.mujoco table table [--picture docs/pictures/mujoco.png]
 
 Each finished run is one file below --results, and is not trained again; a run that was stopped goes
 on from its checkpoint below --runs. The peers need `python -m benchmarks.peers setup`.
@@ -16,6 +17,7 @@ from pathlib import Path
 from benchmarks.mujoco.queue import missing, train_all
 from benchmarks.mujoco.scores import as_table, read, standings
 from benchmarks.mujoco.studies import STUDIES
+from benchmarks.mujoco.table import aggregate, draw, table
 
 
 def main() -> int:
@@ -25,18 +27,25 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("list", "run", "score"))
+    parser.add_argument("what", choices=("list", "run", "score", "table"))
     parser.add_argument("study", nargs="*", choices=[*STUDIES, []], help="default: all")
     parser.add_argument("--only", default="", help="regular expression on names of runs")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one core each")
     parser.add_argument("--results", type=Path, default=Path("docs/results/mujoco"))
     parser.add_argument("--runs", type=Path, default=Path("runs/mujoco"))
     parser.add_argument("--peers", type=Path, default=Path(".peers"), help="their environments")
+    parser.add_argument("--picture", type=Path, help="of the learning curves, with table")
     given = parser.parse_args()
     studies = given.study or list(STUDIES)
     if given.what == "score":
         for study in studies:
             print(as_table(standings(read(given.results, study))))
+        return 0
+    if given.what == "table":
+        records = [record for study in studies for record in read(given.results, study)]
+        print(table(records), aggregate(records), sep="\n\n")
+        if given.picture:
+            draw(records, given.picture)
         return 0
     planned = {
         study: [run for run in STUDIES[study]() if re.search(given.only, run.name)]

@@ -34,7 +34,13 @@ SIGNALS = (
     *("policy/ess_fraction", "critic/explained_variance", "normalize/return_scale"),
     *("lens/explained_variance", "lens/filtered_ratio", "lens/signal_share"),
     *("lens/expected_cosine", "lens/promised_gain", "lens/realised_gain", "update/radius"),
-    *("update/cg_residual", "update/backtracks", "update/accepted", "update/step_norm"),
+    *(
+        "critic/loss",
+        "update/cg_residual",
+        "update/backtracks",
+        "update/accepted",
+        "update/step_norm",
+    ),
 )
 SIGNAL_POINTS = 20
 

@@ -52,9 +52,16 @@ SETTINGS: dict[str, Setting] = {
     "radius-.01": Setting(radius=0.01),
     "radius-.01-quarter": Setting(radius=0.01, left=0.25),
     "small-batches": _changed(Setting(radius=0.0025), train={"num_steps": 128}),
+    "in-step": _changed(_FIRST, train={"stagger": False}),
+    "large-batches": _changed(Setting(radius=0.01), train={"num_steps": 512}),
+    "lambda-.9": _changed(_FIRST, train={"gae_lambda": 0.9}),
     "lambda-.97": _changed(_FIRST, train={"gae_lambda": 0.97}),
     "critic-20": _changed(_FIRST, critic={"num_epochs": 20}),
     "critic-wide": _changed(_FIRST, network={"critic_hidden": (256, 256)}),
+    "critic-20-wide": _changed(
+        _FIRST, network={"critic_hidden": (256, 256)}, critic={"num_epochs": 20}
+    ),
+    "critic-fast": _changed(_FIRST, critic={"learning_rate": 3e-3}),
     "critic-falling": _changed(_FIRST, critic={"final_fraction": 0.1}),
     "fisher-whole": _changed(_FIRST, rule={"fisher_fraction": 1.0}),
     "damping-.01": _changed(_FIRST, rule={"damping": 0.01}),
