@@ -42,19 +42,9 @@ class _Preset(NamedTuple):
     by_rule: Mapping[str, Tables]
 
 
-_MUJOCO = _Preset(
-    shared={"train": {"steps": 1_000_000, "gamma": 0.995, "gae_lambda": 0.97}},
-    by_rule={
-        "trpo": {
-            "rule": {"max_kl": 0.04, "final_fraction": 0.25, "cg_iters": 15},
-            "critic": {"num_epochs": 20},
-        },
-        "npg": {
-            "rule": {"max_kl": 0.04, "final_fraction": 0.25, "cg_iters": 15},
-            "critic": {"num_epochs": 20},
-        },
-    },
-)
+# Where an episode ends when the body falls, and on Swimmer, whose reward comes slowly.
+_FALLING = _Preset(shared={"train": {"gamma": 0.995}}, by_rule={})
+_SLOW = _Preset(shared={"train": {"gamma": 0.9999}}, by_rule={})
 
 _MINATAR = _Preset(
     shared={
@@ -80,11 +70,6 @@ _MINATAR = _Preset(
     },
 )
 
-_SWIMMER = _Preset(
-    shared={"train": {"steps": 1_000_000, "gamma": 0.9999, "gae_lambda": 0.97}},
-    by_rule=_MUJOCO.by_rule,
-)
-
 PRESETS: dict[str, _Preset] = {
     "CartPole-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
     "Acrobot-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
@@ -96,11 +81,18 @@ PRESETS: dict[str, _Preset] = {
         },
     ),
     "MountainCarContinuous-v0": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
-    "InvertedPendulum-v5": _Preset(shared={"train": {"steps": 200_000}}, by_rule={}),
-    "Hopper-v5": _MUJOCO,
-    "Walker2d-v5": _MUJOCO,
-    "HalfCheetah-v5": _MUJOCO,
-    "Swimmer-v5": _SWIMMER,
+    **dict.fromkeys(
+        (
+            "InvertedPendulum-v5",
+            "InvertedDoublePendulum-v5",
+            "Hopper-v5",
+            "Walker2d-v5",
+            "Ant-v5",
+            "Humanoid-v5",
+        ),
+        _FALLING,
+    ),
+    "Swimmer-v5": _SLOW,
     "gymnax:CartPole-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
     "gymnax:Breakout-MinAtar": _MINATAR,
     "gymnax:Asterix-MinAtar": _MINATAR,
