@@ -14,10 +14,10 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.mujoco.queue import missing, train_all
 from benchmarks.mujoco.scores import as_table, read, standings
 from benchmarks.mujoco.studies import STUDIES
 from benchmarks.mujoco.table import aggregate, draw, table
+from benchmarks.mujoco.train import missing, train_all
 
 
 def main() -> int:
