@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-pytest.importorskip("benchmarks.mujoco.queue", reason="needs the repository's root on the path")
+pytest.importorskip("benchmarks.mujoco.train", reason="needs the repository's root on the path")
 
-from benchmarks.mujoco.queue import missing, settings_of, train_all
 from benchmarks.mujoco.scores import as_table, standings
 from benchmarks.mujoco.settings import SETTINGS
 from benchmarks.mujoco.studies import STUDIES, Planned
 from benchmarks.mujoco.table import aggregate, iqm_interval, kept, table
 from benchmarks.mujoco.tasks import BY_ENV, TASKS, TUNING
+from benchmarks.mujoco.train import missing, settings_of, train_all
 
 PLANNED = [run for study in STUDIES.values() for run in study()]
 

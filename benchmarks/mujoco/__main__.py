@@ -14,10 +14,11 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.mujoco.queue import missing, train_all
 from benchmarks.mujoco.scores import as_table, read, standings
 from benchmarks.mujoco.studies import STUDIES
 from benchmarks.mujoco.table import aggregate, draw, table
+from benchmarks.mujoco.train import missing, train_all
+from surefoot.parallel.jobs import ComparisonStopped
 
 
 def main() -> int:
@@ -57,9 +58,12 @@ def main() -> int:
             print(f"{study:10} {len(runs) - left:4} of {len(runs)} runs done")
         return 0
     everything = [run for runs in planned.values() for run in runs]
-    failed = train_all(
-        everything, runs=given.runs, results=given.results, peers=given.peers, jobs=given.jobs
-    )
+    places = {"runs": given.runs, "results": given.results, "peers": given.peers}
+    try:
+        failed = train_all(everything, **places, jobs=given.jobs)
+    except ComparisonStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
     return 1 if failed else 0
 
 

@@ -2,6 +2,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -539,3 +540,20 @@ def test_a_used_directory_names_a_command_that_works(command):
     assert command(*words).code == 0
     ended = command(*words)
     assert "`surefoot resume run --env own_used:make`" in ended.line
+
+
+def test_an_evaluation_of_an_earlier_iteration_says_of_which_step_it_is(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("surefoot.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    flags = ["--steps", "2048", "--num-envs", "2", "--num-steps", "128", "--preset", "none"]
+    flags += ["--eval-every", "768", "--eval-episodes", "1"]
+    flags += ["--out", str(tmp_path / "run")]
+    assert main(["train", "CartPole-v1", *flags]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "steps/s" in line]
+    assert len(lines) == 8
+    evaluated = [re.search(r"evaluation [\d.]+( \(at [\d,]+\))?", line) for line in lines]
+    said = [found and found[1] for found in evaluated]
+    # Evaluations are of iterations 3, 6 and 8, of 256 steps each.
+    assert said == [None, None, None, " (at 768)", " (at 768)", None, " (at 1,536)", None]
+    assert [found is None for found in evaluated] == [True, True] + [False] * 6

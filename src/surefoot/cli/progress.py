@@ -21,9 +21,10 @@ LONG_ITERATION = 120.0
 """Seconds from which an iteration is announced with the `--num-steps` that shortens it..."""
 SHORT_ITERATION = 20.0
 """...to about this many."""
+_EVALUATION = "eval/return_mean"
 _SHOWN = (
     ("return", "episode/return_mean", "{:.1f}"),
-    ("evaluation", "eval/return_mean", "{:.1f}"),
+    ("evaluation", _EVALUATION, "{:.1f}"),
     ("promised gain", "surrogate/promised_gain", "{:.3g}"),
     ("KL mean", "policy/kl_mean", "{:.4f}"),
     ("KL worst state", "policy/kl_worst_state", "{:.3f}"),
@@ -40,6 +41,7 @@ class Progress(Callback):
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._latest: dict[str, Any] = {}
+        self._evaluated = 0
         self._seconds = dict.fromkeys(("env", "policy", "update", "compile"), 0.0)
         self._busy = 0.0
         # So that the first row is printed at once.
@@ -111,6 +113,8 @@ class Progress(Callback):
         self._compiling, self._rollout, self._rolled = "", "", None
         # Not every row has every figure: the panel keeps the newest of each.
         self._latest |= row
+        if _EVALUATION in row:
+            self._evaluated = row["env_steps"]
         for part in self._seconds:
             self._seconds[part] += row.get(f"time/{part}", 0.0)
         # Without compilation, which the iterations that are left do not repeat.
@@ -148,9 +152,14 @@ class Progress(Callback):
         # A line of a log has room for the first few only.
         for label, key, form in _SHOWN[:5]:
             if key in row:
-                parts.append(f"{label} {form.format(row[key])}")
+                parts.append(f"{label} {form.format(row[key])}{self._age(key)}")
         parts += [f"{row['time/steps_per_second']:,.0f} steps/s", f"{self._left()} left"]
         return "  ".join(parts)
+
+    def _age(self, key: str) -> str:
+        """Of which step a figure is, where not of the newest row."""
+        old = key == _EVALUATION and self._evaluated < self._latest["env_steps"]
+        return f" (at {self._evaluated:,})" if old else ""
 
     def _draw(self) -> Panel:
         row, done = self._latest, self._done()
@@ -169,7 +178,8 @@ class Progress(Callback):
         for label, key, form in _SHOWN:
             if key in row:
                 unit = METRICS[key].unit
-                body.add_row(Text(label, style="dim"), form.format(row[key]), Text(unit, "dim"))
+                value = form.format(row[key]) + self._age(key)
+                body.add_row(Text(label, style="dim"), value, Text(unit, "dim"))
         if row:
             body.add_row(
                 Text("steps", style="dim"), f"{row['env_steps']:,}", Text(self._shares(), "dim")

@@ -93,8 +93,8 @@ ALARMS: dict[str, Alarm] = {
     "kl-large": Alarm(
         "red",
         "The policy went so far in one update that its batch says little of where it landed. Of "
-        "planted collapses in runs that no threshold was fitted to it announced 71 of 77, mostly "
-        "one to five updates ahead; it was raised in one of 243 healthy runs.",
+        "planted collapses in runs that no threshold was fitted to it announced 75 of 84, mostly "
+        "one to four updates ahead; it was raised in none of 246 healthy runs.",
         "policy/kl_mean of at least 0.3402 nats",
         _SMALLER,
         "policy/kl_mean",
