@@ -23,8 +23,11 @@ _SB3_TRAIN = {
     "action_scale": "raw",
 }
 
+_NETWORK = {"log_std_init": 0.0}
+
 _SB3_PPO = {
     "train": _SB3_TRAIN,
+    "network": _NETWORK,
     "rule": {
         "final_fraction": 1.0,
         "num_minibatches": 32,
@@ -44,6 +47,7 @@ def _sb3_contrib_trpo(actions: Actions) -> Tables:
     averaged = size if kind in ("Box", "MultiBinary") else 1
     return {
         "train": _SB3_TRAIN,
+        "network": _NETWORK,
         "rule": {
             "max_kl": averaged / 100,
             "final_fraction": 1.0,
@@ -94,6 +98,7 @@ _CLEANRL_PPO_CONTINUOUS_ACTION = {
         "stagger": False,
         "action_scale": "raw",
     },
+    "network": _NETWORK,
     "rule": {"final_fraction": 0.0, "num_minibatches": 32, "num_epochs": 10},
     "critic": _CLEANRL_CRITIC,
 }
