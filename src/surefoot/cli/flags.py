@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from surefoot.cli.commands.common import require_at_least
 from surefoot.config.peers import NOTES, PEERS
 from surefoot.config.settings import RULES, Critic, Network, Parallel, Train, rules_with
-from surefoot.config.validation import AUTO, Limits, limits_of, nearest, shown
+from surefoot.config.validation import Limits, limits_of, nearest, shown
 from surefoot.errors import ConfigError
 
 PEER_FLAGS = {
@@ -94,11 +94,6 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
-def number_or_auto(text: str) -> float | str:
-    """A number, or the word auto."""
-    return AUTO if text == AUTO else number(text)
-
-
 def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[str, ...]) -> None:
     # No default for argparse: a flag that is not given leaves the value of the preset.
     add = partial(group.add_argument, f"--{flag}", dest=dest, default=None, help=help)
@@ -107,8 +102,7 @@ def _add(group: Any, flag: str, dest: str, kind: Any, help: str, choices: tuple[
         return
     # Only the text of a tuple's type shows what its items are.
     item = str if "str" in str(kind) else number if kind is float else whole
-    item = number_or_auto if kind == float | None else item
-    metavar = {str: "NAME", number: "X", whole: "N", number_or_auto: "X"}[item]
+    metavar = {str: "NAME", number: "X", whole: "N"}[item]
     many = "+" if str(kind).startswith("tuple") else None
     add(type=item, nargs=many, metavar="{" + ",".join(choices) + "}" if choices else metavar)
 

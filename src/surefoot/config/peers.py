@@ -23,7 +23,7 @@ _SB3_TRAIN = {
     "action_scale": "raw",
 }
 
-_NETWORK = {"log_std_init": 0.0}
+_NETWORK = {"share_std": False}
 
 _SB3_PPO = {
     "train": _SB3_TRAIN,
@@ -50,6 +50,7 @@ def _sb3_contrib_trpo(actions: Actions) -> Tables:
         "network": _NETWORK,
         "rule": {
             "max_kl": averaged / 100,
+            "kl_per_dimension": False,
             "final_fraction": 1.0,
             "cg_iters": 15,
             "cg_tolerance": 0.0,

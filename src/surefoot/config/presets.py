@@ -103,7 +103,7 @@ PRESETS: dict[str, _Preset] = {
 
 _NO_TRICKS = {
     "train": {"stagger": False, "obs_norm": False, "return_norm": False},
-    "network": {"ortho_init": False, "head_scale": 1.0, "log_std_init": 0.0},
+    "network": {"ortho_init": False, "head_scale": 1.0, "share_std": False},
     "critic": {"max_grad_norm": 0.0, "value_clip": 0.0},
     "rule": {
         "final_fraction": 1.0,

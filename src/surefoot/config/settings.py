@@ -39,9 +39,6 @@ class OwnNetworks(NamedTuple):
     critic: OwnNetwork | None = None
 
 
-KL_PER_DIMENSION = 0.005
-"""Mean KL of a step in nats, by default, for each dimension of the action; a choice is one."""
-
 _POSITIVE = {"low": 0.0, "open_low": True}
 _FRACTION = {"low": 0.0, "high": 1.0}
 
@@ -74,8 +71,13 @@ def _ent_coef() -> Any:
 
 
 def _nats(text: str) -> Any:
-    text += f", in nats; auto: {KL_PER_DIMENSION} for each dimension of the action"
-    return setting(None, text, traced=True, **_POSITIVE)
+    text += ", in nats for each dimension of the action (no-kl-per-dimension: in all)"
+    return setting(0.005, text, traced=True, **_POSITIVE)
+
+
+def _kl_per_dimension(of: str) -> Any:
+    text = f"{of} is for each dimension of a Box, each bit and each choice; otherwise in all"
+    return setting(True, text)
 
 
 def _damping() -> Any:
@@ -242,13 +244,14 @@ class Network:
     head_scale: float = setting(
         0.01, "initial gain of the policy's last layer", initial=True, low=0.0
     )
-    log_std_init: float | None = setting(
-        None,
-        "initial log standard deviation of each dimension of a Box; auto: -0.5 ln d for d "
-        "dimensions, so that noise is of the same length whatever d",
+    log_std_init: float = setting(
+        0.0, "initial log standard deviation", initial=True, low=-5.0, high=2.0
+    )
+    share_std: bool = setting(
+        True,
+        "divide the initial standard deviation by the root of a Box's dimensions, so that noise is "
+        "of the same length whatever their number",
         initial=True,
-        low=-5.0,
-        high=2.0,
     )
     distribution: str = setting(
         "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
@@ -299,7 +302,8 @@ class NPG:
     """Natural policy gradient: a step along F⁻¹g to the radius of the quadratic model."""
 
     name: ClassVar[str] = "npg"
-    max_kl: float | None = _nats("radius: mean KL(old || new) in the quadratic model")
+    max_kl: float = _nats("radius: mean KL(old || new) in the quadratic model")
+    kl_per_dimension: bool = _kl_per_dimension("max_kl")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
     cg_iters: int = _cg_iters()
@@ -314,7 +318,8 @@ class TRPO:
     """Trust-region policy optimisation: the natural step, with a radius that is checked."""
 
     name: ClassVar[str] = "trpo"
-    max_kl: float | None = _nats("radius: maximum mean KL(old || new) of a step")
+    max_kl: float = _nats("radius: maximum mean KL(old || new) of a step")
+    kl_per_dimension: bool = _kl_per_dimension("max_kl")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
     cg_iters: int = _cg_iters()
@@ -343,7 +348,8 @@ class PPOKL:
     """PPO with an adaptive KL penalty instead of a constraint."""
 
     name: ClassVar[str] = "ppo-kl"
-    target_kl: float | None = _nats("mean KL(old || new) that the penalty aims at")
+    target_kl: float = _nats("mean KL(old || new) that the penalty aims at")
+    kl_per_dimension: bool = _kl_per_dimension("target_kl")
     kl_coef: float = setting(
         1.0, "penalty per nat at the first update", traced=True, initial=True, **_POSITIVE
     )

@@ -14,9 +14,6 @@ from surefoot.errors import ConfigError
 
 Group = TypeVar("Group")
 
-AUTO = "auto"
-"""How a number that follows from the action space is written; in settings and JSON it is None."""
-
 
 def _exact(bound: float) -> str:
     # `g` keeps six digits, too few for a bound such as 2^31 - 1.
@@ -139,8 +136,7 @@ def with_arrays(group: Group, arrays: Mapping[str, Any]) -> Group:
 def traced_values(group: Any) -> dict[str, float]:
     """The numbers that are data of a compiled program, by name.
 
-    One that switches something off by being 0 is part of the program while it is 0, and so is one
-    that the program decides from the action space.
+    One that switches something off by being 0 is part of the program while it is 0.
     """
     found = {
         name: getattr(group, name) for name, limits in limits_of(group).items() if limits.traced
@@ -148,7 +144,7 @@ def traced_values(group: Any) -> dict[str, float]:
     return {
         name: value
         for name, value in found.items()
-        if value is not None and (value != 0.0 or not limits_of(group)[name].off_at_zero)
+        if value != 0.0 or not limits_of(group)[name].off_at_zero
     }
 
 
@@ -161,7 +157,6 @@ _KINDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    float | None: "a number or auto",
     str: "a word",
     tuple[int, ...]: "a list of whole numbers",
     tuple[str, ...]: "a list of words",
@@ -187,10 +182,8 @@ def coerce(value: Any, template: Any, where: str) -> Any:
         value = math.inf if value > 0 else -math.inf
     if template is int and number and float(value).is_integer():
         return int(value)
-    if template in (float, float | None) and number:
+    if template is float and number:
         return float(value)
-    if template == float | None and value in (None, AUTO):
-        return None
     if template is str and isinstance(value, str):
         return value
     if template == tuple[int, ...] and number:
@@ -202,8 +195,6 @@ def coerce(value: Any, template: Any, where: str) -> Any:
 
 def shown(value: Any) -> str:
     """A setting's value as a person would write it."""
-    if value is None:
-        return AUTO
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):

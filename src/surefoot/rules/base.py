@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from surefoot.config.settings import KL_PER_DIMENSION
 from surefoot.formulas.surrogate import entropy_bonus, scale_advantages, standardize
 from surefoot.formulas.trust_region import mean_kl
 from surefoot.rules.minibatch_adam import MinibatchAdam, descent_metrics
@@ -30,13 +29,13 @@ def decayed(
     return (start - end) * left + end
 
 
-def in_nats(kl: float | Float[Array, ""] | None, old: Any) -> float | Float[Array, ""]:
-    """A radius or target in nats; None stands for `KL_PER_DIMENSION` times the dimensions.
+def in_all(config: Any, max_kl: float | Float[Array, ""], old: Any) -> float | Float[Array, ""]:
+    """A radius or target of the whole action, in nats.
 
-    A step then moves each dimension's mean by the same part of its standard deviation, whatever
-    their number is.
+    For each dimension the same, a step moves each mean by the same part of its standard deviation,
+    whatever their number is.
     """
-    return KL_PER_DIMENSION * old.dimensions if kl is None else kl
+    return max_kl * old.dimensions if config.kl_per_dimension else max_kl
 
 
 def reference(config: Any, policy_fn: PolicyFn, params: Params, batch: Batch) -> tuple[Any, Batch]:

@@ -131,7 +131,7 @@ def smaller_steps(settings: Settings) -> str:
     rule = settings.rule
     # A target_kl of 0 is none.
     names = ("max_kl", "target_kl", "learning_rate", "clip_eps")
-    named = [name for name in names if getattr(rule, name, 0) != 0]
+    named = [name for name in names if getattr(rule, name, 0)]
     ways = [f"a smaller {' or '.join(named)}" if named else "a smaller step size"]
     if getattr(rule, "num_epochs", 1) > 1:
         ways.append("fewer epochs")
