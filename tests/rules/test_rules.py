@@ -88,7 +88,7 @@ def test_every_rule_that_can_be_named_can_be_built():
 @pytest.mark.core
 @pytest.mark.parametrize(("kind", "max_kl"), [("discrete", 0.01), ("gaussian", 0.5)])
 def test_an_accepted_trpo_step_gains_and_stays_inside_the_radius(toy, kind, max_kl):
-    settings = {} if max_kl == 0.01 else {"max_kl": max_kl}
+    settings = {"max_kl": max_kl, "kl_per_dimension": False}
     accepted = 0
     for seed in range(20):
         problem = toy(kind, seed)
@@ -136,7 +136,8 @@ def test_a_step_that_is_never_finite_is_refused_and_returns_the_parameters_bit_f
 @case(37)
 def test_a_step_that_goes_too_far_with_no_backtrack_left_is_refused_bit_for_bit(toy):
     problem = toy("gaussian")
-    settings = {"max_kl": 1.0, "max_backtracks": 0, "damping": 0.0, "fisher_fraction": 0.05}
+    settings = {"max_kl": 1.0, "kl_per_dimension": False, "damping": 0.0}
+    settings |= {"max_backtracks": 0, "fisher_fraction": 0.05}
     went_too_far = 0
     for key in jax.random.split(KEY, 20):
         params, _, info = update_once("trpo", problem, key=key, **settings)
@@ -172,7 +173,7 @@ def test_advantages_that_do_not_vary_leave_the_parameters_as_they_were(toy, name
 @pytest.mark.parametrize("damping", [0.0, 0.1, 10.0])
 def test_npgs_step_ends_on_the_radius_measured_with_its_damping_over_all_rows(toy, damping):
     problem = with_batch(toy(), weights=jnp.arange(64) % 3 * jnp.ones(64))
-    params, _, info = update_once("npg", problem, damping=damping)
+    params, _, info = update_once("npg", problem, max_kl=0.01, damping=damping)
     step = jax.tree.map(jnp.subtract, params, problem.params)
     batch = problem.batch
     curvature = quadratic_form(problem.policy_fn, problem.params, batch.inputs, batch.weights, step)
@@ -241,7 +242,7 @@ def test_the_undamped_natural_step_is_the_pseudoinverse_of_fisher_times_the_grad
     problem = toy()
     batch, policy_fn = problem.batch, problem.policy_fn
     exact = {"damping": 0.0, "fisher_fraction": 1.0, "cg_iters": 200, "cg_tolerance": 1e-9}
-    params, _, info = update_once("npg", problem, **exact)
+    params, _, info = update_once("npg", problem, max_kl=0.01, **exact)
     step = ravel_pytree(params)[0] - ravel_pytree(problem.params)[0]
 
     @jax.jit
@@ -351,6 +352,32 @@ def test_a_schedule_goes_in_equal_steps_from_its_start_towards_its_end(toy, name
     assert values[0] == pytest.approx(0.04)
     np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
     assert 0.01 * (1 - 1e-5) <= values[-1] <= 0.01 - steps[0] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("kind", "dimensions"), [("discrete", 1), ("gaussian", 3)])
+@pytest.mark.parametrize("name", ["npg", "trpo"])
+def test_the_radius_is_for_each_dimension_of_the_action_or_in_all(toy, name, kind, dimensions):
+    problem = toy(kind)
+    for each, radius in ((True, 0.02 * dimensions), (False, 0.02)):
+        params, _, info = update_once(name, problem, max_kl=0.02, kl_per_dimension=each)
+        assert info["update/radius"] == pytest.approx(radius)
+        kl_mean, _ = judge(problem.policy_fn)(problem.params, params, problem.batch)
+        assert 0.3 * radius < kl_mean < 1.5 * radius
+
+
+def test_the_penalty_aims_at_its_target_for_each_dimension_or_in_all(toy):
+    problem = toy("gaussian")
+    given = {"target_kl": 0.02, "learning_rate": 0.01, "num_epochs": 3, "num_minibatches": 4}
+    states, kls = [], []
+    for each in (True, False):
+        rule, update = compiled("ppo-kl", problem.policy_fn, kl_per_dimension=each, **given)
+        params, state, _ = update(rule.init(problem.params), problem.params, problem.batch, KEY)
+        states.append(float(state["kl_coef"]))
+        kls.append(float(judge(problem.policy_fn)(problem.params, params, problem.batch)[0]))
+    # The same step, between the two: short of three times the target, beyond it.
+    assert kls[0] == kls[1]
+    assert 1.5 * 0.02 < kls[0] < 0.06 / 1.5
+    assert states == [0.5, 2.0]
 
 
 @pytest.mark.parametrize("name", ["trpo", "ppo"])
