@@ -116,7 +116,7 @@ def test_a_policy_starts_near_uniform_and_a_gaussian_one_near_its_initial_spread
     probs = jax.nn.softmax(network.policy(params["policy"], Inputs(obs, None)).logits)
     np.testing.assert_allclose(probs, 1 / 3, atol=0.01)
     assert np.ptp(probs) > 0
-    network, params = initial(action="box", log_std_init=-0.5, share_std=False)
+    network, params = initial(action="box", log_std_init=-0.5)
     gaussian = network.policy(params["policy"], Inputs(obs, None))
     np.testing.assert_allclose(gaussian.mean, 0.0, atol=0.05)
     np.testing.assert_array_equal(gaussian.log_std, np.full((20, 2), -0.5, np.float32))
@@ -124,7 +124,9 @@ def test_a_policy_starts_near_uniform_and_a_gaussian_one_near_its_initial_spread
 
 @pytest.mark.parametrize("size", [1, 2, 17])
 def test_initial_noise_has_one_length_whatever_the_dimensions(size):
-    network = make(action=spaces.Box(-1.0, 1.0, (size,)), log_std_init=-0.5)
+    network = make(
+        action=spaces.Box(-1.0, 1.0, (size,)), log_std_init=-0.5, std_per_dimension=False
+    )
     log_std = network.init(KEY)["policy"]["log_std"]
     assert log_std.shape == (size,)
     np.testing.assert_allclose(np.sqrt(np.sum(np.exp(2 * log_std))), np.exp(-0.5), rtol=1e-6)

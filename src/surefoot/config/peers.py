@@ -23,11 +23,8 @@ _SB3_TRAIN = {
     "action_scale": "raw",
 }
 
-_NETWORK = {"share_std": False}
-
 _SB3_PPO = {
     "train": _SB3_TRAIN,
-    "network": _NETWORK,
     "rule": {
         "final_fraction": 1.0,
         "num_minibatches": 32,
@@ -47,10 +44,8 @@ def _sb3_contrib_trpo(actions: Actions) -> Tables:
     averaged = size if kind in ("Box", "MultiBinary") else 1
     return {
         "train": _SB3_TRAIN,
-        "network": _NETWORK,
         "rule": {
             "max_kl": averaged / 100,
-            "kl_per_dimension": False,
             "final_fraction": 1.0,
             "cg_iters": 15,
             "cg_tolerance": 0.0,
@@ -99,7 +94,6 @@ _CLEANRL_PPO_CONTINUOUS_ACTION = {
         "stagger": False,
         "action_scale": "raw",
     },
-    "network": _NETWORK,
     "rule": {"final_fraction": 0.0, "num_minibatches": 32, "num_epochs": 10},
     "critic": _CLEANRL_CRITIC,
 }

@@ -42,9 +42,19 @@ class _Preset(NamedTuple):
     by_rule: Mapping[str, Tables]
 
 
-# Where an episode ends when the body falls, and on Swimmer, whose reward comes slowly.
-_FALLING = _Preset(shared={"train": {"gamma": 0.995}}, by_rule={})
-_SLOW = _Preset(shared={"train": {"gamma": 0.9999}}, by_rule={})
+_MUJOCO = _Preset(
+    shared={"train": {"steps": 1_000_000, "gamma": 0.995, "gae_lambda": 0.97}},
+    by_rule={
+        "trpo": {
+            "rule": {"max_kl": 0.04, "final_fraction": 0.25, "cg_iters": 15},
+            "critic": {"num_epochs": 20},
+        },
+        "npg": {
+            "rule": {"max_kl": 0.04, "final_fraction": 0.25, "cg_iters": 15},
+            "critic": {"num_epochs": 20},
+        },
+    },
+)
 
 _MINATAR = _Preset(
     shared={
@@ -70,6 +80,11 @@ _MINATAR = _Preset(
     },
 )
 
+_SWIMMER = _Preset(
+    shared={"train": {"steps": 1_000_000, "gamma": 0.9999, "gae_lambda": 0.97}},
+    by_rule=_MUJOCO.by_rule,
+)
+
 PRESETS: dict[str, _Preset] = {
     "CartPole-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
     "Acrobot-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
@@ -81,18 +96,11 @@ PRESETS: dict[str, _Preset] = {
         },
     ),
     "MountainCarContinuous-v0": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
-    **dict.fromkeys(
-        (
-            "InvertedPendulum-v5",
-            "InvertedDoublePendulum-v5",
-            "Hopper-v5",
-            "Walker2d-v5",
-            "Ant-v5",
-            "Humanoid-v5",
-        ),
-        _FALLING,
-    ),
-    "Swimmer-v5": _SLOW,
+    "InvertedPendulum-v5": _Preset(shared={"train": {"steps": 200_000}}, by_rule={}),
+    "Hopper-v5": _MUJOCO,
+    "Walker2d-v5": _MUJOCO,
+    "HalfCheetah-v5": _MUJOCO,
+    "Swimmer-v5": _SWIMMER,
     "gymnax:CartPole-v1": _Preset(shared={"train": {"steps": 100_000}}, by_rule={}),
     "gymnax:Breakout-MinAtar": _MINATAR,
     "gymnax:Asterix-MinAtar": _MINATAR,
@@ -103,7 +111,7 @@ PRESETS: dict[str, _Preset] = {
 
 _NO_TRICKS = {
     "train": {"stagger": False, "obs_norm": False, "return_norm": False},
-    "network": {"ortho_init": False, "head_scale": 1.0, "share_std": False},
+    "network": {"ortho_init": False, "head_scale": 1.0},
     "critic": {"max_grad_norm": 0.0, "value_clip": 0.0},
     "rule": {
         "final_fraction": 1.0,

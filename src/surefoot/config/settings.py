@@ -70,14 +70,13 @@ def _ent_coef() -> Any:
     return setting(0.0, "weight of the entropy bonus", traced=True, low=0.0, off_at_zero=True)
 
 
-def _nats(text: str) -> Any:
-    text += ", in nats for each dimension of the action (no-kl-per-dimension: in all)"
-    return setting(0.005, text, traced=True, **_POSITIVE)
+def _max_kl(text: str) -> Any:
+    return setting(0.01, f"{text}, in nats", traced=True, **_POSITIVE)
 
 
 def _kl_per_dimension(of: str) -> Any:
     text = f"{of} is for each dimension of a Box, each bit and each choice; otherwise in all"
-    return setting(True, text)
+    return setting(False, text)
 
 
 def _damping() -> Any:
@@ -247,10 +246,10 @@ class Network:
     log_std_init: float = setting(
         0.0, "initial log standard deviation", initial=True, low=-5.0, high=2.0
     )
-    share_std: bool = setting(
+    std_per_dimension: bool = setting(
         True,
-        "divide the initial standard deviation by the root of a Box's dimensions, so that noise is "
-        "of the same length whatever their number",
+        "the initial standard deviation is of each dimension of a Box; otherwise of the whole "
+        "action, and each of d dimensions has 1/√d of it",
         initial=True,
     )
     distribution: str = setting(
@@ -302,7 +301,7 @@ class NPG:
     """Natural policy gradient: a step along F⁻¹g to the radius of the quadratic model."""
 
     name: ClassVar[str] = "npg"
-    max_kl: float = _nats("radius: mean KL(old || new) in the quadratic model")
+    max_kl: float = _max_kl("radius: mean KL(old || new) in the quadratic model")
     kl_per_dimension: bool = _kl_per_dimension("max_kl")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
@@ -318,7 +317,7 @@ class TRPO:
     """Trust-region policy optimisation: the natural step, with a radius that is checked."""
 
     name: ClassVar[str] = "trpo"
-    max_kl: float = _nats("radius: maximum mean KL(old || new) of a step")
+    max_kl: float = _max_kl("radius: maximum mean KL(old || new) of a step")
     kl_per_dimension: bool = _kl_per_dimension("max_kl")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
@@ -348,7 +347,7 @@ class PPOKL:
     """PPO with an adaptive KL penalty instead of a constraint."""
 
     name: ClassVar[str] = "ppo-kl"
-    target_kl: float = _nats("mean KL(old || new) that the penalty aims at")
+    target_kl: float = _max_kl("mean KL(old || new) that the penalty aims at")
     kl_per_dimension: bool = _kl_per_dimension("target_kl")
     kl_coef: float = setting(
         1.0, "penalty per nat at the first update", traced=True, initial=True, **_POSITIVE
