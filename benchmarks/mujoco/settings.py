@@ -27,10 +27,10 @@ class Setting(NamedTuple):
         """What it changes of the library's defaults on a task."""
         rule: dict[str, Any] = {"final_fraction": self.left}
         if self.radius is not None:
-            rule["max_kl"] = self.radius * task.actions
+            rule |= {"max_kl": self.radius, "kl_per_dimension": True}
         tables: Tables = {"train": {}, "network": {}, "critic": {}, "rule": rule}
         if self.scaled_noise:
-            tables["network"]["log_std_init"] = task.log_std
+            tables["network"]["std_per_dimension"] = False
         for group, table in self.changes.items():
             tables[group].update(table)
         return tables

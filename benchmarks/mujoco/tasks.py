@@ -1,6 +1,5 @@
 """The tasks, their bars, and what differs between them: the discount alone."""
 
-import math
 from typing import NamedTuple
 
 
@@ -20,11 +19,6 @@ class Task(NamedTuple):
     gamma: float
     bar: float | None
     tuning: bool = False
-
-    @property
-    def log_std(self) -> float:
-        """The initial log standard deviation at which noise has length 1 whatever d is."""
-        return -0.5 * math.log(self.actions)
 
 
 FALLING, LIMITED, SLOW = 0.995, 0.99, 0.9999

@@ -118,6 +118,21 @@ def draw(name, distribution, seed, num):
 
 
 @pytest.mark.core
+@pytest.mark.parametrize(
+    ("name", "dimensions"),
+    [("categorical", 1), ("multi", 2), ("bernoulli", 3), ("gaussian", 2), ("tanh", 2)],
+)
+def test_dimensions_are_numbers_bits_and_choices_with_leading_axes_or_without(name, dimensions):
+    distribution, _ = pair(name)
+    assert distribution.dimensions == dimensions
+    many = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (5, 4, *leaf.shape)), distribution)
+    assert many.dimensions == dimensions
+
+
+def test_the_dimensions_of_a_product_are_those_of_its_parts():
+    assert pair("product")[0].dimensions == 1 + 3 + 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_kl_is_that_of_old_to_new_and_not_the_reverse(name):
     old, new = pair(name)

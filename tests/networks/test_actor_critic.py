@@ -122,6 +122,16 @@ def test_a_policy_starts_near_uniform_and_a_gaussian_one_near_its_initial_spread
     np.testing.assert_array_equal(gaussian.log_std, np.full((20, 2), -0.5, np.float32))
 
 
+@pytest.mark.parametrize("size", [1, 2, 17])
+def test_initial_noise_has_one_length_whatever_the_dimensions(size):
+    network = make(
+        action=spaces.Box(-1.0, 1.0, (size,)), log_std_init=-0.5, std_per_dimension=False
+    )
+    log_std = network.init(KEY)["policy"]["log_std"]
+    assert log_std.shape == (size,)
+    np.testing.assert_allclose(np.sqrt(np.sum(np.exp(2 * log_std))), np.exp(-0.5), rtol=1e-6)
+
+
 def test_the_log_std_is_held_within_its_bounds():
     network = make(action=BOX)
     policy = filled(network)["policy"] | {"log_std": jnp.array([-50.0, 50.0])}

@@ -353,6 +353,32 @@ def test_a_schedule_goes_in_equal_steps_from_its_start_towards_its_end(toy, name
     assert 0.01 * (1 - 1e-5) <= values[-1] <= 0.01 - steps[0] * (1 + 1e-5)
 
 
+@pytest.mark.parametrize(("kind", "dimensions"), [("discrete", 1), ("gaussian", 3)])
+@pytest.mark.parametrize("name", ["npg", "trpo"])
+def test_the_radius_is_for_each_dimension_of_the_action_or_in_all(toy, name, kind, dimensions):
+    problem = toy(kind)
+    for each, radius in ((True, 0.02 * dimensions), (False, 0.02)):
+        params, _, info = update_once(name, problem, max_kl=0.02, kl_per_dimension=each)
+        assert info["update/radius"] == pytest.approx(radius)
+        kl_mean, _ = judge(problem.policy_fn)(problem.params, params, problem.batch)
+        assert 0.3 * radius < kl_mean < 1.5 * radius
+
+
+def test_the_penalty_aims_at_its_target_for_each_dimension_or_in_all(toy):
+    problem = toy("gaussian")
+    given = {"target_kl": 0.02, "learning_rate": 0.01, "num_epochs": 3, "num_minibatches": 4}
+    states, kls = [], []
+    for each in (True, False):
+        rule, update = compiled("ppo-kl", problem.policy_fn, kl_per_dimension=each, **given)
+        params, state, _ = update(rule.init(problem.params), problem.params, problem.batch, KEY)
+        states.append(float(state["kl_coef"]))
+        kls.append(float(judge(problem.policy_fn)(problem.params, params, problem.batch)[0]))
+    # The same step, between the two: short of three times the target, beyond it.
+    assert kls[0] == kls[1]
+    assert 1.5 * 0.02 < kls[0] < 0.06 / 1.5
+    assert states == [0.5, 2.0]
+
+
 @pytest.mark.parametrize("name", ["trpo", "ppo"])
 def test_one_compiled_update_is_one_plain_update(toy, name):
     problem = toy()

@@ -71,7 +71,12 @@ def _ent_coef() -> Any:
 
 
 def _max_kl(text: str) -> Any:
-    return setting(0.01, text, traced=True, **_POSITIVE)
+    return setting(0.01, f"{text}, in nats", traced=True, **_POSITIVE)
+
+
+def _kl_per_dimension(of: str) -> Any:
+    text = f"{of} is for each dimension of a Box, each bit and each choice; otherwise in all"
+    return setting(False, text)
 
 
 def _damping() -> Any:
@@ -241,6 +246,12 @@ class Network:
     log_std_init: float = setting(
         0.0, "initial log standard deviation", initial=True, low=-5.0, high=2.0
     )
+    std_per_dimension: bool = setting(
+        True,
+        "the initial standard deviation is of each dimension of a Box; otherwise of the whole "
+        "action, and each of d dimensions has 1/√d of it",
+        initial=True,
+    )
     distribution: str = setting(
         "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
     )
@@ -290,7 +301,8 @@ class NPG:
     """Natural policy gradient: a step along F⁻¹g to the radius of the quadratic model."""
 
     name: ClassVar[str] = "npg"
-    max_kl: float = _max_kl("radius: mean KL(old || new) in the quadratic model, in nats")
+    max_kl: float = _max_kl("radius: mean KL(old || new) in the quadratic model")
+    kl_per_dimension: bool = _kl_per_dimension("max_kl")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
     cg_iters: int = _cg_iters()
@@ -305,7 +317,8 @@ class TRPO:
     """Trust-region policy optimisation: the natural step, with a radius that is checked."""
 
     name: ClassVar[str] = "trpo"
-    max_kl: float = _max_kl("radius: maximum mean KL(old || new) of a step, in nats")
+    max_kl: float = _max_kl("radius: maximum mean KL(old || new) of a step")
+    kl_per_dimension: bool = _kl_per_dimension("max_kl")
     final_fraction: float = _final_fraction(0.1, "max_kl")
     damping: float = _damping()
     cg_iters: int = _cg_iters()
@@ -334,9 +347,8 @@ class PPOKL:
     """PPO with an adaptive KL penalty instead of a constraint."""
 
     name: ClassVar[str] = "ppo-kl"
-    target_kl: float = setting(
-        0.01, "mean KL(old || new) that the penalty aims at, in nats", traced=True, **_POSITIVE
-    )
+    target_kl: float = _max_kl("mean KL(old || new) that the penalty aims at")
+    kl_per_dimension: bool = _kl_per_dimension("target_kl")
     kl_coef: float = setting(
         1.0, "penalty per nat at the first update", traced=True, initial=True, **_POSITIVE
     )

@@ -21,6 +21,11 @@ MASKED_LOGIT = -1e9
 class Distribution(Protocol):
     """What every action distribution can do; one value a row."""
 
+    @property
+    def dimensions(self) -> int:
+        """How many numbers, bits or choices an action consists of."""
+        ...
+
     def sample(self, noise: Any) -> Any:
         """An action, from noise drawn beforehand."""
         ...
@@ -50,6 +55,11 @@ class Categorical(NamedTuple):
     """One of `action` choices; actions are integers."""
 
     logits: Float[Array, "*batch action"]
+
+    @property
+    def dimensions(self) -> int:
+        """One choice."""
+        return 1
 
     def sample(self, noise: Float[Array, "*batch action"]) -> Any:
         """Gumbel-max: shared noise couples two policies, which then rarely disagree."""
@@ -87,6 +97,11 @@ class MultiCategorical(NamedTuple):
 
     logits: Float[Array, "*batch choice action"]
 
+    @property
+    def dimensions(self) -> int:
+        """As many as choices."""
+        return self.logits.shape[-2]
+
     def sample(self, noise: Float[Array, "*batch choice action"]) -> Any:
         """Each choice by Gumbel-max."""
         return Categorical(self.logits).sample(noise)
@@ -117,6 +132,11 @@ class Bernoulli(NamedTuple):
     """Independent bits; actions are 0 or 1."""
 
     logits: Float[Array, "*batch bit"]
+
+    @property
+    def dimensions(self) -> int:
+        """As many as bits."""
+        return self.logits.shape[-1]
 
     def sample(self, noise: Float[Array, "*batch bit"]) -> Any:
         """A bit is set where its logit plus logistic noise is positive."""
@@ -154,6 +174,11 @@ class DiagGaussian(NamedTuple):
 
     mean: Float[Array, "*batch action"]
     log_std: Float[Array, "*batch action"]
+
+    @property
+    def dimensions(self) -> int:
+        """Those of the Box."""
+        return self.mean.shape[-1]
 
     def sample(self, noise: Float[Array, "*batch action"]) -> Any:
         """Mean plus scaled noise."""
@@ -201,6 +226,11 @@ class TanhGaussian(NamedTuple):
     mean: Float[Array, "*batch action"]
     log_std: Float[Array, "*batch action"]
 
+    @property
+    def dimensions(self) -> int:
+        """Those of the Box."""
+        return self.mean.shape[-1]
+
     def sample(self, noise: Float[Array, "*batch action"]) -> Any:
         """The action before the squash."""
         return DiagGaussian(*self).sample(noise)
@@ -244,6 +274,11 @@ class Product(NamedTuple):
         if isinstance(self.parts, dict):
             return dict(zip(self.parts, values, strict=True))
         return tuple(values)
+
+    @property
+    def dimensions(self) -> int:
+        """Those of all parts."""
+        return sum(part.dimensions for (part,) in self._with())
 
     def sample(self, noise: Any) -> Any:
         """Each part from its own noise."""

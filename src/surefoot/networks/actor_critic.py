@@ -245,7 +245,8 @@ def build(
         example = jax.tree.map(lambda leaf: leaf[None], example_obs(space))
         policy = {"net": policy_net.init(policy_key, example)}
         if head.std_size:
-            policy["log_std"] = config.log_std_init * jnp.ones(head.std_size)
+            less = 0.0 if config.std_per_dimension else 0.5 * math.log(head.std_size)
+            policy["log_std"] = (config.log_std_init - less) * jnp.ones(head.std_size)
         critic = critic_net.init(critic_key, example)
         # A shared torso lives with the policy, so that of the critic the head alone is kept.
         return {"policy": policy, "critic": {"head": critic["head"]} if shared else critic}

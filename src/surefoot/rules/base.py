@@ -29,6 +29,15 @@ def decayed(
     return (start - end) * left + end
 
 
+def in_all(config: Any, max_kl: float | Float[Array, ""], old: Any) -> float | Float[Array, ""]:
+    """A radius or target of the whole action, in nats.
+
+    For each dimension the same, a step moves each mean by the same part of its standard deviation,
+    whatever their number is.
+    """
+    return max_kl * old.dimensions if config.kl_per_dimension else max_kl
+
+
 def reference(config: Any, policy_fn: PolicyFn, params: Params, batch: Batch) -> tuple[Any, Batch]:
     """The old distribution, and the batch with its log-probabilities and scaled advantages.
 

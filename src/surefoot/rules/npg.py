@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from surefoot.config.settings import NPG
-from surefoot.rules.base import PolicyFn, decayed, reference
+from surefoot.rules.base import PolicyFn, decayed, in_all, reference
 from surefoot.rules.natural_step import natural_step, natural_step_metrics
 from surefoot.rules.rows import AllRows, Rows
 from surefoot.types import UpdateRule
@@ -27,8 +27,9 @@ def npg(
     """
 
     def update(state, params, batch, key):
-        radius = decayed(config.max_kl, config.final_fraction, state["count"], num_updates)
-        _, batch = reference(config, policy_fn, params, batch)
+        old, batch = reference(config, policy_fn, params, batch)
+        max_kl = in_all(config, config.max_kl, old)
+        radius = decayed(max_kl, config.final_fraction, state["count"], num_updates)
         natural = natural_step(
             config,
             policy_fn,

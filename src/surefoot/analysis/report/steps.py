@@ -19,7 +19,6 @@ from surefoot.analysis.report.section import (
 )
 from surefoot.analysis.report.table import Table
 from surefoot.analysis.text import figure, percent
-from surefoot.config.settings import Settings
 
 NATURAL = ("npg", "trpo")
 JUMPING, MOSTLY = 0.2, 0.5
@@ -68,13 +67,14 @@ def distance_section(facts: Facts) -> Section:
 
 
 def _panels(facts: Facts) -> list[Panel]:
-    table, radii = facts.table, facts.of_rows(_constant_radius)
+    table = facts.table
     worst = "policy/kl_worst_state"
     kl = [
         *line(table, worst, "worst state", Color.PROMISED, reduction=np.maximum.reduceat),
         *line(table, "policy/kl_p99", "99 % of states below", Color.BAD),
         *line(table, "policy/kl_mean", "mean", Color.GOT),
         *line(table, "policy/kl_median", "median", Color.SIGNAL, dash=(0, (4, 2))),
+        *line(table, "update/radius", "radius", GRAY, reduction=newest, dash=(0, (4, 3))),
     ]
     clipped = [
         *line(table, "policy/clip_fraction", "ratio outside 0.8 to 1.2", Color.GOT),
@@ -84,25 +84,14 @@ def _panels(facts: Facts) -> list[Panel]:
     ]
     shares = line(table, "policy/kl_worst_share", "KL held by the worst 1 %", Color.PROMISED)
     ratios = [*_log_ratio(table, "good", Color.GOOD), *_log_ratio(table, "bad", Color.PROMISED)]
-    same = len(set(radii)) == 1
-    if np.isfinite(radii).all() and not same:
-        limits = table._replace(columns={**table.columns, "radius": radii})
-        kl += line(limits, "radius", "radius", GRAY, reduction=newest, dash=(0, (4, 3)))
-    levels = ((float(radii[0]), "radius"),) if same and np.isfinite(radii[0]) else ()
     # One median of 1e-14 would flatten the rest.
     lowest = SMALL_KL if any(np.nanmin(each.values) < SMALL_KL for each in kl) else None
     return [
-        Panel("KL (nats)", kl, levels=levels, log=True, ylim=(lowest, None), height=2.6),
+        Panel("KL (nats)", kl, log=True, ylim=(lowest, None), height=2.6),
         Panel("share", shares, (0.0, JUMPING), ylim=(0.0, None)),
         Panel("log ratio", ratios, levels=((0.0, ""),)),
         Panel("share", clipped, (0.0, MOSTLY), ylim=(0.0, None)),
     ]
-
-
-def _constant_radius(settings: Settings) -> float:
-    """The limit on the mean KL; NaN where the rule has none, or it falls."""
-    constant = settings.rule.final_fraction == 1.0
-    return getattr(settings.rule, "max_kl", math.nan) if constant else math.nan
 
 
 def _log_ratio(table: Table, sign: str, color: str) -> list[PanelSeries]:
