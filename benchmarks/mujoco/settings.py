@@ -14,12 +14,14 @@ class Setting(NamedTuple):
     Attributes:
         radius: max_kl in nats for each dimension of the action; None: the default, whatever it is.
         left: the share of the radius left at the end.
+        damping: for each dimension of the action; None: the default.
         scaled_noise: start at the log standard deviation -0.5 ln d, not at 0.
         changes: of the defaults, by group.
     """
 
     radius: float | None = None
     left: float = 0.1
+    damping: float | None = None
     scaled_noise: bool = True
     changes: Mapping[str, Mapping[str, Any]] = {}
 
@@ -28,6 +30,8 @@ class Setting(NamedTuple):
         rule: dict[str, Any] = {"final_fraction": self.left}
         if self.radius is not None:
             rule |= {"max_kl": self.radius, "kl_per_dimension": True}
+        if self.damping is not None:
+            rule["damping"] = self.damping * task.actions
         tables: Tables = {"train": {}, "network": {}, "critic": {}, "rule": rule}
         if self.scaled_noise:
             tables["network"]["std_per_dimension"] = False
@@ -64,5 +68,6 @@ SETTINGS: dict[str, Setting] = {
     "critic-fast": _changed(_FIRST, critic={"learning_rate": 3e-3}),
     "critic-falling": _changed(_FIRST, critic={"final_fraction": 0.1}),
     "fisher-whole": _changed(_FIRST, rule={"fisher_fraction": 1.0}),
+    "damping-.1-d": _FIRST._replace(damping=0.1),
     "damping-.01": _changed(_FIRST, rule={"damping": 0.01}),
 }
