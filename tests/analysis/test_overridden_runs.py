@@ -145,6 +145,7 @@ def test_a_replay_through_changes_makes_the_runs_own_update(jax_run, tmp_path):
 
 
 @case(117)
+@pytest.mark.thorough
 def test_a_change_in_the_middle_of_episodes_is_followed_by_updates_that_are_made_again(
     host_run, tmp_path
 ):

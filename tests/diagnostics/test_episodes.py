@@ -79,6 +79,7 @@ def test_the_parts_of_episodes_at_both_ends_of_a_rollout_do_not_widen_the_interv
     assert LOW <= cell.held <= HIGH
 
 
+@pytest.mark.thorough
 def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_others_do():
     size = {"quality": 0.5, "num_envs": 16, "num_steps": 128, "repeats": 400}
     assert coverage("a time limit", **size).known == 0.0
@@ -88,6 +89,7 @@ def test_environments_that_a_time_limit_keeps_in_step_have_no_interval_and_other
     assert cell.held >= LOW
 
 
+@pytest.mark.thorough
 def test_without_a_critic_a_gain_has_an_interval_only_where_episodes_fit_into_rollouts():
     size = {"quality": 0.0, "num_envs": 16, "repeats": 400}
     assert coverage("a time limit", num_steps=64, staggered=True, **size).known < 0.05
