@@ -32,7 +32,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from surefoot.cli.parser import main  # noqa: E402
-from surefoot.formulas.distributions import Categorical, DiagGaussian  # noqa: E402
+from surefoot.formulas.distributions import Categorical, ClippedGaussian, DiagGaussian  # noqa: E402
 from surefoot.types import Batch, Inputs  # noqa: E402
 from tests.support.shell import SMALL, Ended  # noqa: E402
 
@@ -75,7 +75,12 @@ def gaussian_policy(params, inputs):
     return DiagGaussian(mean, jnp.broadcast_to(params["log_std"], mean.shape))
 
 
-POLICIES = {"discrete": discrete_policy, "gaussian": gaussian_policy}
+def clipped_policy(params, inputs):
+    mean, log_std = gaussian_policy(params, inputs)
+    return ClippedGaussian(mean, log_std, low=(-1.0,) * 3, high=(1.0, 0.2, np.inf))
+
+
+POLICIES = {"discrete": discrete_policy, "gaussian": gaussian_policy, "clipped": clipped_policy}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -92,7 +97,7 @@ def make_toy(kind="discrete", seed=0, num_rows=64):
         "out": rng.normal(size=(4, 3)),
         "bias": 0.1 * rng.normal(size=3),
     }
-    if kind == "gaussian":
+    if kind != "discrete":
         params["log_std"] = np.array([-0.5, 0.0, 0.5])
     params = jax.tree.map(jnp.asarray, params)
     inputs = Inputs(jnp.asarray(rng.normal(size=(num_rows, 3))), None)
@@ -132,7 +137,7 @@ def programs_let_go():
 
 @pytest.fixture
 def toy():
-    """`toy(kind, seed, num_rows)`: a small problem, discrete or gaussian."""
+    """`toy(kind, seed, num_rows)`: a small problem, discrete, gaussian or clipped."""
     return make_toy
 
 

@@ -67,6 +67,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "critic-fast": _changed(_FIRST, critic={"learning_rate": 3e-3}),
     "critic-falling": _changed(_FIRST, critic={"final_fraction": 0.1}),
+    "two-envs": _changed(_FIRST, train={"num_envs": 2, "num_steps": 1024}),
+    "clipped": _changed(_FIRST, network={"distribution": "clipped-gaussian"}),
     "fisher-whole": _changed(_FIRST, rule={"fisher_fraction": 1.0}),
     "damping-.1-d": _FIRST._replace(damping=0.1),
     "damping-.01": _changed(_FIRST, rule={"damping": 0.01}),

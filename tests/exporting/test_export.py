@@ -69,11 +69,11 @@ def test_every_space_that_is_seen_is_read_alike(obs, tmp_path):
         acts_alike(run, made, space.sample())
 
 
-@pytest.mark.parametrize("how", ["affine", "raw", "tanh-gaussian"])
+@pytest.mark.parametrize("how", ["affine", "raw", "clipped-gaussian", "tanh-gaussian"])
 @pytest.mark.parametrize("action", ACTION_SPACES)
 def test_every_action_is_sent_alike(action, how, tmp_path):
-    scale, distribution = ("affine", how) if how == "tanh-gaussian" else (how, "gaussian")
-    boxes = {"box", "double", "dict"} | ({"unbounded"} if distribution == "gaussian" else set())
+    scale, distribution = ("affine", how) if "gaussian" in how else (how, "gaussian")
+    boxes = {"box", "double", "dict"}
     if distribution == "tanh-gaussian" and action not in boxes:
         pytest.skip("no Box with bounds")
     run = begun(

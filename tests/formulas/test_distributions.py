@@ -17,6 +17,7 @@ from surefoot.formulas.distributions import (
     MASKED_LOGIT,
     Bernoulli,
     Categorical,
+    ClippedGaussian,
     DiagGaussian,
     MultiCategorical,
     Product,
@@ -379,3 +380,94 @@ def test_kl_of_gaussians_is_zero_at_equality_and_positive_elsewhere(values):
     distance = np.abs(values[0] - values[1]).max()
     assert kl_jit(old, old) == 0
     assert kl_jit(old, new) >= 1e-3 * distance**2 - 1e-14
+
+
+BOUNDS = {"low": (-1.0, -0.5, -np.inf), "high": (1.0, 2.0, 0.3)}
+
+
+def clipped(mean, log_std, **bounds):
+    return ClippedGaussian(np.array(mean), np.array(log_std), **(bounds or BOUNDS))
+
+
+def clipped_pair():
+    old = clipped([0.2, 2.5, -0.4], np.log([0.3, 0.8, 0.5]))
+    return old, clipped([-0.6, 1.0, 0.5], np.log([0.9, 0.5, 0.4]))
+
+
+def outcomes(old, new, axis):
+    """Log-probabilities under both of the bounds of one dimension, and densities on a grid."""
+    low, high = old.low[axis], old.high[axis]
+    normals = [stats.norm(d.mean[axis], np.exp(d.log_std[axis])) for d in (old, new)]
+    grid = np.linspace(max(low, -9.0), min(high, 9.0), 200_001)
+    tails = [np.array([normal.logcdf(low), normal.logsf(high)]) for normal in normals]
+    return grid, tails, [normal.logpdf(grid) for normal in normals]
+
+
+def test_kl_and_entropy_of_a_clipped_gaussian_are_those_of_two_atoms_and_a_density():
+    old, new = clipped_pair()
+    true_kl_, true_entropy_ = 0.0, 0.0
+    for axis in range(3):
+        grid, (p, q), (log_p, log_q) = outcomes(old, new, axis)
+        met = np.isfinite(p)
+        true_kl_ += np.sum(np.exp(p[met]) * (p[met] - q[met]))
+        true_kl_ += np.trapezoid(np.exp(log_p) * (log_p - log_q), grid)
+        true_entropy_ -= np.sum(np.exp(p[met]) * p[met]) + np.trapezoid(np.exp(log_p) * log_p, grid)
+    assert kl_jit(old, new) == pytest.approx(true_kl_, rel=1e-7)
+    assert kl_jit(new, old) != pytest.approx(true_kl_, rel=0.1)
+    assert entropy(old) == pytest.approx(true_entropy_, rel=1e-7)
+
+
+def test_where_beyond_a_bound_a_sample_fell_is_nothing_to_a_clipped_gaussian():
+    old, _ = clipped_pair()
+    actions = np.array([[1.0, 2.0, 0.3], [7.0, 2.1, 50.0], [-1.0, -0.5, 0.0], [-3.0, -9.0, 0.0]])
+    above, beyond, below, under = log_probs_of(old, actions)
+    assert above == beyond
+    assert below == under
+    tails = stats.norm(old.mean, np.exp(old.log_std)).logsf([1.0, 2.0, 0.3])
+    assert above == pytest.approx(np.sum(tails), rel=1e-9)
+
+
+def test_without_bounds_a_clipped_gaussian_is_a_gaussian():
+    open_ = {"low": (-np.inf,) * 2, "high": (np.inf,) * 2}
+    two = [([0.2, -0.3], np.log([0.3, 0.5])), ([-0.1, 0.4], np.log([0.9, 0.4]))]
+    old, new = (clipped(*each, **open_) for each in two)
+    plain_old, plain_new = (DiagGaussian(*map(np.array, each)) for each in two)
+    actions = np.array([[0.0, 0.1], [30.0, -30.0]])
+    np.testing.assert_allclose(log_probs_of(old, actions), log_probs_of(plain_old, actions))
+    np.testing.assert_allclose(kl_jit(old, new), kl_jit(plain_old, plain_new), rtol=1e-12)
+    np.testing.assert_allclose(entropy(old), entropy(plain_old), rtol=1e-12)
+    made, plain = old.fisher(new), plain_old.fisher(plain_new)
+    np.testing.assert_allclose(made.mean, plain.mean, rtol=1e-9)
+    np.testing.assert_allclose(made.log_std, plain.log_std, rtol=1e-9)
+
+
+def test_fisher_of_a_clipped_gaussian_is_the_mean_outer_product_of_its_score():
+    old, tangent = clipped_pair()
+    noise = np.random.default_rng(0).normal(size=(400_000, 3))
+    actions = old.mean + np.exp(old.log_std) * noise
+    score = jax.jit(jax.vmap(jax.grad(lambda d, a: d.log_prob(a)), (None, 0)))(old, actions)
+    scores = {name: np.array(getattr(score, name)) for name in ("mean", "log_std")}
+    along = np.sum(sum(scores[name] * getattr(tangent, name) for name in scores), axis=-1)
+    made = old.fisher(tangent)
+    for name in scores:
+        products = scores[name] * along[:, None]
+        error = products.std(axis=0) / np.sqrt(len(noise))
+        assert np.all(np.abs(getattr(made, name) - products.mean(axis=0)) < 4.5 * error + 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mean", [0.0, 1.0, -30.0, 1e3])
+def test_a_clipped_gaussian_is_finite_however_far_its_mean_is_beyond_a_bound(dtype, mean):
+    bounds = {"low": (-1.0,), "high": (1.0,)}
+    old = clipped(dtype([mean]), dtype([-3.0]), **bounds)
+    new = clipped(dtype([mean - 0.1]), dtype([-2.9]), **bounds)
+
+    def figures(old, new):
+        action = jnp.asarray(old.sample(jnp.asarray([0.5], dtype)))
+        return jnp.stack([old.log_prob(action), old.entropy(), old.kl_to(new)])
+
+    values, slopes = figures(old, new), jax.jacobian(figures, argnums=(0, 1))(old, new)
+    assert np.isfinite(values).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(old.fisher(new)))
+    assert values[2] >= -1e-6

@@ -1,5 +1,6 @@
 """Networks and heads for every space, and the actions that an environment is sent."""
 
+import itertools
 from functools import cache
 
 import gymnasium.spaces as spaces
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from jax.flatten_util import ravel_pytree
 
 from surefoot.config.presets import PRESETS, preset
 from surefoot.config.settings import Network, OwnNetwork
@@ -264,10 +266,29 @@ def test_a_squashed_gaussian_acts_inside_a_bounded_box():
     assert np.all(entropy <= 2 * np.log(2))
 
 
+@pytest.mark.parametrize("scale", ["affine", "raw"])
+@pytest.mark.parametrize("space", [BOX, spaces.Box(-np.inf, 3.0, (2,)), spaces.Tuple((BOX, BOX))])
+def test_actions_that_an_environment_cannot_tell_apart_are_one_to_a_clipped_gaussian(space, scale):
+    head = make_head(space, kind="clipped-gaussian", affine=scale == "affine")
+    out = jnp.linspace(-0.5, 0.5, head.size)[None]
+    chosen = head.distribution(out, jnp.full(head.std_size, -1.0), None)
+    base = jax.tree.map(jnp.zeros_like, chosen.mode())
+
+    def at(value):
+        action = jax.tree.map(lambda leaf: leaf + value, base)
+        sent = sent_action(space, action, affine=scale == "affine", tanh=False)
+        return ravel_pytree(sent)[0], chosen.log_prob(action)
+
+    actions = [at(value) for value in (0.1, 0.2, 5.5, 6.5, 80.0)]
+    for (sent_a, prob_a), (sent_b, prob_b) in itertools.combinations(actions, 2):
+        assert np.array_equal(sent_a, sent_b) == np.array_equal(prob_a, prob_b)
+    assert np.array_equal(actions[-1][0], actions[-2][0])
+
+
 @pytest.mark.parametrize("name", ["discrete", "multi-discrete", "multi-binary"])
 def test_a_mask_of_the_flat_actions_forbids_them(name):
     space = ACTIONS[name]
-    head = make_head(space, tanh=False)
+    head = make_head(space)
     mask = np.ones((1, mask_size(space)), bool)
     mask[0, 0] = False
     distribution = head.distribution(jnp.zeros((1, head.size)), None, jnp.asarray(mask))
@@ -280,7 +301,7 @@ def test_a_mask_of_the_flat_actions_forbids_them(name):
 
 
 def test_the_choices_of_a_multi_discrete_are_independent_and_of_their_own_sizes():
-    head = make_head(spaces.MultiDiscrete([2, 4]), tanh=False)
+    head = make_head(spaces.MultiDiscrete([2, 4]))
     out = jnp.arange(6.0)[None] / 3
     distribution = head.distribution(out, None, None)
     parts = [Categorical(out[:, :2]), Categorical(out[:, 2:])]
@@ -292,7 +313,7 @@ def test_the_choices_of_a_multi_discrete_are_independent_and_of_their_own_sizes(
 
 def test_the_parts_of_a_nested_action_take_their_own_outputs_and_noise():
     space = ACTIONS["tuple"]
-    head = make_head(space, tanh=False)
+    head = make_head(space)
     assert (head.size, head.std_size) == (2 + 3 + 3 + 2, 2)
     out, log_std = jnp.arange(10.0)[None], jnp.array([-1.0, 1.0])
     choices, nested = head.distribution(out, log_std, None).parts
@@ -301,7 +322,7 @@ def test_the_parts_of_a_nested_action_take_their_own_outputs_and_noise():
     assert isinstance(nested.parts["x"], DiagGaussian)
     np.testing.assert_array_equal(nested.parts["x"].mean, [[8, 9]])
     np.testing.assert_array_equal(nested.parts["x"].log_std, [log_std])
-    twin = make_head(spaces.Tuple((BOX, BOX)), tanh=False)
+    twin = make_head(spaces.Tuple((BOX, BOX)))
     left, right = twin.noise(KEY, (5,))
     assert not np.array_equal(left, right)
 

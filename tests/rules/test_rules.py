@@ -86,7 +86,9 @@ def test_every_rule_that_can_be_named_can_be_built():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("kind", "max_kl"), [("discrete", 0.01), ("gaussian", 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "max_kl"), [("discrete", 0.01), ("gaussian", 0.5), ("clipped", 0.3)]
+)
 def test_an_accepted_trpo_step_gains_and_stays_inside_the_radius(toy, kind, max_kl):
     settings = {} if max_kl == 0.01 else {"max_kl": max_kl}
     accepted = 0
@@ -353,7 +355,7 @@ def test_a_schedule_goes_in_equal_steps_from_its_start_towards_its_end(toy, name
     assert 0.01 * (1 - 1e-5) <= values[-1] <= 0.01 - steps[0] * (1 + 1e-5)
 
 
-@pytest.mark.parametrize(("kind", "dimensions"), [("discrete", 1), ("gaussian", 3)])
+@pytest.mark.parametrize(("kind", "dimensions"), [("discrete", 1), ("gaussian", 3), ("clipped", 3)])
 @pytest.mark.parametrize("name", ["npg", "trpo"])
 def test_the_radius_is_for_each_dimension_of_the_action_or_in_all(toy, name, kind, dimensions):
     problem = toy(kind)

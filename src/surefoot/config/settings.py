@@ -253,7 +253,9 @@ class Network:
         initial=True,
     )
     distribution: str = setting(
-        "gaussian", "distribution of Box actions", choices=("gaussian", "tanh-gaussian")
+        "gaussian",
+        "distribution of Box actions; of a clipped one, all that is beyond a bound is one action",
+        choices=("gaussian", "clipped-gaussian", "tanh-gaussian"),
     )
     shared_torso: bool = setting(
         False, "share one torso between policy and critic (rules that descend a loss only)"

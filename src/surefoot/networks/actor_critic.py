@@ -214,19 +214,29 @@ def build(
     config: Network,
     own_policy: OwnNetwork | None = None,
     own_critic: OwnNetwork | None = None,
+    *,
+    affine: bool = True,
 ) -> ActorCritic:
     """The policy and the critic of an environment, own networks in their places.
 
-    A ConfigError refuses a space that no network or head here fits.
+    Args:
+        spec: of the environment.
+        config: settings of the networks.
+        own_policy: a policy network of the user's own.
+        own_critic: likewise.
+        affine: whether [-1, 1] is mapped onto a Box of actions that has a range.
+
+    Raises:
+        ConfigError: for a space that no network or head here fits.
     """
     if own_policy is None or own_critic is None:
         check_observations(spec, config.images)
     shared = config.shared_torso
     if shared and (own_policy or own_critic):
         raise ConfigError("network: shared_torso cannot be combined with own networks")
-    space, tanh = spec.observation_space, config.distribution == "tanh-gaussian"
-    head = make_head(spec.action_space, tanh=tanh)
-    if tanh and not head.std_size:
+    space, kind = spec.observation_space, config.distribution
+    head = make_head(spec.action_space, kind=kind, affine=affine)
+    if kind == "tanh-gaussian" and not head.std_size:
         raise ConfigError(
             f"{spec.env_id}: --distribution tanh-gaussian is for Box actions, and these are "
             f"{spec.action_space}; leave it out"

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium.spaces as spaces
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from surefoot.errors import ConfigError
@@ -14,6 +16,7 @@ from surefoot.formulas.distributions import (
     MASKED_LOGIT,
     Bernoulli,
     Categorical,
+    ClippedGaussian,
     DiagGaussian,
     MultiCategorical,
     Product,
@@ -35,10 +38,16 @@ class Head(NamedTuple):
     noise: Callable[[Key[Array, ""], tuple[int, ...]], Any]
 
 
-def make_head(space: spaces.Space, *, tanh: bool) -> Head:
+def make_head(space: spaces.Space, *, kind: str = "gaussian", affine: bool = True) -> Head:
     """The head of one action space; Dict and Tuple become products.
 
-    A ConfigError refuses other kinds of space, and a squash without finite bounds.
+    Args:
+        space: of the actions.
+        kind: the distribution of Box actions, as in the settings.
+        affine: whether [-1, 1] is mapped onto a Box that has a range.
+
+    Raises:
+        ConfigError: for other kinds of space, and a squash without finite bounds.
     """
     if isinstance(space, spaces.MultiDiscrete):
         return _multi_discrete_head(space)
@@ -56,23 +65,36 @@ def make_head(space: spaces.Space, *, tanh: bool) -> Head:
             lambda key, leading: draw(key, (*leading, size)),
         )
     if isinstance(space, spaces.Box):
-        if tanh and not has_range(space):
-            raise ConfigError(
-                f"tanh-gaussian needs a Box with finite bounds, got {space}; use gaussian"
-            )
-        size, family = math.prod(space.shape), TanhGaussian if tanh else DiagGaussian
-        return Head(
-            size,
-            size,
-            lambda out, std, mask: family(out, jnp.broadcast_to(std, out.shape)),
-            lambda key, leading: jax.random.normal(key, (*leading, size)),
-        )
+        return _box_head(space, kind, affine=affine)
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        return _product_head(space, tanh=tanh)
+        return _product_head(space, kind=kind, affine=affine)
     raise ConfigError(
         f"actions of space {space} are not supported; Discrete, Box, MultiDiscrete, MultiBinary, "
         "and Dict or Tuple of them are"
     )
+
+
+def _box_head(space: spaces.Box, kind: str, *, affine: bool) -> Head:
+    ranged, size = has_range(space), math.prod(space.shape)
+    if kind == "tanh-gaussian" and not ranged:
+        raise ConfigError(
+            f"tanh-gaussian needs a Box with finite bounds, got {space}; use gaussian"
+        )
+    family: Any = TanhGaussian if kind == "tanh-gaussian" else DiagGaussian
+    if kind == "clipped-gaussian":
+        # In the policy's units, before the map onto the Box.
+        low, high = (-np.ones(size), np.ones(size)) if affine and ranged else _flat_bounds(space)
+        family = partial(ClippedGaussian, low=tuple(low.tolist()), high=tuple(high.tolist()))
+    return Head(
+        size,
+        size,
+        lambda out, std, mask: family(out, jnp.broadcast_to(std, out.shape)),
+        lambda key, leading: jax.random.normal(key, (*leading, size)),
+    )
+
+
+def _flat_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    return space.low.astype(float).reshape(-1), space.high.astype(float).reshape(-1)
 
 
 def _multi_discrete_head(space: spaces.MultiDiscrete) -> Head:
@@ -100,11 +122,11 @@ def _multi_discrete_head(space: spaces.MultiDiscrete) -> Head:
     )
 
 
-def _product_head(space: spaces.Dict | spaces.Tuple, *, tanh: bool) -> Head:
+def _product_head(space: spaces.Dict | spaces.Tuple, *, kind: str, affine: bool) -> Head:
     named = isinstance(space, spaces.Dict)
     # In the order of a tree's leaves: JAX sorts the keys of a dict.
     parts = sorted(space.spaces.items()) if named else enumerate(space.spaces)
-    heads = {key: make_head(part, tanh=tanh) for key, part in parts}
+    heads = {key: make_head(part, kind=kind, affine=affine) for key, part in parts}
 
     def collect(make: Callable[[Any, Head, int, int], Any]) -> Any:
         values, out_start, std_start = {}, 0, 0
