@@ -42,7 +42,17 @@ ONLY = {
     "joblib": set(),
 }
 FORMULAS_PACKAGES = {
-    *("jax", "jaxtyping", "numpy", "scipy", "collections", "typing", "functools", "math"),
+    *(
+        "jax",
+        "jaxtyping",
+        "numpy",
+        "scipy",
+        "collections",
+        "typing",
+        "functools",
+        "math",
+        "dataclasses",
+    ),
 }
 
 
