@@ -32,7 +32,8 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from surefoot.cli.parser import main  # noqa: E402
-from surefoot.formulas.distributions import Categorical, ClippedGaussian, DiagGaussian  # noqa: E402
+from surefoot.formulas.clipped_gaussian import ClippedGaussian  # noqa: E402
+from surefoot.formulas.distributions import Categorical, DiagGaussian  # noqa: E402
 from surefoot.types import Batch, Inputs  # noqa: E402
 from tests.support.shell import SMALL, Ended  # noqa: E402
 

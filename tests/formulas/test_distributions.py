@@ -13,11 +13,11 @@ from jax.flatten_util import ravel_pytree
 from scipy import stats
 from scipy.special import expit, softmax
 
+from surefoot.formulas.clipped_gaussian import ClippedGaussian
 from surefoot.formulas.distributions import (
     MASKED_LOGIT,
     Bernoulli,
     Categorical,
-    ClippedGaussian,
     DiagGaussian,
     MultiCategorical,
     Product,

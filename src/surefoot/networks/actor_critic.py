@@ -219,15 +219,8 @@ def build(
 ) -> ActorCritic:
     """The policy and the critic of an environment, own networks in their places.
 
-    Args:
-        spec: of the environment.
-        config: settings of the networks.
-        own_policy: a policy network of the user's own.
-        own_critic: likewise.
-        affine: whether [-1, 1] is mapped onto a Box of actions that has a range.
-
-    Raises:
-        ConfigError: for a space that no network or head here fits.
+    `affine` says whether [-1, 1] is mapped onto a Box of actions that has a range. A ConfigError
+    refuses a space that no network or head here fits.
     """
     if own_policy is None or own_critic is None:
         check_observations(spec, config.images)

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from surefoot.errors import ConfigError
+from surefoot.formulas.clipped_gaussian import ClippedGaussian
 from surefoot.formulas.distributions import (
     MASKED_LOGIT,
     Bernoulli,
     Categorical,
-    ClippedGaussian,
     DiagGaussian,
     MultiCategorical,
     Product,
