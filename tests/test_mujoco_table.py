@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import surefoot as sf
+
 pytest.importorskip("benchmarks.mujoco.train", reason="needs the repository's root on the path")
 
+from benchmarks.mujoco import early
+from benchmarks.mujoco.__main__ import main
 from benchmarks.mujoco.scores import as_table, standings
 from benchmarks.mujoco.settings import SETTINGS
 from benchmarks.mujoco.studies import STUDIES, Planned
@@ -138,3 +142,47 @@ def test_the_interval_of_an_interquartile_mean_is_about_that_mean_and_narrows_wi
     found, narrow = iqm_interval(list(few)), iqm_interval(list(many))
     assert found.low < stats.trim_mean(few.ravel(), 0.25) < found.high
     assert 2.5 < (found.high - found.low) / (narrow.high - narrow.low) < 6.0
+
+
+@pytest.mark.thorough
+def test_what_is_looked_at_early_is_of_the_policies_a_window_apart(tmp_path):
+    size = {"num_envs": 1, "num_steps": 64, "lens_every": 0}
+    run = sf.train(
+        "InvertedPendulum-v5",
+        steps=60 * 64,
+        out=tmp_path / "run",
+        preset="none",
+        callback=early.Early(),
+        **size,
+    )
+    found = json.loads((tmp_path / "run" / early.FILE).read_text())
+    # Ten steps of one direction each: between a random walk's root of ten and a straight line.
+    assert 0.1 < found["path_efficiency"] < 1.3
+    taken = [row["policy/kl_mean"] for row in run.rows[2:12]]
+    assert 0.01 * sum(np.sqrt(taken)) ** 2 < found["kl_new_states"] < 2 * sum(np.sqrt(taken)) ** 2
+    assert 0.0 <= found["saturation"] < 0.5
+    assert all(
+        0.0 <= found[f"{net}_{what}"] <= 1.0
+        for net in ("policy", "critic")
+        for what in ("rank", "dead")
+    )
+
+
+def test_rank_and_dead_units_are_those_of_features_made_to_have_them():
+    generator = np.random.default_rng(0)
+    one = np.outer(generator.normal(size=200), generator.normal(size=8))
+    assert early._rank(one) == pytest.approx(1 / 8)
+    full = generator.normal(size=(200, 8))
+    assert early._rank(full) == 1.0
+    full[:, :2] = 0.7
+    assert early._dead(full) == pytest.approx(2 / 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(["list", "screens"], "no study screens"), (["table", "long"], "no record")]
+)
+def test_what_the_table_cannot_do_is_one_line(given, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["mujoco", *given, "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert said in capsys.readouterr().err.splitlines()[-1]

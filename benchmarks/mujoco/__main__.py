@@ -29,7 +29,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=("list", "run", "score", "table"))
-    parser.add_argument("study", nargs="*", choices=[*STUDIES, []], help="default: all")
+    parser.add_argument("study", nargs="*", help=f"{', '.join(STUDIES)}; all by default")
     parser.add_argument("--only", default="", help="regular expression on names of runs")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one core each")
     parser.add_argument("--results", type=Path, default=Path("docs/results/mujoco"))
@@ -38,12 +38,19 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="of the learning curves, with table")
     given = parser.parse_args()
     studies = given.study or list(STUDIES)
+    if unknown := set(studies) - set(STUDIES):
+        parser.error(f"no study {', '.join(sorted(unknown))} ({', '.join(STUDIES)})")
+    if given.what in ("score", "table"):
+        records = [record for study in studies for record in read(given.results, study)]
+        if given.what == "table":
+            # Runs of several settings are no seeds of one line.
+            records = [record for record in records if record["setting"] in ("default", "zoo")]
+        if not records:
+            parser.error(f"no record of {', '.join(studies)} below {given.results}")
     if given.what == "score":
-        for study in studies:
-            print(as_table(standings(read(given.results, study))))
+        print(as_table(standings(records)))
         return 0
     if given.what == "table":
-        records = [record for study in studies for record in read(given.results, study)]
         print(table(records), aggregate(records), sep="\n\n")
         if given.picture:
             draw(records, given.picture)

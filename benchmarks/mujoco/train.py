@@ -145,7 +145,9 @@ def _of_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "evaluations": evaluations,
         "curve": curve,
-        "signals": {name: values for name, values in signals.items() if any(values)},
+        "signals": {
+            name: values for name, values in signals.items() if values != [None] * SIGNAL_POINTS
+        },
         "seconds": round(sum(row["time/iteration"] for row in rows)),
     }
 

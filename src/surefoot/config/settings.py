@@ -215,6 +215,11 @@ class Train:
     info_keys: tuple[str, ...] = setting((), "keys of an episode's last info to log under episode/")
 
     @property
+    def affine(self) -> bool:
+        """Whether [-1, 1] is mapped onto a Box of actions that has a range."""
+        return self.action_scale == "affine"
+
+    @property
     def staggers(self) -> bool:
         """Whether first episodes are cut: one environment alone has none to be in step with."""
         return self.stagger and self.num_envs > 1

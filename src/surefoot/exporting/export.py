@@ -85,7 +85,7 @@ def _describe(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if "log_std" in policy.params:
         # The training policy clips it at each use; clipped here, it needs no bounds in the file.
         arrays["log_std"] = np.clip(np.asarray(policy.params["log_std"]), *LOG_STD_BOUNDS)
-    scaled = tanh or settings.train.action_scale == "affine"
+    scaled = tanh or settings.train.affine
     about = {
         "format": FORMAT,
         "env": settings.env,

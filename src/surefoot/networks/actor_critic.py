@@ -282,7 +282,7 @@ class Actor(NamedTuple):
 
 def make_actor(network: ActorCritic, action_space: Any, settings: Settings) -> Actor:
     """The actor of a run."""
-    affine = settings.train.action_scale == "affine"
+    affine = settings.train.affine
     tanh = settings.network.distribution == "tanh-gaussian"
 
     def inputs(obs_stats, obs, action_mask):

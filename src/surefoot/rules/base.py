@@ -29,13 +29,13 @@ def decayed(
     return (start - end) * left + end
 
 
-def in_all(config: Any, max_kl: float | Float[Array, ""], old: Any) -> float | Float[Array, ""]:
-    """A radius or target of the whole action, in nats.
+def total_kl(config: Any, kl: float | Float[Array, ""], old: Any) -> float | Float[Array, ""]:
+    """A radius or target in nats of the whole action, as the KL that it is compared with.
 
-    For each dimension the same, a step moves each mean by the same part of its standard deviation,
-    whatever their number is.
+    With `kl_per_dimension`, `kl` is a dimension's: a step then moves each mean by the same part of
+    its standard deviation, however many dimensions there are.
     """
-    return max_kl * old.dimensions if config.kl_per_dimension else max_kl
+    return kl * old.dimensions if config.kl_per_dimension else kl
 
 
 def reference(config: Any, policy_fn: PolicyFn, params: Params, batch: Batch) -> tuple[Any, Batch]:

@@ -9,7 +9,7 @@ from surefoot.formulas.clipping import adapt_kl_coef, clipped_gains, kl_penalize
 from surefoot.formulas.distributions import kl
 from surefoot.formulas.surrogate import likelihood_ratio
 from surefoot.formulas.trust_region import mean_kl
-from surefoot.rules.base import CriticLosses, PolicyFn, descending, in_all
+from surefoot.rules.base import CriticLosses, PolicyFn, descending, total_kl
 from surefoot.rules.minibatch_adam import MinibatchAdam
 from surefoot.rules.rows import AllRows, Rows
 from surefoot.types import UpdateRule
@@ -47,7 +47,7 @@ def ppo_kl(
         kl_coef = adapt_kl_coef(
             state["kl_coef"],
             mean_kl(old, new, batch.weights),
-            target_kl=in_all(config, config.target_kl, old),
+            target_kl=total_kl(config, config.target_kl, old),
         )
         # The weight that this update used, not the one for the next.
         info |= {"update/kl_coef": state["kl_coef"]}

@@ -20,7 +20,6 @@ def open_share(settings: Settings, first: int, count: int) -> HostCollector:
     limits = EnvLimits.from_settings(train)
     exit_where_lock_is_held(limits.timeout_s)
     env = as_host(source.open(count, seed=train.seed + first, limits=limits))
-    affine = settings.train.action_scale == "affine"
-    network = build(env.spec, settings.network, affine=affine)
+    network = build(env.spec, settings.network, affine=train.affine)
     actor = make_actor(network, env.spec.action_space, settings)
     return HostCollector(env, actor, settings, first=first)

@@ -38,7 +38,7 @@ def _jax_learner(
     groups = choose_groups(source.env_id, rule, train, network, critic)
     settings = settle(source.env_id, groups, changes={"train": fields})
     spec = source.jax_env.spec
-    net = build(spec, settings.network, affine=settings.train.action_scale == "affine")
+    net = build(spec, settings.network, affine=settings.train.affine)
     return settings, source, Learner(settings, spec, net, source.jax_env)
 
 

@@ -294,7 +294,7 @@ def _trace(
     # another thread takes longer than running it. It has no effect where JAX has been used before.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     keep_programs()
-    affine = settings.train.action_scale == "affine"
+    affine = settings.train.affine
     network = build(spec, settings.network, own.policy, own.critic, affine=affine)
     learner = Learner(settings, spec, network, source.jax_env)
     start = jax.jit(learner.init).trace(np.int32(settings.train.seed))
