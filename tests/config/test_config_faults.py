@@ -77,6 +77,7 @@ def test_a_batch_of_one(command, rule):
     ("words", "said"),
     [
         (["CartPole-v1", "--distribution", "tanh-gaussian"], "is for Box"),
+        (["CartPole-v1", "--distribution", "clipped-gaussian"], "clipped-gaussian is for Box"),
         (["broken_envs:HalfBounded", "--distribution", "tanh-gaussian"], "bound"),
     ],
 )

@@ -229,9 +229,9 @@ def build(
         raise ConfigError("network: shared_torso cannot be combined with own networks")
     space, kind = spec.observation_space, config.distribution
     head = make_head(spec.action_space, kind=kind, affine=affine)
-    if kind == "tanh-gaussian" and not head.std_size:
+    if kind != "gaussian" and not head.std_size:
         raise ConfigError(
-            f"{spec.env_id}: --distribution tanh-gaussian is for Box actions, and these are "
+            f"{spec.env_id}: --distribution {kind} is for Box actions, and these are "
             f"{spec.action_space}; leave it out"
         )
     widths = list(config.hidden)
